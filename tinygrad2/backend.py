@@ -1,0 +1,64 @@
+"""Which array library a value belongs to: NumPy for the host, CuPy for the GPU. The only file that imports cupy.
+
+CuPy is looked up when a device is asked for, never before: on a machine without it nothing is missed.
+"""
+
+import sys
+
+import numpy as np
+
+from tinygrad2.files import UserError
+
+DEVICES = ("cpu", "cuda")
+
+
+def array_module(device):
+    """The array library of a device: numpy for "cpu", cupy for "cuda".
+
+    Raises UserError, with the command that helps, where CuPy or a GPU is missing.
+    """
+    if device == "cpu":
+        return np
+    if device != "cuda":
+        raise UserError(f"device {device!r} is not known; use one of: {', '.join(DEVICES)}")
+    try:
+        import cupy
+    except ImportError as error:
+        raise UserError(
+            "device 'cuda' needs CuPy: pip install -e \".[cuda13]\" (or .[cuda12] for a CUDA 12 driver), "
+            "or run with --device cpu"
+        ) from error
+    if not cupy.cuda.is_available():
+        raise UserError("device 'cuda': CuPy is installed but finds no GPU (check nvidia-smi), or run with --device cpu")
+    return cupy
+
+
+def xp_of(array):
+    """The library that made this array. A CuPy array can only exist once cupy has been imported."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy
+    return np
+
+
+def is_array(value):
+    """True for an array of either library (NumPy's own scalars are not arrays)."""
+    return isinstance(value, np.ndarray) or xp_of(value) is not np
+
+
+def device_of(array):
+    """ "cpu" or "cuda"."""
+    return "cpu" if xp_of(array) is np else "cuda"
+
+
+def to_host(array):
+    """A NumPy array with the same values. From a GPU this waits for the device: keep it out of inner loops."""
+    xp = xp_of(array)
+    return array if xp is np else xp.asnumpy(array)
+
+
+def to_device(array, device):
+    """The same values on `device`; the array itself where it already lives there."""
+    if device_of(array) == device:
+        return array
+    return to_host(array) if device == "cpu" else array_module(device).asarray(array)

@@ -1,0 +1,65 @@
+"""Files that are either whole or not there: write under a temporary name, fsync, rename."""
+
+import contextlib
+import os
+import tempfile
+
+
+class UserError(Exception):
+    """Something the person at the keyboard can mend: one line that names what was wrong and what to do instead.
+
+    The commands print it without a traceback and leave with exit code 2."""
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Open a binary file that takes the name `path` only when the block ends well.
+
+    A reader sees the old file or the new one, never half of one: the bytes go to a temporary file in the same folder
+    (a rename is atomic only inside one file system), are forced to disk, and then the name is switched over. Where
+    the block raises, the temporary file is removed and the old file stays.
+
+    Raises UserError where the folder cannot be written to.
+    """
+    path = os.path.abspath(path)
+    folder, name = os.path.split(path)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write into {folder} ({error.strerror}); choose another place") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; a result is for others to read, too
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(f"{path}: writing failed ({error.strerror}); the old file, if any, is untouched") from error
+    except BaseException:
+        _remove(temporary)
+        raise
+    _fsync_folder(folder)
+
+
+def _remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def _umask():
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def _fsync_folder(folder):
+    """The rename itself lives in the folder: without this a power cut may bring the old name back."""
+    if os.name != "posix":  # Windows cannot open folders, and renames there are journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
