@@ -1,0 +1,37 @@
+"""The operations a GPT is made of: one module each, with its formula, the derivation of its gradient, and the code.
+
+Importing the package defines them all (they enter the registry OPS of tinygrad2/function.py) and offers each as a
+function of Tensors: `ops.softmax(x)`, `ops.layernorm(x, weight, bias)`.
+"""
+
+from ops.add import add
+from ops.attention import attention
+from ops.concatenate import concatenate
+from ops.cross_entropy import cross_entropy
+from ops.div import div
+from ops.dropout import dropout
+from ops.embedding import embedding
+from ops.exp import exp
+from ops.gelu import gelu
+from ops.gelu_erf import gelu_erf
+from ops.index import index
+from ops.layernorm import layernorm
+from ops.linear import linear
+from ops.log import log
+from ops.log_softmax import log_softmax
+from ops.matmul import matmul
+from ops.mean import mean
+from ops.mul import mul
+from ops.neg import neg
+from ops.pow import pow
+from ops.reshape import reshape
+from ops.softmax import softmax
+from ops.sub import sub
+from ops.sum import sum
+from ops.transpose import transpose
+
+__all__ = [
+    "add", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_erf",
+    "index", "layernorm", "linear", "log", "log_softmax", "matmul", "mean", "mul", "neg", "pow", "reshape", "softmax",
+    "sub", "sum", "transpose",
+]  # fmt: skip

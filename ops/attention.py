@@ -1,0 +1,61 @@
+import math
+
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Attention(Function):
+    """Causal attention: a soft dictionary lookup. Each position asks (q) and gets the values v of all positions up to
+    its own, mixed by how well their keys k match.
+
+        s = q kT / sqrt(hs)        where a key lies in the future, s = -inf
+        w = softmax(s)             each row a distribution over the past
+        out = w v
+
+    With dropout, w is multiplied by `keep` (0, or 1/(1-p) where kept) before it meets v. The Tq queries are the last
+    of the Tk positions: query i sees the keys 0 .. i + Tk - Tq. All axes in front of T are batches (sequences, heads).
+
+    Backward, the three formulas in reverse order (ops/matmul.py, ops/softmax.py); a masked s is a constant, its w is 0
+    and so is its ds:
+
+        dv = (w keep)T dout
+        dw = (dout vT) keep
+        ds = w * (dw - sum over keys of dw * w)
+        dq = ds k / sqrt(hs)        dk = dsT q / sqrt(hs)
+
+    Vaswani et al., "Attention is all you need", 2017, equation 1.
+    """
+
+    def forward(self, q, k, v, keep=None):                        # q (..., Tq, hs); k, v (..., Tk, hs)
+        scale = 1 / math.sqrt(q.shape[-1])
+        s = q @ k.swapaxes(-1, -2) * scale                        # (..., Tq, Tk)
+        s = self.xp.where(future(self.xp, *s.shape[-2:]), -math.inf, s)
+        e = self.xp.exp(s - s.max(-1, keepdims=True))             # e^-inf = 0
+        w = e / e.sum(-1, keepdims=True)                          # (..., Tq, Tk)
+        self.save(q, k, v, w, keep)
+        return (w if keep is None else w * keep) @ v              # (..., Tq, hs)
+
+    def backward(self, dout):
+        q, k, v, w, keep = self.saved
+        scale = 1 / math.sqrt(q.shape[-1])
+        dv = (w if keep is None else w * keep).swapaxes(-1, -2) @ dout
+        dw = dout @ v.swapaxes(-1, -2)                            # (..., Tq, Tk)
+        if keep is not None:
+            dw *= keep
+        ds = w * (dw - (dw * w).sum(-1, keepdims=True)) * scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, dv, None
+
+
+def future(xp, Tq, Tk):
+    """True where key j comes after query i, shape (Tq, Tk); the last query stands at the last key.
+
+        future(np, 2, 3) -> [[False, False, True],
+                             [False, False, False]]
+    """
+    position = xp.arange(Tk - Tq, Tk)[:, None]                    # (Tq, 1)
+    return xp.arange(Tk) > position
+
+
+def attention(q, k, v, keep=None):
+    """Causal attention of q (..., Tq, hs) over k, v (..., Tk, hs): (..., Tq, hs). `keep`: dropout mask, or None."""
+    return apply(Attention, q, k, v, keep)

@@ -1,0 +1,30 @@
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Concatenate(Function):
+    """Inputs joined one behind the other along an axis; all other sizes must agree.
+
+        out = [x_1 | x_2 | ... | x_n]
+
+    Backward.  Each input gets the part of dout that stands where it went.
+    """
+
+    def forward(self, *inputs, axis=0):                           # each (..., n_i, ...)
+        self.save(axis, [x.shape[axis] for x in inputs])
+        return self.xp.concatenate(inputs, axis=axis)
+
+    def backward(self, dout):
+        axis, sizes = self.saved
+        parts, start = [], 0
+        for size in sizes:
+            place = [slice(None)] * dout.ndim
+            place[axis] = slice(start, start + size)
+            parts.append(dout[tuple(place)])
+            start += size
+        return parts
+
+
+def concatenate(inputs, axis=0):
+    """A list of Tensors joined along `axis`."""
+    return apply(Concatenate, *inputs, axis=axis)

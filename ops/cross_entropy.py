@@ -1,0 +1,57 @@
+from ops.embedding import check_ids
+from tinygrad2.backend import device_of
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class CrossEntropy(Function, name="cross_entropy"):
+    """The mean surprise at the right answers: minus the log-probability that softmax(logits) gives to each target.
+
+        p = softmax(logits)        loss = -1/N sum over n of ln p[n, target_n]
+
+    In one go with the softmax (ops/log_softmax.py), so that no small probability is ever rounded to zero first:
+
+        ln p[n, t] = logits[n, t] - logsumexp(logits[n])
+
+    A model that knows nothing gives every token 1/V, so its loss is ln V. Targets equal to ignore_index count neither
+    in the sum nor in N; if all are, the loss is 0.
+
+    Backward.  Of the two terms the first has derivative 1 at the target, the second is logsumexp, whose derivative is
+    the softmax. All the Jacobians of softmax and logarithm have cancelled to
+
+        dlogits = dout * (p - onehot(target)) / N
+
+    what the model said minus what was right.
+    """
+
+    def forward(self, logits, targets, ignore_index=-1):          # logits (..., V), targets (...) integers
+        xp = self.xp
+        V = logits.shape[-1]
+        z, t = logits.reshape(-1, V), targets.reshape(-1)         # (N, V), (N,)
+        counted = t != ignore_index                               # (N,)
+        if device_of(t) == "cpu":
+            check_ids(t[counted], V)
+        t = xp.where(counted, t, 0)                               # any id will do where nothing is counted
+        weight = counted.astype(z.dtype)
+        weight = weight / xp.maximum(weight.sum(), 1.0)           # (N,)  1/N where counted, else 0
+        shifted = z - z.max(-1, keepdims=True)                    # (N, V)
+        logsumexp = xp.log(xp.exp(shifted).sum(-1))               # (N,)
+        logp = shifted[xp.arange(len(t)), t] - logsumexp          # (N,)
+        self.save(shifted, logsumexp, t, weight, logits.shape)
+        return -(logp * weight).sum()
+
+    def backward(self, dout):
+        shifted, logsumexp, t, weight, shape = self.saved
+        xp = self.xp
+        dz = xp.exp(shifted - logsumexp[:, None])                 # (N, V)  p
+        dz[xp.arange(len(t)), t] -= 1                             # p - onehot
+        dz *= (dout * weight)[:, None]
+        return dz.reshape(shape), None
+
+
+def cross_entropy(logits, targets, ignore_index=-1):
+    """Mean negative log-likelihood of targets (...) under logits (..., V); a 0-d Tensor, in nats per token.
+
+    Raises IndexError for a target outside the vocabulary that is not ignore_index.
+    """
+    return apply(CrossEntropy, logits, targets, ignore_index=ignore_index)

@@ -1,0 +1,45 @@
+from tinygrad2.backend import device_of
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Embedding(Function):
+    """Look up one row of a table for each id.
+
+        out[n] = weight[ids[n]]
+
+    The same as a matrix product with one-hot rows, without the zeros. Backward.  A row gets the gradient of every
+    place it was used in; a token that occurs three times adds three gradients to its row:
+
+        dweight = 0,  then  dweight[ids[n]] += dout[n]  for every n
+
+    Raises IndexError for an id outside 0 .. V-1, naming it: NumPy would read negative ids from the end of the table
+    and CuPy would wrap them all. Ids that are on a GPU are not looked at, since that would halt it: check them on the
+    host, where they come from, with `check_ids`.
+    """
+
+    def forward(self, weight, ids):                               # weight (V, C), ids (...) integers
+        if device_of(ids) == "cpu":
+            check_ids(ids, len(weight))
+        self.save(weight.shape, ids)
+        return weight[ids]                                        # (..., C)
+
+    def backward(self, dout):
+        shape, ids = self.saved
+        dweight = self.xp.zeros(shape, dtype=dout.dtype)
+        self.xp.add.at(dweight, ids, dout)
+        return dweight, None
+
+
+def check_ids(ids, vocab_size):
+    """Raise IndexError, naming the worst id, unless all ids (host array) are in 0 .. vocab_size - 1."""
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"token ids must be integers, not {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        worst = ids.min() if ids.min() < 0 else ids.max()
+        raise IndexError(f"token id {worst} is outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1})")
+
+
+def embedding(weight, ids):
+    """Rows `ids` (...) of the table `weight` (V, C): (..., C)."""
+    return apply(Embedding, weight, ids)

@@ -1,0 +1,38 @@
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Index(Function):
+    """Indexing as in NumPy: integers, slices, ..., None, and arrays of integers or booleans.
+
+        out = x[key]
+
+    Backward.  What was taken gets its gradient, the rest gets zero. An array of integers may take the same place
+    twice; both gradients belong to it, so they are added, never just written:
+
+        dx = 0,  then  dx[key] += dout
+    """
+
+    def forward(self, x, key):                                    # x (...)
+        self.save(x.shape, key)
+        return x[key]
+
+    def backward(self, dout):
+        shape, key = self.saved
+        dx = self.xp.zeros(shape, dtype=dout.dtype)
+        if _is_basic(key):
+            dx[key] = dout                                        # slices never take a place twice
+        else:
+            self.xp.add.at(dx, key, dout)
+        return (dx,)
+
+
+def _is_basic(key):
+    """True where the key takes each place at most once: only integers, slices, ... and None."""
+    parts = key if isinstance(key, tuple) else (key,)
+    return all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
+
+
+def index(x, key):
+    """x[key]."""
+    return apply(Index, x, key=key)

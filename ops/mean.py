@@ -1,0 +1,39 @@
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Mean(Function):
+    """The mean over one axis, several, or all: the sum over the N values that meet in one place, divided by N.
+
+        out = 1/N sum over the axes of x
+
+    Backward.  As for the sum, but each value counts only 1/N:
+
+        dx = dout / N, copied along the axes
+    """
+
+    def forward(self, x, axis=None, keepdims=False):              # x (...)
+        self.save(x.shape, axis, keepdims)
+        return x.mean(axis, keepdims=keepdims)
+
+    def backward(self, dout):
+        shape, axis, keepdims = self.saved
+        xp = self.xp
+        N = _count(shape, axis)
+        if axis is not None and not keepdims:
+            dout = xp.expand_dims(dout, axis)                     # the averaged axes come back with size 1
+        return (xp.broadcast_to(dout / N, shape),)
+
+
+def _count(shape, axis):
+    """How many values meet in one mean: _count((2, 3, 4), (0, 2)) -> 8."""
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    N = 1
+    for a in axes:
+        N *= shape[a]
+    return N
+
+
+def mean(x, axis=None, keepdims=False):
+    """The mean over `axis` (int, tuple, or None for all)."""
+    return apply(Mean, x, axis=axis, keepdims=keepdims)

@@ -1,0 +1,40 @@
+from ops.broadcast import shape_of, unbroadcast
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Pow(Function):
+    """A power, elementwise, with broadcasting. Base and exponent may both be Tensors or numbers.
+
+        out = a^b
+
+    Backward.  In a it is a polynomial, in b an exponential (a^b = e^(b ln a)):
+
+        da = dout * b a^(b-1)        db = dout * a^b ln a
+
+    Two limits are written out, because 0 * inf would give nan: da = 0 where b = 0 (the result is constantly 1),
+    and db = 0 where a = 0. For a < 0 the exponent has no gradient over the reals: db = nan.
+    """
+
+    def forward(self, a, b):                                      # a, b broadcast to (...)
+        self.save(a, b)
+        return a**b
+
+    def backward(self, dout):
+        a, b = self.saved
+        xp = self.xp
+        need_a, need_b = self.needs_grad
+        da = db = None
+        if need_a:
+            power = b - 1 if isinstance(b, (int, float)) else xp.where(b == 0, 1, b - 1)
+            da = 0 * dout if isinstance(b, (int, float)) and b == 0 else dout * b * a**power
+            da = unbroadcast(da, shape_of(a))
+        if need_b:
+            log_a = xp.log(xp.where(a == 0, 1, a)).astype(dout.dtype)
+            db = unbroadcast(dout * a**b * log_a, shape_of(b))
+        return da, db
+
+
+def pow(a, b):
+    """a ** b, elementwise, with broadcasting."""
+    return apply(Pow, a, b)

@@ -1,0 +1,44 @@
+"""Random numbers without a hidden state: a hash of (key, counter), the same on NumPy and CuPy, bit for bit.
+
+A generator with a state gives numbers that depend on all calls before. A hash gives number i of stream `key` to
+whoever asks, in any order and in any part: what was drawn does not depend on how the work was cut up.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+_GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
+_MASK = (1 << 64) - 1
+
+
+def mix(z):
+    """Stir 64 bits until each output bit depends on every input bit (the finaliser of splitmix64).
+
+    Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
+    """
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+def mix_int(z):
+    """The same as `mix` for one Python integer."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def make_key(*parts):
+    """One 64-bit key out of several integers, for example (seed, step, layer). Their order matters."""
+    key = 0
+    for part in parts:
+        key = mix_int((key + _GOLDEN * (part + 1)) & _MASK)
+    return key
+
+
+def uniform(xp, shape, key, first=0):
+    """Uniform float32 numbers in [0, 1): numbers first, first + 1, ... of stream `key`, in the given shape."""
+    size = 1
+    for n in shape:
+        size *= n
+    counter = xp.arange(first + 1, first + 1 + size, dtype=xp.uint64)
+    bits = mix(counter * _GOLDEN + key)                           # (size,) uint64
+    return ((bits >> 40).astype(xp.float32) * 2.0**-24).reshape(shape)   # the upper 24 bits fill a float32

@@ -1,0 +1,31 @@
+from ops.broadcast import shape_of, unbroadcast
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class Sub(Function):
+    """The difference of two operands that broadcast to one shape.
+
+        out = a - b
+
+    Backward:
+
+        da = dout        db = -dout
+    """
+
+    def forward(self, a, b):                                      # a, b broadcast to (...)
+        self.save(shape_of(a), shape_of(b))
+        return a - b
+
+    def backward(self, dout):
+        a_shape, b_shape = self.saved
+        need_a, need_b = self.needs_grad
+        return (
+            unbroadcast(dout, a_shape) if need_a else None,
+            unbroadcast(-dout, b_shape) if need_b else None,
+        )
+
+
+def sub(a, b):
+    """a - b with broadcasting."""
+    return apply(Sub, a, b)
