@@ -1,0 +1,23 @@
+from models.layernorm import LayerNorm
+from models.mlp import MLP
+from models.multihead_attention import MultiHeadAttention
+from tinygrad2.module import Module
+
+
+class Block(Module):
+    """Tokens look at each other (attn), then each thinks (mlp). Both only *add* to the residual stream x, and read it
+    through a layernorm ("pre-norm"), so that from the loss to the first layer the gradient has a straight way.
+
+    Radford et al., "Language models are unsupervised multitask learners" (GPT-2), 2019, section 2.3.
+    """
+
+    def __init__(self, config):
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = MultiHeadAttention(config)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x):                                         # (B, T, C)
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x                                                  # (B, T, C)

@@ -1,0 +1,80 @@
+"""GPTConfig: the shape of a GPT, and the table of presets.
+
+    GPTConfig.preset("gpt2")                      the 124M model of the paper
+    GPTConfig.preset("gpt2", n_layer=6)           the same, six layers deep
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+
+ACTIVATIONS = ("gelu", "gelu_erf")
+
+
+def _field(default, text):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything that decides what a GPT computes. Raises ValueError, naming the field, for values that cannot work."""
+
+    block_size: int = _field(1024, "longest context, in tokens")
+    vocab_size: int = _field(50257, "number of different tokens the model knows")
+    n_layer: int = _field(12, "number of blocks")
+    n_head: int = _field(12, "attention heads per block; must divide n_embd")
+    n_embd: int = _field(768, "width: numbers per token between the blocks")
+    dropout: float = _field(0.0, "share of values dropped in training (embedding, attention, residual)")
+    bias: bool = _field(True, "biases in linear layers and layernorms, as in GPT-2")
+    tied_head: bool = _field(True, "the head that makes logits is the token embedding, transposed")
+    activation: str = _field("gelu", "gelu (tanh form, GPT-2) or gelu_erf (exact)")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{f.name} must be of type {kind.__name__}, not {value!r}")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}: heads share the width evenly")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+
+    @classmethod
+    def preset(cls, name, **overrides):
+        """A row of the table below, with some fields replaced."""
+        if name not in PRESETS:
+            raise ValueError(f"there is no model {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values, source="config"):
+        """Checked: raises ValueError naming `source` and the field for unknown, missing or impossible entries."""
+        if not isinstance(values, dict):
+            raise ValueError(f"{source}: the config is not an object with fields but {type(values).__name__}")
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{source}: unknown config field {name!r}; written by a newer version?")
+        for name in sorted(known - set(values)):
+            raise ValueError(f"{source}: config field {name!r} is missing")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+
+PRESETS = {
+    # name              context           vocabulary          layers        heads         width
+    "demo":        dict(block_size=128,   vocab_size=1024,    n_layer=4,    n_head=4,     n_embd=128),
+    "baby":        dict(block_size=256,   vocab_size=2048,    n_layer=6,    n_head=6,     n_embd=384),
+    "gpt2":        dict(block_size=1024,  vocab_size=50257,   n_layer=12,   n_head=12,    n_embd=768),   # 124M
+    "gpt2-medium": dict(block_size=1024,  vocab_size=50257,   n_layer=24,   n_head=16,    n_embd=1024),  # 350M
+    "gpt2-large":  dict(block_size=1024,  vocab_size=50257,   n_layer=36,   n_head=20,    n_embd=1280),  # 774M
+    "gpt2-xl":     dict(block_size=1024,  vocab_size=50257,   n_layer=48,   n_head=25,    n_embd=1600),  # 1558M
+}  # fmt: skip

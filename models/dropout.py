@@ -1,0 +1,47 @@
+import ops
+from ops.dropout import keep_mask
+from ops.random import make_key
+from tinygrad2.backend import xp_of
+from tinygrad2.module import Module
+
+
+class Dropout(Module):
+    """Drop a share p of the values in training, none in evaluation (ops/dropout.py).
+
+    Which ones is decided by (seed, step, this layer's place in the model, the sequence's number in the global batch,
+    the place in the sequence): `set_dropout` below says these before each forward pass. Nothing is hidden in a
+    generator's state, so accumulation, ranks and restarts do not change the masks.
+    """
+
+    def __init__(self, p):
+        self.p = p
+        self.key = None
+        self.first_sequence = 0                                   # number of row 0 in the global batch
+
+    @property
+    def active(self):
+        if self.training and self.p and self.key is None:
+            raise RuntimeError("dropout in training needs to know the step: call set_dropout(model, seed, step) before")
+        return self.training and self.p > 0
+
+    def forward(self, x):                                         # (B, ...)
+        if not self.active:
+            return x
+        return ops.dropout(x, self.p, self.key, self.first_sequence * (x.size // len(x)))
+
+    def mask(self, like, shape):
+        """The factors themselves, shape (B, ...), where dropout happens inside another op; None when inactive."""
+        if not self.active:
+            return None
+        first = self.first_sequence
+        for n in shape[1:]:
+            first *= n
+        return keep_mask(xp_of(like.data), shape, self.p, self.key, first, like.dtype)
+
+
+def set_dropout(model, seed, step, first_sequence=0):
+    """Give every Dropout of the model its own masks for this step; row 0 is sequence `first_sequence` of the batch."""
+    layers = [module for _, module in model.named_modules() if isinstance(module, Dropout)]
+    for place, layer in enumerate(layers):
+        layer.key = make_key(seed, step, place)
+        layer.first_sequence = first_sequence

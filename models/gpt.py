@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+
+import ops
+from models.block import Block
+from models.dropout import Dropout
+from models.embedding import Embedding
+from models.layernorm import LayerNorm
+from models.linear import Linear
+from models.sampling import sample
+from ops.embedding import check_ids
+from tinygrad2.backend import to_device
+from tinygrad2.module import Module
+from tinygrad2.tensor import Tensor, no_grad
+
+
+class GPT(Module):
+    """GPT-2: from token ids to the scores (logits) of the token that comes next, at every position.
+
+        x = wte[tokens] + wpe[positions]         what the token is, and where
+        x = block(x)                             n_layer times
+        logits = ln_f(x) wteT                    how well each token's embedding matches (or lm_head, if not tied)
+
+    Parameter names are those of the released files. `seed` fixes the initial weights; with seed=None they stay zero,
+    for a model that is about to be loaded. Radford et al., 2019.
+    """
+
+    def __init__(self, config, seed=None):
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
+        self.drop = Dropout(config.dropout)
+        self.h = [Block(config) for _ in range(config.n_layer)]
+        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.lm_head = None if config.tied_head else Linear(config.n_embd, config.vocab_size, bias=False)
+        if seed is not None:
+            initialize(self, seed)
+
+    def forward(self, tokens, targets=None):                      # (B, T) integers
+        """Gives (logits, loss): logits (B, T, V), and the mean loss over all targets (B, T), None without targets.
+
+        Raises IndexError for ids outside the vocabulary and ValueError for more than block_size tokens.
+        """
+        logits = self.logits(self.hidden(tokens))                 # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, ops.cross_entropy(logits, self._ids(targets, ignored=-1))
+
+    def hidden(self, tokens):                                     # (B, T)
+        """What the model has understood after each token: (B, T, C)."""
+        B, T = tokens.shape
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
+        positions = self._ids(np.arange(T))                       # (T,)
+        x = self.drop(self.wte(self._ids(tokens)) + self.wpe(positions))   # (B, T, C)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)                                       # (B, T, C)
+
+    def logits(self, x):                                          # (..., C)
+        if self.lm_head is not None:
+            return self.lm_head(x)                                # (..., V)
+        return ops.linear(x, self.wte.weight.T)                   # (..., V)
+
+    def generate(self, tokens, max_new_tokens, rng=None, temperature=1.0, top_k=0, top_p=1.0, stop=None, n_vocab=None):
+        """Continue a list of token ids; yields one new id at a time (so text can be shown as it is written).
+
+        rng       NumPy Generator for the draws; None means greedy: always the likeliest token
+        stop      id that ends the text (it is not yielded)
+        n_vocab   only ids below are drawn (where the tokenizer has fewer than the model has rows)
+
+        Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs.
+        """
+        tokens = list(tokens)
+        if not tokens:
+            raise ValueError("generate needs at least one token to start from")
+        for _ in range(max_new_tokens):
+            window = np.array([tokens[-self.config.block_size :]])                # (1, T)
+            with no_grad():
+                logits = self.logits(self.hidden(window)[:, -1])                  # (1, V)
+            token = sample(logits.numpy()[0, :n_vocab], rng, temperature, top_k, top_p)
+            if token == stop:
+                return
+            tokens.append(token)
+            yield token
+
+    def _ids(self, ids, ignored=None):
+        """Integer ids on the model's device. They are checked here, on the host: a GPU would not complain."""
+        ids = ids.data if isinstance(ids, Tensor) else ids
+        if isinstance(ids, np.ndarray):
+            size = self.config.vocab_size if ids.ndim == 2 else self.config.block_size
+            check_ids(ids if ignored is None else ids[ids != ignored], size)
+        return to_device(ids, self.wte.weight.device)
+
+
+def initialize(model, seed):
+    """GPT-2's initial weights, drawn in the order of `named_parameters`, all from one generator.
+
+        layernorm weight                          1
+        every bias                                0
+        embeddings and matrices                   normal, mean 0, std 0.02
+        c_proj (what adds to the residual)        normal, mean 0, std 0.02 / sqrt(2 n_layer)
+
+    2 n_layer terms add up in the residual stream; the last row keeps their sum at the size of one.
+    Radford et al., 2019, section 2.3.
+    """
+    rng = np.random.default_rng(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            parameter.data.fill(1.0 if name.endswith("weight") else 0.0)
+            continue
+        std = 0.02 / math.sqrt(2 * model.config.n_layer) if name.endswith("c_proj.weight") else 0.02
+        parameter.data[...] = std * rng.standard_normal(parameter.shape, dtype=np.float32)
