@@ -36,7 +36,7 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}: heads share the width evenly")
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; heads share it evenly")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.activation not in ACTIVATIONS:

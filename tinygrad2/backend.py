@@ -29,7 +29,7 @@ def array_module(device):
             "or run with --device cpu"
         ) from error
     if not cupy.cuda.is_available():
-        raise UserError("device 'cuda': CuPy is installed but finds no GPU (check nvidia-smi), or run with --device cpu")
+        raise UserError("device 'cuda': CuPy finds no GPU; does nvidia-smi see one? Or run with --device cpu")
     return cupy
 
 

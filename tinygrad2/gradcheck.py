@@ -36,12 +36,14 @@ class InputReport:
         self.analytic, self.numeric, self.hint = analytic, numeric, hint
 
     def __str__(self):
-        line = f"input {self.number}, shape {self.shape}: {'ok' if self.ok else 'WRONG'}, relative error {self.error:.1e}"
+        verdict = "ok" if self.ok else "WRONG"
+        line = f"input {self.number}, shape {self.shape}: {verdict}, relative error {self.error:.1e}"
         if not self.ok and self.analytic is not None:
             difference = np.nan_to_num(np.abs(self.analytic - self.numeric), nan=math.inf)
             worst = np.unravel_index(np.argmax(difference), self.shape)
             place = "".join(f"[{i}]" for i in worst) or "[()]"
-            line += f"\n    worst element {place}: analytic {self.analytic[worst]:.9g}, numeric {self.numeric[worst]:.9g}"
+            analytic, numeric = self.analytic[worst], self.numeric[worst]
+            line += f"\n    worst element {place}: analytic {analytic:.9g}, numeric {numeric:.9g}"
         if self.hint:
             line += f"\n    hint: {self.hint}"
         return line
@@ -206,7 +208,7 @@ def _explain_factor(factor, shapes):
     sizes = {n for shape in shapes for n in [*shape, math.prod(shape)] if n > 1}
     for n in sorted(sizes):
         if abs(factor - n) < 1e-5 * n:
-            return f"{n} times too large, and {n} is a size of these arrays: a sum where a mean belongs (missing / {n})?"
+            return f"{n} times too large, and {n} is a size of these arrays: a sum where a mean belongs?"
         if abs(factor * n - 1) < 1e-5:
             return f"{n} times too small, and {n} is a size of these arrays: a mean where a sum belongs?"
     return f"off by the constant factor {factor:.6g} everywhere"
@@ -228,7 +230,11 @@ def _missing_sum(fn, arrays, i, dout, analytic):
         per_copy = numeric_gradient(fn, full, i, dout)
     except (ValueError, IndexError, TypeError):  # this fn does not broadcast its inputs
         return ""
-    take = [lambda g, axis: g.take([0], axis), lambda g, axis: g.take([-1], axis), lambda g, axis: g.mean(axis, keepdims=True)]
+    take = [
+        lambda g, axis: g.take([0], axis),
+        lambda g, axis: g.take([-1], axis),
+        lambda g, axis: g.mean(axis, keepdims=True),
+    ]
     for n_missing in range(1, len(copied) + 1):
         for missing in itertools.combinations(copied, n_missing):
             for pick in take:

@@ -135,4 +135,5 @@ class FlatBuffers:
         self.grad.fill(0)
 
     def __repr__(self):
-        return f"FlatBuffers({len(self.slices)} parameters, {self.size:,} {self.data.dtype}, {xp_of(self.data).__name__})"
+        library = xp_of(self.data).__name__
+        return f"FlatBuffers({len(self.slices)} parameters, {self.size:,} {self.data.dtype}, {library})"

@@ -179,7 +179,9 @@ class Tensor:
         elif isinstance(grad, Tensor):
             grad = grad.data
         if grad.shape != self.shape or grad.dtype != self.dtype:
-            raise ValueError(f"backward(): the gradient is {grad.dtype} {grad.shape}, the Tensor {self.dtype} {self.shape}")
+            raise ValueError(
+                f"backward(): the gradient is {grad.dtype} {grad.shape}, the Tensor {self.dtype} {self.shape}"
+            )
         if self.node is None:
             self.add_to_grad(grad)
         else:
@@ -269,7 +271,7 @@ def count_uses(root):
         if node.released:
             raise RuntimeError(
                 f"backward() was already called through this {node.name}: its saved values are freed, and a second "
-                "pass would add the same gradients again. Compute the forward pass anew (several losses: add them first)"
+                "pass would add the same gradients again. Run the forward pass again; several losses: add them first"
             )
         for parent in node.parents:
             if parent is None or isinstance(parent, Tensor):
