@@ -4,28 +4,26 @@
     GPTConfig.preset("gpt2", n_layer=6)           the same, six layers deep
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
+
+from tinygrad2.flags import flag
 
 ACTIVATIONS = ("gelu", "gelu_erf")
-
-
-def _field(default, text):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class GPTConfig:
     """Everything that decides what a GPT computes. Raises ValueError, naming the field, for values that cannot work."""
 
-    block_size: int = _field(1024, "longest context, in tokens")
-    vocab_size: int = _field(50257, "number of different tokens the model knows")
-    n_layer: int = _field(12, "number of blocks")
-    n_head: int = _field(12, "attention heads per block; must divide n_embd")
-    n_embd: int = _field(768, "width: numbers per token between the blocks")
-    dropout: float = _field(0.0, "share of values dropped in training (embedding, attention, residual)")
-    bias: bool = _field(True, "biases in linear layers and layernorms, as in GPT-2")
-    tied_head: bool = _field(True, "the head that makes logits is the token embedding, transposed")
-    activation: str = _field("gelu", "gelu (tanh form, GPT-2) or gelu_erf (exact)")
+    block_size: int = flag(1024, "longest context, in tokens")
+    vocab_size: int = flag(50257, "number of different tokens the model knows")
+    n_layer: int = flag(12, "number of blocks")
+    n_head: int = flag(12, "attention heads per block; must divide n_embd")
+    n_embd: int = flag(768, "width: numbers per token between the blocks")
+    dropout: float = flag(0.0, "share of values dropped in training (embedding, attention, residual)")
+    bias: bool = flag(True, "biases in linear layers and layernorms, as in GPT-2")
+    tied_head: bool = flag(True, "the head that makes logits is the token embedding, transposed")
+    activation: str = flag("gelu", "gelu: tanh form, as GPT-2; gelu_erf: exact", choices=ACTIVATIONS)
 
     def __post_init__(self):
         for f in fields(self):

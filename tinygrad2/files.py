@@ -63,3 +63,23 @@ def _fsync_folder(folder):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(path):
+    """Raise UserError now, not after hours of work, where `atomic_write(path)` would fail."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"{path}: the folder {folder} does not exist; make it, or choose another place")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: this is a folder; give the name of a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: no permission to write into {folder}; choose another place")
+
+
+def read_bytes(path):
+    """The whole file. Raises UserError, naming the file and the reason, where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,25 @@
+"""How fast could this machine go? Measured, so that a training's speed can be given as a share of the possible."""
+
+import time
+
+
+def gemm_peak(xp, n=1024, seconds=0.1):
+    """FLOP/s of the best of several float32 products of two n x n matrices: what no training here can exceed."""
+    a = xp.ones((n, n), dtype=xp.float32)
+    out = xp.empty_like(a)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        xp.matmul(a, a, out=out)
+        float(out[0, 0])  # a GPU answers only when it is done
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def train_flops_per_token(model):
+    """Floating point operations per token of forward and backward: 6 per weight in a matrix, and attention's T x T.
+
+        6 (N - N_position) + 12 n_layer n_embd block_size            Chowdhery et al., "PaLM", 2022, appendix B
+    """
+    c = model.config
+    return 6 * (model.count_parameters() - model.wpe.weight.size) + 12 * c.n_layer * c.n_embd * c.block_size

@@ -1,0 +1,56 @@
+"""What a training prints: one line per step, with a bar and the time that is left.
+
+On a terminal the line is written over itself, and every `keep_every`-th one stays. Into a file or a pipe goes every
+line, plain.
+"""
+
+import sys
+import time
+
+_BAR = 12  # characters
+
+
+def duration(seconds):
+    """duration(75) -> "1m15s", duration(9) -> "9s", duration(7300) -> "2h01m"."""
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m"
+
+
+class Progress:
+    """Steps done of `total`. Only rank 0 gets an enabled one."""
+
+    def __init__(self, total, keep_every=1, enabled=True, stream=None):
+        self.total, self.keep_every, self.enabled = total, keep_every, enabled
+        self.stream = stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.begin = time.perf_counter()
+        self._open = False  # a line that may still be written over stands on the terminal
+
+    def step(self, done, text):
+        """Show that `done` steps are done; `text` says how the last one went."""
+        if not self.enabled:
+            return
+        filled = _BAR * done // self.total
+        left = (time.perf_counter() - self.begin) / done * (self.total - done)
+        width = len(str(self.total))
+        bar = "#" * filled + "-" * (_BAR - filled)
+        line = f"step {done:{width}d}/{self.total} [{bar}] {text} | {duration(left)} left"
+        keep = not self.live or done == self.total or done % self.keep_every == 0 or done == 1
+        erase = "\r\x1b[K" if self.live else ""
+        self.stream.write(erase + line + ("\n" if keep else ""))
+        self.stream.flush()
+        self._open = not keep
+
+    def note(self, text):
+        """A line of its own between the steps."""
+        if not self.enabled:
+            return
+        self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self.stream.flush()
+        self._open = False
