@@ -43,7 +43,7 @@ class Attention(Function):
         if keep is not None:
             dw *= keep
         ds = w * (dw - (dw * w).sum(-1, keepdims=True)) * scale
-        return ds @ k, ds.swapaxes(-1, -2) @ q, dv, None
+        return ds @ k, ds.swapaxes(-1, -2) @ q, dv
 
 
 def future(xp, Tq, Tk):
@@ -57,5 +57,8 @@ def future(xp, Tq, Tk):
 
 
 def attention(q, k, v, keep=None):
-    """Causal attention of q (..., Tq, hs) over k, v (..., Tk, hs): (..., Tq, hs). `keep`: dropout mask, or None."""
-    return apply(Attention, q, k, v, keep)
+    """Causal attention of q (..., Tq, hs) over k, v (..., Tk, hs): (..., Tq, hs).
+
+    `keep` is a dropout mask, an array (..., Tq, Tk) that gets no gradient, or None.
+    """
+    return apply(Attention, q, k, v, keep=keep)

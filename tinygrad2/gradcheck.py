@@ -66,6 +66,8 @@ class GradcheckReport:
         lines += [str(report) for report in self.inputs]
         return "\n".join(lines).replace("\n", "\n  ")
 
+    __repr__ = __str__  # so that `assert gradcheck(...)` in a test shows it
+
 
 def gradcheck(fn, inputs, rtol=1e-7, seed=0):
     """Compare the gradients of `fn` with numerical ones.

@@ -46,7 +46,7 @@ class Tensor:
     requires_grad  whether a gradient is wanted here (leaf) or passes through here (result of an op)
     node           the Function that made it, or None for a leaf
 
-    Lists and Python floats become float32; arrays keep their dtype. float32 and float64 are never mixed silently.
+    Lists and Python floats become float32; arrays and NumPy scalars keep their dtype. float32 and float64 are never mixed silently.
     Raises TypeError where a gradient is asked for on integers, UserError where the device is not there.
     """
 
@@ -56,8 +56,9 @@ class Tensor:
         if isinstance(data, Tensor):
             data = data.data
         if not is_array(data):
+            typed = isinstance(data, np.generic)
             data = np.asarray(data)
-            if dtype is None and data.dtype == np.float64:
+            if dtype is None and data.dtype == np.float64 and not typed:
                 dtype = np.float32
         if dtype is not None:
             data = data.astype(dtype, copy=False)
@@ -237,7 +238,10 @@ def _walk_back(root, grad):
         del dout
         dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
         if len(dinputs) != len(parents):
-            raise ValueError(f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs")
+            raise ValueError(
+                f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs: one for each is needed, "
+                "None where there is none (and an optional input that is left out is handed over as None)"
+            )
         for i, (parent, dinput) in enumerate(zip(parents, dinputs)):
             if parent is None:
                 continue

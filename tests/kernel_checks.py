@@ -1,0 +1,69 @@
+"""What any fast version of an op must fulfil, as functions: test_ops.py runs them over all kernels there are."""
+
+import numpy as np
+
+from tinygrad2.function import Function
+
+
+def run(op, arrays, options, dout=None, needs=None):
+    """Forward and backward of one Function on plain NumPy arrays: (out, dout, gradients)."""
+    needs = [is_float(a) for a in arrays] if needs is None else needs
+    node = op(np, needs)
+    out = np.asarray(node.forward(*arrays, **options))
+    dout = cotangent(out) if dout is None else dout
+    gradients = node.backward(dout)
+    return out, dout, [g if need else None for g, need in zip(gradients, needs)]
+
+
+def is_float(value):
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def cotangent(out):
+    return np.asarray(np.random.default_rng(1).standard_normal(out.shape), dtype=out.dtype)
+
+
+def error(got, exact):
+    """The largest difference, relative to the largest exact value."""
+    got, exact = np.asarray(got, np.float64), np.asarray(exact, np.float64)
+    return float(np.abs(got - exact).max(initial=0.0) / max(1e-30, np.abs(exact).max(initial=0.0)))
+
+
+def check_parity(kernel, op, sample):
+    """A kernel's float32 errors against float64 are at most twice the page's own (or a few ulps, where that is 0)."""
+    arrays = sample.arrays(np.float32)
+    if not kernel.supports(*arrays):
+        return False
+    wide = [a.astype(np.float64) if is_float(a) else a for a in arrays]
+    fast_out, dout, fast_grads = run(kernel, arrays, sample.options)
+    page_out, _, page_grads = run(op, arrays, sample.options, dout)
+    exact_out, _, exact_grads = run(op, wide, sample.options, dout.astype(np.float64))
+    for fast, page, exact in zip([fast_out, *fast_grads], [page_out, *page_grads], [exact_out, *exact_grads]):
+        if exact is None:
+            continue
+        assert fast.dtype == np.float32 and fast.shape == exact.shape
+        assert error(fast, exact) <= max(2 * error(page, exact), 5e-7)
+    return True
+
+
+def check_contract(kernel, op, sample):
+    """Fast forward with the page's backward, and the other way round, give what the page alone gives.
+
+    Only asked where the kernel keeps the page's saved values; one that saves something else overrides both methods.
+    """
+    arrays = sample.arrays(np.float32)
+    if not kernel.supports(*arrays) or {"forward", "backward"} <= set(vars(kernel)):
+        return False
+    _, dout, page = run(op, arrays, sample.options)
+    for forward, backward in ((kernel, op), (op, kernel)):
+        mixed = type("Mixed", (op,), {"forward": forward.forward, "backward": backward.backward}, backend="nowhere")
+        _, _, gradients = run(mixed, arrays, sample.options, dout)
+        for got, expected in zip(gradients, page):
+            assert (got is None) == (expected is None)
+            assert got is None or error(got, expected) < 1e-5
+    return True
+
+
+def reference_ops(registry):
+    """{name: op} of the ops of this project, without those that tests define."""
+    return {name: op for name, op in registry.items() if op.__module__.startswith("ops.") and issubclass(op, Function)}

@@ -1,0 +1,251 @@
+"""What each op is tried on: name -> samples. An op without samples fails the suite (test_ops.py).
+
+A sample lists the inputs by their shapes, in the order of `forward`, and the options. The arrays are random:
+
+    (3, 4)                        standard normal, shape (3, 4)
+    positive(3, 4)                1/2 + |normal|, for log and for powers
+    integers(5, below=7)          token ids 0 .. 6
+    transposed(3, 4)              values of shape (3, 4) in a memory laid out the other way
+    repeated(3, 4)                every row is the same memory (stride 0)
+    2.5, None                     handed over as they are
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An input still to be drawn."""
+
+    kind: str
+    shape: tuple
+    below: int = 0
+
+    def __call__(self, rng, dtype):
+        values = np.asarray(rng.standard_normal(self.shape))
+        if self.kind == "integers":
+            return rng.integers(0, self.below, self.shape)
+        if self.kind == "positive":
+            values = np.asarray(0.5 + np.abs(values))
+        if self.kind == "transposed":
+            values = np.ascontiguousarray(values.T).T
+        if self.kind == "repeated":
+            values = np.broadcast_to(values[:1].astype(dtype), self.shape)
+        return values.astype(dtype, copy=False)
+
+
+def positive(*shape):
+    return Draw("positive", shape)
+
+
+def integers(*shape, below):
+    return Draw("integers", shape, below)
+
+
+def transposed(*shape):
+    return Draw("transposed", shape)
+
+
+def repeated(*shape):
+    return Draw("repeated", shape)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an op."""
+
+    inputs: tuple
+    options: dict = field(default_factory=dict)
+
+    def arrays(self, dtype, seed=0):
+        """The inputs as arrays (or numbers, or None), the floating point ones of this dtype."""
+        rng = np.random.default_rng(seed)
+        return [self._draw(value, rng, dtype) for value in self.inputs]
+
+    @staticmethod
+    def _draw(value, rng, dtype):
+        if isinstance(value, tuple):
+            value = Draw("normal", value)
+        return value(rng, dtype) if isinstance(value, Draw) else value
+
+
+def sample(*inputs, **options):
+    return Sample(inputs, options)
+
+
+_BINARY = [
+    sample((3, 4), (3, 4)),
+    sample((3, 4), (4,)),  # a new axis in front
+    sample((3, 1), (3, 4)),  # an axis of size 1
+    sample((2, 1, 4), (3, 1)),  # both at once, on both sides
+    sample((), (5,)),
+    sample((1,), (1, 1)),
+    sample((7, 1023), (1023,)),
+    sample(transposed(3, 4), repeated(3, 4)),
+    sample((3, 4), 2.5),
+    sample(2.5, (3, 4)),
+]
+_DIVISORS = [
+    sample((3, 4), positive(3, 4)),
+    sample((3, 4), positive(4)),
+    sample((3, 4), positive(3, 1)),
+    sample((2, 1, 4), positive(3, 1)),
+    sample((), positive(5)),
+    sample((7, 1023), positive(1023)),
+    sample((3, 4), 2.5),
+    sample(2.5, positive(3, 4)),
+]
+_UNARY = [sample((3, 4)), sample(()), sample((1,)), sample((7, 1023)), sample(transposed(3, 4)), sample(repeated(3, 4))]
+_REDUCTIONS = [
+    sample((3, 4)),
+    sample((3, 4), axis=0),
+    sample((3, 4), axis=-1, keepdims=True),
+    sample((2, 3, 4), axis=(0, 2)),
+    sample((2, 3, 4), axis=(0, -1), keepdims=True),
+    sample((3, 4), keepdims=True),
+    sample((7, 1023), axis=1),
+    sample((1,)),
+    sample(()),
+    sample(transposed(3, 4), axis=1),
+    sample(repeated(3, 4), axis=0),
+]
+_ROWS = [  # for what works along an axis
+    sample((5,)),
+    sample((3, 4)),
+    sample((3, 4), axis=0),
+    sample((2, 3, 4), axis=1),
+    sample((2, 3, 4, 5), axis=-1),
+    sample((7, 1023)),
+    sample((3, 1)),
+    sample(transposed(3, 4)),
+    sample(repeated(3, 4)),
+]
+
+_KEEP = 2 * np.random.default_rng(3).integers(0, 2, (2, 5, 5)).astype(np.float32)  # a dropout mask, p = 1/2
+
+SAMPLES = {
+    "add": _BINARY,
+    "sub": _BINARY,
+    "mul": _BINARY,
+    "div": _DIVISORS,
+    "pow": [
+        sample(positive(3, 4), 3.0),
+        sample((3, 4), 2),
+        sample((3, 4), 0),
+        sample(positive(3, 4), -0.5),
+        sample(positive(3, 4), (3, 4)),
+        sample(positive(3, 4), (4,)),
+        sample(positive(3, 1), (3, 4)),
+        sample(2.0, (3, 4)),
+        sample(positive(7, 1023), 1.5),
+    ],
+    "neg": _UNARY,
+    "exp": _UNARY,
+    "log": [sample(positive(3, 4)), sample(positive()), sample(positive(7, 1023))],
+    "sum": _REDUCTIONS,
+    "mean": _REDUCTIONS,
+    "reshape": [
+        sample((3, 4), shape=(2, 6)),
+        sample((3, 4), shape=(-1,)),
+        sample((), shape=(1, 1)),
+        sample(transposed(3, 4), shape=(4, 3)),
+        sample(repeated(3, 4), shape=(12,)),
+    ],
+    "transpose": [
+        sample((3, 4)),
+        sample((2, 3, 4), axes=(1, 2, 0)),
+        sample((2, 3, 4, 5), axes=(0, 2, 1, 3)),
+        sample((2, 3, 4), axes=(0, -1, -2)),
+        sample((5,)),
+        sample(transposed(3, 4)),
+    ],
+    "index": [
+        sample((3, 4), key=1),
+        sample((3, 4), key=(slice(None), slice(1, None, 2))),
+        sample((3, 4), key=(Ellipsis, -1)),
+        sample((3, 4), key=(None, 0, slice(None, None, -1))),
+        sample((5, 4), key=np.array([0, 2, 2, 4, 2])),  # a row three times
+        sample((3, 4), key=(np.array([0, 1, 1]), np.array([3, 0, 0]))),
+        sample((3, 4), key=(slice(None), np.array([1, 1]))),
+    ],
+    "concatenate": [
+        sample((3, 4), (2, 4)),
+        sample((3, 1), (3, 4), (3, 2), axis=1),
+        sample((2, 3), (2, 3), axis=-1),
+        sample(transposed(3, 4), repeated(3, 4)),
+        sample((5,)),
+    ],
+    "matmul": [
+        sample((3, 4), (4, 5)),
+        sample((2, 3, 4), (2, 4, 5)),
+        sample((2, 3, 4), (4, 5)),  # the right one serves every batch
+        sample((3, 4), (2, 4, 5)),
+        sample((2, 1, 3, 4), (5, 4, 2)),  # batch axes broadcast on both sides
+        sample((4,), (4, 5)),
+        sample((3, 4), (4,)),
+        sample((4,), (4,)),
+        sample((4,), (2, 4, 5)),
+        sample((2, 3, 4), (4,)),
+        sample((1, 1), (1, 1)),
+        sample((7, 1023), (1023, 3)),
+        sample(transposed(3, 4), transposed(4, 5)),
+        sample(repeated(3, 4), (4, 5)),
+    ],
+    "linear": [
+        sample((3, 4), (4, 5), (5,)),
+        sample((2, 3, 4), (4, 5), (5,)),
+        sample((2, 3, 4), (4, 5), None),
+        sample((4,), (4, 5), (5,)),
+        sample((7, 1023), (1023, 1), (1,)),
+        sample((3, 4), transposed(4, 5), None),
+        sample(transposed(3, 4), (4, 5), (5,)),
+        sample(repeated(3, 4), (4, 5), (5,)),
+    ],
+    "gelu": _UNARY,
+    "gelu_erf": _UNARY,
+    "softmax": _ROWS,
+    "log_softmax": _ROWS,
+    "layernorm": [
+        sample((3, 4), (4,), (4,)),
+        sample((2, 3, 4), (4,), (4,)),
+        sample((2, 3, 4), (4,), None),
+        sample((5,), (5,), (5,)),
+        sample((3, 4), (4,), (4,), eps=0.1),
+        sample((7, 1023), (1023,), (1023,)),
+        sample(transposed(3, 4), (4,), (4,)),
+        sample(repeated(3, 4), (4,), (4,)),
+    ],
+    "embedding": [
+        sample((7, 4), integers(3, below=7)),
+        sample((7, 4), integers(2, 30, below=7)),  # every row several times
+        sample((1, 1), integers(1, below=1)),
+        sample((1023, 3), integers(2, 5, below=1023)),
+        sample(transposed(7, 4), integers(5, below=7)),
+    ],
+    "cross_entropy": [
+        sample((3, 7), integers(3, below=7)),
+        sample((2, 3, 7), integers(2, 3, below=7)),
+        sample((2, 9, 5), integers(2, 9, below=5), ignore_index=2),
+        sample((1, 1), integers(1, below=1)),
+        sample((7, 1023), integers(7, below=1023)),
+        sample(transposed(3, 7), integers(3, below=7)),
+        sample(repeated(3, 7), integers(3, below=7)),
+    ],
+    "attention": [
+        sample((5, 4), (5, 4), (5, 4)),
+        sample((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4)),
+        sample((2, 2, 4), (2, 6, 4), (2, 6, 4)),  # the last two queries of six positions
+        sample((1, 1), (1, 1), (1, 1)),
+        sample((2, 65, 7), (2, 65, 7), (2, 65, 7)),
+        sample((2, 5, 4), (2, 5, 4), (2, 5, 4), keep=_KEEP),
+        sample(transposed(5, 4), transposed(5, 4), repeated(5, 4)),
+    ],
+    "dropout": [
+        sample((3, 4), p=0.5, key=1),
+        sample((7, 1023), p=0.1, key=2, first=77),
+        sample((), p=0.0, key=3),
+        sample(transposed(3, 4), p=0.3, key=4),
+    ],
+}
