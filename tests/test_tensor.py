@@ -1,0 +1,329 @@
+"""The graph: what is recorded, how gradients walk back, what is freed when, and what is refused."""
+
+import gc
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+import ops
+from tinygrad2 import Function, Tensor, apply, no_grad
+from tinygrad2.function import OPS
+from tinygrad2.tensor import count_uses
+
+
+def leaf(*shape, seed=0):
+    return Tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=True)
+
+
+# -- what a Tensor is ------------------------------------------------------------------------------------------------
+
+
+def test_lists_and_floats_become_float32_and_arrays_keep_their_dtype():
+    assert Tensor([1.0, 2]).dtype == Tensor(0.5).dtype == np.float32
+    assert Tensor(np.zeros(2)).dtype == Tensor(np.float64(1)).dtype == np.float64
+    assert Tensor([1, 2]).dtype == np.int64 and Tensor([1], dtype="float32").dtype == np.float32
+
+
+def test_attributes():
+    x = Tensor(np.zeros((2, 3), np.float32), requires_grad=True)
+    assert (x.shape, x.ndim, x.size, x.device, len(x), x.grad) == ((2, 3), 2, 6, "cpu", 2, None)
+    assert "float32" in repr(x) and "requires_grad=True" in repr(x)
+    assert Tensor([[4.0]]).item() == 4.0
+
+
+def test_integers_cannot_require_a_gradient():
+    with pytest.raises(TypeError, match="int64 Tensor cannot require a gradient"):
+        Tensor([1, 2], requires_grad=True)
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_every_operator_and_its_reflected_form():
+    a, b = np.array([[1.5, 2.0], [3.0, 0.5]]), np.array([2.0, 4.0])
+    x, y = Tensor(a), Tensor(b)
+    pairs = [
+        (x + y, a + b), (x + 2, a + 2), (2 + x, 2 + a), (b + x, b + a),
+        (x - y, a - b), (x - 2, a - 2), (2 - x, 2 - a), (b - x, b - a),
+        (x * y, a * b), (x * 2, a * 2), (2 * x, 2 * a), (b * x, b * a),
+        (x / y, a / b), (x / 2, a / 2), (2 / x, 2 / a), (b / x, b / a),
+        (x**y, a**b), (x**2, a**2), (2**x, 2**a), (b**x, b**a),
+        (x @ y, a @ b), (a @ y, a @ b), (x @ b, a @ b), (-x, -a),
+        (x[0], a[0]), (x[:, 1:], a[:, 1:]), (x.T, a.T), (x.exp(), np.exp(a)), (x.log(), np.log(a)),
+        (x.sum(), a.sum()), (x.sum(0), a.sum(0)), (x.mean(1, keepdims=True), a.mean(1, keepdims=True)),
+        (x.reshape(4), a.reshape(4)), (x.reshape((1, -1)), a.reshape(1, -1)), (x.transpose(1, 0), a.transpose(1, 0)),
+    ]  # fmt: skip
+    for got, expected in pairs:
+        assert isinstance(got, Tensor) and np.allclose(got.numpy(), expected)
+
+
+def test_numpy_scalars_do_not_widen():
+    assert (Tensor([1.0]) * np.float64(3)).dtype == np.float32
+    assert (np.float64(3) * Tensor([1.0])).dtype == np.float32
+
+
+def test_mixed_dtypes_are_refused_with_op_and_operands():
+    with pytest.raises(TypeError, match=r"mul: operands of different dtypes \(float32 \(1,\) on cpu, float64 \(1,\)"):
+        Tensor([1.0]) * Tensor(np.ones(1))
+
+
+def test_an_op_that_widens_is_caught():
+    class Widen(Function):
+        def forward(self, x):
+            return x * np.float64(2)
+
+    with pytest.raises(TypeError, match="widen: float32 in, float64 out"):
+        apply(Widen, Tensor([1.0]))
+    del OPS["widen"]
+
+
+def test_a_missing_op_says_what_to_do():
+    with pytest.raises(KeyError, match="no op called 'frobnicate'"):
+        OPS["frobnicate"]
+
+
+# -- backward --------------------------------------------------------------------------------------------------------
+
+
+def test_shared_nodes_get_the_sum_of_all_uses():
+    """micrograd's classic: c is used by many, and by itself."""
+    x = leaf(3)
+    c = x * x  # dc/dx = 2x
+    c = c + c + c * x  # 2x^2 + x^3
+    (c * c).sum().backward()
+    v = x.numpy()
+    f, df = 2 * v**2 + v**3, 4 * v + 3 * v**2
+    assert np.allclose(x.grad, 2 * f * df)
+
+
+def test_a_diamond_of_diamonds_is_walked_once_per_node():
+    calls = []
+
+    class Count(Function):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, dout):
+            calls.append(1)
+            return (dout,)
+
+    x = leaf(2)
+    y = x
+    for _ in range(30):  # 2^30 paths
+        y = apply(Count, y)
+        y = y + y
+    y.sum().backward()
+    assert len(calls) == 30 and np.allclose(x.grad, 2.0**30)
+    del OPS["count"]
+
+
+def test_gradients_accumulate_in_leaves():
+    x = leaf(3)
+    (x * 2).sum().backward()
+    (x * 3).sum().backward()
+    assert np.allclose(x.grad, 5)
+
+
+def test_a_leaf_gradient_does_not_alias_what_it_was_given():
+    x = leaf(3)
+    seed = np.ones(3)
+    (x + 0).backward(seed)
+    x.grad += 1
+    assert np.all(seed == 1)
+
+
+def test_the_first_gradient_is_only_borrowed():
+    """Both inputs of an addition get the same array; adding to one must not change the other."""
+    x, y = leaf(3), leaf(3, seed=1)
+    a, b = x * 1, y * 1
+    out = (a + b) + a * 10 + a * 100
+    out.sum().backward()
+    assert np.allclose(x.grad, 111) and np.allclose(y.grad, 1)
+
+
+def test_5000_nodes_deep():
+    x = leaf(2)
+    y = x
+    for _ in range(5000):
+        y = y + 1
+    y.sum().backward()
+    assert np.all(x.grad == 1)
+
+
+def test_a_deep_graph_that_is_never_walked_goes_quietly():
+    y = leaf(2)
+    for _ in range(100_000):
+        y = y + 1
+    del y
+
+
+def test_second_backward_is_refused_with_the_reason():
+    x = leaf(3)
+    y = (x * x).sum()
+    y.backward()
+    grad = x.grad.copy()
+    with pytest.raises(RuntimeError, match="already called through this .*freed"):
+        y.backward()
+    assert np.array_equal(x.grad, grad)
+
+
+def test_second_backward_through_a_shared_trunk_is_refused_before_any_gradient_is_added():
+    x = leaf(3)
+    trunk = x * x
+    one, two = trunk.sum(), (trunk * 2).sum()
+    one.backward()
+    grad = x.grad.copy()
+    with pytest.raises(RuntimeError, match="add them first"):
+        (two + x.sum()).backward()
+    assert np.array_equal(x.grad, grad)
+
+
+def test_backward_needs_a_number_or_a_gradient():
+    x = leaf(3)
+    with pytest.raises(RuntimeError, match=r"shape \(3,\) needs the gradient to start from"):
+        (x * x).backward()
+    with pytest.raises(ValueError, match="the gradient is float64"):
+        (x * x).backward(np.ones(4))
+    with pytest.raises(RuntimeError, match="does not depend on anything"):
+        Tensor([1.0]).backward()
+
+
+def test_a_leaf_may_be_its_own_end():
+    x = Tensor([2.0], requires_grad=True)
+    x.backward()
+    assert x.grad == 1
+
+
+def test_a_gradient_of_the_wrong_shape_names_op_input_and_cure():
+    class NoSum(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, dout):
+            return dout, dout
+
+    with pytest.raises(ValueError, match=r"nosum.backward: .* input 1 has shape \(2, 3\), the input has \(3,\).*summed"):
+        apply(NoSum, leaf(2, 3), leaf(3)).sum().backward()
+    del OPS["nosum"]
+
+
+def test_too_few_gradients_are_refused():
+    class OneOfTwo(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, dout):
+            return (dout,)
+
+    with pytest.raises(ValueError, match="gave 1 gradients for 2 inputs"):
+        apply(OneOfTwo, leaf(2), leaf(2)).sum().backward()
+    del OPS["oneoftwo"]
+
+
+def test_no_grad_records_nothing_and_ends_with_its_block():
+    x = leaf(3)
+    with no_grad():
+        assert not (x * x).requires_grad
+    assert (x * x).requires_grad
+    with pytest.raises(ZeroDivisionError), no_grad():
+        _ = 1 / 0
+    assert (x * x).requires_grad
+
+
+def test_detach_cuts_the_graph():
+    x = leaf(3)
+    assert not (x * x).detach().requires_grad
+
+
+def test_constants_get_no_gradient():
+    x, c = leaf(3), Tensor(np.ones(3))
+    (x * c).sum().backward()
+    assert c.grad is None and x.grad is not None
+
+
+# -- memory: by reference count alone --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_dropping_a_result_frees_its_graph_at_once(no_collector):
+    x = leaf(3)
+    y = ops.softmax(x * x + 1)
+    tensor, node = weakref.ref(y), weakref.ref(y.node)
+    del y
+    assert tensor() is None and node() is None
+
+
+def test_backward_frees_nodes_and_saved_arrays_as_it_passes(no_collector):
+    x = leaf(3)
+    alive = []
+
+    class Spy(Function):
+        def forward(self, x):
+            self.save(x)
+            return x + 0
+
+        def backward(self, dout):
+            alive.append(sum(ref() is not None for ref in later))
+            return (dout,)
+
+    first = apply(Spy, x)
+    later = []
+    y = first
+    for _ in range(10):
+        y = y * 2
+        later.append(weakref.ref(y.node))
+    loss = y.sum()
+    del y
+    loss.backward()
+    # When the first op's turn comes, the ten after it are gone, but for the one whose turn was just before.
+    assert alive[0] <= 1
+    del OPS["spy"]
+
+
+def test_an_intermediate_array_that_no_op_saved_is_freed_in_the_forward_pass(no_collector):
+    x = leaf(1000, 1000)
+    tracemalloc.start()
+    y = x
+    for _ in range(10):
+        y = y + 1  # addition saves shapes only
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 1.5 * x.data.nbytes
+    y.sum().backward()
+
+
+def test_memory_is_flat_over_200_steps_without_the_collector(no_collector):
+    w = leaf(64, 64)
+    x = Tensor(np.ones((32, 64)))
+
+    def step():
+        w.grad = None
+        ops.gelu(ops.layernorm(x @ w, Tensor(np.ones(64)))).mean().backward()
+
+    for _ in range(5):
+        step()
+    tracemalloc.start()
+    step()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(200):
+        step()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 10_000
+
+
+def test_uses_are_counted():
+    x = leaf(3)
+    a = x * x
+    out = a + a * a
+    uses = count_uses(out.node)
+    assert uses[a.node] == 3 and len(uses) == 2
