@@ -31,7 +31,7 @@ from tinygrad2.function import use_kernels
 from tinygrad2.machine import gemm_peak, train_flops_per_token
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import SCHEDULES, Adam, clip_grad_norm, learning_rate
-from tinygrad2.progress import Progress, duration
+from tinygrad2.progress import MetricsFile, Progress, duration
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizer import Tokenizer
 
@@ -214,7 +214,7 @@ def main(world, argv=None):
         return learning_rate(step, config.schedule, config.lr, final, config.warmup_steps, config.steps)
 
     progress = Progress(config.steps, config.log_every, enabled=world.rank == 0)
-    metrics = open_metrics(config.metrics) if world.rank == 0 else None
+    metrics = MetricsFile(config.metrics if world.rank == 0 else "")
     done = 0
     training_begin = time.perf_counter()
     try:
@@ -239,9 +239,7 @@ def main(world, argv=None):
             if config.sample_every and done % config.sample_every == 0 and not last and world.rank == 0:
                 rng = np.random.default_rng([config.seed, step])
                 progress.note(f"sample: {sample_text(model, tokenizer, config, rng)}\n")
-            if metrics:
-                metrics.write(json.dumps(record) + "\n")
-                metrics.flush()
+            metrics.append(record)
     except KeyboardInterrupt:
         if world.size > 1 or not done:
             raise
@@ -286,16 +284,6 @@ def sample_text(model, tokenizer, config, rng=None):
     text = tokenizer.decode([*ids, *new])
     model.train()
     return text
-
-
-def open_metrics(path):
-    """The file for the JSON lines, or None without a path."""
-    if not path:
-        return None
-    try:
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place for --metrics") from None
 
 
 if __name__ == "__main__":

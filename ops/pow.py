@@ -1,4 +1,4 @@
-from ops.broadcast import shape_of, unbroadcast
+from ops.broadcast import unbroadcast
 from tinygrad2.function import Function
 from tinygrad2.tensor import apply
 
@@ -21,17 +21,16 @@ class Pow(Function):
         return a**b
 
     def backward(self, dout):
-        a, b = self.saved
         xp = self.xp
+        a, b = (xp.asarray(value, dtype=dout.dtype) for value in self.saved)
         need_a, need_b = self.needs_grad
         da = db = None
         if need_a:
-            power = b - 1 if isinstance(b, (int, float)) else xp.where(b == 0, 1, b - 1)
-            da = 0 * dout if isinstance(b, (int, float)) and b == 0 else dout * b * a**power
-            da = unbroadcast(da, shape_of(a))
+            power = xp.where(b == 0, 1, b - 1)                    # any power will do where the factor b is 0
+            da = unbroadcast(dout * b * a**power, a.shape)
         if need_b:
-            log_a = xp.log(xp.where(a == 0, 1, a)).astype(dout.dtype)
-            db = unbroadcast(dout * a**b * log_a, shape_of(b))
+            log_a = xp.log(xp.where(a == 0, 1, a))                # ln 1 = 0 where a is 0
+            db = unbroadcast(dout * a**b * log_a, b.shape)
         return da, db
 
 

@@ -1,11 +1,14 @@
-"""What a training prints: one line per step, with a bar and the time that is left.
+"""What a training tells: on the screen one line per step, with a bar and the time that is left; in a file, JSON lines.
 
 On a terminal the line is written over itself, and every `keep_every`-th one stays. Into a file or a pipe goes every
 line, plain.
 """
 
+import json
 import sys
 import time
+
+from tinygrad2.files import UserError
 
 _BAR = 12  # characters
 
@@ -54,3 +57,27 @@ class Progress:
         self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
         self.stream.flush()
         self._open = False
+
+
+class MetricsFile:
+    """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
+
+    An empty path means no file. A file that is there already is begun anew.
+    Raises UserError where it cannot be written.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._write("w", "")
+
+    def append(self, record):
+        self._write("a", json.dumps(record) + "\n")
+
+    def _write(self, mode, text):
+        if not self.path:
+            return
+        try:
+            with open(self.path, mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None

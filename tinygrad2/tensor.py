@@ -46,7 +46,7 @@ class Tensor:
     requires_grad  whether a gradient is wanted here (leaf) or passes through here (result of an op)
     node           the Function that made it, or None for a leaf
 
-    Lists and Python floats become float32; arrays and NumPy scalars keep their dtype. float32 and float64 are never mixed silently.
+    Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes are never mixed.
     Raises TypeError where a gradient is asked for on integers, UserError where the device is not there.
     """
 
@@ -239,8 +239,8 @@ def _walk_back(root, grad):
         dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
         if len(dinputs) != len(parents):
             raise ValueError(
-                f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs: one for each is needed, "
-                "None where there is none (and an optional input that is left out is handed over as None)"
+                f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs: give one each, None "
+                "where there is none (and hand over None for an optional input that is left out)"
             )
         for i, (parent, dinput) in enumerate(zip(parents, dinputs)):
             if parent is None:

@@ -1,0 +1,190 @@
+"""The same program on CuPy. Without a GPU a strict stand-in (strict_cupy.py) shows that nothing is mixed."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+import strict_cupy
+from kernel_checks import is_float, reference_ops, run
+from samples import SAMPLES
+
+import inference
+import train_gpt2
+from models import GPT, GPTConfig
+from models.dropout import set_dropout
+from tinygrad2 import Tensor
+from tinygrad2.backend import array_module, device_of, to_device, to_host, xp_of
+from tinygrad2.distributed import World
+from tinygrad2.files import UserError
+from tinygrad2.function import OPS
+from tinygrad2.module import FlatBuffers
+from tinygrad2.optim import Adam, clip_grad_norm
+
+PAGES = reference_ops(OPS)
+CASES = [pytest.param(name, s, id=f"{name}-{i}") for name in sorted(PAGES) for i, s in enumerate(SAMPLES[name])]
+TINY = GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return strict_cupy.install(monkeypatch)
+
+
+def on_device(value, cupy):
+    if isinstance(value, np.ndarray):
+        return cupy.asarray(value)
+    if isinstance(value, tuple):
+        return tuple(on_device(v, cupy) for v in value)
+    return value
+
+
+@pytest.mark.parametrize("name, sample", CASES)
+def test_every_op_gives_the_same_bits_without_a_sync(name, sample, cupy):
+    arrays = sample.arrays(np.float32)
+    needs = [is_float(a) for a in arrays]
+    out, dout, gradients = run(PAGES[name], arrays, sample.options)
+    boxed = [on_device(a, cupy) for a in arrays]
+    options = {key: on_device(value, cupy) for key, value in sample.options.items()}
+    ddout = cupy.asarray(dout)
+    node = PAGES[name](cupy, needs)
+    with strict_cupy.no_sync():
+        dev_out = node.forward(*boxed, **options)
+        dev_gradients = node.backward(ddout)
+    assert np.array_equal(cupy.asnumpy(dev_out), out)
+    for got, expected in zip(dev_gradients, gradients):
+        assert expected is None or np.array_equal(cupy.asnumpy(got), expected)
+
+
+def training_steps(device, steps, sync_free):
+    """Losses and final weights of a few steps with dropout, accumulation and clipping, as train_gpt2.py does them."""
+    model = GPT(TINY, seed=1)
+    flat = FlatBuffers(model, device)
+    optimizer = Adam(flat, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    losses = []
+    for step in range(steps):
+        x = rng.integers(0, 50, (4, 9))
+        with sync_free():
+            flat.zero_grad()
+            for first in (0, 2):
+                set_dropout(model, 7, step, first)
+                _, loss = model(x[first : first + 2, :-1], x[first : first + 2, 1:])
+                loss = loss * 0.5
+                loss.backward()
+            norm, scale = clip_grad_norm(flat.grad, 0.5)
+            optimizer.step(1e-2, scale)
+        losses.append((loss.item(), float(norm)))
+    return losses, to_host(flat.data)
+
+
+def test_a_training_step_gives_the_same_bits_and_never_waits(cupy):
+    losses, weights = training_steps("cpu", 3, contextlib.nullcontext)
+    device_losses, device_weights = training_steps("cuda", 3, strict_cupy.no_sync)
+    assert losses == device_losses
+    assert np.array_equal(weights, device_weights)
+    assert losses[0][1] > 0.5  # clipping was at work
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """train(device, more flags) trains a tiny model on a tiny text and gives its metrics, clocks left out."""
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. The dog sat on the cat.\n" * 20)
+
+    def run_it(device, more):
+        flags = f"--data {text} --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --vocab-size 270 --batch-size 4 "
+        flags += f"--micro-batch-size 2 --dropout 0.1 --sample-tokens 4 --device {device} {more} "
+        flags += f"--weights-out {tmp_path / device} --metrics {tmp_path / device}.jsonl"
+        assert train_gpt2.main(World(), flags.split()) == 0
+        records = map(json.loads, (tmp_path / f"{device}.jsonl").read_text().splitlines())
+        return [{k: v for k, v in record.items() if k not in ("ms", "tokens_per_s")} for record in records]
+
+    return run_it
+
+
+def test_train_gpt2_on_the_stand_in_equals_the_cpu(cupy, train, tmp_path):
+    assert train("cpu", "--steps 3 --eval-every 2") == train("cuda", "--steps 3 --eval-every 2")
+    models = [inference.load(str(tmp_path / device))[0] for device in ("cpu", "cuda")]
+    for a, b in zip(*(model.parameters() for model in models)):
+        assert np.array_equal(a.data, b.data)
+
+
+def test_train_gpt2_reads_the_device_once_a_step(cupy, train, monkeypatch):
+    monkeypatch.setattr(train_gpt2, "gemm_peak", lambda xp: 1e9)  # it reads the device as often as time allows
+    counts = []
+    for steps in (3, 8):
+        with strict_cupy.count_syncs() as counted:
+            train("cuda", f"--steps {steps} --eval-every 0 --sample-every 0")
+        counts.append(counted.count)
+    assert counts[1] - counts[0] == 5
+
+
+def test_a_tensor_lives_on_its_device(cupy):
+    x = Tensor(np.ones(3, np.float32), device="cuda", requires_grad=True)
+    assert x.device == "cuda" and xp_of(x.data) is cupy
+    (x * x).sum().backward()
+    assert device_of(x.grad) == "cuda" and np.all(to_host(x.grad) == 2)
+    assert Tensor(x.data, device="cpu").device == "cpu" and np.all(x.numpy() == 1)
+
+
+def test_mixed_devices_are_refused_with_op_operands_and_cure(cupy):
+    x, y = Tensor(np.ones(3, np.float32), device="cuda"), Tensor(np.ones(3, np.float32))
+    with pytest.raises(TypeError, match=r"add: operands on different devices .*on cuda.*on cpu.*device='cuda'"):
+        x + y
+
+
+def test_moving_keeps_an_array_that_is_there_already(cupy):
+    a = np.ones(3)
+    assert to_device(a, "cpu") is a and to_host(a) is a
+    b = to_device(a, "cuda")
+    assert to_device(b, "cuda") is b and isinstance(to_device(b, "cpu"), np.ndarray)
+
+
+def test_cuda_without_cupy_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
+    with pytest.raises(UserError, match=r"needs CuPy: pip install -e \"\.\[cuda13\]\""):
+        array_module("cuda")
+
+
+def test_cupy_without_a_gpu_says_so(cupy, monkeypatch):
+    monkeypatch.setattr(cupy.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="CuPy finds no GPU"):
+        array_module("cuda")
+
+
+def test_unknown_devices_are_named():
+    with pytest.raises(UserError, match="'tpu' is not known; use one of: cpu, cuda"):
+        array_module("tpu")
+
+
+# -- a real GPU, where there is one ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("CuPy finds no GPU here")
+    return cupy
+
+
+@pytest.mark.parametrize("name, sample", CASES)
+def test_every_op_on_a_gpu_equals_the_cpu(name, sample, gpu):
+    arrays = sample.arrays(np.float32)
+    out, dout, gradients = run(PAGES[name], arrays, sample.options)
+    node = PAGES[name](gpu, [is_float(a) for a in arrays])
+    options = {key: on_device(value, gpu) for key, value in sample.options.items()}
+    dev_out = gpu.asnumpy(node.forward(*(on_device(a, gpu) for a in arrays), **options))
+    dev_gradients = node.backward(gpu.asarray(dout))
+    for got, expected in zip([dev_out, *dev_gradients], [out, *gradients]):
+        if expected is not None:
+            assert np.allclose(gpu.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_training_on_a_gpu_equals_the_cpu(gpu):
+    losses, weights = training_steps("cpu", 5, contextlib.nullcontext)
+    gpu_losses, gpu_weights = training_steps("cuda", 5, contextlib.nullcontext)
+    assert np.allclose(losses, gpu_losses, rtol=1e-4)
