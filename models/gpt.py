@@ -45,15 +45,15 @@ class GPT(Module):
         logits = self.logits(self.hidden(tokens))                 # (B, T, V)
         if targets is None:
             return logits, None
-        return logits, ops.cross_entropy(logits, self._ids(targets, ignored=-1))
+        return logits, ops.cross_entropy(logits, self._to_model(targets, ignored=-1))
 
     def hidden(self, tokens):                                     # (B, T)
         """What the model has understood after each token: (B, T, C)."""
         B, T = tokens.shape
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
-        positions = self._ids(np.arange(T))                       # (T,)
-        x = self.drop(self.wte(self._ids(tokens)) + self.wpe(positions))   # (B, T, C)
+        positions = to_device(np.arange(T), self.wpe.weight.device)                # (T,)
+        x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))      # (B, T, C)
         for block in self.h:
             x = block(x)
         return self.ln_f(x)                                       # (B, T, C)
@@ -85,12 +85,11 @@ class GPT(Module):
             tokens.append(token)
             yield token
 
-    def _ids(self, ids, ignored=None):
-        """Integer ids on the model's device. They are checked here, on the host: a GPU would not complain."""
+    def _to_model(self, ids, ignored=None):
+        """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""
         ids = ids.data if isinstance(ids, Tensor) else ids
         if isinstance(ids, np.ndarray):
-            size = self.config.vocab_size if ids.ndim == 2 else self.config.block_size
-            check_ids(ids if ignored is None else ids[ids != ignored], size)
+            check_ids(ids if ignored is None else ids[ids != ignored], self.config.vocab_size)
         return to_device(ids, self.wte.weight.device)
 
 
