@@ -158,33 +158,3 @@ def test_cupy_without_a_gpu_says_so(cupy, monkeypatch):
 def test_unknown_devices_are_named():
     with pytest.raises(UserError, match="'tpu' is not known; use one of: cpu, cuda"):
         array_module("tpu")
-
-
-# -- a real GPU, where there is one ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu():
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
-    if not cupy.cuda.is_available():
-        pytest.skip("CuPy finds no GPU here")
-    return cupy
-
-
-@pytest.mark.parametrize("name, sample", CASES)
-def test_every_op_on_a_gpu_equals_the_cpu(name, sample, gpu):
-    arrays = sample.arrays(np.float32)
-    out, dout, gradients = run(PAGES[name], arrays, sample.options)
-    node = PAGES[name](gpu, [is_float(a) for a in arrays])
-    options = {key: on_device(value, gpu) for key, value in sample.options.items()}
-    dev_out = gpu.asnumpy(node.forward(*(on_device(a, gpu) for a in arrays), **options))
-    dev_gradients = node.backward(gpu.asarray(dout))
-    for got, expected in zip([dev_out, *dev_gradients], [out, *gradients]):
-        if expected is not None:
-            assert np.allclose(gpu.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
-
-
-def test_training_on_a_gpu_equals_the_cpu(gpu):
-    losses, weights = training_steps("cpu", 5, contextlib.nullcontext)
-    gpu_losses, gpu_weights = training_steps("cuda", 5, contextlib.nullcontext)
-    assert np.allclose(losses, gpu_losses, rtol=1e-4)
