@@ -207,13 +207,14 @@ def _constant_factor(analytic, numeric):
 def _explain_factor(factor, shapes):
     if abs(factor + 1) < 1e-5:
         return "every element has the wrong sign"
-    sizes = {n for shape in shapes for n in [*shape, math.prod(shape)] if n > 1}
-    for n in sorted(sizes):
+    inverse = round(1 / factor)
+    lost = f": has a factor {inverse} been lost?" if abs(factor * inverse - 1) < 1e-5 else ""
+    for n in sorted({n for shape in shapes for n in [*shape, math.prod(shape)] if n > 2}):
         if abs(factor - n) < 1e-5 * n:
             return f"{n} times too large, and {n} is a size of these arrays: a sum where a mean belongs?"
         if abs(factor * n - 1) < 1e-5:
             return f"{n} times too small, and {n} is a size of these arrays: a mean where a sum belongs?"
-    return f"off by the constant factor {factor:.6g} everywhere"
+    return f"off by the constant factor {factor:.6g} everywhere{lost}"
 
 
 def _missing_sum(fn, arrays, i, dout, analytic):
