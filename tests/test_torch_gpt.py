@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_models import TEN_LOSSES, tiny, tokens
 
 from models import GPT, GPTConfig
 from tinygrad2.module import FlatBuffers
@@ -100,6 +101,21 @@ def test_ten_adam_steps_stay_together(weight_decay, max_norm):
         assert abs(loss.item() - torch_loss.item()) < 1e-5
         assert float(norm) == pytest.approx(torch_norm.item(), rel=1e-4)
     assert not max_norm or float(norm) > max_norm  # clipping was at work
+
+
+def test_the_recorded_losses_of_overfitting_one_batch_are_pytorchs():
+    twin = twin_of(tiny(seed=7))
+    optimizer = adamw(twin, 1e-2, (0.9, 0.95), 1e-8, 0.0)
+    x, y = torch.from_numpy(tokens(seed=2)), torch.from_numpy(tokens(seed=3))
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        _, loss = twin(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(TEN_LOSSES, abs=1e-4)
 
 
 def test_the_real_shape_agrees():
