@@ -1,0 +1,213 @@
+"""From text to batches, and the flat buffers, the optimizer and the schedules that use them."""
+
+import numpy as np
+import pytest
+
+import ops  # noqa: F401  (Tensors need them)
+from tinygrad2.dataloader import DataLoader, encode_documents, split_documents, split_tokens
+from tinygrad2.module import FlatBuffers, Module, Parameter
+from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
+from tinygrad2.tokenizer import Tokenizer
+
+TOKENS = np.arange(1000, dtype=np.int32)
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_target_of_a_token_is_the_token_that_follows():
+    x, y = DataLoader(TOKENS, 2, 8).batch(0)
+    assert np.array_equal(x, [range(8), range(8, 16)]) and np.array_equal(y, x + 1)
+    assert x.dtype == np.int64
+
+
+def test_batches_go_on_where_the_last_one_ended_and_the_ring_closes():
+    loader = DataLoader(TOKENS, 3, 7)
+    stream = np.concatenate([loader.batch(step)[0].ravel() for step in range(100)])
+    assert np.array_equal(stream, np.arange(2100) % 1000)
+    targets = np.concatenate([loader.batch(step)[1].ravel() for step in range(100)])
+    assert np.array_equal(targets, np.arange(1, 2101) % 1000)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_share_a_batch_without_overlap(size):
+    whole = DataLoader(TOKENS, 8, 5).batch(3)
+    parts = [DataLoader(TOKENS, 8, 5, rank, size).batch(3) for rank in range(size)]
+    for i in (0, 1):
+        assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_micro_batches_are_the_batch_in_pieces_with_their_row_numbers(rows):
+    loader = DataLoader(TOKENS, 8, 5, rank=1, size=2)
+    pieces = list(loader.micro_batches(2, rows))
+    assert [first for first, _, _ in pieces] == list(range(4, 8, rows))
+    assert np.array_equal(np.concatenate([x for _, x, _ in pieces]), loader.batch(2)[0])
+
+
+def test_a_short_text_is_repeated_until_a_batch_and_one_more_are_there():
+    loader = DataLoader(np.array([1, 2, 3]), 2, 4)
+    assert loader.repeats == 3 and len(loader.tokens) == 9
+    x, y = loader.batch(0)
+    assert np.array_equal(x, [[1, 2, 3, 1], [2, 3, 1, 2]]) and np.array_equal(y, [[2, 3, 1, 2], [3, 1, 2, 3]])
+    assert DataLoader(TOKENS, 2, 4).repeats == 1
+    assert DataLoader(np.arange(9), 2, 4).repeats == 1 and DataLoader(np.arange(8), 2, 4).repeats == 2
+
+
+def test_what_cannot_be_a_batch_is_refused():
+    with pytest.raises(ValueError, match="1 tokens are too few"):
+        DataLoader(np.array([5]), 1, 1)
+    with pytest.raises(ValueError, match="3 ranks cannot share a batch of 4"):
+        DataLoader(TOKENS, 4, 2, 0, 3)
+
+
+def test_documents_are_split_at_the_mark_and_end_with_the_token():
+    documents = split_documents(b"one\n<|endoftext|>\ntwo two\r\n<|endoftext|>\n\n<|endoftext|>")
+    assert documents == [b"one", b"two two"]
+    tokenizer = Tokenizer([])
+    ids = encode_documents(documents, tokenizer)
+    assert tokenizer.decode(ids.tolist()) == "one<|endoftext|>two two<|endoftext|>" and ids.dtype == np.int32
+    assert list(ids).count(tokenizer.eot) == 2
+
+
+def test_the_end_of_the_stream_is_for_validation():
+    train, val = split_tokens(TOKENS, 0.05)
+    assert len(val) == 50 and val[0] == 950 and len(train) == 950
+    assert len(split_tokens(TOKENS, 0.0)[0]) == 1000
+
+
+# -- modules and flat buffers ----------------------------------------------------------------------------------------
+
+
+class Part(Module):
+    def __init__(self):
+        self.weight = Parameter(np.ones((2, 3), np.float32))
+        self.bias = Parameter(np.zeros(3, np.float32))
+
+
+class Whole(Module):
+    def __init__(self):
+        self.first = Part()
+        self.parts = [Part(), Part()]
+        self.tied = self.first.weight
+        self.scale = Parameter(np.full(5, 2.0, np.float32))
+
+
+def test_parameters_are_named_by_their_path_each_once():
+    names = [name for name, _ in Whole().named_parameters()]
+    assert names == "tied scale first.bias parts.0.weight parts.0.bias parts.1.weight parts.1.bias".split()
+    assert Whole().count_parameters() == 3 * 9 + 5
+
+
+def test_train_and_eval_reach_the_whole_tree():
+    whole = Whole().eval()
+    assert not any(module.training for _, module in whole.named_modules())
+    assert whole.train().parts[1].training
+
+
+def test_parameters_and_gradients_are_views_of_two_buffers():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    for name, parameter in whole.named_parameters():
+        assert np.shares_memory(parameter.data, flat.data[flat.slices[name]])
+        assert np.shares_memory(parameter.grad, flat.grad[flat.slices[name]])
+        assert flat.slices[name].start % 16 == 0
+    assert np.all(whole.scale.data == 2)
+    (whole.first.weight * 3).sum().backward()
+    assert flat.grad.sum() == 18
+    flat.zero_grad()
+    assert not whole.first.weight.grad.any()
+
+
+def test_matrices_come_first_for_weight_decay():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    for name, parameter in whole.named_parameters():
+        assert (flat.slices[name].stop <= flat.n_decay) == (parameter.ndim >= 2)
+
+
+def test_state_goes_in_place_and_problems_are_listed_before_anything_changes():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    state = {name: array + 1 for name, array in whole.state_dict().items()}
+    whole.load_state_dict(state)
+    assert np.all(whole.scale.data == 3) and np.shares_memory(whole.scale.data, flat.data)
+    bad = {**state, "scale": np.zeros(4, np.float32), "extra": np.zeros(1, np.float32)}
+    del bad["parts.1.bias"]
+    with pytest.raises(ValueError) as error:
+        whole.load_state_dict({name: array * 0 for name, array in bad.items()})
+    for problem in ("parts.1.bias is missing", "extra is not a parameter", "scale has shape (4,), the model's has (5,"):
+        assert problem in str(error.value)
+    assert np.all(whole.scale.data == 3)
+
+
+# -- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def test_two_adam_steps_by_hand():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    optimizer = Adam(flat, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5)
+    p, m, v = 2.0, 0.0, 0.0
+    for t, g in ((1, 3.0), (2, -1.0)):
+        flat.grad.fill(g)
+        optimizer.step(0.1)
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        p -= 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)) ** 0.5 + 1e-8)  # a vector: no decay
+        assert whole.scale.data == pytest.approx(p, rel=1e-6)
+    assert optimizer.t == 2
+
+
+def test_weight_decay_pulls_matrices_only():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    Adam(flat, weight_decay=0.5).step(0.1)  # gradients are zero
+    assert np.allclose(whole.first.weight.data, 0.95) and np.all(whole.scale.data == 2)
+
+
+def test_the_first_step_has_the_length_of_the_learning_rate():
+    whole = Whole()
+    flat = FlatBuffers(whole)
+    flat.grad[:] = np.random.default_rng(0).standard_normal(flat.size)
+    before = flat.data.copy()
+    Adam(flat).step(0.01)
+    assert np.allclose(np.abs(flat.data - before), 0.01, rtol=1e-4)
+
+
+def test_clipping_scales_the_whole_gradient_to_the_norm():
+    grad = np.array([3.0, 4.0], np.float32)
+    norm, scale = clip_grad_norm(grad, 1.0)
+    assert norm == 5 and np.linalg.norm(grad * scale) == pytest.approx(1, rel=1e-5)
+    assert clip_grad_norm(grad, 10.0)[1] == 1 and clip_grad_norm(grad, 0)[1] == 1
+    assert norm.dtype == np.float32
+
+
+def test_a_clip_factor_given_to_the_step_equals_scaled_gradients():
+    results = []
+    for folded in (True, False):
+        whole = Whole()
+        flat = FlatBuffers(whole)
+        flat.grad[:] = np.random.default_rng(0).standard_normal(flat.size)
+        optimizer = Adam(flat)
+        for _ in range(3):
+            if folded:
+                optimizer.step(0.1, np.float32(0.25))
+            else:
+                flat.grad *= np.float32(0.25)
+                optimizer.step(0.1)
+                flat.grad /= np.float32(0.25)
+        results.append(flat.data)
+    assert np.array_equal(*results)
+
+
+def test_schedules_at_their_corners():
+    def lr(step, schedule):
+        return learning_rate(step, schedule, 1.0, 0.1, 10, 110)
+
+    for schedule in ("constant", "linear", "cosine"):
+        assert [lr(step, schedule) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert [lr(s, "linear") for s in (60, 110, 500)] == pytest.approx([0.55, 0.1, 0.1])
+    assert [lr(s, "cosine") for s in (35, 60, 110)] == pytest.approx([0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1])
+    assert lr(109, "constant") == 1
+    with pytest.raises(ValueError, match="must be one of constant, linear, cosine, not 'step'"):
+        lr(50, "step")
