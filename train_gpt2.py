@@ -192,6 +192,7 @@ def main(world, argv=None):
 
     # -- loop ----------------------------------------------------------------------------------------------------------
 
+    @np.errstate(over="ignore", invalid="ignore")                 # the loop looks at the loss itself
     def train_step(step):
         """One optimizer step; gives its loss and gradient norm, read from the device together."""
         flat.zero_grad()

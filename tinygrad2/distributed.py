@@ -101,13 +101,15 @@ class World:
 
     def broadcast(self, array):
         """Overwrite `array` (1-D, NumPy or CuPy) on every rank with that of rank 0."""
-        self._in_buckets(array, lambda host: self.comm.Bcast(host, root=0))
+        if self.size > 1:
+            self._in_buckets(array, lambda host: self.comm.Bcast(host, root=0))
 
     def sum(self, array):
         """Overwrite `array` (1-D, NumPy or CuPy) on every rank with the sum over all ranks: the same bits on each."""
-        from mpi4py import MPI
+        if self.size > 1:
+            from mpi4py import MPI
 
-        self._in_buckets(array, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host, MPI.SUM))
+            self._in_buckets(array, lambda host: self.comm.Allreduce(MPI.IN_PLACE, host, MPI.SUM))
 
     def sum_number(self, number):
         """The sum of one Python number over all ranks."""
@@ -116,8 +118,6 @@ class World:
     def _in_buckets(self, array, collective):
         from tinygrad2.backend import device_of, to_device, to_host  # late: it imports NumPy
 
-        if self.size == 1:
-            return
         for start in range(0, array.size, _BUCKET):
             bucket = array[start : start + _BUCKET]
             host = to_host(bucket)  # of a NumPy array: itself, so the collective works in place
@@ -136,6 +136,7 @@ class World:
         os.write(2, f"[rank {self.rank} of {self.size}] {text}".encode())  # one write: lines of ranks do not mix
         time.sleep(0.2)  # mpirun passes the text on before it is told to kill
         self.comm.Abort(code)
+        os._exit(code)  # Abort may come back before this rank is killed
 
 
 def _plan_threads(comm, shared):

@@ -1,0 +1,184 @@
+"""Several ranks under mpirun: the same training as one, and no rank is left waiting when another goes."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import ROOT, SMALL, TEXT, metrics
+
+from tinygrad2.checkpoint import load_weights
+
+pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+_BESIDE = pathlib.Path(sys.executable).parent / "mpirun"
+MPIRUN = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpirun")
+if not MPIRUN:
+    pytest.skip("there is no mpirun", allow_module_level=True)
+
+CLEAN = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+CLEAN.update(  # what Open MPI needs as root and with fewer cores than ranks; MPICH does not look at it
+    OMPI_ALLOW_RUN_AS_ROOT="1",
+    OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+    PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe",
+    PYTHONPATH=str(ROOT),
+)
+
+
+def mpirun(n, *command, cwd):
+    return subprocess.run(
+        [MPIRUN, "-n", str(n), sys.executable, *map(str, command)],
+        cwd=cwd, env=CLEAN, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    return folder
+
+
+def train(n, folder, flags):
+    arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]
+    if n == 1:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=folder, env=CLEAN, capture_output=True, text=True, timeout=120
+        )
+    return mpirun(n, *arguments, cwd=folder)
+
+
+FLAGS = "--steps 20 --n-layer 2 --dropout 0.1 --grad-clip 0.3 --eval-every 10"
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """{ranks: (printed, metrics, tensors)} of the same training by 1, 2 and 4 ranks."""
+    results = {}
+    for n in (1, 2, 4):
+        result = train(n, folder, f"{FLAGS} --metrics {n}.jsonl --weights-out {n}.bin")
+        assert result.returncode == 0, result.stderr
+        results[n] = result.stdout, metrics(folder / f"{n}.jsonl"), load_weights(folder / f"{n}.bin").tensors
+    return results
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_ranks_learn_what_one_process_learns(runs, n):
+    """On the real GPT, with dropout on and clipping active."""
+    alone, shared = runs[1][1], runs[n][1]
+    assert len(alone) == len(shared) == 20 and alone[-1]["loss"] < alone[0]["loss"] - 0.3
+    for a, b in zip(alone, shared):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a.get("val_loss", 0) == pytest.approx(b.get("val_loss", 0), abs=1e-5)
+    assert max(record["grad_norm"] for record in alone) > 0.3
+    for name, tensor in runs[1][2].items():
+        assert np.abs(tensor - runs[n][2][name]).max() < 2e-2, name  # Adam turns noise around zero into whole steps
+        assert np.abs(tensor - runs[n][2][name]).mean() < 1e-4, name
+
+
+def test_rank_0_alone_prints(runs):
+    for n in (2, 4):
+        assert runs[n][0].count("step 20/20") == 1 and f"world     {n} rank(s)" in runs[n][0]
+
+
+def test_the_ranks_share_out_the_cores_before_numpy_loads(folder):
+    (folder / "threads.py").write_text(
+        "import os, sys\n"
+        "from tinygrad2.distributed import World\n"
+        "world = World.join()\n"
+        "early = 'numpy' in sys.modules\n"
+        "names = ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'NUMBA_NUM_THREADS')\n"
+        "os.write(1, f'{early} {world.threads} {[os.environ[name] for name in names]}\\n'.encode())\n"
+    )
+    result = mpirun(2, "threads.py", cwd=folder)
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert result.stdout.splitlines() == [f"False {threads} {[str(threads)] * 3}"] * 2, result.stderr
+
+
+def test_threads_set_by_the_user_stay(folder):
+    (folder / "own.py").write_text(
+        "import os\nfrom tinygrad2.distributed import World\n"
+        "world = World.join()\nos.write(1, f'{world.threads}\\n'.encode())\n"
+    )
+    command = [MPIRUN, "-n", "2", sys.executable, "own.py"]
+    environment = {**CLEAN, "OPENBLAS_NUM_THREADS": "7"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "7\n7\n"
+
+
+ENDINGS = {
+    "exception": ("raise ValueError('planted')", "ValueError: planted"),
+    "exception in a thread": (
+        "import threading\n        threading.Thread(target=lambda: 1 / 0).start()\n        time.sleep(60)",
+        "ZeroDivisionError",
+    ),
+    "sys.exit(3)": ("sys.exit(3)", "SystemExit: 3"),
+    "sys.exit(0)": ("sys.exit(0)", "SystemExit: 0"),
+    "a thing the user can mend": ("raise UserError('mend this')", "mend this"),
+}
+
+
+@pytest.mark.parametrize("ending, says", ENDINGS.values(), ids=ENDINGS.keys())
+def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
+    (folder / "ending.py").write_text(
+        "import sys, time\n"
+        "from tinygrad2.distributed import World\n"
+        "from tinygrad2.files import UserError\n"
+        "world = World.join()\n"
+        "import numpy as np\n"
+        "def main():\n"
+        "    a = np.ones(10, np.float32)\n"
+        "    world.sum(a)\n"
+        "    assert np.all(a == 3)\n"
+        "    if world.rank == 1:\n"
+        f"        {ending}\n"
+        "    world.sum(a)\n"  # the others wait here
+        "world.run(main)\n"
+    )
+    begin = time.monotonic()
+    result = mpirun(3, "ending.py", cwd=folder)
+    assert time.monotonic() - begin < 20
+    assert result.returncode != 0
+    assert "[rank 1 of 3]" in result.stderr and says in result.stderr
+    if "sys.exit(3)" in ending:
+        assert result.returncode == 3
+
+
+def test_a_bad_flag_is_said_once(folder):
+    result = train(4, folder, "--colour red")
+    assert result.returncode == 2
+    assert result.stderr.count("unrecognized arguments: --colour red") == 1 and "Traceback" not in result.stderr
+
+
+def test_help_is_shown_once_and_is_no_error(folder):
+    result = train(2, folder, "--help")
+    assert result.returncode == 0 and result.stdout.count("usage: train_gpt2.py") == 1 and result.stderr == ""
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(folder):
+    result = train(3, folder, "--steps 1")
+    assert result.returncode == 2
+    assert "--batch-size 8 does not split evenly into --micro-batch-size 2 on 3 rank(s)" in result.stderr
+
+
+def test_ranks_that_do_not_find_each_other_are_refused(folder):
+    """As with a wrong srun: two tasks were started, but each sees an MPI of its own."""
+    command = [sys.executable, ROOT / "train_gpt2.py", "--steps", "1"]
+    environment = {**CLEAN, "SLURM_STEP_NUM_TASKS": "2"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "2 tasks were started, but MPI sees 1" in result.stderr
+
+
+def test_mpirun_without_mpi4py_says_what_to_install(folder):
+    blocked = folder / "blocked"
+    blocked.mkdir(exist_ok=True)
+    (blocked / "mpi4py.py").write_text("raise ImportError('planted')")
+    command = [MPIRUN, "-n", "2", sys.executable, ROOT / "train_gpt2.py"]
+    environment = {**CLEAN, "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and result.stderr.count('pip install -e ".[mpi]"') == 1
