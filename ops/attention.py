@@ -28,7 +28,7 @@ class Attention(Function):
 
     def forward(self, q, k, v, keep=None):                        # q (..., Tq, hs); k, v (..., Tk, hs)
         scale = 1 / math.sqrt(q.shape[-1])
-        s = q @ k.swapaxes(-1, -2) * scale                        # (..., Tq, Tk)
+        s = (q * scale) @ k.swapaxes(-1, -2)                      # (..., Tq, Tk)
         s = self.xp.where(future(self.xp, *s.shape[-2:]), -math.inf, s)
         e = self.xp.exp(s - s.max(-1, keepdims=True))             # e^-inf = 0
         w = e / e.sum(-1, keepdims=True)                          # (..., Tq, Tk)
@@ -42,8 +42,8 @@ class Attention(Function):
         dw = dout @ v.swapaxes(-1, -2)                            # (..., Tq, Tk)
         if keep is not None:
             dw *= keep
-        ds = w * (dw - (dw * w).sum(-1, keepdims=True)) * scale
-        return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+        ds = w * (dw - (dw * w).sum(-1, keepdims=True))
+        return ds @ (k * scale), ds.swapaxes(-1, -2) @ (q * scale), dv
 
 
 def future(xp, Tq, Tk):

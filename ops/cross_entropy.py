@@ -35,16 +35,16 @@ class CrossEntropy(Function, name="cross_entropy"):
         weight = counted.astype(z.dtype)
         weight = weight / xp.maximum(weight.sum(), 1.0)           # (N,)  1/N where counted, else 0
         shifted = z - z.max(-1, keepdims=True)                    # (N, V)
-        logsumexp = xp.log(xp.exp(shifted).sum(-1))               # (N,)
-        logp = shifted[xp.arange(len(t)), t] - logsumexp          # (N,)
-        self.save(shifted, logsumexp, t, weight, logits.shape)
+        e = xp.exp(shifted)                                       # (N, V)
+        total = e.sum(-1)                                         # (N,)
+        logp = shifted[xp.arange(len(t)), t] - xp.log(total)      # (N,)
+        self.save(e, total, t, weight, logits.shape)
         return -(logp * weight).sum()
 
     def backward(self, dout):
-        shifted, logsumexp, t, weight, shape = self.saved
-        xp = self.xp
-        dz = xp.exp(shifted - logsumexp[:, None])                 # (N, V)  p
-        dz[xp.arange(len(t)), t] -= 1                             # p - onehot
+        e, total, t, weight, shape = self.saved
+        dz = e / total[:, None]                                   # (N, V)  p
+        dz[self.xp.arange(len(t)), t] -= 1                        # p - onehot
         dz *= (dout * weight)[:, None]
         return dz.reshape(shape), None
 

@@ -1,0 +1,336 @@
+"""A strict stand-in for CuPy, over NumPy: it shows on a machine without a GPU where host and device arrays are mixed.
+
+    def test_something(monkeypatch):
+        cupy = strict_cupy.install(monkeypatch)     # from here on, `import cupy` gives the stand-in
+        x = cupy.asarray(host)
+        with strict_cupy.no_sync():                 # a read of the device raises here, naming the call
+            y = cupy.exp(x) @ x
+        y + host                                    # TypeError, as in CuPy
+
+A device array is a NumPy array in a box that NumPy cannot look into. (A subclass of np.ndarray would not do: NumPy
+takes it for its own.) All computing is NumPy's, so results equal NumPy's bit for bit. Added are refusals of
+
+    what CuPy refuses          np.asarray(x), x + host, out=host, where= of a ufunc, names and keywords that CuPy lacks
+    what CuPy lets pass        host arrays and lists as indices (copied to the device in silence), cupy.sum(host) (done
+    although it is a mistake   on the host), indices out of range (wrapped), one place assigned twice (undefined)
+
+and what makes a device: reductions and x[0] give 0-d arrays, `empty` holds NaN, and every read back to the host is
+counted as a "sync", since the program waits there until the GPU has finished. Not modelled: strides of results, the
+order of atomic additions, dtypes that a CUDA kernel lacks, memory reused before a kernel has run.
+"""
+
+import contextlib
+import sys
+from functools import partial, partialmethod
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+# What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
+_ABSENT = set(
+    "asmatrix block bmat busday_count busday_offset clongdouble complex256 ctypes cupy.linalg.diagonal "
+    "cupy.linalg.outer cupy.linalg.tensordot cupy.linalg.trace cupy.ndarray.resize datetime_as_string datetime_data "
+    "device einsum_path float128 fromregex frompyfunc geomspace get_include getbufsize geterr geterrcall getfield "
+    "histogram_bin_edges info insert is_busday isnat longdouble matrix_norm matvec multi_dot nanpercentile nanquantile "
+    "nested_iters polyder polydiv polyint setbufsize seterr seterrcall setfield setflags show_runtime spacing svdvals "
+    "test to_device unstack vecdot vecmat vector_norm "
+    "data flat put put_along_axis".split()
+)
+_ABSENT_KEYWORDS = set("where initial like subok device stable correction".split())  # though copyto has `where`
+_ABSENT_KEYWORDS |= {"cupy.clip.min", "cupy.clip.max", "cupy.einsum.out", "cupy.take.mode"}
+_UFUNCS_WITH = dict.fromkeys(("reduce", "accumulate"), {"add", "multiply"})  # (add.reduceat is there, but not needed)
+_UFUNCS_WITH["at"] = set("add subtract maximum minimum bitwise_and bitwise_or bitwise_xor".split())
+_RANDOM = "exponential gamma integers poisson random standard_exponential standard_normal uniform".split()
+_CREATORS = set("arange empty eye identity indices linspace logspace ones tri tril_indices triu_indices zeros".split())
+_NEED_NO_ARRAY = set("broadcast_shapes can_cast full isdtype isscalar issubdtype promote_types result_type".split())
+_NEED_NO_ARRAY.update(_RANDOM)
+_TAKE_NO_NUMBERS_IN_LISTS = set(  # elsewhere a list may be a shape or axes; here CuPy refuses or silently copies it
+    "allclose append array_equal clip compress concatenate convolve copyto delete dot einsum extract hstack inner "
+    "interp isin kron outer searchsorted stack take take_along_axis vdot vstack where".split()
+)
+_READERS = set(  # they give values to the host, or must know values to know how large their result is
+    "array2string array_repr array_str dump dumps item save savetxt savez savez_compressed tobytes tofile tolist "
+    "argwhere bincount choose compress delete extract flatnonzero histogram intersect1d nanmax nanmin nonzero "
+    "setdiff1d setxor1d trim_zeros union1d unique unique_all unique_counts unique_inverse unique_values".split()
+)
+_DEVICE_ANSWERS = {"allclose", "array_equal", "array_equiv", "count_nonzero"}  # Python values in NumPy, 0-d in CuPy
+
+# -- counting syncs ----------------------------------------------------------------------------------------------------
+
+_syncs = SimpleNamespace(count=0, forbidden=False)
+
+
+def _sync(call):
+    if _syncs.forbidden:
+        raise AssertionError(f"{call} waits for the device, inside no_sync()")
+    _syncs.count += 1
+
+
+def sync_count():
+    """How often the host has waited for the device since `install`."""
+    return _syncs.count
+
+
+@contextlib.contextmanager
+def count_syncs():
+    """`with count_syncs() as syncs: ...`: after the block, `syncs.count` says how many there were in it."""
+    syncs, before = SimpleNamespace(count=None), _syncs.count
+    try:
+        yield syncs
+    finally:
+        syncs.count = _syncs.count - before
+
+
+@contextlib.contextmanager
+def no_sync():
+    """Within the block, the first sync raises AssertionError and names the call."""
+    before, _syncs.forbidden = _syncs.forbidden, True
+    try:
+        yield
+    finally:
+        _syncs.forbidden = before
+
+
+# -- into the box, through NumPy, and back -----------------------------------------------------------------------------
+
+
+def _boxes(value):
+    """The device arrays in nested lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        return [box for item in value for box in _boxes(item)]
+    return [value] if isinstance(value, ndarray) else []
+
+
+def _unbox(value):
+    """The NumPy array inside a device array, also within lists and tuples. A host array is refused."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {type(value)}: a host array where a device array belongs")
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_unbox, value))
+    return value._a if isinstance(value, ndarray) else value
+
+
+def _unbox_operand(value):
+    """The same for operands of ufuncs and for values to assign: arrays and scalars, no lists."""
+    if isinstance(value, (ndarray, np.ndarray, bool, int, float, complex, np.generic)):
+        return _unbox(value)
+    raise TypeError(f"Unsupported type {type(value)}: neither a device array nor a scalar")
+
+
+def _unbox_key(key):
+    """The index `key` as a tuple for NumPy. Arrays in it must live on the device: others are copied there each time."""
+    key = key if isinstance(key, tuple) else (key,)
+    for part in key:
+        if isinstance(part, (np.ndarray, list, tuple)):
+            raise TypeError(f"index of {type(part)}: CuPy copies it to the device in silence; use a device array")
+        if isinstance(part, ndarray) and part.dtype == bool:
+            _sync("x[mask]")  # how many are True decides the shape of the result
+    return _unbox(key)
+
+
+def _box(result, given=()):
+    """What NumPy returned, on the device. An array that was `given` (as out=) comes back as the same object."""
+    for array in given:
+        if result is array._a:
+            return array
+    if isinstance(result, (list, tuple)):
+        return (list if isinstance(result, list) else tuple)(_box(item, given) for item in result)
+    return ndarray(np.asarray(result)) if isinstance(result, (np.ndarray, np.generic)) else result
+
+
+def _call(path, function, *args, **kwargs):
+    """Run a function of NumPy, or a method with its array in front, under its name in CuPy. Ufuncs: _call_ufunc."""
+    name, values = path.rpartition(".")[2], [*args, *kwargs.values()]
+    given = _boxes(values)
+    for keyword in kwargs:
+        if name != "copyto" and not _ABSENT_KEYWORDS.isdisjoint({keyword, f"{path}.{keyword}"}):
+            raise TypeError(f"{path}() got an unexpected keyword argument {keyword!r}")
+    for value in values if name in _TAKE_NO_NUMBERS_IN_LISTS else ():
+        if isinstance(value, (list, tuple)) and len(_boxes(value)) < len(value):
+            raise TypeError(f"{path}() was given numbers in a {type(value).__name__}; use a device array")
+    unboxed, options = _unbox(args), {keyword: _unbox(value) for keyword, value in kwargs.items()}
+    if given and name in _CREATORS:
+        raise TypeError(f"{path}() takes numbers of the host, not a device array")
+    if not given and name not in _CREATORS | _NEED_NO_ARRAY:
+        raise TypeError(f"{path}() was given no device array")
+    result = function(*unboxed, **options)
+    if name in _READERS or (name == "where" and len(args) == 1):
+        _sync(f"{path}()")
+    if name in ("empty", "empty_like"):  # a pool hands out used memory: see that nobody relies on zeros
+        result.fill(np.frombuffer(b"\xff" * result.itemsize, result.dtype)[0])
+    return _box(np.asarray(result) if name in _DEVICE_ANSWERS else result, given)
+
+
+def _call_ufunc(ufunc, method, *inputs, **kwargs):
+    """Run a ufunc, or one of its methods, on device arrays and scalars."""
+    name = ufunc.__name__
+    if method not in ("__call__", "outer") and name not in _UFUNCS_WITH.get(method, ()):
+        raise NotImplementedError(f"`cupy_{name}.{method}` is not supported")
+    for keyword in set(kwargs) - {"out", "dtype", "casting", "axis", "keepdims"}:
+        raise TypeError(f"Wrong arguments: cupy.{name} has no {keyword!r}")
+    operands = [_unbox_key(x) if method == "at" and i == 1 else _unbox_operand(x) for i, x in enumerate(inputs)]
+    result = getattr(ufunc, method)(*operands, **{keyword: _unbox(value) for keyword, value in kwargs.items()})
+    return _box(result, _boxes([inputs, kwargs.get("out")]))
+
+
+# -- the array ---------------------------------------------------------------------------------------------------------
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every operator to __array_ufunc__
+    """A device array: the NumPy array `_a`, which only this file may touch. It has no __index__, as in CuPy."""
+
+    __slots__ = ("_a", "__weakref__")
+    __hash__ = None
+    __imatmul__ = None  # NumPy has it, CuPy does not
+
+    def __init__(self, a):
+        if type(a) is not np.ndarray or a.dtype.kind in "OSUMm":
+            raise TypeError(f"no device array of {getattr(a, 'dtype', type(a))}; make one with cupy.asarray")
+        self._a = a
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()` or `cupy.asnumpy`.")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        return NotImplemented if ufunc.__name__ in _ABSENT else _call_ufunc(ufunc, method, *inputs, **kwargs)
+
+    def __array_function__(self, function, _types, args, kwargs):  # np.f(x) runs cupy.f(x), where there is one
+        module = {"numpy": cupy, "numpy.linalg": cupy.linalg}.get(function.__module__)
+        found = getattr(module, function.__name__, None)
+        return NotImplemented if found is None else found(*args, **kwargs)
+
+    def __getattr__(self, name):  # shape, dtype, T, sum, reshape, astype, ...: all that is not defined here
+        path = f"cupy.ndarray.{name}"
+        if name.startswith("_") or not _ABSENT.isdisjoint({name, path}):
+            raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
+        value = getattr(self._a, name)
+        return partial(_call, path, getattr(np.ndarray, name), self) if callable(value) else _box(value)
+
+    def __getitem__(self, key):
+        key = _unbox_key(key)
+        result = self._a[key]
+        return ndarray(self._a[(*key, ...)] if isinstance(result, np.generic) else result)  # x[0] is a view in CuPy
+
+    def __setitem__(self, key, value):
+        if isinstance(value, np.ndarray):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill; use cupy.asarray, or set()")
+        key, value = _unbox_key(key), _unbox_operand(value)
+        if any(isinstance(part, np.ndarray) and part.dtype != bool for part in key):
+            places = np.arange(self.size).reshape(self.shape)[key]
+            if np.unique(places).size != places.size:
+                raise ValueError("one place is assigned twice: CuPy leaves open which value stays")
+        self._a[key] = value
+
+    def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have
+        return _box(self._a ** _unbox_operand(exponent))
+
+    def __len__(self):
+        return len(self._a)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __reduce__(self):  # pickle, copy
+        return cupy.asarray, (self.get(),)
+
+    def get(self, *, out=None, blocking=True):
+        """A copy on the host, in `out` where given. With blocking=False the host does not wait here."""
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        ndarray(out).set(self._a)
+        if blocking:
+            _sync("cupy.ndarray.get()")
+        return out
+
+    def set(self, arr, stream=None):
+        """Overwrite with a host array of the same dtype and shape."""
+        if not isinstance(arr, np.ndarray) or (arr.dtype, arr.shape) != (self.dtype, self.shape):
+            raise TypeError(f"set() of a {self.dtype} array {self.shape} takes a NumPy array like it")
+        self._a[...] = arr
+
+
+def _read(array, convert, *args):
+    result = convert(array._a, *args)
+    _sync(f"{convert.__name__}(x)")
+    return result
+
+
+for _convert in (float, int, bool, complex, repr, str, format):
+    setattr(ndarray, f"__{_convert.__name__}__", partialmethod(_read, _convert))
+
+# -- the module --------------------------------------------------------------------------------------------------------
+
+
+class _Module(ModuleType):
+    """cupy, cupy.linalg: names that are not put into it below are looked up in NumPy's module and wrapped."""
+
+    def __init__(self, name, numpy_module=None, **names):
+        super().__init__(name)
+        vars(self).update(names, _numpy=numpy_module, __spec__=ModuleSpec(name, None))  # importlib asks for a spec
+
+    def __getattr__(self, name):
+        path = f"{self.__name__}.{name}"
+        found = getattr(self._numpy, name, None) if _ABSENT.isdisjoint({name, path}) and name[0] != "_" else None
+        if isinstance(found, np.ufunc):
+            function = partial(_call_ufunc, found, "__call__")
+            vars(function).update({method: partial(_call_ufunc, found, method) for method in (*_UFUNCS_WITH, "outer")})
+            return function
+        if isinstance(found, type) and issubclass(found, (np.number, np.bool, np.dtype, np.finfo, np.iinfo)):
+            return found
+        if callable(found) and not isinstance(found, type):
+            return partial(_call, path, found)
+        if isinstance(found, float):  # pi, inf
+            return found
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+def _array(a, dtype=None):
+    """A new device array from a device array, a host array or lists of numbers."""
+    return ndarray(np.array(_unbox(a) if _boxes(a) else a, dtype))
+
+
+def _asarray(a, dtype=None):
+    """The same, but a device array that has this dtype already is given back as it is."""
+    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else _array(a, dtype)
+
+
+def _asnumpy(a, *, out=None, blocking=True):
+    return a.get(out=out, blocking=blocking) if isinstance(a, ndarray) else np.asarray(a)
+
+
+def _default_rng(seed=None):
+    """A generator with methods that CuPy's has, too. (But CuPy's gives other numbers.)"""
+    rng = np.random.default_rng(seed)
+    return SimpleNamespace(**{name: partial(_call, f"random.{name}", getattr(rng, name)) for name in _RANDOM})
+
+
+class _Queue(contextlib.nullcontext):
+    """A device or a stream. Here all work is done when the call returns, yet asking to wait for it counts."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(self)
+
+    def use(self):
+        return self
+
+    def synchronize(self):
+        _sync("synchronize()")
+
+
+_Queue.null = _Queue()
+cupy = _Module("cupy", np, ndarray=ndarray, array=_array, asarray=_asarray, asnumpy=_asnumpy, newaxis=None)
+cupy.__version__ = "14.2.0"
+cupy.get_array_module = lambda *arrays: cupy if _boxes(arrays) else np
+cupy.linalg = _Module("cupy.linalg", np.linalg)
+cupy.random = _Module("cupy.random", default_rng=_default_rng)
+cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
+cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=_Queue().synchronize)
+
+
+def install(monkeypatch):
+    """Make `import cupy` give the stand-in until the test ends, and count syncs from zero. Gives the stand-in."""
+    for module in (cupy, cupy.cuda, cupy.linalg, cupy.random):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    _syncs.count = 0
+    return cupy
