@@ -32,7 +32,7 @@ class InferenceConfig:
     greedy: bool = flag(False, "always take the likeliest token (the same text every time)")
     temperature: float = flag(0.7, "below 1 safer, above 1 bolder; 0 is --greedy")
     top_k: int = flag(0, "draw among the k likeliest tokens only; 0 means all")
-    top_p: float = flag(1.0, "draw among the likeliest tokens that together have this probability")
+    top_p: float = flag(0.9, "draw among the likeliest tokens that together have this probability; 1 means all")
     num_samples: int = flag(1, "how many texts")
     seed: int = flag(1337, "fixes the draws; sample n of seed s is always the same")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)

@@ -28,7 +28,7 @@ from tinygrad2.dataloader import DataLoader, encode_documents, split_documents, 
 from tinygrad2.files import UserError, check_writable, read_bytes
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
-from tinygrad2.machine import gemm_peak, train_flops_per_token
+from tinygrad2.machine import gemm_peak, keep_freed_memory, train_flops_per_token
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import SCHEDULES, Adam, clip_grad_norm, learning_rate
 from tinygrad2.progress import MetricsFile, Progress, duration
@@ -41,7 +41,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
-    "demo":        dict(steps=600,    batch_size=16,  lr=3e-3),
+    "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
     "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
     "gpt2":        dict(steps=20000,  batch_size=8,   lr=6e-4),
     "gpt2-medium": dict(steps=20000,  batch_size=8,   lr=3e-4),
@@ -69,7 +69,8 @@ class TrainConfig:
     lr: float = by_model("lr", "highest learning rate")
     final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
     schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
-    warmup_steps: int = flag(20, "steps in which the learning rate rises to --lr")
+    warmup_steps: int = flag(None, "steps in which the learning rate rises to --lr", kind=int,
+                             default="a tenth of --steps, at most 100")
     weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
     beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
     beta2: float = flag(0.99, "Adam: memory of the gradient's square")
@@ -123,6 +124,8 @@ def parse(argv, world):
     for name, value in RECIPES[args.model].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.warmup_steps is None:
+        args.warmup_steps = min(100, args.steps // 10)
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world.size)
     config = from_flags(TrainConfig, args)
@@ -139,6 +142,7 @@ def main(world, argv=None):
     config, gpt_config = parse(argv, world)
     use_kernels(config.kernels)
     xp = array_module(config.device)
+    keep_freed_memory()
     check_writable(config.weights_out)
 
     # -- world ---------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ SEED = 1337
 SIZE = 400_000  # bytes of each text, at least
 END = "\n<|endoftext|>\n"
 
-GIRLS = ["Mia", "Lily", "Anna", "Lucy", "Emma", "Sara", "Nora", "Zoe"]
-BOYS = ["Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Tim", "Finn"]
-COLORS = ["red", "blue", "green", "yellow", "white", "brown", "pink"]
+GIRLS = ["Mia", "Lily", "Anna", "Lucy", "Emma"]
+BOYS = ["Tom", "Ben", "Max", "Leo", "Sam"]
+COLORS = ["red", "blue", "green", "yellow", "white"]
 NATURES = ["kind", "little", "clever", "brave", "happy", "curious", "quiet", "young"]
 PLACES = ["in a small village", "near a big forest", "by the sea", "on a farm", "by a river", "in a big town"]
 OPENINGS = [
