@@ -69,8 +69,7 @@ class TrainConfig:
     lr: float = by_model("lr", "highest learning rate")
     final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
     schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
-    warmup_steps: int = flag(None, "steps in which the learning rate rises to --lr", kind=int,
-                             default="a tenth of --steps, at most 100")
+    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr")
     weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
     beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
     beta2: float = flag(0.99, "Adam: memory of the gradient's square")
@@ -124,8 +123,6 @@ def parse(argv, world):
     for name, value in RECIPES[args.model].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.warmup_steps is None:
-        args.warmup_steps = min(100, args.steps // 10)
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world.size)
     config = from_flags(TrainConfig, args)
