@@ -318,7 +318,7 @@ def test_memory_is_flat_over_200_steps_without_the_collector(no_collector):
         step()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 10_000
+    assert after - before < 50_000  # one array kept per step would be 3 million
 
 
 def test_uses_are_counted():
