@@ -6,6 +6,7 @@ Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 _GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
+_FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 
@@ -14,15 +15,16 @@ def mix(z):
 
     Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
     """
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    uint64 = z.dtype.type                                         # spelled out: the factors do not fit an int64
+    z = (z ^ (z >> 30)) * uint64(_FACTOR_1)
+    z = (z ^ (z >> 27)) * uint64(_FACTOR_2)
     return z ^ (z >> 31)
 
 
 def mix_int(z):
     """The same as `mix` for one Python integer."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * _FACTOR_1) & _MASK
+    z = ((z ^ (z >> 27)) * _FACTOR_2) & _MASK
     return z ^ (z >> 31)
 
 
@@ -40,5 +42,5 @@ def uniform(xp, shape, key, first=0):
     for n in shape:
         size *= n
     counter = xp.arange(first + 1, first + 1 + size, dtype=xp.uint64)
-    bits = mix(counter * _GOLDEN + key)                           # (size,) uint64
+    bits = mix(counter * xp.uint64(_GOLDEN) + xp.uint64(key))     # (size,) uint64
     return ((bits >> 40).astype(xp.float32) * 2.0**-24).reshape(shape)   # the upper 24 bits fill a float32

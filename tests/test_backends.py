@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -158,3 +160,12 @@ def test_cupy_without_a_gpu_says_so(cupy, monkeypatch):
 def test_unknown_devices_are_named():
     with pytest.raises(UserError, match="'tpu' is not known; use one of: cpu, cuda"):
         array_module("tpu")
+
+
+def test_cupy_has_every_function_that_is_used_of_it():
+    """The real CuPy can be asked for its names without a GPU."""
+    real = pytest.importorskip("cupy", reason="CuPy is not installed")
+    root = pathlib.Path(train_gpt2.__file__).parent
+    files = [*root.glob("ops/*.py"), *root.glob("tinygrad2/*.py"), *root.glob("models/*.py"), *root.glob("*.py")]
+    names = {name for file in files for name in re.findall(r"\bxp\.(\w+)", file.read_text(encoding="utf-8"))}
+    assert len(names) > 20 and [name for name in sorted(names) if not hasattr(real, name)] == []
