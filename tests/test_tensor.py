@@ -143,6 +143,27 @@ def test_the_first_gradient_is_only_borrowed():
     assert np.allclose(x.grad, 111) and np.allclose(y.grad, 1)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_many_uses_add_up_for_numbers_as_for_arrays(shape):
+    x = leaf(*shape)
+    y = x * 1
+    (y + y * 10 + y * 100 + y * 1000).sum().backward()
+    assert np.allclose(x.grad, 1111)
+
+
+def test_a_gradient_of_another_dtype_is_refused():
+    class Widen(Function):
+        def forward(self, x):
+            return x + 0
+
+        def backward(self, dout):
+            return (dout.astype(np.float64),)
+
+    with pytest.raises(TypeError, match="widen.backward: the gradient of input 0 is float64, the input float32"):
+        apply(Widen, Tensor([1.0], requires_grad=True)).backward(np.ones(1, np.float32))
+    del OPS["widen"]
+
+
 def test_5000_nodes_deep():
     x = leaf(2)
     y = x

@@ -97,7 +97,7 @@ def gradcheck(fn, inputs, rtol=1e-7, seed=0):
     dout = rng.standard_normal(out.shape)
     try:
         gradients = _analytic(fn, arrays, checked, dout)
-    except ValueError as error:  # a gradient of the wrong shape: the engine names op, input and both shapes
+    except (ValueError, TypeError) as error:  # of the wrong shape or dtype: the engine names op, input and both
         return GradcheckReport(name, failure=str(error))
 
     reports = []

@@ -215,7 +215,7 @@ def apply(op, *inputs, **options):
     if any(needs_grad):
         out.requires_grad = True
         out.node = node
-        node.shape = data.shape
+        node.shape, node.dtype = data.shape, data.dtype
         node.parents = [(value.node or value) if needed else None for value, needed in zip(inputs, needs_grad)]
     return out
 
@@ -256,7 +256,8 @@ def _walk_back(root, grad):
                 if owned:
                     array += dinput
                 else:
-                    gradients[parent] = (array + dinput, True)
+                    array = array + dinput
+                gradients[parent] = (array, True)
             uses[parent] -= 1
             if uses[parent] == 0:
                 del uses[parent]  # the last name besides `ready`: the node dies when its turn is over
@@ -294,6 +295,8 @@ def _check_gradient(node, i, parent, dinput):
             f"{node.name}.backward: the gradient of input {i} has shape {shape}, the input has {parent.shape}. "
             "Where an input was broadcast, its gradient is summed over the broadcast axes (see ops/broadcast.py)"
         )
+    if dinput.dtype != parent.dtype:
+        raise TypeError(f"{node.name}.backward: the gradient of input {i} is {dinput.dtype}, the input {parent.dtype}")
 
 
 def _check_operands(op, arrays):
