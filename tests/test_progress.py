@@ -41,6 +41,12 @@ def test_on_a_terminal_lines_are_written_over_but_the_kept_ones():
     assert kept[2].split("\r\x1b[K")[-1] == "a note" and "loss 3" in kept[2]
 
 
+def test_on_a_narrow_terminal_a_line_that_is_written_over_does_not_wrap(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    text = shown(Terminal(), keep_every=4)
+    assert "\x1b[Kstep 2/4 [######---\r" in text and "[############] loss 4" in text
+
+
 def test_other_ranks_print_nothing():
     assert shown(io.StringIO(), enabled=False) == ""
 

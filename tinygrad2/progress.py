@@ -5,6 +5,7 @@ line, plain.
 """
 
 import json
+import shutil
 import sys
 import time
 
@@ -45,6 +46,8 @@ class Progress:
         bar = "#" * filled + "-" * (_BAR - filled)
         line = f"step {done:{width}d}/{self.total} [{bar}] {text} | {duration(left)} left"
         keep = not self.live or done == self.total or done % self.keep_every == 0 or done == 1
+        if not keep:
+            line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be written over
         erase = "\r\x1b[K" if self.live else ""
         self.stream.write(erase + line + ("\n" if keep else ""))
         self.stream.flush()
