@@ -34,7 +34,7 @@ _ABSENT = set(
     "device einsum_path float128 fromregex frompyfunc geomspace get_include getbufsize geterr geterrcall getfield "
     "histogram_bin_edges info insert is_busday isnat longdouble matrix_norm matvec multi_dot nanpercentile nanquantile "
     "nested_iters polyder polydiv polyint setbufsize seterr seterrcall setfield setflags show_runtime spacing svdvals "
-    "test to_device unstack vecdot vecmat vector_norm "
+    "test timedelta64 to_device unstack vecdot vecmat vector_norm "
     "data flat put put_along_axis".split()
 )
 _ABSENT_KEYWORDS = set("where initial like subok device stable correction".split())  # though copyto has `where`
@@ -146,10 +146,10 @@ def _call(path, function, *args, **kwargs):
     for keyword in kwargs:
         if name != "copyto" and not _ABSENT_KEYWORDS.isdisjoint({keyword, f"{path}.{keyword}"}):
             raise TypeError(f"{path}() got an unexpected keyword argument {keyword!r}")
+    unboxed, options = _unbox(args), {keyword: _unbox(value) for keyword, value in kwargs.items()}
     for value in values if name in _TAKE_NO_NUMBERS_IN_LISTS else ():
         if isinstance(value, (list, tuple)) and len(_boxes(value)) < len(value):
             raise TypeError(f"{path}() was given numbers in a {type(value).__name__}; use a device array")
-    unboxed, options = _unbox(args), {keyword: _unbox(value) for keyword, value in kwargs.items()}
     if given and name in _CREATORS:
         raise TypeError(f"{path}() takes numbers of the host, not a device array")
     if not given and name not in _CREATORS | _NEED_NO_ARRAY:
@@ -182,7 +182,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
 
     __slots__ = ("_a", "__weakref__")
     __hash__ = None
-    __imatmul__ = None  # NumPy has it, CuPy does not
 
     def __init__(self, a):
         if type(a) is not np.ndarray or a.dtype.kind in "OSUMm":
@@ -193,7 +192,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()` or `cupy.asnumpy`.")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return NotImplemented if ufunc.__name__ in _ABSENT else _call_ufunc(ufunc, method, *inputs, **kwargs)
+        if ufunc.__name__ in _ABSENT:  # NumPy's own error would print the operands, and so read the device
+            raise TypeError(f"CuPy has no {ufunc.__name__}")
+        return _call_ufunc(ufunc, method, *inputs, **kwargs)
 
     def __array_function__(self, function, _types, args, kwargs):  # np.f(x) runs cupy.f(x), where there is one
         module = {"numpy": cupy, "numpy.linalg": cupy.linalg}.get(function.__module__)
@@ -224,6 +225,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
 
     def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have
         return _box(self._a ** _unbox_operand(exponent))
+
+    def __imatmul__(self, other):
+        raise TypeError("CuPy has no in-place @=; it would bind the name to a new array")
 
     def __len__(self):
         return len(self._a)
