@@ -69,7 +69,7 @@ class GPTConfig:
 
 PRESETS = {
     # name              context           vocabulary          layers        heads         width
-    "demo":        dict(block_size=128,   vocab_size=1024,    n_layer=2,    n_head=4,     n_embd=128),
+    "demo":        dict(block_size=128,   vocab_size=1024,    n_layer=2,    n_head=8,     n_embd=128),
     "baby":        dict(block_size=256,   vocab_size=2048,    n_layer=6,    n_head=6,     n_embd=384),
     "gpt2":        dict(block_size=1024,  vocab_size=50257,   n_layer=12,   n_head=12,    n_embd=768),   # 124M
     "gpt2-medium": dict(block_size=1024,  vocab_size=50257,   n_layer=24,   n_head=16,    n_embd=1024),  # 350M
