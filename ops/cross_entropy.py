@@ -27,6 +27,8 @@ class CrossEntropy(Function, name="cross_entropy"):
     def forward(self, logits, targets, ignore_index=-1):          # logits (..., V), targets (...) integers
         xp = self.xp
         V = logits.shape[-1]
+        if targets.shape != logits.shape[:-1]:
+            raise ValueError(f"cross_entropy: targets of shape {targets.shape} for logits of shape {logits.shape}")
         z, t = logits.reshape(-1, V), targets.reshape(-1)         # (N, V), (N,)
         counted = t != ignore_index                               # (N,)
         if device_of(t) == "cpu":
@@ -52,6 +54,6 @@ class CrossEntropy(Function, name="cross_entropy"):
 def cross_entropy(logits, targets, ignore_index=-1):
     """Mean negative log-likelihood of targets (...) under logits (..., V); a 0-d Tensor, in nats per token.
 
-    Raises IndexError for a target outside the vocabulary that is not ignore_index.
+    Raises ValueError where the shapes do not match and IndexError for a target outside the vocabulary that is not ignore_index.
     """
     return apply(CrossEntropy, logits, targets, ignore_index=ignore_index)

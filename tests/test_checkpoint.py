@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -205,3 +206,25 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
         check_writable(tmp_path)
     with pytest.raises(UserError, match="cannot write into"), atomic_write(tmp_path / "no" / "w.bin"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_ordinary_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (check_writable, lambda path: atomic_write(path).__enter__()):
+        with pytest.raises(UserError, match="pipe: this is a device, pipe or socket; give the name of an ordinary"):
+            write(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links need rights on Windows")
+def test_a_symbolic_link_stays_one_and_its_file_is_written(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, real = tmp_path / "w.bin", tmp_path / "elsewhere" / "real.bin"
+    link.symlink_to(real)
+    check_writable(link)
+    for content in (b"new", b"newer"):
+        with atomic_write(link) as file:
+            file.write(content)
+        assert link.is_symlink() and real.read_bytes() == content

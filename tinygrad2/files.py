@@ -17,11 +17,13 @@ def atomic_write(path):
 
     A reader sees the old file or the new one, never half of one: the bytes go to a temporary file in the same folder
     (a rename is atomic only inside one file system), are forced to disk, and then the name is switched over. Where
-    the block raises, the temporary file is removed and the old file stays.
+    the block raises, the temporary file is removed and the old file stays. A symbolic link stays one: the file it
+    points to is written.
 
-    Raises UserError where the folder cannot be written to.
+    Raises UserError where the folder cannot be written to, or where `path` is something else than a file.
     """
-    path = os.path.abspath(path)
+    _check_replaceable(path)
+    path = os.path.realpath(path)
     folder, name = os.path.split(path)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
@@ -65,13 +67,20 @@ def _fsync_folder(folder):
         os.close(handle)
 
 
-def check_writable(path):
-    """Raise UserError now, not after hours of work, where `atomic_write(path)` would fail."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UserError(f"{path}: the folder {folder} does not exist; make it, or choose another place")
+def _check_replaceable(path):
+    """A rename would silently take the place of a device or a pipe: as root even that of /dev/null."""
     if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder; give the name of a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: this is a device, pipe or socket; give the name of an ordinary file")
+
+
+def check_writable(path):
+    """Raise UserError now, not after hours of work, where `atomic_write(path)` would fail."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"{path}: the folder {folder} does not exist; make it, or choose another place")
+    _check_replaceable(path)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{path}: no permission to write into {folder}; choose another place")
 
