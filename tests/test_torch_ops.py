@@ -1,21 +1,32 @@
-"""Every op beside its counterpart in PyTorch: values and all gradients, on every sample, in float64 and float32."""
+"""Every op beside its counterpart in PyTorch: values and all gradients, with random cotangents, in float64 and float32.
+
+The samples are those of samples.py, and below some more of what users write and what is easily got wrong. The bound is
+the same everywhere: LAST_PLACES units in the last place of the tensor's largest number (measured: at most 14). Where a
+result is small because large numbers cancel, it is known only to the last places of those, so a tensor counts as no
+smaller than a hundredth of the largest number that went in.
+"""
 
 import numpy as np
 import pytest
 from kernel_checks import cotangent, is_float, reference_ops
-from samples import SAMPLES
+from samples import SAMPLES, integers, positive, sample
 
+import ops
+from ops.random import uniform
 from tinygrad2 import Tensor, apply
 from tinygrad2.function import OPS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
 
+LAST_PLACES = 64
 PAGES = reference_ops(OPS)
-CASES = [pytest.param(name, s, id=f"{name}-{i}") for name in sorted(PAGES) for i, s in enumerate(SAMPLES[name])]
 
 
-def softmax_rows(function):
+# -- the table: op -> the same in PyTorch ----------------------------------------------------------------------------
+
+
+def along(function):
     return lambda x, axis=-1: function(x, dim=axis)
 
 
@@ -49,10 +60,8 @@ def cross_entropy(logits, targets, ignore_index=-1):
 
 
 def dropout(x, p, key, first=0):
-    from ops.dropout import keep_mask  # which values go is ours to say; torch checks the rest
-
-    dtype = np.float64 if x.dtype == torch.float64 else np.float32
-    return x * torch.from_numpy(np.asarray(keep_mask(np, tuple(x.shape), p, key, first, dtype)))
+    dropped = torch.from_numpy(np.asarray(uniform(np, tuple(x.shape), key, first) < p))  # which ones is ours to say
+    return x.masked_fill(dropped, 0.0) / (1 - p)
 
 
 PEERS = {
@@ -74,8 +83,8 @@ PEERS = {
     "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_erf": F.gelu,
-    "softmax": softmax_rows(torch.softmax),
-    "log_softmax": softmax_rows(torch.log_softmax),
+    "softmax": along(torch.softmax),
+    "log_softmax": along(torch.log_softmax),
     "layernorm": lambda x, w, b, eps=1e-5: F.layer_norm(x, w.shape, w, b, eps),
     "embedding": lambda weight, ids: F.embedding(ids, weight),
     "cross_entropy": cross_entropy,
@@ -88,24 +97,151 @@ def test_every_op_has_a_peer():
     assert set(PEERS) == set(PAGES)
 
 
-def close(got, expected, bound):
-    expected = expected.detach().numpy()
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max(initial=0) <= bound * max(1.0, np.abs(expected).max(initial=0))
+# -- what is tried ---------------------------------------------------------------------------------------------------
+
+_BROADCAST = [sample((2, 1, 3, 1), (4, 1, 5)), sample((1, 1, 1), (2, 3)), sample((2, 3), (1, 2, 1, 3))]
+_AXES = [sample((2, 3, 4, 5), axis=(-1, -3)), sample((2, 3, 4), axis=-2), sample((2, 3, 4), axis=(1,), keepdims=True)]
+_KEEP = 1.25 * (np.random.default_rng(4).random((2, 3, 2, 6)) < 0.8).astype(np.float32)  # a dropout mask, p = 1/5
+
+MORE = {
+    "add": _BROADCAST,
+    "sub": _BROADCAST,
+    "mul": _BROADCAST,
+    "div": [sample((2, 1, 3, 1), positive(4, 1, 5)), sample((1, 1, 1), positive(2, 3))],
+    "pow": [sample(positive(2, 1, 3, 1), (4, 1, 5)), sample(positive(2, 3), (1, 2, 1, 3))],
+    "sum": _AXES,
+    "mean": _AXES,
+    "softmax": [sample((2, 3, 4), axis=-2), sample((2, 3, 4), axis=-3)],
+    "log_softmax": [sample((2, 3, 4), axis=-2), sample((2, 3, 4), axis=-3)],
+    "reshape": [sample((2, 3, 4, 5), shape=(6, -1)), sample((6,), shape=(1, 3, 1, 2))],
+    "transpose": [sample((2, 3, 4, 5), axes=(-1, 0, -2, 1)), sample((2, 3, 4, 5), axes=(3, 0, 1, 2))],
+    "concatenate": [sample((2, 3, 4), (2, 1, 4), axis=-2), sample((3, 4)), sample((1, 2), (3, 2), (2, 2))],
+    "index": [
+        sample((4, 5), key=np.array([[0, 3], [3, 3]])),
+        sample((4, 5), key=np.array([-1, 3, -1])),  # one row three times, under two names
+        sample((2, 3, 4), key=(np.array([0, 1, 1]), slice(None), np.array([2, 2, 2]))),
+        sample((2, 3, 4), key=(Ellipsis, np.array([1, 1, 0]))),
+        sample((2, 3, 4), key=(slice(None), np.array([[0, 2], [2, 2]]), slice(1, 3))),
+        sample((3, 4), key=np.array([True, False, True])),
+        sample((3, 4), key=np.arange(12).reshape(3, 4) % 3 == 0),
+        sample((2, 3, 4), key=(0, Ellipsis, None, slice(-3, None, 2))),
+    ],
+    "matmul": [
+        sample((2, 3, 1, 4, 5), (2, 5, 3)),
+        sample((2, 1, 3, 4), (1, 6, 4, 5)),
+        sample((1, 3, 4), (2, 4, 5)),
+        sample((4,), (2, 3, 4, 5)),
+        sample((2, 3, 5, 4), (4,)),
+        sample((1,), (1, 5)),
+    ],
+    "linear": [sample((2, 3, 2, 4), (4, 5), (5,)), sample((4,), (4, 5), None), sample((1, 1, 1), (1, 1), (1,))],
+    "layernorm": [sample((2, 3, 2, 5), (5,), (5,)), sample((5,), (5,), None, eps=1e-12)],
+    "embedding": [sample((7, 4), integers(2, 3, 4, below=3)), sample((3, 1), integers(1, 1, below=3))],
+    "cross_entropy": [
+        sample((2, 2, 3, 7), integers(2, 2, 3, below=7)),
+        sample((30, 4), integers(30, below=4), ignore_index=0),
+        sample((5, 7), integers(5, below=7), ignore_index=-100),
+    ],
+    "attention": [
+        sample((2, 3, 2, 4), (2, 3, 6, 4), (2, 3, 6, 4), keep=_KEEP),
+        sample((2, 3, 1, 4), (2, 3, 6, 4), (2, 3, 6, 4)),  # a single query, as in generation
+        sample((3, 9, 1), (3, 9, 1), (3, 9, 1)),
+    ],
+}
+
+ROWS = np.array([[1e4, 1e4, -1e4], [-300.0, 0.0, 300.0], [0.5, 0.5, 0.5]])
+LINE = np.array([-40.0, -10.0, -6.0, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 6.0, 10.0, 40.0])
+WIDE = 1e3 * np.random.default_rng(5).standard_normal((3, 6, 4))
+
+EDGES = {  # places where a formula that is right on paper overflows, divides by zero or loses its digits
+    "softmax, large scores": ("softmax", [ROWS], {}),
+    "softmax, masked scores": ("softmax", [np.array([[-np.inf, 0.0, 1.0], [-np.inf, -np.inf, 5.0]])], {}),
+    "log_softmax, large scores": ("log_softmax", [ROWS], {}),
+    "cross_entropy, large logits": ("cross_entropy", [ROWS, np.array([2, 2, 0])], {}),
+    "cross_entropy, ignored targets": ("cross_entropy", [ROWS, np.array([-1, 2, -1])], {}),
+    "attention, large scores": ("attention", list(WIDE), {}),
+    "gelu, far out": ("gelu", [LINE], {}),
+    "gelu_erf, far out": ("gelu_erf", [LINE], {}),
+    "layernorm, rows all equal": ("layernorm", [np.full((2, 4), 3.0), np.arange(4.0), np.ones(4)], {}),
+    "pow, zero and less to a number": ("pow", [np.array([0.0, -2.0, 3.0]), 3], {}),
+    "pow, zero to the zero": ("pow", [np.array([0.0, 2.0]), 0], {}),
+    "pow, zero to a tensor": ("pow", [np.array([0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0])], {}),
+}
 
 
-@pytest.mark.parametrize("dtype, bound", [(np.float64, 1e-12), (np.float32, 2e-5)], ids=["float64", "float32"])
-@pytest.mark.parametrize("name, sample", CASES)
-def test_values_and_gradients_equal_pytorchs(name, sample, dtype, bound):
-    arrays = sample.arrays(dtype)
-    ours = [Tensor(a, requires_grad=is_float(a)) if isinstance(a, np.ndarray) else a for a in arrays]
-    theirs = [torch.tensor(a, requires_grad=is_float(a)) if isinstance(a, np.ndarray) else a for a in arrays]
-    out = apply(PAGES[name], *ours, **sample.options)
-    torch_out = PEERS[name](*theirs, **sample.options)
-    close(out.numpy(), torch_out, bound)
+
+def cast(arrays):
+    return lambda dtype: [a.astype(dtype) if is_float(a) else a for a in arrays]
+
+
+CASES = [
+    pytest.param(name, s.arrays, s.options, id=f"{name}-{i}")
+    for name in sorted(PAGES)
+    for i, s in enumerate([*SAMPLES.get(name, ()), *MORE.get(name, ())])
+]
+CASES += [pytest.param(name, cast(arrays), options, id=label) for label, (name, arrays, options) in EDGES.items()]
+
+
+# -- the comparison --------------------------------------------------------------------------------------------------
+
+
+def both(name, arrays, options, wanted):
+    """(result and gradients of ours, the same of PyTorch, the largest number that went in)."""
+    results, largest = [], 0.0
+    for op, tensor in ((lambda *xs, **o: apply(PAGES[name], *xs, **o), Tensor), (PEERS[name], torch.tensor)):
+        inputs = [
+            tensor(a, requires_grad=need) if isinstance(a, np.ndarray) else a for a, need in zip(arrays, wanted)
+        ]
+        out = op(*inputs, **options)
+        dout = cotangent(out.detach().numpy())
+        out.backward(torch.from_numpy(dout) if tensor is torch.tensor else dout)
+        gradients = [np.asarray(x.grad) for x, need in zip(inputs, wanted) if need]
+        results.append([out.detach().numpy(), *gradients])
+        largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in [*filter(is_float, arrays), dout])
+    return *results, largest
+
+
+def compare(ours, theirs, largest):
+    for got, expected in zip(ours, theirs, strict=True):
+        assert got.shape == expected.shape and got.dtype == expected.dtype
+        size = max(np.abs(expected).max(initial=0.0), 0.01 * largest)
+        assert np.abs(got - expected).max(initial=0.0) <= LAST_PLACES * np.finfo(got.dtype).eps * size
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name, draw, options", CASES)
+def test_values_and_gradients_equal_pytorchs(name, draw, options, dtype):
+    arrays = draw(dtype)
+    compare(*both(name, arrays, options, wanted=[is_float(a) for a in arrays]))
+
+
+@pytest.mark.parametrize("name, draw, options", CASES)
+def test_a_gradient_is_the_same_when_it_alone_is_wanted(name, draw, options):
+    arrays = draw(np.float64)
+    for i, array in enumerate(arrays):
+        if is_float(array):
+            compare(*both(name, arrays, options, wanted=[j == i for j in range(len(arrays))]))
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "matmul", "concatenate", "attention"])
+def test_one_tensor_in_every_place_gets_the_sum_of_its_gradients(name):
+    values = 2 + np.random.default_rng(6).random((4, 4))
+    n = 3 if name == "attention" else 2
+    x, peer = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
+    out, torch_out = apply(PAGES[name], *[x] * n), PEERS[name](*[peer] * n)
     dout = cotangent(out.data)
     out.backward(dout)
-    torch_out.backward(torch.from_numpy(dout.copy()))
-    for a, b in zip(ours, theirs):
-        if isinstance(a, Tensor) and a.requires_grad:
-            close(a.grad, b.grad, bound)
+    torch_out.backward(torch.from_numpy(dout))
+    compare([out.numpy(), x.grad], [torch_out.detach().numpy(), peer.grad.numpy()], largest=3.0)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_ids_may_be_integers_of_any_kind(kind):
+    weight, ids = np.random.default_rng(7).standard_normal((7, 4)), np.array([[0, 6, 6], [2, 0, 6]])
+    x, peer = Tensor(weight, requires_grad=True), torch.tensor(weight, requires_grad=True)
+    out = ops.embedding(x, ids.astype(kind))
+    loss = ops.cross_entropy(out, np.array([[0, 3, 1], [2, 2, 0]], kind))
+    loss.backward()
+    torch_loss = cross_entropy(F.embedding(torch.from_numpy(ids), peer), torch.tensor([[0, 3, 1], [2, 2, 0]]))
+    torch_loss.backward()
+    compare([loss.numpy(), x.grad], [torch_loss.detach().numpy(), peer.grad.numpy()], largest=1.0)
