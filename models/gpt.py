@@ -47,6 +47,11 @@ class GPT(Module):
             return logits, None
         return logits, ops.cross_entropy(logits, self._to_model(targets, ignored=-1))
 
+    def loss(self, tokens, targets):                              # (B, T) integers, both
+        """The loss alone, as `forward` gives it, without ever holding all logits: for training and validation."""
+        weight = self.wte.weight if self.lm_head is None else self.lm_head.weight.T     # (V, C)
+        return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
+
     def hidden(self, tokens):                                     # (B, T)
         """What the model has understood after each token: (B, T, C)."""
         B, T = tokens.shape

@@ -17,6 +17,7 @@ from ops.gelu_erf import gelu_erf
 from ops.index import index
 from ops.layernorm import layernorm
 from ops.linear import linear
+from ops.linear_cross_entropy import linear_cross_entropy
 from ops.log import log
 from ops.log_softmax import log_softmax
 from ops.matmul import matmul
@@ -32,6 +33,13 @@ from ops.transpose import transpose
 
 __all__ = [
     "add", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_erf",
-    "index", "layernorm", "linear", "log", "log_softmax", "matmul", "mean", "mul", "neg", "pow", "reshape", "softmax",
-    "sub", "sum", "transpose",
+    "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mul", "neg", "pow",
+    "reshape", "softmax", "sub", "sum", "transpose",
 ]  # fmt: skip
+
+try:
+    import ops.kernels.cpu  # noqa: F401  the fast versions, where Numba is installed
+except ImportError:
+    cpu_kernels = False
+else:
+    cpu_kernels = True

@@ -54,6 +54,7 @@ class CrossEntropy(Function, name="cross_entropy"):
 def cross_entropy(logits, targets, ignore_index=-1):
     """Mean negative log-likelihood of targets (...) under logits (..., V); a 0-d Tensor, in nats per token.
 
-    Raises ValueError where the shapes do not match and IndexError for a target outside the vocabulary that is not ignore_index.
+    Raises ValueError where the shapes do not match, and IndexError for a target outside the vocabulary that is not
+    ignore_index.
     """
     return apply(CrossEntropy, logits, targets, ignore_index=ignore_index)

@@ -233,6 +233,15 @@ SAMPLES = {
         sample(transposed(3, 7), integers(3, below=7)),
         sample(repeated(3, 7), integers(3, below=7)),
     ],
+    "linear_cross_entropy": [
+        sample((3, 4), (7, 4), integers(3, below=7)),
+        sample((2, 3, 4), (7, 4), integers(2, 3, below=7)),
+        sample((2, 9, 4), (5, 4), integers(2, 9, below=5), ignore_index=2),
+        sample((1, 1), (1, 1), integers(1, below=1)),
+        sample((7, 3), (1023, 3), integers(7, below=1023)),
+        sample((3, 4), transposed(7, 4), integers(3, below=7)),
+        sample(transposed(3, 4), (7, 4), integers(3, below=7)),
+    ],
     "attention": [
         sample((5, 4), (5, 4), (5, 4)),
         sample((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4)),

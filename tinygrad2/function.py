@@ -86,6 +86,47 @@ class Function:
         return True
 
 
+class Part:
+    """The node of one result of an op that gives several: it hands its gradient to the op's own node.
+
+    That node's backward gets a tuple of gradients, zeros for a result that played no part.
+    """
+
+    def __init__(self, node, place):
+        self.parents, self.place, self.released = (node,), place, False
+        self.name = f"{node.name}[{place}]"
+
+    def collect(self, dout, gradients):
+        (node,) = self.parents
+        if node not in gradients:
+            zeros = tuple(node.xp.zeros(shape, dtype=dtype) for shape, dtype in node.parts)
+            gradients[node] = (zeros, False)
+        douts, _ = gradients[node]
+        gradients[node] = (douts[: self.place] + (dout,) + douts[self.place + 1 :], False)
+
+    def release(self):
+        self.parents, self.released = (), True
+
+
+class LateGradient:
+    """A gradient that is still to be computed, so that it can be written where it belongs, or added to what is there.
+
+    What backward of a kernel may give instead of an array, for an input that is usually a parameter: a weight's
+    gradient is as large as the weight, and a copy of it would be the largest array of the step.
+
+        write(out, add)    sets `out`, an array of this shape, to the gradient, or adds the gradient to it
+    """
+
+    def __init__(self, xp, shape, dtype, write):
+        self.xp, self.shape, self.dtype, self.write = xp, shape, dtype, write
+
+    def copy(self):
+        """The gradient as an array of its own."""
+        out = self.xp.empty(self.shape, dtype=self.dtype)
+        self.write(out, add=False)
+        return out
+
+
 def choose(op, xp, arrays):
     """The version of `op` to run on these arrays: the newest kernel that supports them, else the op itself."""
     if _use_kernels:
@@ -93,6 +134,12 @@ def choose(op, xp, arrays):
             if issubclass(kernel, op) and kernel.supports(*arrays):
                 return kernel
     return op
+
+
+def fastest(name, xp, page):
+    """For steps that are not ops (Adam, the gradient's norm): the newest kernel of that name, else the page."""
+    found = KERNELS.get((name, xp.__name__)) if _use_kernels else None
+    return found[-1] if found else page
 
 
 @contextlib.contextmanager

@@ -72,10 +72,9 @@ class Module:
         return self.train(False)
 
     def zero_grad(self):
-        """Forget all gradients. (With flat buffers, `FlatBuffers.zero_grad` does the same in one fill.)"""
+        """Set all gradients to zero (without touching them: see Tensor.zero_grad)."""
         for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.fill(0)
+            parameter.zero_grad()
 
     def state_dict(self):
         """{path: NumPy array}, each array a copy of its own."""
@@ -103,7 +102,7 @@ class Module:
 class FlatBuffers:
     """All parameters of a module in one array, all gradients in another; the module's Tensors become views of them.
 
-    Then zeroing is one fill, the gradient norm one pass, Adam one loop, and the sum over MPI ranks a few slices. Each
+    Then the gradient norm is one pass, Adam one loop, and the sum over MPI ranks a few slices. Each
     parameter is in here once, so tied weights are one view.
 
         data, grad    (size,) float32 on `device`
@@ -114,6 +113,7 @@ class FlatBuffers:
     def __init__(self, module, device="cpu"):
         xp = array_module(device)
         named = sorted(module.named_parameters(), key=lambda item: item[1].ndim < 2)  # stable: matrices, then vectors
+        self.parameters = [parameter for _, parameter in named]
         self.slices, self.n_decay, end = {}, 0, 0
         for name, parameter in named:
             self.slices[name] = slice(end, end + parameter.size)
@@ -122,17 +122,24 @@ class FlatBuffers:
                 self.n_decay = end
         dtype = named[0][1].dtype
         self.data = xp.zeros(end, dtype=dtype)  # the gaps between parameters stay zero for ever
-        self.grad = xp.zeros(end, dtype=dtype)
+        self._grad = xp.zeros(end, dtype=dtype)
         for name, parameter in named:
             view = self.data[self.slices[name]].reshape(parameter.shape)
             view[...] = to_device(parameter.data, device)
             parameter.data = view
-            parameter.grad = self.grad[self.slices[name]].reshape(parameter.shape)
+            parameter.grad = self._grad[self.slices[name]].reshape(parameter.shape)
 
     size = property(lambda self: self.data.size)
 
+    @property
+    def grad(self):
+        for parameter in self.parameters:
+            parameter.grad  # noqa: B018  writes the zeros of one that got no gradient since zero_grad
+        return self._grad
+
     def zero_grad(self):
-        self.grad.fill(0)
+        for parameter in self.parameters:
+            parameter.zero_grad()
 
     def __repr__(self):
         library = xp_of(self.data).__name__

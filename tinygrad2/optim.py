@@ -13,18 +13,31 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 import math
 
 from tinygrad2.backend import xp_of
+from tinygrad2.function import fastest
 
 _BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
 
 
-def adam_update(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
-    """One Adam step in place on arrays of one shape; t counts steps from 1."""
+def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
+    """One Adam step in place on flat arrays (n,); g counts times grad_scale; t counts steps from 1."""
+    for start in range(0, len(p), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        _update_block(p[block], g[block] * grad_scale, m[block], v[block], t, lr, beta1, beta2, eps, weight_decay)
+
+
+def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
     xp = xp_of(p)
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
     mhat = m / (1 - beta1**t)
     vhat = v / (1 - beta2**t)
     p -= lr * (mhat / (xp.sqrt(vhat) + eps) + weight_decay * p)
+
+
+def grad_norm(grad):
+    """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
+    xp = xp_of(grad)
+    return xp.sqrt(xp.dot(grad, grad))
 
 
 class Adam:
@@ -45,14 +58,13 @@ class Adam:
     def step(self, lr, grad_scale=1.0):
         """Update every parameter. `grad_scale` multiplies the gradients (see clip_grad_norm), number or 0-d array."""
         self.t += 1
-        flat = self.flat
-        for lo, hi, decay in ((0, flat.n_decay, self.weight_decay), (flat.n_decay, flat.size, 0.0)):
-            for start in range(lo, hi, _BLOCK):
-                block = slice(start, min(start + _BLOCK, hi))
-                adam_update(
-                    flat.data[block], flat.grad[block] * grad_scale, self.m[block], self.v[block],
-                    self.t, lr, *self.betas, self.eps, decay,
-                )  # fmt: skip
+        flat, grad = self.flat, self.flat.grad
+        update = fastest("adam_update", xp_of(grad), adam_update)
+        for part, decay in ((slice(0, flat.n_decay), self.weight_decay), (slice(flat.n_decay, None), 0.0)):
+            update(
+                flat.data[part], grad[part], self.m[part], self.v[part], grad_scale,
+                self.t, lr, *self.betas, self.eps, decay,
+            )  # fmt: skip
 
 
 def clip_grad_norm(grad, max_norm):
@@ -64,7 +76,7 @@ def clip_grad_norm(grad, max_norm):
     costs no pass of its own. max_norm = 0 means no clipping. Pascanu et al., ICML 2013, algorithm 1.
     """
     xp = xp_of(grad)
-    norm = xp.sqrt(xp.dot(grad, grad))
+    norm = fastest("grad_norm", xp, grad_norm)(grad)
     if not max_norm:
         return norm, 1.0
     return norm, xp.minimum(1.0, max_norm / (norm + 1e-6))

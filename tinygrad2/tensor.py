@@ -22,7 +22,7 @@ import contextlib
 import numpy as np
 
 from tinygrad2.backend import device_of, is_array, to_device, to_host, xp_of
-from tinygrad2.function import OPS, choose
+from tinygrad2.function import OPS, LateGradient, Part, choose
 
 _recording = True
 
@@ -63,7 +63,7 @@ class Tensor:
         if dtype is not None:
             data = data.astype(dtype, copy=False)
         self.data = data if device is None else to_device(data, device)
-        self.grad = None
+        self.grad = None  # sets _grad and _grad_is_stale
         self.node = None
         self.requires_grad = requires_grad
         if requires_grad and self.dtype.kind != "f":
@@ -188,36 +188,64 @@ class Tensor:
         else:
             _walk_back(self.node, grad)
 
+    @property
+    def grad(self):
+        if self._grad_is_stale:
+            self._grad.fill(0)
+            self._grad_is_stale = False
+        return self._grad
+
+    @grad.setter
+    def grad(self, array):
+        self._grad, self._grad_is_stale = array, False
+
+    def zero_grad(self):
+        """From now on the gradient is zero. Its memory is only marked: whoever adds first overwrites, and no pass over
+        it is spent on zeros; whoever looks first finds them."""
+        self._grad_is_stale = self._grad is not None
+
     def add_to_grad(self, grad):
-        """Leaves accumulate: a parameter that is used twice gets the sum of both gradients."""
-        if self.grad is None:
-            self.grad = grad.copy()  # grad may be lent, or a view of something else
+        """Leaves accumulate: a parameter that is used twice gets the sum of both gradients. `grad` is an array or a
+        LateGradient (function.py), which writes itself straight to its place."""
+        if self._grad is None:
+            self._grad = grad.copy()  # grad may be lent, or a view of something else
+        elif isinstance(grad, LateGradient):
+            grad.write(self._grad, add=not self._grad_is_stale)
+        elif self._grad_is_stale:
+            self._grad[...] = grad
         else:
-            self.grad += grad
+            self._grad += grad
+        self._grad_is_stale = False
 
 
 def apply(op, *inputs, **options):
     """Run `op` on Tensors, arrays, numbers (or None for an optional input) and record it. Gives a Tensor.
 
     The one place that unwraps inputs, checks that they fit together, picks the implementation, and wraps the result.
-    Raises TypeError for mixed devices or mixed float dtypes, naming the op and its operands.
+    An op whose forward gives a tuple gives a tuple of Tensors. Raises TypeError for mixed devices or mixed float dtypes,
+    naming the op and its operands.
     """
     arrays = [_plain(value) for value in inputs]
     xp, float_dtype = _check_operands(op, arrays)
     needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
-    data = xp.asarray(node.forward(*arrays, **options))
-    if data.dtype != float_dtype and data.dtype.kind == "f" and float_dtype is not None:
-        raise TypeError(f"{op.name}: {float_dtype} in, {data.dtype} out; keep constants as Python floats in the op")
+    results = node.forward(*arrays, **options)
+    several = isinstance(results, tuple)
+    outs = [Tensor(xp.asarray(result)) for result in (results if several else (results,))]
+    for out in outs:
+        if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:
+            raise TypeError(f"{op.name}: {float_dtype} in, {out.dtype} out; keep constants as Python floats in the op")
 
-    out = Tensor(data)
     if any(needs_grad):
-        out.requires_grad = True
-        out.node = node
-        node.shape, node.dtype = data.shape, data.dtype
         node.parents = [(value.node or value) if needed else None for value, needed in zip(inputs, needs_grad)]
-    return out
+        for i, out in enumerate(outs):
+            out.requires_grad = True
+            out.node = Part(node, i) if several else node
+            out.node.shape, out.node.dtype = out.shape, out.dtype
+        if several:
+            node.parts = [(out.shape, out.dtype) for out in outs]
+    return tuple(outs) if several else outs[0]
 
 
 def _walk_back(root, grad):
@@ -233,7 +261,11 @@ def _walk_back(root, grad):
         node = ready.pop()
         dout, _ = gradients.pop(node)
         parents = node.parents
-        dinputs = node.backward(dout)
+        if isinstance(node, Part):
+            node.collect(dout, gradients)
+            dinputs = (None,)
+        else:
+            dinputs = node.backward(dout)
         node.release()  # frees what forward saved, before the next gradients are made
         del dout
         dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
@@ -245,23 +277,29 @@ def _walk_back(root, grad):
         for i, (parent, dinput) in enumerate(zip(parents, dinputs)):
             if parent is None:
                 continue
-            _check_gradient(node, i, parent, dinput)
-            if isinstance(parent, Tensor):
-                parent.add_to_grad(dinput)
-                continue
-            if parent not in gradients:
-                gradients[parent] = (dinput, False)
-            else:
-                array, owned = gradients[parent]
-                if owned:
-                    array += dinput
-                else:
-                    array = array + dinput
-                gradients[parent] = (array, True)
+            if not isinstance(node, Part):
+                _check_gradient(node, i, parent, dinput)
+                if isinstance(parent, Tensor):
+                    parent.add_to_grad(dinput)
+                    continue
+                gradients[parent] = _sum_in_flight(gradients.get(parent), dinput)
             uses[parent] -= 1
             if uses[parent] == 0:
                 del uses[parent]  # the last name besides `ready`: the node dies when its turn is over
                 ready.append(parent)
+
+
+def _sum_in_flight(so_far, dinput):
+    if isinstance(dinput, LateGradient):
+        dinput = dinput.copy()
+    if so_far is None:
+        return dinput, False
+    array, owned = so_far
+    if owned:
+        array += dinput
+    else:
+        array = array + dinput
+    return array, True
 
 
 def count_uses(root):

@@ -1,0 +1,150 @@
+"""What all benchmarks share: two sides in turns, the machine's own limits, and rows that can be committed.
+
+Timings on a shared machine wander by half. So nothing is compared across runs: the sides take turns (A B A B ...) in
+processes of their own, the limits (matrix products, memory) are measured between the turns, and what is reported is
+the ratio of medians, with the spread of the ratios of single turns.
+"""
+
+import csv
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(ROOT, "benchmarks", "results")
+
+
+def cpu_name():
+    """The processor as its maker calls it, with the number of cores this process may use."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    name = line.split(":", 1)[1].strip()
+                    break
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def load_average():
+    """Processes that wanted to run, over the last minute: far above the cores means the figures are worth little."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def peak_rss():
+    """The most memory this process has ever held, in bytes."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions(*names):
+    """{package: version} of those that are installed."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def installed(name):
+    from importlib import util
+
+    return util.find_spec(name) is not None
+
+
+def bandwidth(seconds=0.3, size=1 << 26):
+    """Bytes per second of copying a large array with all kernel threads, read and written counted."""
+    import numpy as np
+
+    from tinygrad2.threads import POOL
+
+    source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    best, begin = float("inf"), time.perf_counter()
+
+    def copy(lo, hi):
+        target[lo:hi] = source[lo:hi]
+
+    while time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        POOL.split(copy, size)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
+class Side:
+    """One of the sides, in a process of its own that waits while the others run.
+
+    It is started as `python -m MODULE ARGS...`, reads one JSON object per line and answers each with one.
+    """
+
+    def __init__(self, name, module, *arguments, env=None):
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, **request):
+        """Send a request and wait for the answer. Raises SystemExit where the side has died."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the side {self.name!r} ended with code {self.process.wait()}")
+        return json.loads(answer)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def answer_requests(handle):
+    """The other end: call handle(**request) for every line on stdin; its dict is the answer."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print to stdout must not be taken for an answer
+    for line in sys.stdin:
+        out.write(json.dumps(handle(**json.loads(line))) + "\n")
+        out.flush()
+
+
+def ratio_of(theirs, ours):
+    """(ratio of medians, lowest and highest ratio of the medians of single turns): above 1 means ours is faster."""
+    turns = [statistics.median(t) / statistics.median(o) for t, o in zip(theirs, ours)]
+    whole = statistics.median(sum(theirs, [])) / statistics.median(sum(ours, []))
+    return whole, min(turns), max(turns)
+
+
+def save(name, rows, **about):
+    """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine, date, versions."""
+    about = dict(
+        date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
+        versions=versions("numpy", "numba", "torch", "transformers", "tokenizers", "tiktoken"), **about,
+    )  # fmt: skip
+    os.makedirs(RESULTS, exist_ok=True)
+    path = os.path.join(RESULTS, name)
+    runs = []
+    if os.path.exists(path + ".json"):
+        with open(path + ".json", encoding="utf-8") as file:
+            runs = json.load(file)
+    runs.append(dict(about, rows=rows))
+    with open(path + ".json", "w", encoding="utf-8") as file:
+        json.dump(runs, file, indent=1)
+        file.write("\n")
+    columns = list(dict.fromkeys(key for run in runs for row in run["rows"] for key in row))
+    with open(path + ".csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, ["date", "cpu", "load", *columns], lineterminator="\n")
+        table.writeheader()
+        for run in runs:
+            table.writerows(dict(row, date=run["date"], cpu=run["cpu"], load=run["load"]) for row in run["rows"])
+    print(f"rows added to {os.path.relpath(path, ROOT)}.csv and .json")

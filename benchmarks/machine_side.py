@@ -1,0 +1,20 @@
+"""The limits of the machine, for benchmarks.train: python -m benchmarks.machine_side THREADS."""
+
+import sys
+
+from benchmarks.harness import answer_requests, bandwidth
+
+
+def main():
+    from tinygrad2.threads import plan_threads
+
+    plan_threads(int(sys.argv[1]))
+    import numpy as np
+
+    from tinygrad2.machine import gemm_peak
+
+    answer_requests(lambda: dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth()))
+
+
+if __name__ == "__main__":
+    main()

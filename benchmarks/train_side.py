@@ -1,0 +1,82 @@
+"""One side of benchmarks.train, in its own process: python -m benchmarks.train_side SIDE THREADS CONFIG_JSON."""
+
+import json
+import os
+import sys
+import time
+
+from benchmarks.harness import answer_requests, peak_rss
+
+LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
+
+
+def tokens(config, step):
+    """The synthetic batch of a step: x and y, both (B, T) int64, the same on every side."""
+    import numpy as np
+
+    rng = np.random.default_rng([config["seed"], step])
+    ids = rng.integers(0, config["model"]["vocab_size"], (config["batch_size"], config["seq_len"] + 1))
+    return ids[:, :-1].copy(), ids[:, 1:].copy()
+
+
+def our_trainer(config, kernels):
+    """A function (x, y) -> loss: what train_gpt2.py does in a step."""
+    from models import GPT, GPTConfig
+    from tinygrad2.function import use_kernels
+    from tinygrad2.machine import keep_freed_memory
+    from tinygrad2.module import FlatBuffers
+    from tinygrad2.optim import Adam, clip_grad_norm
+
+    use_kernels(kernels)
+    keep_freed_memory()
+    model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
+    flat = FlatBuffers(model)
+    optimizer = Adam(flat, BETAS, weight_decay=WEIGHT_DECAY)
+
+    def step(x, y):
+        flat.zero_grad()
+        loss = model.loss(x, y)
+        loss.backward()
+        _, scale = clip_grad_norm(flat.grad, GRAD_CLIP)
+        optimizer.step(LR, scale)
+        return loss.item()
+
+    return step
+
+
+def torch_trainer(config, compiled):
+    import torch
+
+    from benchmarks.torch_gpt import trainer
+
+    torch.set_num_threads(config["threads"])
+    return trainer(config["model"], config["seed"], compiled, LR, BETAS, WEIGHT_DECAY, GRAD_CLIP)
+
+
+def main():
+    side, config = sys.argv[1], json.loads(sys.argv[2])
+    if side.startswith("torch"):
+        step = torch_trainer(config, compiled="compile" in side)
+    else:
+        from tinygrad2.threads import plan_threads
+
+        plan_threads(config["threads"])
+        step = our_trainer(config, "reference" if side == "reference" else "auto")
+    done = 0
+
+    def handle(steps):
+        nonlocal done
+        ms, losses = [], []
+        for _ in range(steps):
+            x, y = tokens(config, done)
+            start = time.perf_counter()
+            losses.append(step(x, y))
+            ms.append((time.perf_counter() - start) * 1e3)
+            done += 1
+        return dict(ms=ms, losses=losses, peak_rss=peak_rss(), pid=os.getpid())
+
+    answer_requests(handle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Linear on the CPU. Same formulas; what changes, and what it bought:
+
+- The bias is written to `out` before the product, which is then added to it: BLAS would otherwise fill `out` with
+  zeros first, so the bias costs nothing.
+- dweight is a LateGradient: BLAS adds it straight to the parameter's place in the flat buffer. No array of the
+  weight's size is made, zeroed or added (124M: 50 ms of a step).
+- dbias is summed by all threads, in fixed blocks of rows.
+"""
+
+import numpy as np
+
+from ops.kernels.cpu.blas import gemm, readable
+from ops.kernels.cpu.compiler import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
+from ops.linear import Linear
+from tinygrad2.function import LateGradient
+from tinygrad2.threads import POOL
+
+
+class LinearCPU(Linear, backend="numpy"):
+    @classmethod
+    def supports(cls, x, weight, bias=None):
+        return x.size > 0 and is_float32(x, weight, bias) and readable(weight)
+
+    def forward(self, x, weight, bias=None):
+        x = np.ascontiguousarray(x)
+        self.save(x, weight)
+        rows = x.reshape(-1, x.shape[-1])                         # (N, I)
+        out = product(rows, weight, bias)                         # (N, O)
+        return out.reshape(*x.shape[:-1], weight.shape[1])
+
+    def backward(self, dout):
+        x, weight = self.saved
+        need_x, need_weight, need_bias = self.needs_grad
+        drows = np.ascontiguousarray(dout).reshape(-1, dout.shape[-1])
+        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+        return (
+            product(drows, weight.T).reshape(x.shape) if need_x else None,
+            weight_gradient(rows, drows) if need_weight else None,
+            column_sums(drows) if need_bias else None,
+        )
+
+
+def product(rows, weight, bias=None):
+    """rows weight + bias, a new (N, O) array."""
+    out = np.empty((len(rows), weight.shape[1]), np.float32)
+    if bias is not None:
+        POOL.split(lambda lo, hi: np.copyto(out[lo:hi], bias), len(out), grain=max(1, 65536 // out.shape[1]))
+    return gemm(rows, weight, out, add=bias is not None)
+
+
+def weight_gradient(rows, drows):
+    """rowsT drows, computed when its place is known."""
+    shape = rows.shape[1], drows.shape[1]
+    return LateGradient(np, shape, rows.dtype, lambda out, add: gemm(rows.T, drows, out, add))
+
+
+def column_sums(rows):
+    """The sum of the rows (N, O): (O,)."""
+    partial = np.zeros((ROW_BLOCKS, rows.shape[1]), np.float32)
+    split_blocks(_column_sums, *rows.shape, rows, partial)
+    return partial.sum(0)
+
+
+@jit
+def _column_sums(lo, hi, rows, partial):
+    for block in range(lo, hi):
+        total = partial[block]
+        for i in range(block_edge(len(rows), block), block_edge(len(rows), block + 1)):
+            row = rows[i]
+            for j in range(row.size):
+                total[j] += row[j]

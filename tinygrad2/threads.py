@@ -1,0 +1,143 @@
+"""Threads: one plan for the whole process, and the small pool that runs our own kernels.
+
+Two kinds of threads do the work: those of NumPy's BLAS (matrix products) and those of `POOL` (our compiled loops).
+They take turns, so both may have all cores; what must not happen is that one kind keeps its cores busy *waiting* while
+the other works. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable
+below. The pool's threads sleep on a lock.
+
+Both are told how many they are before NumPy is imported, because BLAS makes its threads on loading. This file imports
+nothing that loads NumPy.
+"""
+
+import os
+import sys
+import threading
+
+_COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_WAIT = "OPENBLAS_THREAD_TIMEOUT"  # an idle BLAS thread goes to sleep after 2^this cycles
+
+
+def available_cores():
+    """The cores this process may run on, as a frozenset of their numbers."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def plan_threads(threads=None, default=None):
+    """Decide how many threads BLAS and kernels use; gives that number. Call it before NumPy is imported.
+
+    threads    what the user asked for with a flag: goes before everything
+    default    where neither a flag nor an environment variable says something; None means all cores
+
+    Where NumPy is there already, the number still holds for the pool, and for BLAS it is set late (see ops/kernels/cpu).
+    """
+    if threads is None:
+        asked = os.environ.get(_COUNTS[0]) or os.environ.get(_COUNTS[1]) or ""
+        threads = int(asked) if asked.isdigit() and int(asked) else default or len(available_cores())
+        for name in _COUNTS:
+            os.environ.setdefault(name, str(threads))
+    else:
+        for name in _COUNTS:
+            os.environ[name] = str(threads)
+    os.environ.setdefault(_WAIT, "14")
+    POOL.resize(threads)
+    return threads
+
+
+def threads_flag(argv):
+    """The value of --threads in a command line, or None: it is needed before the flags can be parsed in earnest."""
+    for i, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name == "--threads":
+            value = value or (argv[i + 1] if i + 1 < len(argv) else "")
+            return int(value) if value.isdigit() and int(value) else None  # nonsense is refused by the parser later
+    return None
+
+
+class Pool:
+    """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run side by side."""
+
+    def __init__(self):
+        self.threads = None  # with the caller's own; None: not decided yet
+        self._workers = []
+        self._busy = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def resize(self, threads):
+        """Use so many threads from now on, the calling one counted."""
+        self.threads = threads
+
+    def split(self, function, n, *args, grain=1):
+        """Call function(lo, hi, *args) on parts of range(n), side by side; come back when all are done.
+
+        A part has at least `grain` items (work of less than some 50 us is done sooner by the calling thread alone).
+        The parts depend on n, grain and the number of threads only, never on who was quick.
+        Raises what a part raises.
+        """
+        if self.threads is None:
+            plan_threads()
+        parts = min(self.threads, max(1, n // grain))
+        if parts == 1:
+            function(0, n, *args)
+            return
+        with self._busy:  # one job at a time, also where users have threads of their own
+            while len(self._workers) < parts - 1:
+                self._workers.append(_Worker())
+            helpers = self._workers[: parts - 1]
+            for i, worker in enumerate(helpers):
+                worker.start((function, n * i // parts, n * (i + 1) // parts, args))
+            error = None
+            try:
+                function(n * (parts - 1) // parts, n, *args)
+            except BaseException as own_error:
+                error = own_error
+            for worker in helpers:
+                error = worker.wait() or error
+        if error:
+            raise error
+
+    def _forget(self):
+        self._workers = []  # a forked child has none of its parent's threads
+        self._busy = threading.Lock()
+
+
+class _Worker:
+    """One sleeping thread, woken through a lock (the cheapest way Python has)."""
+
+    def __init__(self):
+        self._go, self._done = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._done.acquire()
+        self._job = self._error = None
+        threading.Thread(target=self._loop, name="tinygrad2 kernels", daemon=True).start()
+
+    def start(self, job):
+        self._job = job
+        self._go.release()
+
+    def wait(self):
+        """Until the job is done; gives the exception it raised, or None."""
+        self._done.acquire()
+        error, self._error = self._error, None
+        return error
+
+    def _loop(self):
+        while True:
+            self._go.acquire()
+            function, lo, hi, args = self._job
+            try:
+                function(lo, hi, *args)
+            except BaseException as error:
+                self._error = error
+            self._job = function = args = None  # arrays must not live on in an idle thread
+            self._done.release()
+
+
+POOL = Pool()
+
+
+def numpy_is_loaded():
+    """Too late to plan BLAS's threads by environment variables."""
+    return "numpy" in sys.modules
