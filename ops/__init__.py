@@ -22,6 +22,7 @@ from ops.log import log
 from ops.log_softmax import log_softmax
 from ops.matmul import matmul
 from ops.mean import mean
+from ops.mlp import mlp
 from ops.mul import mul
 from ops.neg import neg
 from ops.pow import pow
@@ -33,7 +34,7 @@ from ops.transpose import transpose
 
 __all__ = [
     "add", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_erf",
-    "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mul", "neg", "pow",
+    "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mlp", "mul", "neg", "pow",
     "reshape", "softmax", "sub", "sum", "transpose",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ _DEGREE = 24
 _LARGEST = 6.0                                                    # erf(6) = 1 - 2e-17: from here on it is 1
 
 
-def _chebyshev_coefficients(f, degree, lo, hi):
+def chebyshev_coefficients(f, degree, lo, hi):
     """The polynomial sum of c_k T_k(u), u in -1 .. 1 mapped to lo .. hi, that equals f in degree + 1 points."""
     n = degree + 1
     angles = [math.pi * (i + 0.5) / n for i in range(n)]
@@ -25,13 +25,13 @@ def _chebyshev_coefficients(f, degree, lo, hi):
     return c
 
 
-def _scaled_erfc(s):
+def scaled_erfc(s):
     x = 2 * (1 + s) / (1 - s)
     return math.exp(x * x) * math.erfc(x)
 
 
 _HI = (_LARGEST - 2) / (_LARGEST + 2)
-_COEFFICIENTS = _chebyshev_coefficients(_scaled_erfc, _DEGREE, -1.0, _HI)
+_COEFFICIENTS = chebyshev_coefficients(scaled_erfc, _DEGREE, -1.0, _HI)
 
 
 def erf(xp, x):

@@ -233,6 +233,16 @@ SAMPLES = {
         sample(transposed(3, 7), integers(3, below=7)),
         sample(repeated(3, 7), integers(3, below=7)),
     ],
+    "mlp": [
+        sample((3, 4), (4, 6), (6,), (6, 5), (5,)),
+        sample((2, 3, 4), (4, 16), (16,), (16, 4), (4,)),
+        sample((2, 3, 4), (4, 16), (16,), (16, 4), (4,), exact=True),
+        sample((2, 3, 4), (4, 16), None, (16, 4), None),
+        sample((4,), (4, 1), (1,), (1, 1), (1,)),
+        sample((7, 33), (33, 65), (65,), (65, 3), (3,)),
+        sample(transposed(3, 4), transposed(4, 6), (6,), (6, 5), (5,)),
+        sample(repeated(3, 4), (4, 6), (6,), (6, 5), (5,)),
+    ],
     "linear_cross_entropy": [
         sample((3, 4), (7, 4), integers(3, below=7)),
         sample((2, 3, 4), (7, 4), integers(2, 3, below=7)),
