@@ -8,6 +8,9 @@ class Block(Module):
     """Tokens look at each other (attn), then each thinks (mlp). Both only *add* to the residual stream x, and read it
     through a layernorm ("pre-norm"), so that from the loss to the first layer the gradient has a straight way.
 
+        x = x + attn(ln_1(x))
+        x = x + mlp(ln_2(x))
+
     Radford et al., "Language models are unsupervised multitask learners" (GPT-2), 2019, section 2.3.
     """
 
@@ -18,6 +21,5 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x):                                         # (B, T, C)
-        x = x + self.attn(self.ln_1(x))
-        x = x + self.mlp(self.ln_2(x))
-        return x                                                  # (B, T, C)
+        x, normed = self.ln_2.of_sum(x, self.attn(self.ln_1(x)))  # x = x + attn(ln_1(x)), and ln_2(x)
+        return x + self.mlp(normed)                               # (B, T, C)

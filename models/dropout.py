@@ -1,7 +1,5 @@
 import ops
-from ops.dropout import keep_mask
 from ops.random import make_key
-from tinygrad2.backend import xp_of
 from tinygrad2.module import Module
 
 
@@ -29,14 +27,11 @@ class Dropout(Module):
             return x
         return ops.dropout(x, self.p, self.key, self.first_sequence * (x.size // len(x)))
 
-    def mask(self, like, shape):
-        """The factors themselves, shape (B, ...), where dropout happens inside another op; None when inactive."""
+    def inside(self, numbers_per_sequence):
+        """(p, key, first) for an op that drops values itself, so many of each sequence; p is 0 when inactive."""
         if not self.active:
-            return None
-        first = self.first_sequence
-        for n in shape[1:]:
-            first *= n
-        return keep_mask(xp_of(like.data), shape, self.p, self.key, first, like.dtype)
+            return 0.0, 0, 0
+        return self.p, self.key, self.first_sequence * numbers_per_sequence
 
 
 def set_dropout(model, seed, step, first_sequence=0):

@@ -1,3 +1,5 @@
+import math
+
 import ops
 from models.dropout import Dropout
 from tinygrad2.module import Module
@@ -13,5 +15,5 @@ class Head(Module):
         self.attn_dropout = Dropout(dropout)
 
     def forward(self, q, k, v):                                   # q (..., Tq, hs); k, v (..., Tk, hs)
-        keep = self.attn_dropout.mask(q, (*q.shape[:-1], k.shape[-2]))
-        return ops.attention(q, k, v, keep)                       # (..., Tq, hs)
+        weights = math.prod(q.shape[1:-1]) * k.shape[-2]          # of one sequence, of all its heads
+        return ops.attention(q, k, v, *self.attn_dropout.inside(weights))   # (..., Tq, hs)

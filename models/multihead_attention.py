@@ -1,3 +1,4 @@
+import ops
 from models.dropout import Dropout
 from models.head import Head
 from models.linear import Linear
@@ -24,8 +25,7 @@ class MultiHeadAttention(Module):
 
     def forward(self, x):                                         # (B, T, C)
         B, T, C = x.shape
-        qkv = self.c_attn(x)                                      # (B, T, 3C)
-        q, k, v = (self.split_heads(qkv[..., i * C : (i + 1) * C]) for i in range(3))
+        q, k, v = map(self.split_heads, ops.split(self.c_attn(x), 3))   # each (B, nh, T, hs)
         out = self.head(q, k, v)                                  # (B, nh, T, hs)
         out = out.transpose(0, 2, 1, 3).reshape(B, T, C)          # heads side by side again
         return self.resid_dropout(self.c_proj(out))               # (B, T, C)

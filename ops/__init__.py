@@ -5,6 +5,7 @@ function of Tensors: `ops.softmax(x)`, `ops.layernorm(x, weight, bias)`.
 """
 
 from ops.add import add
+from ops.add_layernorm import add_layernorm
 from ops.attention import attention
 from ops.concatenate import concatenate
 from ops.cross_entropy import cross_entropy
@@ -28,14 +29,15 @@ from ops.neg import neg
 from ops.pow import pow
 from ops.reshape import reshape
 from ops.softmax import softmax
+from ops.split import split
 from ops.sub import sub
 from ops.sum import sum
 from ops.transpose import transpose
 
 __all__ = [
-    "add", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "gelu_erf",
-    "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mlp", "mul", "neg", "pow",
-    "reshape", "softmax", "sub", "sum", "transpose",
+    "add", "add_layernorm", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
+    "gelu_erf", "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mlp",
+    "mul", "neg", "pow", "reshape", "softmax", "split", "sub", "sum", "transpose",
 ]  # fmt: skip
 
 try:

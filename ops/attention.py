@@ -1,5 +1,6 @@
 import math
 
+from ops.dropout import keep_mask
 from tinygrad2.function import Function
 from tinygrad2.tensor import apply
 
@@ -12,8 +13,9 @@ class Attention(Function):
         w = softmax(s)             each row a distribution over the past
         out = w v
 
-    With dropout, w is multiplied by `keep` (0, or 1/(1-p) where kept) before it meets v. The Tq queries are the last
-    of the Tk positions: query i sees the keys 0 .. i + Tk - Tq. All axes in front of T are batches (sequences, heads).
+    With dropout, w is multiplied by keep (0, or 1/(1-p) where kept; ops/dropout.py) before it meets v. The Tq queries
+    are the last of the Tk positions: query i sees the keys 0 .. i + Tk - Tq. All axes in front of T are batches
+    (sequences, heads).
 
     Backward, the three formulas in reverse order (ops/matmul.py, ops/softmax.py); a masked s is a constant, its w is 0
     and so is its ds:
@@ -26,24 +28,25 @@ class Attention(Function):
     Vaswani et al., "Attention is all you need", 2017, equation 1.
     """
 
-    def forward(self, q, k, v, keep=None):                        # q (..., Tq, hs); k, v (..., Tk, hs)
+    def forward(self, q, k, v, p=0.0, key=0, first=0):            # q (..., Tq, hs); k, v (..., Tk, hs)
         scale = 1 / math.sqrt(q.shape[-1])
         s = (q * scale) @ k.swapaxes(-1, -2)                      # (..., Tq, Tk)
         s = self.xp.where(future(self.xp, *s.shape[-2:]), -math.inf, s)
         e = self.xp.exp(s - s.max(-1, keepdims=True))             # e^-inf = 0
         w = e / e.sum(-1, keepdims=True)                          # (..., Tq, Tk)
-        self.save(q, k, v, w, keep)
-        return (w if keep is None else w * keep) @ v              # (..., Tq, hs)
+        self.save(q, k, v, w, (p, key, first))
+        return self._drop(w, p, key, first) @ v                   # (..., Tq, hs)
 
     def backward(self, dout):
-        q, k, v, w, keep = self.saved
+        q, k, v, w, dropout = self.saved
         scale = 1 / math.sqrt(q.shape[-1])
-        dv = (w if keep is None else w * keep).swapaxes(-1, -2) @ dout
-        dw = dout @ v.swapaxes(-1, -2)                            # (..., Tq, Tk)
-        if keep is not None:
-            dw *= keep
+        dv = self._drop(w, *dropout).swapaxes(-1, -2) @ dout
+        dw = self._drop(dout @ v.swapaxes(-1, -2), *dropout)      # (..., Tq, Tk)
         ds = w * (dw - (dw * w).sum(-1, keepdims=True))
         return ds @ (k * scale), ds.swapaxes(-1, -2) @ (q * scale), dv
+
+    def _drop(self, x, p, key, first):
+        return x * keep_mask(self.xp, x.shape, p, key, first, x.dtype) if p else x
 
 
 def future(xp, Tq, Tk):
@@ -56,9 +59,9 @@ def future(xp, Tq, Tk):
     return xp.arange(Tk) > position
 
 
-def attention(q, k, v, keep=None):
+def attention(q, k, v, p=0.0, key=0, first=0):
     """Causal attention of q (..., Tq, hs) over k, v (..., Tk, hs): (..., Tq, hs).
 
-    `keep` is a dropout mask, an array (..., Tq, Tk) that gets no gradient, or None.
+    A share p of the weights (..., Tq, Tk) is dropped; key and first choose which, as in ops/dropout.py.
     """
-    return apply(Attention, q, k, v, keep=keep)
+    return apply(Attention, q, k, v, p=p, key=key, first=first)

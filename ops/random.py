@@ -5,8 +5,8 @@ whoever asks, in any order and in any part: what was drawn does not depend on ho
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-_GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
-_FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
+FACTOR_1, FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 
@@ -16,15 +16,15 @@ def mix(z):
     Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
     """
     uint64 = z.dtype.type                                         # spelled out: the factors do not fit an int64
-    z = (z ^ (z >> 30)) * uint64(_FACTOR_1)
-    z = (z ^ (z >> 27)) * uint64(_FACTOR_2)
+    z = (z ^ (z >> 30)) * uint64(FACTOR_1)
+    z = (z ^ (z >> 27)) * uint64(FACTOR_2)
     return z ^ (z >> 31)
 
 
 def mix_int(z):
     """The same as `mix` for one Python integer."""
-    z = ((z ^ (z >> 30)) * _FACTOR_1) & _MASK
-    z = ((z ^ (z >> 27)) * _FACTOR_2) & _MASK
+    z = ((z ^ (z >> 30)) * FACTOR_1) & _MASK
+    z = ((z ^ (z >> 27)) * FACTOR_2) & _MASK
     return z ^ (z >> 31)
 
 
@@ -32,7 +32,7 @@ def make_key(*parts):
     """One 64-bit key out of several integers, for example (seed, step, layer). Their order matters."""
     key = 0
     for part in parts:
-        key = mix_int((key + _GOLDEN * (part + 1)) & _MASK)
+        key = mix_int((key + GOLDEN * (part + 1)) & _MASK)
     return key
 
 
@@ -42,5 +42,5 @@ def uniform(xp, shape, key, first=0):
     for n in shape:
         size *= n
     counter = xp.arange(first + 1, first + 1 + size, dtype=xp.uint64)
-    bits = mix(counter * xp.uint64(_GOLDEN) + xp.uint64(key))     # (size,) uint64
+    bits = mix(counter * xp.uint64(GOLDEN) + xp.uint64(key))     # (size,) uint64
     return ((bits >> 40).astype(xp.float32) * 2.0**-24).reshape(shape)   # the upper 24 bits fill a float32

@@ -123,8 +123,6 @@ _ROWS = [  # for what works along an axis
     sample(repeated(3, 4)),
 ]
 
-_KEEP = 2 * np.random.default_rng(3).integers(0, 2, (2, 5, 5)).astype(np.float32)  # a dropout mask, p = 1/2
-
 SAMPLES = {
     "add": _BINARY,
     "sub": _BINARY,
@@ -243,6 +241,21 @@ SAMPLES = {
         sample(transposed(3, 4), transposed(4, 6), (6,), (6, 5), (5,)),
         sample(repeated(3, 4), (4, 6), (6,), (6, 5), (5,)),
     ],
+    "add_layernorm": [
+        sample((3, 4), (3, 4), (4,), (4,)),
+        sample((2, 3, 4), (2, 3, 4), (4,), None),
+        sample((5,), (5,), (5,), (5,)),
+        sample((7, 1023), (7, 1023), (1023,), (1023,), eps=0.1),
+        sample(transposed(3, 4), repeated(3, 4), (4,), (4,)),
+    ],
+    "split": [
+        sample((2, 12), parts=3),
+        sample((2, 3, 4), parts=2),
+        sample((3, 4), parts=1),
+        sample((7, 1023), parts=3),
+        sample(transposed(3, 4), parts=2),
+        sample(repeated(3, 4), parts=2),
+    ],
     "linear_cross_entropy": [
         sample((3, 4), (7, 4), integers(3, below=7)),
         sample((2, 3, 4), (7, 4), integers(2, 3, below=7)),
@@ -258,7 +271,9 @@ SAMPLES = {
         sample((2, 2, 4), (2, 6, 4), (2, 6, 4)),  # the last two queries of six positions
         sample((1, 1), (1, 1), (1, 1)),
         sample((2, 65, 7), (2, 65, 7), (2, 65, 7)),
-        sample((2, 5, 4), (2, 5, 4), (2, 5, 4), keep=_KEEP),
+        sample((2, 5, 4), (2, 5, 4), (2, 5, 4), p=0.5, key=3),
+        sample((2, 3, 70, 4), (2, 3, 130, 4), (2, 3, 130, 4), p=0.1, key=4, first=77),
+        sample((2, 3, 130, 16), (2, 3, 130, 16), (2, 3, 130, 16)),
         sample(transposed(5, 4), transposed(5, 4), repeated(5, 4)),
     ],
     "dropout": [

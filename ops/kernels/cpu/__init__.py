@@ -1,3 +1,17 @@
 """The CPU's versions of the ops: Numba loops and BLAS calls. Importing the package registers them; nothing compiles."""
 
-from ops.kernels.cpu import adam, cross_entropy, gelu, linear, linear_cross_entropy, mlp  # noqa: F401
+from ops.kernels.cpu import (  # noqa: F401
+    adam,
+    add,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    layernorm,
+    linear,
+    linear_cross_entropy,
+    mlp,
+    softmax,
+    split,
+)

@@ -1,0 +1,173 @@
+"""Attention on the CPU. Same formulas; what changes, and what it bought:
+
+- Queries go in blocks of 64. A block multiplies only the keys up to its own last query, so what lies above the diagonal
+  is not computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
+- Not w but the logarithm of each row's sum is kept (the trick of FlashAttention, Dao et al. 2022): backward makes the
+  block of w again with one product and one exp.
+- sum over keys of dw * w, which the page takes over T numbers, is the sum over hs channels of dout * out: put
+  dw = dout vT in and out = w v comes out.
+- Heads are shared out over the threads, each with its own small products on one BLAS thread: BLAS would split each
+  product, and wait for its threads 72 times per layer.
+- q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written as the same
+  slices of one array, which is then the projection's gradient without a copy (see split.py).
+- Dropout's mask is computed where it is used, number by number.
+"""
+
+import math
+
+import numpy as np
+
+from ops.attention import Attention
+from ops.kernels.cpu.blas import address, available, one_thread, sgemm
+from ops.kernels.cpu.compiler import exp32, inlined, is_float32, jit, max32
+from ops.kernels.cpu.dropout import keep32
+from tinygrad2.threads import POOL
+
+_BLOCK = 64
+_MASKED = np.float32(-1e30)                                       # only until the row's tail is set to zero
+
+
+class AttentionCPU(Attention, backend="numpy"):
+    @classmethod
+    def supports(cls, q, k, v):
+        same_batch = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and 2 <= q.ndim <= 4 and q.size and k.size
+        same_sizes = q.shape[-1] == k.shape[-1] == v.shape[-1] and k.shape[-2] == v.shape[-2] >= q.shape[-2]
+        return available and is_float32(q, k, v) and same_batch and same_sizes
+
+    def forward(self, q, k, v, p=0.0, key=0, first=0):
+        shape = q.shape
+        q, k, v = map(_four_axes, (q, k, v))                      # (B, nh, T, hs)
+        B, nh, Tq, hs = q.shape
+        out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
+        logsum = np.empty((B, nh, Tq), np.float32)
+        dropout = np.float32(p), np.uint64(key), np.uint64(first)
+        with one_thread():
+            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, np.float32(1 / math.sqrt(hs)), *dropout)
+        self.save(q, k, v, out, logsum, dropout)
+        return out.reshape(shape)
+
+    def backward(self, dout):
+        q, k, v, out, logsum, dropout = self.saved
+        shape_q, shape_k = dout.shape, (*dout.shape[:-2], *k.shape[-2:])
+        dout = _four_axes(dout)
+        (B, nh, Tq, hs), Tk = q.shape, k.shape[2]
+        if Tq == Tk:
+            packed = np.empty((B, Tk, 3, nh, hs), np.float32)
+            dq, dk, dv = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        else:
+            dq, dk, dv = (np.empty((B, nh, T, hs), np.float32) for T in (Tq, Tk, Tk))
+        scale = np.float32(1 / math.sqrt(hs))
+        with one_thread():
+            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, scale, *dropout)
+        return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
+
+
+def _four_axes(x):
+    if x.strides[-1] != 4 or any(stride % 4 or stride <= 0 for stride in x.strides):
+        x = np.ascontiguousarray(x)
+    return x[(None,) * (4 - x.ndim)]
+
+
+@inlined
+def _row(x, b, h, t):
+    """The memory address of row t of a head."""
+    return x.ctypes.data + b * x.strides[0] + h * x.strides[1] + t * x.strides[2]
+
+
+@inlined
+def _step(x):
+    """How far apart rows are, in elements."""
+    return max(x.strides[2] // 4, x.shape[3])
+
+
+@jit
+def _softmax_row(row, seen):
+    """row becomes e^(row - largest) over the first `seen` scores and 0 behind them; gives (largest, sum)."""
+    row[seen:] = _MASKED                                          # whole rows vectorise better than ragged ones
+    largest = row[0]
+    for j in range(row.size):
+        largest = max32(largest, row[j])
+    total = np.float32(0)
+    for j in range(row.size):
+        row[j] = exp32(row[j] - largest)
+        total += row[j]                                           # masked ones add 1e-30, lost beside the largest's 1
+    row[seen:] = np.float32(0)
+    return largest, total
+
+
+@jit
+def _drop_row(row, p, key, place):
+    for j in range(row.size):
+        row[j] *= keep32(p, key, place + np.uint64(j))
+
+
+@jit
+def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
+    (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
+    scores = np.empty(_BLOCK * Tk, np.float32)
+    for head in range(lo, hi):
+        b, h = head // nh, head % nh
+        for t in range(0, Tq, _BLOCK):
+            m = min(_BLOCK, Tq - t)
+            n = Tk - Tq + t + m                                   # keys up to the block's last query
+            w = scores[: m * n].reshape(m, n)
+            sgemm(gemm, False, True, m, n, hs, scale, _row(q, b, h, t), _step(q), _row(k, b, h, 0), _step(k), 0.0,
+                  w.ctypes.data, n)
+            for i in range(m):
+                largest, total = _softmax_row(w[i], n - m + i + 1)
+                logsum[b, h, t + i] = largest + np.float32(math.log(total))
+                factor = np.float32(1) / total
+                row = w[i]
+                for j in range(row.size):
+                    row[j] *= factor
+                if p > 0:
+                    _drop_row(row, p, key, first + np.uint64((head * Tq + t + i) * Tk))
+            sgemm(gemm, False, False, m, hs, n, 1.0, w.ctypes.data, n, _row(v, b, h, 0), _step(v), 0.0,
+                  _row(out, b, h, t), _step(out))
+
+
+@jit
+def _ds_row(w, dw, logsum, average, scale, seen, p, key, place):
+    """From scores and dout vT: w becomes w keep, dw becomes ds (times scale)."""
+    for j in range(w.size):
+        w[j] = exp32(w[j] - logsum)
+    w[seen:] = np.float32(0)
+    if p > 0:
+        for j in range(w.size):
+            keep = keep32(p, key, place + np.uint64(j))
+            dw[j] = w[j] * (dw[j] * keep - average) * scale
+            w[j] *= keep
+    else:
+        for j in range(w.size):
+            dw[j] = w[j] * (dw[j] - average) * scale
+
+
+@jit
+def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, key, first):
+    (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
+    scores, dscores = np.empty(_BLOCK * Tk, np.float32), np.empty(_BLOCK * Tk, np.float32)
+    for head in range(lo, hi):
+        b, h = head // nh, head % nh
+        beta = 0.0                                                # the last block sees all keys: it sets dk and dv
+        for block in range((Tq - 1) // _BLOCK, -1, -1):
+            t = block * _BLOCK
+            m = min(_BLOCK, Tq - t)
+            n = Tk - Tq + t + m
+            w, dw = scores[: m * n].reshape(m, n), dscores[: m * n].reshape(m, n)
+            sgemm(gemm, False, True, m, n, hs, scale, _row(q, b, h, t), _step(q), _row(k, b, h, 0), _step(k), 0.0,
+                  w.ctypes.data, n)
+            sgemm(gemm, False, True, m, n, hs, 1.0, _row(dout, b, h, t), _step(dout), _row(v, b, h, 0), _step(v), 0.0,
+                  dw.ctypes.data, n)
+            for i in range(m):
+                average = np.float32(0)
+                for j in range(hs):
+                    average += out[b, h, t + i, j] * dout[b, h, t + i, j]
+                place = first + np.uint64((head * Tq + t + i) * Tk)
+                _ds_row(w[i], dw[i], logsum[b, h, t + i], average, scale, n - m + i + 1, p, key, place)
+            sgemm(gemm, True, False, n, hs, m, 1.0, w.ctypes.data, n, _row(dout, b, h, t), _step(dout), beta,
+                  _row(dv, b, h, 0), _step(dv))
+            sgemm(gemm, True, False, n, hs, m, 1.0, dw.ctypes.data, n, _row(q, b, h, t), _step(q), beta,
+                  _row(dk, b, h, 0), _step(dk))
+            sgemm(gemm, False, False, m, hs, n, 1.0, dw.ctypes.data, n, _row(k, b, h, 0), _step(k), 0.0,
+                  _row(dq, b, h, t), _step(dq))
+            beta = 1.0
