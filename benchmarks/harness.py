@@ -126,7 +126,7 @@ def ratio_of(theirs, ours):
 
 
 def save(name, rows, **about):
-    """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine, date, versions."""
+    """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine and versions."""
     about = dict(
         date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
         versions=versions("numpy", "numba", "torch", "transformers", "tokenizers", "tiktoken"), **about,

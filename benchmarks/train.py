@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 
-from benchmarks.harness import Side, bandwidth, installed, load_average, ratio_of, save
+from benchmarks.harness import Side, installed, load_average, ratio_of, save
 
 SIDES = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "reference")
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -54,7 +54,8 @@ def run(args, rivals):
         Side(name, "benchmarks.train_side", name, text, env=TUNED if name.endswith("tuned") else None)
         for name in ["ours", *rivals]
     ]
-    print(f"{args.model}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), float32; load {load_average()}")
+    print(f"{args.model}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), float32, "
+          f"load {load_average()}")
     losses = {side.name: side.ask(steps=args.warmup)["losses"] for side in sides}
     ms, rss, peaks = {side.name: [] for side in sides}, {}, []
     for turn in range(args.turns):
@@ -100,8 +101,8 @@ def report(args, config, losses, ms, rss, limits):
             losses_apart=float(f"{apart:.2g}"), gemm_gflops=round(gemm / 1e9, 1), copy_gb_s=round(memory / 1e9, 1),
         )  # fmt: skip
         rows.append(row)
-        print(f"{name:20} min {row['min_ms']:9.2f}  median {row['median_ms']:9.2f} ms  {row['tokens_per_s']:9.1f} tok/s  "
-              f"x{ratio:.2f} ({low:.2f} .. {high:.2f})  {row['peak_rss_mb']:5} MB  "
+        print(f"{name:20} min {row['min_ms']:9.2f}  median {row['median_ms']:9.2f} ms  "
+              f"{row['tokens_per_s']:9.1f} tok/s  x{ratio:.2f} ({low:.2f} .. {high:.2f})  {row['peak_rss_mb']:5} MB  "
               f"{row['share_of_gemm_peak']:.0%} of peak  losses apart {apart:.1e}")
     worst = max(row["losses_apart"] for row in rows)
     if worst > 1e-3:

@@ -40,13 +40,20 @@ class Attention(Function):
     def backward(self, dout):
         q, k, v, w, dropout = self.saved
         scale = 1 / math.sqrt(q.shape[-1])
-        dv = self._drop(w, *dropout).swapaxes(-1, -2) @ dout
+        wk = self._drop(w, *dropout)
+        dv = wk.swapaxes(-1, -2) @ dout
         dw = self._drop(dout @ v.swapaxes(-1, -2), *dropout)      # (..., Tq, Tk)
         ds = w * (dw - (dw * w).sum(-1, keepdims=True))
-        return ds @ (k * scale), ds.swapaxes(-1, -2) @ (q * scale), dv
+        ds *= scale
+        dq = ds @ k
+        dk = ds.swapaxes(-1, -2) @ q
+        return dq, dk, dv
 
     def _drop(self, x, p, key, first):
-        return x * keep_mask(self.xp, x.shape, p, key, first, x.dtype) if p else x
+        if p == 0:
+            return x
+        keep = keep_mask(self.xp, x.shape, p, key, first, x.dtype)
+        return x * keep
 
 
 def future(xp, Tq, Tk):

@@ -26,6 +26,7 @@ def chebyshev_coefficients(f, degree, lo, hi):
 
 
 def scaled_erfc(s):
+    """e^(x^2) erfc(x) at the x >= 0 that belongs to s."""
     x = 2 * (1 + s) / (1 - s)
     return math.exp(x * x) * math.erfc(x)
 

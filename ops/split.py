@@ -21,7 +21,10 @@ class Split(Function):
 
 
 def split(x, parts):
-    """`parts` Tensors (..., C) that share the last axis of x (..., parts * C). Raises ValueError where it does not fit."""
+    """`parts` Tensors (..., C) that share out the last axis of x (..., parts * C).
+
+    Raises ValueError where it does not divide.
+    """
     if x.shape[-1] % parts:
         raise ValueError(f"split: {x.shape[-1]} channels do not make {parts} equal parts")
     return apply(Split, x, parts=parts)

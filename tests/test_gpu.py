@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from kernel_checks import is_float, run
+from kernel_checks import is_float, run, stacked
 from test_backends import CASES, PAGES, on_device, training_steps
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
@@ -18,8 +18,9 @@ def test_every_op_equals_the_cpu(name, sample):
     out, dout, gradients = run(PAGES[name], arrays, sample.options)
     node = PAGES[name](cupy, [is_float(a) for a in arrays])
     options = {key: on_device(value, cupy) for key, value in sample.options.items()}
-    got_out = node.forward(*(on_device(a, cupy) for a in arrays), **options)
-    got_gradients = node.backward(cupy.asarray(dout))
+    got_out, several = stacked(node.forward(*(on_device(a, cupy) for a in arrays), **options), cupy)
+    ddout = cupy.asarray(dout)
+    got_gradients = node.backward(tuple(ddout) if several else ddout)
     for got, expected in zip([got_out, *got_gradients], [out, *gradients]):
         if expected is not None:
             assert np.allclose(cupy.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))

@@ -14,6 +14,7 @@ from models.dropout import Dropout, set_dropout
 from models.head import Head
 from models.multihead_attention import MultiHeadAttention
 from models.sampling import sample
+from ops.dropout import keep_mask
 from tinygrad2 import Tensor, no_grad
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm
@@ -186,15 +187,16 @@ def test_attention_equals_its_composition_of_small_ops(Tq, Tk, dropped):
     data = [rng.standard_normal((2, 3, T, 4)) for T in (Tq, Tk, Tk)]
     dout = rng.standard_normal((2, 3, Tq, 4))
     mask = np.where(np.tri(Tq, Tk, Tk - Tq, dtype=bool), 0.0, -np.inf)
-    keep = rng.integers(0, 2, (2, 3, Tq, Tk)) * 2.0 if dropped else None
+    dropout = (0.5, 11, 77) if dropped else (0.0, 0, 0)
+    keep = keep_mask(np, (2, 3, Tq, Tk), *dropout, np.float64)
     results = []
     for composed in (False, True):
         q, k, v = (Tensor(a, requires_grad=True) for a in data)
         if composed:
             w = ops.softmax(q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(4)) + mask)
-            out = (w * keep if dropped else w) @ v
+            out = (w * keep) @ v
         else:
-            out = ops.attention(q, k, v, keep)
+            out = ops.attention(q, k, v, *dropout)
         out.backward(dout)
         results.append([out.numpy(), q.grad, k.grad, v.grad])
     for one, other in zip(*results):
@@ -402,7 +404,8 @@ def test_dropout_keeps_the_mean():
     x = Tensor(np.full((50, 40, 50), 2.0, np.float32))
     out = layer(x).numpy()
     assert out.mean() == pytest.approx(2.0, abs=0.02) and (out == 0).mean() == pytest.approx(0.3, abs=0.01)
-    assert layer.mask(x, (50, 40, 40)).mean() == pytest.approx(1.0, abs=0.01)
+    mask = keep_mask(np, (50, 40, 40), *layer.inside(1600), np.float32)
+    assert mask.mean() == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -437,13 +440,13 @@ def test_masks_of_every_layer_are_cut_from_the_same_whole():
     """Rows 2 and 3 alone have, bit for bit, the masks of rows 2 and 3 of the batch."""
     shape = (4, 2, 6, 6)
     model = tiny(dropout=0.3)
-    like = model.wte.weight
     layers = [module for _, module in model.named_modules() if isinstance(module, Dropout)]
     for layer in layers:
         set_dropout(model, seed=1, step=5)
-        whole, passed = layer.mask(like, shape), layer(Tensor(np.ones(shape, np.float32))).numpy()
+        whole = keep_mask(np, shape, *layer.inside(72), np.float32)
+        passed = layer(Tensor(np.ones(shape, np.float32))).numpy()
         set_dropout(model, seed=1, step=5, first_sequence=2)
-        assert np.array_equal(layer.mask(like, (2, *shape[1:])), whole[2:])
+        assert np.array_equal(keep_mask(np, (2, *shape[1:]), *layer.inside(72), np.float32), whole[2:])
         assert np.array_equal(layer(Tensor(np.ones((2, *shape[1:]), np.float32))).numpy(), passed[2:])
         assert np.array_equal(passed, whole) and not np.array_equal(whole[2:], whole[:2])
 

@@ -4,12 +4,15 @@ Differences are relative to the largest number of each tensor, every parameter's
 1.3e-6 in float32 and 4e-15 in float64; the bounds leave room for other processors and libraries.
 """
 
+import math
+
 import numpy as np
 import pytest
 from test_models import TEN_LOSSES, tiny, tokens
 
 from models import GPT, GPTConfig
 from models.dropout import Dropout, set_dropout
+from ops.dropout import keep_mask
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm
 
@@ -114,7 +117,8 @@ def test_dropout_falls_in_the_same_places():
     B, T, C, nh = 3, model.config.block_size, model.config.n_embd, model.config.n_head
     for mask, layer in zip(masks, layers):
         in_attention = any(mask is block.attn.attn_dropout for block in twin.h)
-        keep = layer.mask(model.wte.weight, (B, nh, T, T) if in_attention else (B, T, C))
+        shape = (B, nh, T, T) if in_attention else (B, T, C)
+        keep = keep_mask(np, shape, *layer.inside(math.prod(shape[1:])), np.float64)
         mask.keep = torch.from_numpy(keep)
     compare(*both(model, *batch(model.config), twin), FLOAT64)
 

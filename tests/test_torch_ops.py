@@ -8,7 +8,7 @@ smaller than a hundredth of the largest number that went in.
 
 import numpy as np
 import pytest
-from kernel_checks import cotangent, is_float, reference_ops
+from kernel_checks import cotangent, is_float, joined, reference_ops
 from samples import SAMPLES, integers, positive, sample
 
 import ops
@@ -46,13 +46,26 @@ def index(x, key):
     return x[tuple(torch.from_numpy(k) if isinstance(k, np.ndarray) else k for k in parts)]
 
 
-def attention(q, k, v, keep=None):
+def attention(q, k, v, p=0.0, key=0, first=0):
     Tq, Tk = q.shape[-2], k.shape[-2]
     mask = torch.ones(Tq, Tk).tril(Tk - Tq).bool()
-    if keep is None:
+    if not p:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     s = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
-    return (s.softmax(-1) * torch.from_numpy(keep)) @ v
+    return dropout(s.softmax(-1), p, key, first) @ v
+
+
+def mlp(x, weight1, bias1, weight2, bias2, exact=False):
+    h = F.gelu(F.linear(x, weight1.T, bias1), approximate="none" if exact else "tanh")
+    return F.linear(h, weight2.T, bias2)
+
+
+def add_layernorm(x, delta, w, b=None, eps=1e-5):
+    return x + delta, F.layer_norm(x + delta, w.shape, w, b, eps)
+
+
+def linear_cross_entropy(x, weight, targets, ignore_index=-1):
+    return cross_entropy(x @ weight.T, targets, ignore_index)
 
 
 def cross_entropy(logits, targets, ignore_index=-1):
@@ -81,6 +94,10 @@ PEERS = {
     "concatenate": lambda *xs, axis=0: torch.cat(xs, dim=axis),
     "matmul": torch.matmul,
     "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
+    "mlp": mlp,
+    "add_layernorm": add_layernorm,
+    "linear_cross_entropy": linear_cross_entropy,
+    "split": lambda x, parts: x.chunk(parts, dim=-1),
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_erf": F.gelu,
     "softmax": along(torch.softmax),
@@ -101,7 +118,6 @@ def test_every_op_has_a_peer():
 
 _BROADCAST = [sample((2, 1, 3, 1), (4, 1, 5)), sample((1, 1, 1), (2, 3)), sample((2, 3), (1, 2, 1, 3))]
 _AXES = [sample((2, 3, 4, 5), axis=(-1, -3)), sample((2, 3, 4), axis=-2), sample((2, 3, 4), axis=(1,), keepdims=True)]
-_KEEP = 1.25 * (np.random.default_rng(4).random((2, 3, 2, 6)) < 0.8).astype(np.float32)  # a dropout mask, p = 1/5
 
 MORE = {
     "add": _BROADCAST,
@@ -143,7 +159,7 @@ MORE = {
         sample((5, 7), integers(5, below=7), ignore_index=-100),
     ],
     "attention": [
-        sample((2, 3, 2, 4), (2, 3, 6, 4), (2, 3, 6, 4), keep=_KEEP),
+        sample((2, 3, 2, 4), (2, 3, 6, 4), (2, 3, 6, 4), p=0.2, key=5, first=6),
         sample((2, 3, 1, 4), (2, 3, 6, 4), (2, 3, 6, 4)),  # a single query, as in generation
         sample((3, 9, 1), (3, 9, 1), (3, 9, 1)),
     ],
@@ -193,6 +209,8 @@ def both(name, arrays, options, wanted):
             tensor(a, requires_grad=need) if isinstance(a, np.ndarray) else a for a, need in zip(arrays, wanted)
         ]
         out = op(*inputs, **options)
+        if isinstance(out, tuple):
+            out = joined(out) if tensor is Tensor else torch.stack(out)
         dout = cotangent(out.detach().numpy())
         out.backward(torch.from_numpy(dout) if tensor is torch.tensor else dout)
         gradients = [np.asarray(x.grad) for x, need in zip(inputs, wanted) if need]

@@ -19,6 +19,8 @@ Directions are cheap (four evaluations whatever the size); only where they disag
 
 import itertools
 import math
+import sys
+import types
 
 import numpy as np
 
@@ -251,3 +253,13 @@ def _missing_sum(fn, arrays, i, dout, analytic):
                         "over it: each copy sends a gradient back (see ops/broadcast.py)"
                     )
     return ""
+
+
+class _Callable(types.ModuleType):
+    """Importing this file makes `tinygrad2.gradcheck` the module, where users want the function: so it is both."""
+
+    def __call__(self, *args, **kwargs):
+        return gradcheck(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

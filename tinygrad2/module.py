@@ -137,6 +137,10 @@ class FlatBuffers:
             parameter.grad  # noqa: B018  writes the zeros of one that got no gradient since zero_grad
         return self._grad
 
+    @grad.setter
+    def grad(self, values):
+        self._grad[...] = values  # in place: the parameters' gradients are views of it
+
     def zero_grad(self):
         for parameter in self.parameters:
             parameter.zero_grad()

@@ -222,8 +222,8 @@ def apply(op, *inputs, **options):
     """Run `op` on Tensors, arrays, numbers (or None for an optional input) and record it. Gives a Tensor.
 
     The one place that unwraps inputs, checks that they fit together, picks the implementation, and wraps the result.
-    An op whose forward gives a tuple gives a tuple of Tensors. Raises TypeError for mixed devices or mixed float dtypes,
-    naming the op and its operands.
+    An op whose forward gives a tuple gives a tuple of Tensors.
+    Raises TypeError for mixed devices or mixed float dtypes, naming the op and its operands.
     """
     arrays = [_plain(value) for value in inputs]
     xp, float_dtype = _check_operands(op, arrays)

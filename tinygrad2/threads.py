@@ -30,7 +30,7 @@ def plan_threads(threads=None, default=None):
     threads    what the user asked for with a flag: goes before everything
     default    where neither a flag nor an environment variable says something; None means all cores
 
-    Where NumPy is there already, the number still holds for the pool, and for BLAS it is set late (see ops/kernels/cpu).
+    Where NumPy is there already, the number still holds for the pool, and for BLAS it comes too late.
     """
     if threads is None:
         asked = os.environ.get(_COUNTS[0]) or os.environ.get(_COUNTS[1]) or ""

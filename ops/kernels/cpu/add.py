@@ -20,6 +20,9 @@ class AddCPU(Add, backend="numpy"):
     def forward(self, a, b):
         self.save(a.shape, b.shape)
         out = np.empty_like(a)
-        flat = [x.reshape(-1) for x in (a, b, out)]
-        POOL.split(lambda lo, hi: np.add(flat[0][lo:hi], flat[1][lo:hi], out=flat[2][lo:hi]), a.size, grain=1 << 16)
+        POOL.split(_add, a.size, a.reshape(-1), b.reshape(-1), out.reshape(-1), grain=1 << 16)
         return out
+
+
+def _add(lo, hi, a, b, out):
+    np.add(a[lo:hi], b[lo:hi], out=out[lo:hi])

@@ -18,25 +18,27 @@ import math
 import numpy as np
 
 from ops.attention import Attention
-from ops.kernels.cpu.blas import address, available, one_thread, sgemm
-from ops.kernels.cpu.compiler import exp32, inlined, is_float32, jit, max32
+from ops.kernels.cpu.arithmetic import exp32, max32
+from ops.kernels.cpu.blas import address, available, one_thread
+from ops.kernels.cpu.compiler import is_float32, jit
 from ops.kernels.cpu.dropout import keep32
+from ops.kernels.cpu.heads import add_transposed, four_axes, rows_times_rows, weights_times_rows
 from tinygrad2.threads import POOL
 
-_BLOCK = 64
-_MASKED = np.float32(-1e30)                                       # only until the row's tail is set to zero
+_BLOCK, _MASKED = 64, np.float32(-1e30)                           # masked until the row's tail is set to zero
 
 
 class AttentionCPU(Attention, backend="numpy"):
     @classmethod
     def supports(cls, q, k, v):
-        same_batch = q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and 2 <= q.ndim <= 4 and q.size and k.size
-        same_sizes = q.shape[-1] == k.shape[-1] == v.shape[-1] and k.shape[-2] == v.shape[-2] >= q.shape[-2]
-        return available and is_float32(q, k, v) and same_batch and same_sizes
+        if not available or not is_float32(q, k, v) or not 2 <= q.ndim <= 4 or not q.size:
+            return False
+        fits = k.shape == v.shape and k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1]
+        return fits and k.shape[-2] >= q.shape[-2]
 
     def forward(self, q, k, v, p=0.0, key=0, first=0):
         shape = q.shape
-        q, k, v = map(_four_axes, (q, k, v))                      # (B, nh, T, hs)
+        q, k, v = map(four_axes, (q, k, v))                      # (B, nh, T, hs)
         B, nh, Tq, hs = q.shape
         out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
         logsum = np.empty((B, nh, Tq), np.float32)
@@ -49,7 +51,7 @@ class AttentionCPU(Attention, backend="numpy"):
     def backward(self, dout):
         q, k, v, out, logsum, dropout = self.saved
         shape_q, shape_k = dout.shape, (*dout.shape[:-2], *k.shape[-2:])
-        dout = _four_axes(dout)
+        dout = four_axes(dout)
         (B, nh, Tq, hs), Tk = q.shape, k.shape[2]
         if Tq == Tk:
             packed = np.empty((B, Tk, 3, nh, hs), np.float32)
@@ -60,24 +62,6 @@ class AttentionCPU(Attention, backend="numpy"):
         with one_thread():
             POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, scale, *dropout)
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
-
-
-def _four_axes(x):
-    if x.strides[-1] != 4 or any(stride % 4 or stride <= 0 for stride in x.strides):
-        x = np.ascontiguousarray(x)
-    return x[(None,) * (4 - x.ndim)]
-
-
-@inlined
-def _row(x, b, h, t):
-    """The memory address of row t of a head."""
-    return x.ctypes.data + b * x.strides[0] + h * x.strides[1] + t * x.strides[2]
-
-
-@inlined
-def _step(x):
-    """How far apart rows are, in elements."""
-    return max(x.strides[2] // 4, x.shape[3])
 
 
 @jit
@@ -103,7 +87,7 @@ def _drop_row(row, p, key, place):
 
 @jit
 def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
-    (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
+    (nh, Tq), Tk = q.shape[1:3], k.shape[2]
     scores = np.empty(_BLOCK * Tk, np.float32)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
@@ -111,8 +95,7 @@ def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
             m = min(_BLOCK, Tq - t)
             n = Tk - Tq + t + m                                   # keys up to the block's last query
             w = scores[: m * n].reshape(m, n)
-            sgemm(gemm, False, True, m, n, hs, scale, _row(q, b, h, t), _step(q), _row(k, b, h, 0), _step(k), 0.0,
-                  w.ctypes.data, n)
+            rows_times_rows(gemm, q, k, b, h, t, scale, w)
             for i in range(m):
                 largest, total = _softmax_row(w[i], n - m + i + 1)
                 logsum[b, h, t + i] = largest + np.float32(math.log(total))
@@ -122,8 +105,7 @@ def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
                     row[j] *= factor
                 if p > 0:
                     _drop_row(row, p, key, first + np.uint64((head * Tq + t + i) * Tk))
-            sgemm(gemm, False, False, m, hs, n, 1.0, w.ctypes.data, n, _row(v, b, h, 0), _step(v), 0.0,
-                  _row(out, b, h, t), _step(out))
+            weights_times_rows(gemm, w, v, b, h, t, out)
 
 
 @jit
@@ -154,20 +136,15 @@ def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, ke
             m = min(_BLOCK, Tq - t)
             n = Tk - Tq + t + m
             w, dw = scores[: m * n].reshape(m, n), dscores[: m * n].reshape(m, n)
-            sgemm(gemm, False, True, m, n, hs, scale, _row(q, b, h, t), _step(q), _row(k, b, h, 0), _step(k), 0.0,
-                  w.ctypes.data, n)
-            sgemm(gemm, False, True, m, n, hs, 1.0, _row(dout, b, h, t), _step(dout), _row(v, b, h, 0), _step(v), 0.0,
-                  dw.ctypes.data, n)
+            rows_times_rows(gemm, q, k, b, h, t, scale, w)
+            rows_times_rows(gemm, dout, v, b, h, t, np.float32(1), dw)
             for i in range(m):
                 average = np.float32(0)
                 for j in range(hs):
                     average += out[b, h, t + i, j] * dout[b, h, t + i, j]
                 place = first + np.uint64((head * Tq + t + i) * Tk)
                 _ds_row(w[i], dw[i], logsum[b, h, t + i], average, scale, n - m + i + 1, p, key, place)
-            sgemm(gemm, True, False, n, hs, m, 1.0, w.ctypes.data, n, _row(dout, b, h, t), _step(dout), beta,
-                  _row(dv, b, h, 0), _step(dv))
-            sgemm(gemm, True, False, n, hs, m, 1.0, dw.ctypes.data, n, _row(q, b, h, t), _step(q), beta,
-                  _row(dk, b, h, 0), _step(dk))
-            sgemm(gemm, False, False, m, hs, n, 1.0, dw.ctypes.data, n, _row(k, b, h, 0), _step(k), 0.0,
-                  _row(dq, b, h, t), _step(dq))
+            add_transposed(gemm, w, dout, b, h, t, beta, dv)
+            add_transposed(gemm, dw, q, b, h, t, beta, dk)
+            weights_times_rows(gemm, dw, k, b, h, t, dq)
             beta = 1.0

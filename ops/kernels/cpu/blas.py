@@ -49,9 +49,9 @@ if available:
 
 
 def gemm(a, b, out, add=False, scale=1.0):
-    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N); rows or columns of a and b must be without gaps.
+    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Gives out.
 
-    Gives out. A transposed view (`x.T`) is read in place.
+    Rows or columns of a and b must be without gaps. A transposed view (`x.T`) is read in place.
     """
     if not available:
         product = np.matmul(a, b) if add else np.matmul(a, b, out=out)

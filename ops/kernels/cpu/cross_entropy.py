@@ -12,7 +12,8 @@ import numpy as np
 
 from ops.cross_entropy import CrossEntropy
 from ops.embedding import check_ids
-from ops.kernels.cpu.compiler import exp32, is_float32, jit, max32, split_rows
+from ops.kernels.cpu.arithmetic import exp32, max32
+from ops.kernels.cpu.compiler import is_float32, jit, split_rows
 
 
 class CrossEntropyCPU(CrossEntropy, backend="numpy"):

@@ -45,7 +45,7 @@ class DropoutCPU(Dropout, backend="numpy"):
 
     def backward(self, dout):
         shape, p, key, first = self.saved
-        return (_run(np.ascontiguousarray(dout), p, key, first),)
+        return (_run(np.asarray(dout, order="C"), p, key, first),)
 
 
 def _run(x, p, key, first):

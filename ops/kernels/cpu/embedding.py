@@ -21,14 +21,14 @@ class EmbeddingCPU(Embedding, backend="numpy"):
 
     def backward(self, dout):
         shape, ids = self.saved
-        rows = np.ascontiguousarray(dout).reshape(-1, shape[1])   # (N, C)
+        rows = np.asarray(dout, order="C").reshape(-1, shape[1])   # (N, C)
         return LateGradient(np, shape, dout.dtype, _writer(rows, ids.reshape(-1).astype(np.int64))), None
 
 
 def _writer(rows, ids):
     def write(out, add):
         if not add:
-            POOL.split(lambda lo, hi: out[lo:hi].fill(0), len(out), grain=max(1, (1 << 18) // max(1, out.shape[1])))
+            POOL.split(lambda lo, hi: out[lo:hi].fill(0), len(out), grain=4096)
         POOL.split(_add_rows, rows.shape[1], rows, ids, out, grain=max(16, (1 << 16) // max(1, len(ids))))
 
     return write

@@ -21,7 +21,7 @@ class LayerNormCPU(LayerNorm, backend="numpy"):
         return x.size > 0 and is_float32(x, weight, bias)
 
     def forward(self, x, weight, bias=None, eps=1e-5):
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x, order="C")
         out, mean, rstd = normalise(x, None, x, weight, bias, eps)
         self.save(x, weight, mean, rstd)
         return out
@@ -37,15 +37,15 @@ class AddLayerNormCPU(AddLayerNorm, backend="numpy"):
         return x.size > 0 and is_float32(x, delta, weight, bias) and x.shape == delta.shape
 
     def forward(self, x, delta, weight, bias=None, eps=1e-5):
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x, order="C")
         s = np.empty_like(x)
-        out, mean, rstd = normalise(x, np.ascontiguousarray(delta), s, weight, bias, eps)
+        out, mean, rstd = normalise(x, np.asarray(delta, order="C"), s, weight, bias, eps)
         self.save(s, weight, mean, rstd)
         return s, out
 
     def backward(self, douts):
         ds, dout = douts
-        dx, dweight, dbias = gradients(*self.saved, dout, np.ascontiguousarray(ds))
+        dx, dweight, dbias = gradients(*self.saved, dout, np.asarray(ds, order="C"))
         return dx, dx, dweight, dbias
 
 
@@ -56,8 +56,8 @@ def normalise(x, delta, s, weight, bias, eps):
     mean, rstd = (np.empty((*x.shape[:-1], 1), np.float32) for _ in range(2))
     bias = np.zeros_like(weight) if bias is None else bias
     arrays = [a.reshape(shape) for a in (x, x if delta is None else delta, s, out)]
-    split_rows(_forward, *arrays[0].shape, *arrays, delta is not None, np.ascontiguousarray(weight),
-               np.ascontiguousarray(bias), np.float32(eps), mean.reshape(-1), rstd.reshape(-1))
+    split_rows(_forward, *arrays[0].shape, *arrays, delta is not None, np.asarray(weight, order="C"),
+               np.asarray(bias, order="C"), np.float32(eps), mean.reshape(-1), rstd.reshape(-1))
     return out, mean, rstd
 
 
@@ -65,10 +65,10 @@ def gradients(x, weight, mean, rstd, dout, dresidual):
     """(dx, dweight, dbias); dresidual, where given, is added to dx."""
     shape = (-1, x.shape[-1])
     dx = np.empty_like(x, order="C")
-    arrays = [np.ascontiguousarray(a).reshape(shape) for a in (x, dout, dx if dresidual is None else dresidual)]
+    arrays = [np.asarray(a, order="C").reshape(shape) for a in (x, dout, dx if dresidual is None else dresidual)]
     partial = np.zeros((2, ROW_BLOCKS, x.shape[-1]), np.float32)
     split_blocks(_backward, *arrays[0].shape, *arrays, dx.reshape(shape), dresidual is not None,
-                 np.ascontiguousarray(weight), mean.reshape(-1), rstd.reshape(-1), partial)
+                 np.asarray(weight, order="C"), mean.reshape(-1), rstd.reshape(-1), partial)
     return dx, partial[0].sum(0), partial[1].sum(0)
 
 

@@ -22,7 +22,7 @@ class LinearCPU(Linear, backend="numpy"):
         return x.size > 0 and is_float32(x, weight, bias) and readable(weight)
 
     def forward(self, x, weight, bias=None):
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x, order="C")
         self.save(x, weight)
         rows = x.reshape(-1, x.shape[-1])                         # (N, I)
         out = product(rows, weight, bias)                         # (N, O)
@@ -31,8 +31,8 @@ class LinearCPU(Linear, backend="numpy"):
     def backward(self, dout):
         x, weight = self.saved
         need_x, need_weight, need_bias = self.needs_grad
-        drows = np.ascontiguousarray(dout).reshape(-1, dout.shape[-1])
-        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+        drows = np.asarray(dout, order="C").reshape(-1, dout.shape[-1])
+        rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])
         return (
             product(drows, weight.T).reshape(x.shape) if need_x else None,
             weight_gradient(rows, drows) if need_weight else None,

@@ -29,7 +29,7 @@ class LinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
         return x.size > 0 and is_float32(x, weight) and readable(weight) and shapes_fit
 
     def forward(self, x, weight, targets, ignore_index=-1):
-        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])   # (N, C)
+        rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])   # (N, C)
         N, V = len(rows), len(weight)
         t, share = targets_and_weights(targets.reshape(-1), V, ignore_index)
         chunks = -(-4 * N * V // _CHUNK)

@@ -23,7 +23,7 @@ class MLPCPU(MLP, backend="numpy"):
         return x.size > 0 and is_float32(x, weight1, bias1, weight2, bias2) and readable(weight1, weight2)
 
     def forward(self, x, weight1, bias1, weight2, bias2, exact=False):
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x, order="C")
         h = product(x.reshape(-1, x.shape[-1]), weight1, bias1)   # (N, H)
         g = Lease(*h.shape)
         split_rows(_gelu, *h.shape, h, g.array, exact)
@@ -34,7 +34,7 @@ class MLPCPU(MLP, backend="numpy"):
         x, h, weight1, weight2, exact = self.saved
         need_x = self.needs_grad[0]
         rows = x.reshape(-1, x.shape[-1])
-        dout = np.ascontiguousarray(dout).reshape(len(rows), -1)
+        dout = np.asarray(dout, order="C").reshape(len(rows), -1)
         lease = Lease(*h.shape)
         dg = gemm(dout, weight2.T, lease.array)                   # (N, H)
         partial = np.zeros((ROW_BLOCKS, h.shape[1]), np.float32)

@@ -5,7 +5,8 @@
 
 import numpy as np
 
-from ops.kernels.cpu.compiler import exp32, is_float32, jit, max32, split_rows
+from ops.kernels.cpu.arithmetic import exp32, max32
+from ops.kernels.cpu.compiler import is_float32, jit, split_rows
 from ops.softmax import Softmax
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-69)                  # e^-69 = 1e-30
@@ -26,7 +27,7 @@ class SoftmaxCPU(Softmax, backend="numpy"):
     def backward(self, dout):
         p, axis = self.saved
         shape = np.moveaxis(p, axis, -1).shape
-        rows = [np.ascontiguousarray(np.moveaxis(a, axis, -1)).reshape(-1, shape[-1]) for a in (p, dout)]
+        rows = [np.asarray(np.moveaxis(a, axis, -1), order="C").reshape(-1, shape[-1]) for a in (p, dout)]
         dx = np.empty_like(rows[0])
         split_rows(_backward, *dx.shape, *rows, dx)
         return (np.moveaxis(dx.reshape(shape), -1, axis),)
