@@ -139,7 +139,6 @@ def main(world, argv=None):
     config, gpt_config = parse(argv, world)
     use_kernels(config.kernels)
     xp = array_module(config.device)
-    keep_freed_memory()
     check_writable(config.weights_out)
 
     # -- world ---------------------------------------------------------------------------------------------------------
@@ -187,6 +186,7 @@ def main(world, argv=None):
     # -- optimizer -----------------------------------------------------------------------------------------------------
 
     optimizer = Adam(flat, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+    keep_freed_memory()
     peak = gemm_peak(xp) * world.size
     flops_per_step = train_flops_per_token(model) * loader.tokens_per_batch
     world.print(f"machine   {peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops_per_step / 1e9:.1f} GFLOP\n")
@@ -201,8 +201,7 @@ def main(world, argv=None):
         total = 0.0
         for first_row, x, y in loader.micro_batches(step, config.micro_batch_size):
             set_dropout(model, config.seed, step, first_row)
-            _, loss = model(x, y)
-            loss = loss * share
+            loss = model.loss(x, y) * share
             loss.backward()
             total = total + loss.data
         world.sum(flat.grad)
@@ -270,7 +269,7 @@ def validate(model, loader, config, world):
     for step in range(batches):
         for _, x, y in loader.micro_batches(step, config.micro_batch_size):
             with no_grad():
-                _, loss = model(x, y)
+                loss = model.loss(x, y)
             total += loss.item() * len(x)
     model.train()
     return world.sum_number(total) / (batches * config.batch_size)

@@ -28,10 +28,10 @@ def our_trainer(config, kernels):
     from tinygrad2.optim import Adam, clip_grad_norm
 
     use_kernels(kernels)
-    keep_freed_memory()
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
     flat = FlatBuffers(model)
     optimizer = Adam(flat, BETAS, weight_decay=WEIGHT_DECAY)
+    keep_freed_memory()
 
     def step(x, y):
         flat.zero_grad()

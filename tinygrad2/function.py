@@ -44,10 +44,12 @@ class Function:
     """One use of an operation. Subclasses say what `forward` and `backward` are (see the top of this file).
 
     Attributes: `xp` is the array library of the inputs. `needs_grad` holds a bool per input: where it is False,
-    backward may give None. `saved` is what `save` was given. `parents` is the graph (see tensor.py).
+    backward may give None. `saved` is what `save` was given. `parents` is the graph (see tensor.py), and `leaves` the
+    inputs that are leaf Tensors (None for others), for kernels that work in a parameter's own memory.
     """
 
     name = "function"
+    leaves = ()
 
     def __init_subclass__(cls, backend=None, name=None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -71,7 +73,7 @@ class Function:
 
     def release(self):
         """Drop what was kept: backward has passed here, and its arrays make room for the gradients to come."""
-        self.saved = self.parents = ()
+        self.saved = self.parents = self.leaves = ()
         self.released = True
 
     def forward(self, *inputs, **options):

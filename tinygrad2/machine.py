@@ -10,12 +10,14 @@ def keep_freed_memory():
     """Ask the C library to keep what NumPy frees for the next array, instead of giving it back to the system.
 
     A training step makes and drops the same arrays over and over; taken afresh from the system, each of their pages
-    costs a fault and a wipe. Only glibc (Linux) has these switches; elsewhere nothing happens.
+    costs a fault and a wipe. Call it once the model is built. Only glibc (Linux) has these switches; elsewhere nothing happens.
     """
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):
         return
+    malloc_trim(0)  # but not what is free now: the arrays from which the model was built
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MB, the most it takes, come from the heap
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_M_TOP_PAD, 64 << 20)

@@ -192,17 +192,30 @@ class Tensor:
     def grad(self):
         if self._grad_is_stale:
             self._grad.fill(0)
-            self._grad_is_stale = False
+            self._grad_is_stale, self._lent_to = False, None
         return self._grad
 
     @grad.setter
     def grad(self, array):
-        self._grad, self._grad_is_stale = array, False
+        self._grad, self._grad_is_stale, self._lent_to = array, False, None
 
     def zero_grad(self):
         """From now on the gradient is zero. Its memory is only marked: whoever adds first overwrites, and no pass over
         it is spent on zeros; whoever looks first finds them."""
-        self._grad_is_stale = self._grad is not None
+        self._grad_is_stale, self._lent_to = self._grad is not None, None
+
+    def lend_grad(self, borrower):
+        """The gradient's memory to scribble in, where its content means nothing (after zero_grad), else None.
+
+        What is written there may be lost: it is still the borrower's as long as `has_lent_to(borrower)`.
+        """
+        if not self._grad_is_stale:
+            return None
+        self._lent_to = borrower
+        return self._grad
+
+    def has_lent_to(self, borrower):
+        return self._lent_to is borrower
 
     def add_to_grad(self, grad):
         """Leaves accumulate: a parameter that is used twice gets the sum of both gradients. `grad` is an array or a
@@ -215,7 +228,7 @@ class Tensor:
             self._grad[...] = grad
         else:
             self._grad += grad
-        self._grad_is_stale = False
+        self._grad_is_stale, self._lent_to = False, None
 
 
 def apply(op, *inputs, **options):
@@ -230,6 +243,7 @@ def apply(op, *inputs, **options):
     needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
+    node.leaves = [value if needed and value.node is None else None for value, needed in zip(inputs, needs_grad)]
     results = node.forward(*arrays, **options)
     several = isinstance(results, tuple)
     outs = [Tensor(xp.asarray(result)) for result in (results if several else (results,))]

@@ -55,6 +55,9 @@ def threads_flag(argv):
     return None
 
 
+_here = threading.local()  # is_part: this thread is working on a part of a split
+
+
 class Pool:
     """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run side by side."""
 
@@ -79,10 +82,11 @@ class Pool:
         if self.threads is None:
             plan_threads()
         parts = min(self.threads, max(1, n // grain))
-        if parts == 1:
+        if parts == 1 or getattr(_here, "is_part", False):  # a part that splits again does so alone
             function(0, n, *args)
             return
         with self._busy:  # one job at a time, also where users have threads of their own
+            _here.is_part = True
             while len(self._workers) < parts - 1:
                 self._workers.append(_Worker())
             helpers = self._workers[: parts - 1]
@@ -95,6 +99,7 @@ class Pool:
                 error = own_error
             for worker in helpers:
                 error = worker.wait() or error
+            _here.is_part = False
         if error:
             raise error
 
@@ -124,6 +129,7 @@ class _Worker:
         return error
 
     def _loop(self):
+        _here.is_part = True
         while True:
             self._go.acquire()
             function, lo, hi, args = self._job
