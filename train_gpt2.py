@@ -8,9 +8,12 @@ Read it from top to bottom: config, world, data, model, optimizer, loop.
 """
 
 from tinygrad2.distributed import EarlyExit, World
+from tinygrad2.threads import threads_flag
 
 if __name__ == "__main__":
-    world = World.join()  # under mpirun the ranks share out the cores, and must do so before NumPy is imported
+    import sys
+
+    world = World.join(threads_flag(sys.argv))  # threads are planned before NumPy is imported, and starts its own
 
 import json
 import math
@@ -20,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+import ops
 from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.backend import DEVICES, array_module, to_host
@@ -81,6 +85,8 @@ class TrainConfig:
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples begin")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared evenly")
+    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared evenly")
     kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
                         choices=("auto", "reference"))
     weights_out: str = flag("trained_weights.bin", "where the trained weights go")
@@ -90,8 +96,8 @@ class TrainConfig:
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
                             ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
-                            ("log_every", 1), ("seed", 0)):  # fmt: skip
-            if getattr(self, name) < least:
+                            ("log_every", 1), ("seed", 0), ("threads", 1)):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9)):  # fmt: skip
@@ -146,8 +152,10 @@ def main(world, argv=None):
     accumulation = config.batch_size // (config.micro_batch_size * world.size)
     world.print("config   ", json.dumps(asdict(config)))
     world.print("model    ", json.dumps(gpt_config.to_dict()))
-    threads = f" with {world.threads} BLAS thread(s) each" if world.threads else ""
+    threads = f" with {world.threads} thread(s) each" if world.threads else ""
     world.print(f"world     {world.size} rank(s){threads} on {config.device} ({xp.__name__} {xp.__version__})")
+    world.print(f"kernels   {ops.describe_kernels(config.device, config.kernels)}")
+    ops.announce_compiling(world.print)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

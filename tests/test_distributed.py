@@ -108,6 +108,12 @@ def test_threads_set_by_the_user_stay(folder):
     environment = {**CLEAN, "OPENBLAS_NUM_THREADS": "7"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert result.stdout == "7\n7\n"
+    (folder / "own.py").write_text(
+        "import os\nfrom tinygrad2.distributed import World\n"
+        "world = World.join(threads=3)\nos.write(1, f'{world.threads}\\n'.encode())\n"
+    )
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "3\n3\n"  # a flag goes before the environment
 
 
 ENDINGS = {

@@ -9,8 +9,8 @@ so all ranks keep the same weights without ever sending them again.
 
 Threads come first. NumPy's BLAS starts one thread per core when it is imported; four ranks on two cores would then
 fight for them with eight threads, and lose most of their speed. So a program calls `World.join()` before its first
-`import numpy`, the ranks share out the cores, and this file imports nothing that loads NumPy. Without mpirun nothing
-happens and mpi4py is not imported.
+`import numpy`, the ranks share out the cores (tinygrad2/threads.py), and this file imports nothing that loads NumPy.
+Without mpirun the process has all cores, and mpi4py is not imported.
 """
 
 import os
@@ -20,9 +20,9 @@ import time
 import traceback
 
 from tinygrad2.files import UserError
+from tinygrad2.threads import available_cores, plan_threads
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
-_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _BUCKET = 4 << 20  # elements of one reduction: 16 MB. Larger ones cost MPI fresh memory at every call
 
 
@@ -37,17 +37,19 @@ class World:
         self.comm = comm
         self.rank = comm.rank if comm else 0
         self.size = comm.size if comm else 1
-        self.threads = threads  # BLAS threads of this rank, None where nothing was planned
+        self.threads = threads  # of BLAS and kernels in this process, None where nothing was planned
 
     @classmethod
-    def join(cls):
+    def join(cls, threads=None):
         """Find the other ranks, if there are any, and share out the cores. Call it before NumPy is imported.
+
+        `threads` is the user's own number for each rank, None for an even share of the cores.
 
         Leaves with exit code 2 and one line where mpi4py is missing or belongs to another MPI than mpirun.
         """
         tasks = max(_number(os.environ.get(name)) for name in _TASKS)
         if tasks <= 1:
-            return cls()
+            return cls(threads=plan_threads(threads))
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # idle ranks of Open MPI give way to busy ones
         try:
             from mpi4py import MPI
@@ -59,7 +61,7 @@ class World:
                 f"{tasks} tasks were started, but MPI sees {comm.size}: mpirun and mpi4py belong to different MPIs "
                 "(use the mpirun beside this Python, or srun --mpi=pmi2 / --mpi=pmix)"
             )
-        world = cls(comm, _plan_threads(comm, MPI.COMM_TYPE_SHARED))
+        world = cls(comm, plan_threads(threads, default=_share_of_cores(comm, MPI.COMM_TYPE_SHARED)))
         sys.excepthook = lambda *error: world._die(error)
         threading.excepthook = lambda args: world._die(args[:3])
         return world
@@ -139,17 +141,14 @@ class World:
         os._exit(code)  # Abort may come back before this rank is killed
 
 
-def _plan_threads(comm, shared):
-    """BLAS threads for this rank: its cores over the ranks that share them. Set unless the user has set them."""
-    cores = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset(range(os.cpu_count()))
+def _share_of_cores(comm, shared):
+    """Threads for this rank: its cores over the ranks that share them."""
+    cores = available_cores()
     node = comm.Split_type(shared)  # the ranks on this machine
     sharing = sum(bool(cores & other) for other in node.allgather(cores))
-    threads = max(1, len(cores) // sharing)
     if "numpy" in sys.modules and comm.rank == 0:
         print("warning: NumPy was imported before World.join(); its threads cannot be planned now", file=sys.stderr)
-    for name in _THREADS:
-        os.environ.setdefault(name, str(threads))
-    return int(os.environ[_THREADS[0]])
+    return max(1, len(cores) // sharing)
 
 
 def _number(text):
