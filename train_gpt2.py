@@ -84,9 +84,10 @@ class TrainConfig:
     sample_every: int = flag(200, "steps between samples; 0 means none but the last")
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples begin")
+    recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
+                                  "a third more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
-    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared evenly")
-    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared evenly")
+    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
                         choices=("auto", "reference"))
     weights_out: str = flag("trained_weights.bin", "where the trained weights go")
@@ -187,6 +188,7 @@ def main(world, argv=None):
     # -- model ---------------------------------------------------------------------------------------------------------
 
     model = GPT(gpt_config, seed=config.seed)
+    model.recompute = config.recompute
     flat = FlatBuffers(model, config.device)
     world.broadcast(flat.data)
     world.print(f"model     {model.count_parameters():,} parameters")

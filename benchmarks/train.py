@@ -30,6 +30,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="timed steps per turn, after one that is not (default: 3)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn (default: 3)")
     parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--recompute", action="store_true", help="ours keeps the inputs of blocks only")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
     rivals = [name for name in args.against.split(",") if name]
@@ -48,7 +49,7 @@ def run(args, rivals):
     model = GPTConfig.preset(args.model, **changes)
     model = GPTConfig.preset(args.model, block_size=max(args.seq_len, model.block_size), **changes)
     config = dict(model=model.to_dict(), batch_size=args.batch_size, seq_len=args.seq_len, seed=args.seed,
-                  threads=args.threads)  # fmt: skip
+                  threads=args.threads, recompute=args.recompute)  # fmt: skip
     text = json.dumps(config)
     sides = [
         Side(name, "benchmarks.train_side", name, text, env=TUNED if name.endswith("tuned") else None)

@@ -29,6 +29,7 @@ def our_trainer(config, kernels):
 
     use_kernels(kernels)
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
+    model.recompute = config["recompute"]
     flat = FlatBuffers(model)
     optimizer = Adam(flat, BETAS, weight_decay=WEIGHT_DECAY)
     keep_freed_memory()

@@ -12,6 +12,7 @@ from models.sampling import sample
 from ops.embedding import check_ids
 from tinygrad2.backend import to_device
 from tinygrad2.module import Module
+from tinygrad2.recompute import recompute
 from tinygrad2.tensor import Tensor, no_grad
 
 
@@ -25,6 +26,8 @@ class GPT(Module):
     Parameter names are those of the released files. `seed` fixes the initial weights; with seed=None they stay zero,
     for a model that is about to be loaded. Radford et al., 2019.
     """
+
+    recompute = False                                             # True: blocks keep their input only
 
     def __init__(self, config, seed=None):
         self.config = config
@@ -60,7 +63,7 @@ class GPT(Module):
         positions = to_device(np.arange(T), self.wpe.weight.device)                # (T,)
         x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))      # (B, T, C)
         for block in self.h:
-            x = block(x)
+            x = recompute(block, x) if self.recompute else block(x)
         return self.ln_f(x)                                       # (B, T, C)
 
     def logits(self, x):                                          # (..., C)

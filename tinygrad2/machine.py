@@ -10,7 +10,8 @@ def keep_freed_memory():
     """Ask the C library to keep what NumPy frees for the next array, instead of giving it back to the system.
 
     A training step makes and drops the same arrays over and over; taken afresh from the system, each of their pages
-    costs a fault and a wipe. Call it once the model is built. Only glibc (Linux) has these switches; elsewhere nothing happens.
+    costs a fault and a wipe. Call it once the model is built. Only glibc (Linux) has these switches; elsewhere nothing
+    happens.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

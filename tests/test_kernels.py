@@ -1,0 +1,414 @@
+"""The CPU kernels as a whole: what training with them gives, what they do with NaN, with memory, with threads.
+
+That each of them does what its page does is shown in test_ops.py, for every op on every sample.
+"""
+
+import resource
+
+import numpy as np
+import pytest
+from kernel_checks import is_float, run, stacked
+from samples import SAMPLES
+
+import ops
+from models import GPT, GPTConfig
+from models.dropout import set_dropout
+from tinygrad2 import Function, Tensor, apply
+from tinygrad2.function import KERNELS, OPS, LateGradient, choose, kernels
+from tinygrad2.module import FlatBuffers, Parameter
+from tinygrad2.optim import Adam, clip_grad_norm
+from tinygrad2.threads import POOL
+
+pytest.importorskip("numba", reason="Numba is not installed: there are no CPU kernels")
+
+from ops.kernels.cpu import linear_cross_entropy, workspace  # noqa: E402
+from ops.kernels.cpu.blas import gemm  # noqa: E402
+
+SMALL = GPTConfig(block_size=32, vocab_size=97, n_layer=2, n_head=4, n_embd=32, dropout=0.1)
+
+
+def train(config, steps, mode, B=4, micro=2, threads=None, seed=3, lr=1e-3):
+    """(losses, norms, the final parameters) of some steps with dropout, accumulation, decay and clipping."""
+    before = POOL.threads
+    POOL.resize(threads or before or 2)
+    with kernels(mode):
+        model = GPT(config, seed=seed)
+        flat = FlatBuffers(model)
+        optimizer = Adam(flat, betas=(0.9, 0.95), weight_decay=0.1)
+        rng = np.random.default_rng(0)
+        losses, norms = [], []
+        for step in range(steps):
+            counting = rng.integers(0, config.vocab_size, (B, 1)) + 3 * np.arange(config.block_size + 1)
+            tokens = counting % config.vocab_size
+            flat.zero_grad()
+            total = 0.0
+            for first in range(0, B, micro):
+                rows = tokens[first : first + micro]
+                set_dropout(model, 7, step, first)
+                loss = model.loss(rows[:, :-1], rows[:, 1:]) * (micro / B)
+                loss.backward()
+                total += loss.item()
+            norm, scale = clip_grad_norm(flat.grad, 1.0)
+            optimizer.step(lr, scale)
+            losses.append(total)
+            norms.append(float(norm))
+    POOL.resize(before)
+    return np.array(losses), np.array(norms), flat.data
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+CONFIGS = {
+    "with dropout": {},
+    "without": {"dropout": 0.0},
+    "no biases, untied head": {"bias": False, "tied_head": False, "dropout": 0.0},
+    "exact gelu": {"activation": "gelu_erf"},
+    "odd sizes": {"n_head": 3, "n_embd": 21, "block_size": 17, "vocab_size": 31},
+}
+
+
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
+def test_fifty_steps_stay_with_the_pages_of_maths(changes):
+    config = GPTConfig(**{**SMALL.to_dict(), **changes})
+    fast, slow = (train(config, 50, mode) for mode in ("auto", "reference"))
+    assert np.abs(fast[0] - slow[0]).max() < 1e-4
+    assert fast[1] == pytest.approx(slow[1], rel=1e-3)
+    assert fast[0][-5:].mean() < fast[0][:5].mean()
+
+
+def test_every_op_of_a_training_step_has_a_kernel():
+    """But for the views and the scalars, which cost nothing."""
+    used = set()
+    before = choose.__globals__["KERNELS"]
+    assert before is KERNELS
+
+    def spy(op, xp, arrays):
+        used.add((op.name, choose(op, xp, arrays) is not op))
+        return choose(op, xp, arrays)
+
+    import tinygrad2.tensor
+
+    original, tinygrad2.tensor.choose = tinygrad2.tensor.choose, spy
+    try:
+        train(GPTConfig(**{**SMALL.to_dict(), "block_size": 32}), 1, "auto")
+    finally:
+        tinygrad2.tensor.choose = original
+    slow = {name for name, fast in used if not fast}
+    assert slow <= {"add", "mul", "reshape", "transpose"}  # add: small here, see AddCPU.supports
+    assert {"mlp", "attention", "linear", "layernorm", "add_layernorm", "linear_cross_entropy", "embedding", "dropout",
+            "split"} <= {name for name, fast in used if fast}  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_plan_gives_the_same_bits(threads):
+    first, second = (train(SMALL, 8, "auto", threads=threads) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+def test_another_number_of_threads_gives_the_same_training():
+    one, three = (train(SMALL, 8, "auto", threads=threads) for threads in (1, 3))
+    assert np.abs(one[0] - three[0]).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_recomputing_gives_the_same_bits(mode):
+    results = []
+    for again in (False, True):
+        with kernels(mode):
+            model = GPT(SMALL, seed=0)
+            model.recompute = again
+            set_dropout(model, 7, 0)
+            x, y = (np.random.default_rng(i).integers(0, 97, (2, 32)) for i in range(2))
+            loss = model.loss(x, y)
+            loss.backward()
+            results.append([loss.item(), *(p.grad for p in model.parameters())])
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+def test_recomputing_keeps_the_inputs_of_blocks_only():
+    from test_models import held_by
+
+    model = GPT(GPTConfig(**{**SMALL.to_dict(), "n_layer": 6, "dropout": 0.0}), seed=0)
+    x = np.random.default_rng(0).integers(0, 97, (4, 32))
+    _, whole = held_by(lambda: model.hidden(x))
+    model.recompute = True
+    _, inputs = held_by(lambda: model.hidden(x))
+    unit = 4 * 32 * 32 * 4  # bytes of one (B, T, C)
+    assert inputs < 12 * unit < 60 * unit < whole
+
+
+# -- what must not be lost -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({name for name, backend in KERNELS if backend == "numpy" and name in OPS}))
+def test_nan_stays_nan(name):
+    """A kernel that loses a NaN on the way would let a diverged training go on."""
+    tried = 0
+    for sample in SAMPLES[name]:
+        arrays = sample.arrays(np.float32)
+        kernel = choose(OPS[name], np, arrays)
+        if kernel is OPS[name] or not is_float(arrays[0]) or not arrays[0].size or name in ("dropout", "embedding"):
+            continue
+        spoiled = arrays[0].copy()
+        spoiled.reshape(-1)[0] = np.nan  # the first number: in attention every later query sees it
+        node = kernel(np, [is_float(a) for a in arrays])
+        out, _ = stacked(node.forward(spoiled, *arrays[1:], **sample.options))
+        assert np.isnan(out).any()
+        tried += 1
+    assert tried or name in ("dropout", "embedding")
+
+
+def test_a_diverged_training_shows():
+    with np.errstate(all="ignore"):
+        losses, norms, _ = train(GPTConfig(**{**SMALL.to_dict(), "dropout": 0.0}), 40, "auto", lr=1e6)
+    assert not np.isfinite(losses[-1] + norms[-1])
+
+
+@pytest.mark.parametrize("low, high", [(-60, 60), (-1, 1), (80, 88)])
+def test_exp32_is_as_exact_as_it_says(low, high):
+    from ops.kernels.cpu.arithmetic import exp32
+    from ops.kernels.cpu.compiler import jit
+
+    @jit
+    def exp_all(x, out):
+        for i in range(x.size):
+            out[i] = exp32(x[i])
+
+    x = np.linspace(low, high, 200_001).astype(np.float32)
+    out = np.empty_like(x)
+    exp_all(x, out)
+    assert np.abs(out / np.exp(x.astype(np.float64)) - 1).max() < 5e-7
+
+
+# -- gradients that are written where they belong --------------------------------------------------------------------
+
+
+class Double(Function):
+    """out = 2 x, with a late gradient; a toy."""
+
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, dout):
+        def write(out, add):
+            out[...] = 2 * dout + (out if add else 0)
+
+        return (LateGradient(self.xp, dout.shape, dout.dtype, write),)
+
+
+@pytest.fixture(autouse=True)
+def forget_toys():
+    yield
+    OPS.pop("double", None)
+    OPS["double"] = Double
+
+
+def test_late_gradients_reach_leaves_and_other_nodes():
+    leaf = Tensor(np.ones(3, np.float32), requires_grad=True)
+    (apply(Double, leaf) + apply(Double, apply(Double, leaf)) + leaf).sum().backward()
+    assert leaf.grad.tolist() == [7, 7, 7]
+    leaf.zero_grad()
+    apply(Double, leaf).sum().backward()
+    assert leaf.grad.tolist() == [2, 2, 2]
+
+
+def test_zeroed_gradients_are_zero_for_whoever_looks():
+    p = Parameter(np.ones(3, np.float32))
+    p.zero_grad()
+    assert p.grad is None
+    (p * 3.0).sum().backward()
+    memory = p.grad
+    p.zero_grad()
+    assert memory.tolist() == [3, 3, 3]  # not touched yet
+    assert p.grad is memory and memory.tolist() == [0, 0, 0]
+    p.zero_grad()
+    (p * 5.0).sum().backward()
+    (p * 1.0).sum().backward()
+    assert p.grad is memory and memory.tolist() == [6, 6, 6]
+
+
+def test_flat_gradients_of_parameters_that_took_no_part_are_zero():
+    model = GPT(SMALL, seed=0)
+    flat = FlatBuffers(model)
+    flat.grad[:] = 7.0
+    flat.zero_grad()
+    model.wpe(np.arange(3)).sum().backward()
+    grad = flat.grad
+    rows = grad[flat.slices["wpe.weight"]].reshape(32, 32)
+    assert (rows[:3] == 1).all() and not rows[3:].any()
+    assert not np.delete(grad, np.arange(grad.size)[flat.slices["wpe.weight"]]).any()
+
+
+# -- head and loss, in chunks ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    monkeypatch.setattr(linear_cross_entropy, "_CHUNK", 5 * 31 * 4)  # five rows of 31 logits
+
+
+def head_and_loss(mode, use):
+    """The result of use(x, weight, y) and all gradients, by kernels or pages."""
+    rng = np.random.default_rng(0)
+    with kernels(mode):
+        x = Tensor(rng.standard_normal((3, 7, 8)).astype(np.float32), requires_grad=True)
+        weight = Parameter(rng.standard_normal((31, 8)).astype(np.float32))
+        weight.grad = np.full((31, 8), 9.0, np.float32)
+        weight.zero_grad()
+        y = rng.integers(-1, 31, (3, 7))
+        value = use(x, weight, y)
+    return [np.asarray(value), x.grad, weight.grad]
+
+
+def once(x, weight, y):
+    loss = ops.linear_cross_entropy(x, weight, y) * 0.25
+    loss.backward()
+    return loss.item()
+
+
+def micro_batches(x, weight, y):
+    return [once(x[i : i + 1], weight, y[i : i + 1]) for i in range(3)]
+
+
+def two_losses_at_once(x, weight, y):
+    """The second forward takes the memory that the first has borrowed, and both gradients must still be right."""
+    loss = ops.linear_cross_entropy(x, weight, y) + ops.linear_cross_entropy(x * 2.0, weight, y)
+    loss.backward()
+    return loss.item()
+
+
+def somebody_else_writes_first(x, weight, y):
+    loss = ops.linear_cross_entropy(x, weight, y)
+    (weight * 3.0).sum().backward()
+    loss.backward()
+    return loss.item()
+
+
+def somebody_looks_in_between(x, weight, y):
+    loss = ops.linear_cross_entropy(x, weight, y)
+    assert not weight.grad.any()
+    loss.backward()
+    return loss.item()
+
+
+def embedding_and_head(x, weight, y):
+    """Tied, as in GPT-2."""
+    loss = ops.linear_cross_entropy(x + ops.embedding(weight, np.abs(y)), weight, y)
+    loss.backward()
+    return loss.item()
+
+
+def not_used(x, weight, y):
+    ops.linear_cross_entropy(x, weight, y)
+    (x * 1.0).sum().backward()
+    return 0.0
+
+
+def through_a_transpose(x, weight, y):
+    loss = ops.linear_cross_entropy(x, weight.T.T, y)
+    loss.backward()
+    return loss.item()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [once, micro_batches, two_losses_at_once, somebody_else_writes_first, somebody_looks_in_between,
+     embedding_and_head, not_used, through_a_transpose],
+)  # fmt: skip
+def test_head_and_loss_in_chunks_equal_their_page(use, chunks):
+    for fast, page in zip(head_and_loss("auto", use), head_and_loss("reference", use)):
+        assert np.allclose(fast, page, rtol=1e-4, atol=1e-6)
+
+
+def test_no_array_of_all_logits_is_made(chunks, monkeypatch):
+    shapes = []
+    original = linear_cross_entropy.Lease
+
+    def spy(*shape):
+        shapes.append(shape)
+        return original(*shape)
+
+    monkeypatch.setattr(linear_cross_entropy, "Lease", spy)
+    head_and_loss("auto", once)
+    assert shapes == [(5, 31)]
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_handed_out_again_when_it_is_let_go():
+    lease = workspace.Lease(1000, 1003)
+    address = lease.array.ctypes.data
+    other = workspace.Lease(1000, 1003)
+    assert other.array.ctypes.data != address
+    del lease
+    again = workspace.Lease(1003, 999)
+    assert again.array.ctypes.data == address and again.array.shape == (1003, 999)
+    del other, again
+    for n in range(1, 20):
+        workspace.Lease(n * 5000)
+    assert len(workspace._kept) <= workspace._MOST
+
+
+def test_the_steady_state_takes_no_new_memory():
+    """Once warm, a step asks the system for next to no pages: all its arrays come from those of the step before."""
+    from tinygrad2.machine import keep_freed_memory
+
+    config = GPTConfig(block_size=128, vocab_size=512, n_layer=2, n_head=4, n_embd=128)
+    model = GPT(config, seed=0)
+    flat = FlatBuffers(model)
+    optimizer = Adam(flat)
+    keep_freed_memory()
+    x, y = (np.random.default_rng(i).integers(0, 512, (8, 128)) for i in range(2))
+
+    def step():
+        flat.zero_grad()
+        model.loss(x, y).backward()
+        optimizer.step(1e-3)
+
+    for _ in range(5):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
+    pages = 8 * 128 * 128 * 4 * 24 / 4096  # of the activations alone, about 3,000
+    assert faults < pages / 20
+
+
+# -- products --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("M, K, N", [(1, 1, 1), (3, 5, 7), (300, 128, 257), (129, 2048, 130), (2048, 64, 33)])
+@pytest.mark.parametrize("layout", ["plain", "a transposed", "b transposed", "both"])
+@pytest.mark.parametrize("add, scale", [(False, 1.0), (True, 1.0), (False, 0.5), (True, -2.0)])
+def test_gemm_equals_numpy(M, K, N, layout, add, scale):
+    rng = np.random.default_rng(0)
+    a, b, out = (rng.standard_normal(shape).astype(np.float32) for shape in ((M, K), (K, N), (M, N)))
+    expected = scale * (a.astype(np.float64) @ b) + (out if add else 0)
+    a = np.asfortranarray(a) if layout in ("a transposed", "both") else a
+    b = np.asfortranarray(b) if layout in ("b transposed", "both") else b
+    assert gemm(a, b, out, add, scale) is out
+    assert np.abs(out - expected).max() < 1e-5 * K**0.5 * max(1, abs(scale))
+
+
+def test_gemm_works_without_openblas(monkeypatch):
+    from ops.kernels.cpu import blas
+
+    monkeypatch.setattr(blas, "available", False)
+    a, b, out = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones((2, 4), np.float32)
+    assert (gemm(a, b, out, add=True, scale=2.0) == 7).all() and (gemm(a, b, out) == 3).all()
+
+
+def test_backward_of_split_copies_nothing_where_attention_wrote_side_by_side():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(3))
+    kernel = choose(OPS["attention"], np, [q, k, v])
+    _, _, gradients = run(kernel, [q, k, v], {})
+    parts = [g.transpose(0, 2, 1, 3).reshape(2, 5, 12) for g in gradients]
+    split = choose(OPS["split"], np, [q])(np, [True])
+    (whole,) = split.backward(tuple(parts))
+    assert np.shares_memory(whole, parts[0]) and np.array_equal(whole, np.concatenate(parts, axis=-1))
+    (copied,) = split.backward((parts[0], parts[2], parts[1]))
+    assert not np.shares_memory(copied, parts[0])

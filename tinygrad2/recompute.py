@@ -1,0 +1,35 @@
+"""Trade time for memory: forget what a part of the model computed on the way, and compute it again in backward.
+
+    x = recompute(block, x)            the same numbers as block(x)
+
+Of the part only its input is kept. When backward comes by, the part runs a second time, now recorded, and is walked
+back at once. One more forward pass, a third of a step's work, buys the activations of all parts but the one at hand.
+
+Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
+"""
+
+from tinygrad2.function import Function
+from tinygrad2.tensor import Tensor, apply, no_grad
+
+
+class Recompute(Function):
+    """A whole part of a model as one op. Gradients of its parameters go straight to them, as in any backward pass."""
+
+    def forward(self, x, part):
+        self.save(x, part)
+        with no_grad():
+            return part(Tensor(x)).data
+
+    def backward(self, dout):
+        x, part = self.saved
+        x = Tensor(x, requires_grad=True)
+        part(x).backward(dout)
+        return (x.grad,)
+
+
+def recompute(part, x):
+    """part(x), a Tensor, where part is a function of one Tensor that gives the same each time it is called.
+
+    Dropout does (ops/random.py), as long as `set_dropout` is not called in between.
+    """
+    return apply(Recompute, x, part=part)
