@@ -99,7 +99,7 @@ def train_merges(
     n_merges: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
-    """The same merges as train_merges_plain, sooner: 3,839 merges of tinyshakespeare (1.1 MB) take 0.15 s, not 58 s.
+    """The same merges as train_merges_plain, sooner: 3,839 merges of tinyshakespeare (1.1 MB) take 0.13 s, not 58 s.
 
     What changes, and what it buys:
 
@@ -136,7 +136,7 @@ def train_merges(
             continue
         if -negative_count < MIN_COUNT:
             break
-        new = chr(N_BYTES + len(merges))
+        (left, right), new = pair, chr(N_BYTES + len(merges))
         new_pairs: set[str] = set()
         for index in set(words_with.pop(pair)):
             parts = words[index].split(pair)
@@ -144,18 +144,23 @@ def train_merges(
                 continue
             words[index] = new.join(parts)
             count = word_counts[index]
-            parts[0], parts[-1] = parts[0][-1:], parts[-1][:1]  # beyond the nearest neighbours nothing changes
-            was, now = pair.join(parts), new.join(parts)
-            for old_pair in map(add, was, was[1:]):
+            changes = []  # (a pair that is no more, the pair in its place)
+            for place, (before, after) in enumerate(pairwise(parts)):  # what stands beside each occurrence
+                if before:
+                    changes.append((before[-1] + left, before[-1] + new))
+                elif place > 0:
+                    changes.append((right + left, new + new))
+                if after:
+                    changes.append((right + after[0], new + after[0]))
+            for old_pair, new_pair in changes:
                 pair_counts[old_pair] -= count
-            for kept_or_new in map(add, now, now[1:]):
-                pair_counts[kept_or_new] += count
-                if new in kept_or_new:
-                    words_with[kept_or_new].append(index)
-                    new_pairs.add(kept_or_new)
+                pair_counts[new_pair] += count
+                words_with[new_pair].append(index)
+                new_pairs.add(new_pair)
+        pair_counts[pair] = 0
         for new_pair in new_pairs:
             heapq.heappush(heap, (-pair_counts[new_pair], new_pair))
-        merges.append((ord(pair[0]), ord(pair[1])))
+        merges.append((ord(left), ord(right)))
         if progress:
             progress(len(merges), n_merges)
     return merges

@@ -78,22 +78,22 @@ def count_chunks(documents: Iterable[str | bytes]) -> Counter[str]:
     Counter({'It': 2, "'s": 2, '!': 1, '.': 1})
     """
     chunk_counts: Counter[str] = Counter()
-    for word_count in _word_counts(documents):
-        for word, count in word_count.items():
+    for word_counts in _word_counts(documents):
+        for word, count in word_counts.items():
             for match in SPLIT.finditer(word):
                 chunk_counts[match[0]] += count
     return chunk_counts
 
 
 def _word_counts(documents):
-    """Counters of words, each of as many documents as hold BLOCK characters, so that memory need not hold them all."""
+    """Counters of words, each from BLOCK characters or more, be it many documents or a piece of a long one."""
     word_counts, characters = Counter(), 0
     for document in documents:
         text = as_text(document)
         for words in word_blocks(text):
             word_counts.update(words)
-        characters += len(text)
-        if characters >= BLOCK:
-            yield word_counts
-            word_counts, characters = Counter(), 0
+            characters += min(len(text), BLOCK)
+            if characters >= BLOCK:
+                yield word_counts
+                word_counts, characters = Counter(), 0
     yield word_counts
