@@ -80,7 +80,7 @@ def test_shares_are_about_equal_and_only_long_documents_are_cut(monkeypatch):
 
 def test_large_texts_are_shared_out_but_not_under_mpirun(small_shares, monkeypatch):
     made = []
-    monkeypatch.setattr(encoding, "_cores", lambda: 2)
+    monkeypatch.setattr(encoding, "available_cores", lambda: 2)
     monkeypatch.setattr(encoding, "_encode_in_parallel", lambda documents, tokenizer, workers: made.append(workers))
     monkeypatch.delenv("PMI_SIZE", raising=False)
     encode_stream([b"a" * 999], TOKENIZER)

@@ -55,7 +55,7 @@ def encode_stream(documents, tokenizer, workers=None):
     documents = list(documents)
     size = sum(map(len, documents))
     if workers is None:
-        workers = 1 if size < PARALLEL_FROM or ranks_started() > 1 else _cores()
+        workers = 1 if size < PARALLEL_FROM or ranks_started() > 1 else available_cores()
     workers = min(workers, size // SHARE)
     if workers > 1:
         with contextlib.suppress(_CannotStart):
@@ -63,7 +63,7 @@ def encode_stream(documents, tokenizer, workers=None):
     return _encode_texts(documents, True, tokenizer)
 
 
-def _cores():
+def available_cores():
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
