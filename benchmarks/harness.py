@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 
+from tinygrad2.threads import available_cores
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
 
@@ -28,7 +30,7 @@ def cpu_name():
                 if line.startswith("model name"):
                     name = line.split(":", 1)[1].strip()
                     break
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{name}, {len(available_cores())} cores"
 
 
 def load_average():
@@ -129,7 +131,7 @@ def save(name, rows, **about):
     """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine and versions."""
     about = dict(
         date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
-        versions=versions("numpy", "numba", "torch", "transformers", "tokenizers", "tiktoken"), **about,
+        versions=versions("numpy", "numba", "regex", "torch", "transformers", "tokenizers", "tiktoken"), **about,
     )  # fmt: skip
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, name)

@@ -9,10 +9,10 @@ same synthetic tokens from the same initial weights, in float32 with the same nu
 
 import argparse
 import json
-import os
 import statistics
 
 from benchmarks.harness import Side, installed, load_average, ratio_of, save
+from tinygrad2.threads import available_cores
 
 SIDES = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "reference")
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--seq-len", type=int, default=64, help="tokens per sequence (default: 64)")
     parser.add_argument("--vocab-size", type=int, help="instead of the preset's")
     parser.add_argument("--against", default="torch,torch-compile", help=f"some of {', '.join(SIDES)}")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps per turn, after one that is not (default: 3)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn (default: 3)")

@@ -13,6 +13,7 @@ shared out over the ranks in blocks, so that together they read exactly what one
 
 import numpy as np
 
+from tinygrad2.encoding import encode_stream
 from tinygrad2.tokenizer import END_OF_TEXT
 
 
@@ -66,13 +67,9 @@ def split_documents(text):
     return [part for part in parts if part]
 
 
-def encode_documents(documents, tokenizer):
-    """One token stream (int32) of all documents, each followed by the end-of-text token."""
-    ids = []
-    for document in documents:
-        ids += tokenizer.encode(document)
-        ids.append(tokenizer.eot)
-    return np.array(ids, dtype=np.int32)
+def encode_documents(documents, tokenizer, workers=None):
+    """One token stream (n,) int32 of all documents, each followed by the end-of-text token; see encoding.py."""
+    return np.asarray(encode_stream(documents, tokenizer, workers), dtype=np.int32)
 
 
 def split_tokens(tokens, val_fraction):

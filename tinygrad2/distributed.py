@@ -47,7 +47,7 @@ class World:
 
         Leaves with exit code 2 and one line where mpi4py is missing or belongs to another MPI than mpirun.
         """
-        tasks = max(_number(os.environ.get(name)) for name in _TASKS)
+        tasks = ranks_started()
         if tasks <= 1:
             return cls(threads=plan_threads(threads))
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # idle ranks of Open MPI give way to busy ones
@@ -139,6 +139,11 @@ class World:
         time.sleep(0.2)  # mpirun passes the text on before it is told to kill
         self.comm.Abort(code)
         os._exit(code)  # Abort may come back before this rank is killed
+
+
+def ranks_started():
+    """How many ranks mpirun or srun have started, by what they leave in the environment; 0 without them."""
+    return max(_number(os.environ.get(name)) for name in _TASKS)
 
 
 def _share_of_cores(comm, shared):

@@ -9,12 +9,12 @@ of some 150,000 characters; one number per word never knows every word. Byte pai
    together ("t" + "h" -> "th"), counts again ("th" + "e" -> "the"), and so on; see bpe.py. The list of these
    *merges*, in the order in which they were learned, is the whole tokenizer.
 3. Before any of that the text is split into chunks: words with the space in front of them, numbers, punctuation, white
-   space. Merges stay inside a chunk, or else "dog." and "dog!" would each become a token.
+   space. Merges stay inside a chunk, or else "dog." and "dog!" would each become a token; see chunks.py.
 
 A worked example. Four merges are learned from a line of text:
 
 >>> tokenizer = Tokenizer.train("the cat, the hat and the rat", vocab_size=256 + 4 + 1)
->>> split("the cat, the hat and the rat")
+>>> SPLIT.findall("the cat, the hat and the rat")
 ['the', ' cat', ',', ' the', ' hat', ' and', ' the', ' rat']
 >>> [tokenizer.token_bytes(id) for id in range(256, 260)]
 [b'at', b'he', b'the', b' the']
@@ -36,19 +36,13 @@ last id is <|endoftext|>, which stands between two documents. With GPT-2's merge
 
 import codecs
 import json
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import regex  # not `re`, which knows neither \p{L} (a letter of any script) nor \p{N}
-
 from tinygrad2.bpe import N_BYTES, Pair, apply_merges, train_merges
+from tinygrad2.chunks import PATTERN, SPLIT, as_text, count_chunks, word_blocks
 from tinygrad2.files import UserError, atomic_write
-
-# GPT-2's split: English contractions, then letters, digits or other marks with one space in front, then white space,
-# which leaves its last character to what follows: "a   b" is "a", "  ", " b".
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-SPLIT = regex.compile(PATTERN)
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "tinygrad2-bpe", 1
@@ -62,22 +56,13 @@ ID_TO_BYTE = bytes(_PRINTABLE + _OTHERS)  # ID_TO_BYTE[0] is "!"; ID_TO_BYTE[220
 BYTE_TO_ID = bytes.maketrans(ID_TO_BYTE, bytes(range(N_BYTES)))  # the way back, for bytes.translate
 ID_TO_SYMBOL = [chr(b) for b in _PRINTABLE] + [chr(N_BYTES + k) for k in range(len(_OTHERS))]
 
-MAX_CACHE = 2**17  # chunks; then the cache starts anew, so that a long text cannot fill the memory with rare words
-MAX_CACHED_CHUNK = 100  # bytes; what is longer will hardly come again
+MAX_CACHE = 2**17  # words; then the cache starts anew, so that a long text cannot fill the memory with rare words
+MAX_CACHED_WORD = 100  # characters; what is longer will hardly come again
 MAX_VOCAB_BYTES = 2**28  # each merge may double the longest token: 40 lines of a bad file could ask for a terabyte
 
 
 class TokenizerError(UserError, ValueError):
     """A tokenizer, or a file that should hold one, is not usable: one line with what, where and what to do."""
-
-
-def split(text: str) -> list[str]:
-    """Cut a text into the chunks that merges stay inside of. Nothing is lost: joined, they are the text again.
-
-    >>> split("I'll pay 25 euros,  or so!")
-    ['I', "'ll", ' pay', ' 25', ' euros', ',', ' ', ' or', ' so', '!']
-    """
-    return SPLIT.findall(text)
 
 
 def chunk_to_ids(chunk: str) -> tuple[int, ...]:
@@ -89,24 +74,22 @@ def chunk_to_ids(chunk: str) -> tuple[int, ...]:
     return tuple(chunk.encode("utf-8", "surrogateescape").translate(BYTE_TO_ID))
 
 
-def as_text(text: str | bytes) -> str:
-    """Text that the pattern can split and that chunk_to_ids turns into the right bytes.
+class _WordIds(dict):
+    """word -> its ids, as the bytes of an array("i"). A word that is asked for the first time is encoded then."""
 
-    Bytes that are no UTF-8 become lone surrogates, Python's own way ("surrogateescape") to carry them through a str
-    and back. Such surrogates in a str, however, stand for nothing that has bytes: they become U+FFFD, as in tiktoken.
+    def __init__(self, merges):
+        self.merges = merges
 
-    >>> as_text(b"caf\\xc3\\xa9 \\xff")
-    'café \\udcff'
-    >>> as_text("a\\udcffb")
-    'a\ufffdb'
-    """
-    if not isinstance(text, str):
-        return text.decode("utf-8", "surrogateescape")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+    def __missing__(self, word):
+        if SPLIT.match(word).end() == len(word):
+            ids = array("i", apply_merges(chunk_to_ids(word), self.merges)).tobytes()
+        else:
+            ids = b"".join(self[match[0]] for match in SPLIT.finditer(word))  # a chunk is a word of one chunk
+        if len(word) <= MAX_CACHED_WORD:
+            if len(self) >= MAX_CACHE:
+                self.clear()
+            self[word] = ids
+        return ids
 
 
 class Tokenizer:
@@ -141,7 +124,7 @@ class Tokenizer:
         self._token_bytes.append(END_OF_TEXT.encode())
         self.eot = N_BYTES + len(self.merges)
         self.n_vocab = self.eot + 1
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._cache = _WordIds(self.merges)
 
     @classmethod
     def train(
@@ -162,10 +145,7 @@ class Tokenizer:
             problem = f"vocab_size is {vocab_size}, but {N_BYTES} bytes and {END_OF_TEXT} need {N_BYTES + 1}"
             raise TokenizerError(f"{problem}; choose {N_BYTES + 1} or more")
         documents = [text] if isinstance(text, (str, bytes)) else text
-        chunk_counts: Counter[str] = Counter()
-        for document in documents:
-            chunk_counts.update(match[0] for match in SPLIT.finditer(as_text(document)))
-        words = {chunk_to_ids(chunk): count for chunk, count in chunk_counts.items()}
+        words = {chunk_to_ids(chunk): count for chunk, count in count_chunks(documents).items()}
         return cls(train_merges(words, vocab_size - N_BYTES - 1, progress))
 
     def encode(self, text: str | bytes, allow_special: bool = False) -> list[int]:
@@ -181,24 +161,26 @@ class Tokenizer:
         [256, 27, 91, 68, 77, 67, 78, 69, 83, 68, 87, 83, 91, 29]
         """
         text = as_text(text)
-        ids: list[int] = []
+        ids = array("i")
         for k, part in enumerate(text.split(END_OF_TEXT) if allow_special else [text]):
             if k > 0:
                 ids.append(self.eot)
-            for match in SPLIT.finditer(part):  # findall would hold all chunks at once, 20 times the text's memory
-                chunk = match[0]
-                chunk_ids = self._cache.get(chunk)  # most words of a text have been seen before
-                ids.extend(self._encode_chunk(chunk) if chunk_ids is None else chunk_ids)
+            self._encode_into(ids, part)
+        return ids.tolist()
+
+    def encode_array(self, text: str | bytes) -> "array[int]":
+        """The same ids as encode, in an array of 4 bytes each; a list of them takes several times that.
+
+        >>> Tokenizer([(83, 71)]).encode_array("the")
+        array('i', [256, 68])
+        """
+        ids = array("i")
+        self._encode_into(ids, as_text(text))
         return ids
 
-    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        byte_ids = chunk_to_ids(chunk)
-        ids = apply_merges(byte_ids, self.merges)
-        if len(byte_ids) <= MAX_CACHED_CHUNK:
-            if len(self._cache) >= MAX_CACHE:
-                self._cache.clear()
-            self._cache[chunk] = ids
-        return ids
+    def _encode_into(self, ids, text):
+        for words in word_blocks(text):
+            ids.frombytes(b"".join(map(self._cache.__getitem__, words)))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes one token stands for; they may be part of a character only.
