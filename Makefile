@@ -5,10 +5,10 @@
 #   make lint             run the linter
 #   make clean            remove .venv
 #
-# PYTHON and EXTRAS may be given: make train PYTHON=python3.12 EXTRAS=mpi,cuda13
+# PYTHON and EXTRAS may be given: make train PYTHON=python3.12 EXTRAS=fast,mpi,cuda13
 
 PYTHON ?= python3
-EXTRAS ?= mpi,test
+EXTRAS ?= fast,mpi,test
 PY = .venv/bin/python
 
 train: .venv/installed

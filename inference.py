@@ -9,9 +9,15 @@ import os
 import sys
 from dataclasses import dataclass
 
+from tinygrad2.threads import plan_threads, threads_flag
+
+if __name__ == "__main__":
+    plan_threads(threads_flag(sys.argv))  # before NumPy is imported, and starts its own
+
 import numpy as np
 
 from models import GPT, GPTConfig
+from models.quantize import quantize
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.checkpoint import load_weights
 from tinygrad2.distributed import EarlyExit, World
@@ -35,6 +41,9 @@ class InferenceConfig:
     top_p: float = flag(0.9, "draw among the likeliest tokens that together have this probability; 1 means all")
     num_samples: int = flag(1, "how many texts")
     seed: int = flag(1337, "fixes the draws; sample n of seed s is always the same")
+    quantize: str = flag("none", "int8: read the weights as whole numbers, faster at a small cost in quality",
+                         choices=("none", "int8"))
+    threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
                         choices=("auto", "reference"))
@@ -43,6 +52,8 @@ class InferenceConfig:
         for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("top_k", 0), ("seed", 0), ("temperature", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, not {self.threads}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
         if not self.prompt:
@@ -80,6 +91,8 @@ def main(argv=None):
     use_kernels(config.kernels)
     array_module(config.device)
     model, tokenizer = load(config.weights, config.device)
+    if config.quantize == "int8":
+        quantize(model)
     prompt = tokenizer.encode(os.fsencode(config.prompt))          # bytes: a prompt need not be valid Unicode
     for n in range(config.num_samples):
         if config.num_samples > 1:

@@ -1,4 +1,4 @@
-"""The limits of the machine, for benchmarks.train: python -m benchmarks.machine_side THREADS."""
+"""The limits of the machine, for the other benchmarks: python -m benchmarks.machine_side THREADS."""
 
 import sys
 

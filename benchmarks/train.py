@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 
-from benchmarks.harness import Side, installed, load_average, ratio_of, save
+from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
 from tinygrad2.threads import available_cores
 
 SIDES = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "reference")
@@ -70,14 +70,6 @@ def run(args, rivals):
     for side in sides:
         side.close()
     report(args, config, losses, ms, rss, [max(peak) for peak in zip(*peaks)])
-
-
-def machine(threads):
-    """(FLOP/s in matrix products, bytes/s of copying), measured between the turns in a process of its own."""
-    side = Side("machine", "benchmarks.machine_side", threads)
-    answer = side.ask()
-    side.close()
-    return answer["gemm"], answer["bandwidth"]
 
 
 def report(args, config, losses, ms, rss, limits):

@@ -20,6 +20,6 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x):                                         # (B, T, C)
-        x, normed = self.ln_2.of_sum(x, self.attn(self.ln_1(x)))  # x = x + attn(ln_1(x)), and ln_2(x)
+    def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
+        x, normed = self.ln_2.of_sum(x, self.attn(self.ln_1(x), cache))   # x = x + attn(ln_1(x)), and ln_2(x)
         return x + self.mlp(normed)                               # (B, T, C)

@@ -6,6 +6,7 @@ import ops
 from models.block import Block
 from models.dropout import Dropout
 from models.embedding import Embedding
+from models.kv_cache import KVCache
 from models.layernorm import LayerNorm
 from models.linear import Linear
 from models.sampling import sample
@@ -55,15 +56,26 @@ class GPT(Module):
         weight = self.wte.weight if self.lm_head is None else self.lm_head.weight.T     # (V, C)
         return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
 
-    def hidden(self, tokens):                                     # (B, T)
-        """What the model has understood after each token: (B, T, C)."""
-        B, T = tokens.shape
-        if T > self.config.block_size:
+    def hidden(self, tokens, cache=None):                         # (B, T)
+        """What the model has understood after each token: (B, T, C).
+
+        With a KVCache the tokens follow those that are in it, and are added to it.
+        """
+        (B, T), start = tokens.shape, 0
+        if cache is not None:
+            cache.check_room(B, T)
+            start = cache.position
+        elif T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
-        positions = to_device(np.arange(T), self.wpe.weight.device)                # (T,)
-        x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))      # (B, T, C)
-        for block in self.h:
-            x = recompute(block, x) if self.recompute else block(x)
+        positions = to_device(np.arange(start, start + T), self.wpe.weight.device)   # (T,)
+        x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))        # (B, T, C)
+        for i, block in enumerate(self.h):
+            if cache is not None:
+                x = block(x, cache.layer(i))
+            else:
+                x = recompute(block, x) if self.recompute else block(x)
+        if cache is not None:
+            cache.position += T
         return self.ln_f(x)                                       # (B, T, C)
 
     def logits(self, x):                                          # (..., C)
@@ -83,15 +95,26 @@ class GPT(Module):
         tokens = list(tokens)
         if not tokens:
             raise ValueError("generate needs at least one token to start from")
-        for _ in range(max_new_tokens):
-            window = np.array([tokens[-self.config.block_size :]])                # (1, T)
-            with no_grad():
-                logits = self.logits(self.hidden(window)[:, -1])                  # (1, V)
+        cache = KVCache(self.config, device=self.wpe.weight.device)
+        logits = self.next_logits([tokens[-cache.size :]], cache)                 # prefill: the prompt at once
+        for done in range(max_new_tokens):
             token = sample(logits.numpy()[0, :n_vocab], rng, temperature, top_k, top_p)
             if token == stop:
                 return
             tokens.append(token)
             yield token
+            if done + 1 == max_new_tokens:
+                return
+            if cache.full:                                        # every token moves to another position: begin again
+                cache.reset()
+                logits = self.next_logits([tokens[-cache.size :]], cache)
+            else:                                                 # decode: the new token alone
+                logits = self.next_logits([[token]], cache)
+
+    def next_logits(self, tokens, cache):                         # (B, T) lists of ids
+        """The scores of the token that follows each sequence, (B, V); the tokens are added to the KVCache."""
+        with no_grad():
+            return self.logits(self.hidden(np.array(tokens), cache)[:, -1])
 
     def _to_model(self, ids, ignored=None):
         """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""

@@ -23,9 +23,11 @@ class MultiHeadAttention(Module):
         self.head = Head(config.dropout)
         self.resid_dropout = Dropout(config.dropout)
 
-    def forward(self, x):                                         # (B, T, C)
+    def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
         B, T, C = x.shape
         q, k, v = map(self.split_heads, ops.split(self.c_attn(x), 3))   # each (B, nh, T, hs)
+        if cache is not None:
+            k, v = cache.append(k, v)                             # those of the past, too
         out = self.head(q, k, v)                                  # (B, nh, T, hs)
         out = out.transpose(0, 2, 1, 3).reshape(B, T, C)          # heads side by side again
         return self.resid_dropout(self.c_proj(out))               # (B, T, C)

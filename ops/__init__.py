@@ -19,6 +19,7 @@ from ops.index import index
 from ops.layernorm import layernorm
 from ops.linear import linear
 from ops.linear_cross_entropy import linear_cross_entropy
+from ops.linear_int8 import linear_int8
 from ops.log import log
 from ops.log_softmax import log_softmax
 from ops.matmul import matmul
@@ -36,8 +37,8 @@ from ops.transpose import transpose
 
 __all__ = [
     "add", "add_layernorm", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
-    "gelu_erf", "index", "layernorm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "mean", "mlp",
-    "mul", "neg", "pow", "reshape", "softmax", "split", "sub", "sum", "transpose",
+    "gelu_erf", "index", "layernorm", "linear", "linear_cross_entropy", "linear_int8", "log", "log_softmax", "matmul",
+    "mean", "mlp", "mul", "neg", "pow", "reshape", "softmax", "split", "sub", "sum", "transpose",
 ]  # fmt: skip
 
 try:

@@ -5,6 +5,7 @@ A sample lists the inputs by their shapes, in the order of `forward`, and the op
     (3, 4)                        standard normal, shape (3, 4)
     positive(3, 4)                1/2 + |normal|, for log and for powers
     integers(5, below=7)          token ids 0 .. 6
+    int8(3, 4)                    whole numbers from -127 to 127, one byte each
     transposed(3, 4)              values of shape (3, 4) in a memory laid out the other way
     repeated(3, 4)                every row is the same memory (stride 0)
     2.5, None                     handed over as they are
@@ -27,6 +28,8 @@ class Draw:
         values = np.asarray(rng.standard_normal(self.shape))
         if self.kind == "integers":
             return rng.integers(0, self.below, self.shape)
+        if self.kind == "int8":
+            return rng.integers(-127, 128, self.shape).astype(np.int8)
         if self.kind == "positive":
             values = np.asarray(0.5 + np.abs(values))
         if self.kind == "transposed":
@@ -42,6 +45,10 @@ def positive(*shape):
 
 def integers(*shape, below):
     return Draw("integers", shape, below)
+
+
+def int8(*shape):
+    return Draw("int8", shape)
 
 
 def transposed(*shape):
@@ -255,6 +262,14 @@ SAMPLES = {
         sample((7, 1023), parts=3),
         sample(transposed(3, 4), parts=2),
         sample(repeated(3, 4), parts=2),
+    ],
+    "linear_int8": [
+        sample((3, 4), int8(5, 4), positive(5), (5,)),
+        sample((1, 1, 4), int8(5, 4), positive(5), None),
+        sample((4,), int8(1, 4), positive(1), (1,)),
+        sample((7, 33), int8(1023, 33), positive(1023), (1023,)),
+        sample((2, 1023), int8(7, 1023), positive(7), (7,)),
+        sample(transposed(3, 4), int8(5, 4), positive(5), (5,)),
     ],
     "linear_cross_entropy": [
         sample((3, 4), (7, 4), integers(3, below=7)),

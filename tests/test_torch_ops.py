@@ -97,6 +97,7 @@ PEERS = {
     "mlp": mlp,
     "add_layernorm": add_layernorm,
     "linear_cross_entropy": linear_cross_entropy,
+    "linear_int8": lambda x, q, scale, bias=None: F.linear(x, q.to(x.dtype) * scale[:, None], bias),
     "split": lambda x, parts: x.chunk(parts, dim=-1),
     "gelu": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_erf": F.gelu,

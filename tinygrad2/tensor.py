@@ -55,7 +55,7 @@ class Tensor:
     def __init__(self, data, dtype=None, device=None, requires_grad=False):
         if isinstance(data, Tensor):
             data = data.data
-        if not is_array(data):
+        if type(data) is not np.ndarray and not is_array(data):
             typed = isinstance(data, np.generic)
             data = np.asarray(data)
             if dtype is None and data.dtype == np.float64 and not typed:
@@ -63,7 +63,7 @@ class Tensor:
         if dtype is not None:
             data = data.astype(dtype, copy=False)
         self.data = data if device is None else to_device(data, device)
-        self.grad = None  # sets _grad and _grad_is_stale
+        self._grad, self._grad_is_stale, self._lent_to = None, False, None
         self.node = None
         self.requires_grad = requires_grad
         if requires_grad and self.dtype.kind != "f":
@@ -243,7 +243,8 @@ def apply(op, *inputs, **options):
     needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
-    node.leaves = [value if needed and value.node is None else None for value, needed in zip(inputs, needs_grad)]
+    if any(needs_grad):
+        node.leaves = [value if needed and value.node is None else None for value, needed in zip(inputs, needs_grad)]
     results = node.forward(*arrays, **options)
     several = isinstance(results, tuple)
     outs = [Tensor(xp.asarray(result)) for result in (results if several else (results,))]
@@ -355,13 +356,16 @@ def _check_operands(op, arrays):
     """The array library and the float dtype (None without floats) that all operands share, or TypeError."""
     xp, float_dtype, device = np, None, None
     for array in arrays:
-        if not is_array(array):
+        if type(array) is np.ndarray:  # nearly always; a generated token makes some 200 such calls
+            here = "cpu"
+        elif is_array(array):
+            here = device_of(array)
+        else:
             continue
-        here = device_of(array)
         if device is not None and here != device:
             raise TypeError(f"{op.name}: operands on different devices ({_describe(arrays)}); "
                             f"move one first: Tensor(x, device={device!r})")
-        xp, device = xp_of(array), here
+        xp, device = np if here == "cpu" else xp_of(array), here
         if array.dtype.kind == "f":
             if float_dtype is not None and array.dtype != float_dtype:
                 raise TypeError(f"{op.name}: operands of different dtypes ({_describe(arrays)}); "

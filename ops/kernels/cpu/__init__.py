@@ -11,6 +11,7 @@ from ops.kernels.cpu import (  # noqa: F401
     layernorm,
     linear,
     linear_cross_entropy,
+    linear_int8,
     mlp,
     softmax,
     split,

@@ -6,8 +6,7 @@
   block of w again with one product and one exp.
 - sum over keys of dw * w, which the page takes over T numbers, is the sum over hs channels of dout * out: put
   dw = dout vT in and out = w v comes out.
-- Heads are shared out over the threads, each with its own small products on one BLAS thread: BLAS would split each
-  product, and wait for its threads 72 times per layer.
+- Heads are shared out over the threads, each with its own small products on one BLAS thread.
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written as the same
   slices of one array, which is then the projection's gradient without a copy (see split.py).
 - Dropout's mask is computed where it is used, number by number.
@@ -43,8 +42,9 @@ class AttentionCPU(Attention, backend="numpy"):
         out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
         logsum = np.empty((B, nh, Tq), np.float32)
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
+        numbers = np.float32(1 / math.sqrt(hs)), *dropout
         with one_thread():
-            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, np.float32(1 / math.sqrt(hs)), *dropout)
+            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *numbers, grain=1 + (1 << 17) // (Tq * hs))
         self.save(q, k, v, out, logsum, dropout)
         return out.reshape(shape)
 
@@ -58,9 +58,9 @@ class AttentionCPU(Attention, backend="numpy"):
             dq, dk, dv = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         else:
             dq, dk, dv = (np.empty((B, nh, T, hs), np.float32) for T in (Tq, Tk, Tk))
-        scale = np.float32(1 / math.sqrt(hs))
+        numbers = np.float32(1 / math.sqrt(hs)), *dropout
         with one_thread():
-            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, scale, *dropout)
+            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, *numbers)
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 

@@ -67,6 +67,8 @@ def gemm(a, b, out, add=False, scale=1.0):
         if add:
             out += product
         return out
+    if len(a) == 1 and scale == 1 and not add:
+        return np.matmul(a, b, out=out)                           # knows the product of a matrix and a vector
     (M, K), N = a.shape, b.shape[1]
     work = M * N * K
     if POOL.threads == 1 or not _SMALL < work < _LARGE:

@@ -43,6 +43,9 @@ class LinearCPU(Linear, backend="numpy"):
 def product(rows, weight, bias=None):
     """rows weight + bias, a new (N, O) array."""
     out = np.empty((len(rows), weight.shape[1]), np.float32)
+    if len(rows) == 1:
+        gemm(rows, weight, out)
+        return out if bias is None else np.add(out, bias, out=out)
     if bias is not None:
         POOL.split(lambda lo, hi: np.copyto(out[lo:hi], bias), len(out), grain=max(1, 65536 // out.shape[1]))
     return gemm(rows, weight, out, add=bias is not None)

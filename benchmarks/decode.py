@@ -1,0 +1,126 @@
+"""Writing text one token at a time, batch 1: ours in float32 and int8, and Hugging Face's transformers, in turns.
+
+    python -m benchmarks.decode --model gpt2 --prompt-len 64 --new-tokens 64
+    python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     what int8 costs in quality
+
+The prompt is read at once (prefill), timed apart; then each token is one pass over all weights. Weights are random:
+what is timed does not depend on them.
+"""
+
+import argparse
+import json
+import math
+import statistics
+
+from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
+from tinygrad2.threads import available_cores
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
+    parser.add_argument("--prompt-len", type=int, default=64, help="tokens of the prompt (default: 64)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
+    parser.add_argument("--against", default="transformers", help="transformers, or nothing")
+    parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
+    parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--perplexity", nargs=2, metavar=("WEIGHTS", "TEXT"), help="measure int8 on a text instead")
+    parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
+    args = parser.parse_args()
+    if args.perplexity:
+        rows = perplexities(*args.perplexity)
+        if args.save:
+            save("int8_quality", rows)
+    else:
+        time_it(args)
+
+
+def time_it(args):
+    from models.config import GPTConfig
+
+    model = GPTConfig.preset(args.model)
+    config = json.dumps(dict(model=model.to_dict(), seed=args.seed, threads=args.threads))
+    rivals = [args.against] if args.against else []
+    if rivals and not (installed("transformers") and installed("torch")):
+        print("transformers is not installed and left out: pip install transformers torch==2.13.0")
+        rivals = []
+    sides = [Side(name, "benchmarks.decode_side", name, config) for name in ("ours", "ours-int8", *rivals)]
+    prompt = [(7 * i + 3) % model.vocab_size for i in range(args.prompt_len)]
+    ms, prefill, limits = {s.name: [] for s in sides}, {s.name: [] for s in sides}, []
+    for turn in range(-1, args.turns):                            # turn -1 warms up
+        for side in sides:
+            answer = side.ask(prompt=prompt, n=args.new_tokens)
+            if turn >= 0:
+                ms[side.name].append(answer["ms"])
+                prefill[side.name].append(answer["prefill_ms"])
+        if turn >= 0:
+            limits.append(machine(args.threads)[1])
+    for side in sides:
+        side.close()
+    report(args, model, ms, prefill, max(limits))
+
+
+def report(args, model, ms, prefill, bandwidth):
+    C, L, V = model.n_embd, model.n_layer, model.vocab_size
+    weights = 12 * L * C * C + V * C
+    print(f"{args.model}, prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} thread(s); "
+          f"{bandwidth / 1e9:.1f} GB/s copied (read + write); load {load_average()}\n")
+    rows = []
+    for name, turns in ms.items():
+        flat = sum(turns, [])
+        median = statistics.median(flat)
+        ratio, low, high = ratio_of(turns, ms["ours"])
+        read = weights * (1 if name.endswith("int8") else 4) / median * 1e3
+        rows.append(dict(
+            model=args.model, side=name, threads=args.threads, prompt=args.prompt_len, min_ms=round(min(flat), 2),
+            median_ms=round(median, 2), tokens_per_s=round(1e3 / median, 1), times_ours=round(ratio, 3),
+            lowest=round(low, 3), highest=round(high, 3), prefill_ms=round(statistics.median(prefill[name]), 1),
+            weights_gb_s=round(read / 1e9, 1), share_of_copy=round(read / bandwidth, 2),
+        ))  # fmt: skip
+        print(f"{name:14} min {min(flat):7.2f}  median {median:7.2f} ms a token  {1e3 / median:6.1f} tok/s  "
+              f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "
+              f"{read / 1e9:5.1f} GB/s of weights")
+    if args.save:
+        save("decode", rows)
+
+
+def perplexities(weights, path):
+    """Rows: e^(mean loss) over a text, in float32 and in int8."""
+    import inference
+    from models.quantize import quantize
+
+    rows = []
+    for side in ("float32", "int8"):
+        model, tokenizer = inference.load(weights)
+        if side == "int8":
+            quantize(model)
+        loss, tokens = mean_loss(model, tokenizer, path)
+        rows.append(dict(weights=weights, text=path, side=side, tokens=tokens, loss=round(loss, 5),
+                         perplexity=round(math.exp(loss), 4)))  # fmt: skip
+        print(f"{side:8} loss {loss:.5f}  perplexity {math.exp(loss):.4f}  over {tokens:,} tokens")
+    return rows
+
+
+def mean_loss(model, tokenizer, path):
+    """(nats per token, how many) over the text, in windows of block_size that do not overlap."""
+    import numpy as np
+
+    import ops
+    from tinygrad2.dataloader import encode_documents, split_documents
+    from tinygrad2.files import read_bytes
+    from tinygrad2.tensor import no_grad
+
+    ids = np.asarray(encode_documents(split_documents(read_bytes(path)), tokenizer), np.int64)
+    T = min(model.config.block_size, len(ids) - 1)
+    total = count = 0
+    for start in range(0, len(ids) - T, T):
+        x, y = ids[None, start : start + T], ids[None, start + 1 : start + T + 1]
+        with no_grad():
+            total += ops.cross_entropy(model.logits(model.hidden(x)), y).item() * T
+        count += T
+    return total / count, count
+
+
+if __name__ == "__main__":
+    main()

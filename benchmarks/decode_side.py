@@ -1,0 +1,85 @@
+"""One side of benchmarks.decode, in its own process: python -m benchmarks.decode_side SIDE CONFIG_JSON."""
+
+import json
+import sys
+import time
+
+from benchmarks.harness import answer_requests, peak_rss
+
+
+def our_writer(config, int8):
+    """A function (prompt ids, n) -> (seconds of the prefill, seconds of each further token, ids), greedy."""
+    import numpy as np
+
+    from models import GPT, GPTConfig
+    from models.kv_cache import KVCache
+    from models.quantize import quantize
+    from tinygrad2.module import FlatBuffers
+
+    model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
+    FlatBuffers(model)
+    model.eval()
+    if int8:
+        quantize(model)
+    cache = KVCache(model.config)
+
+    def write(prompt, n):
+        cache.reset()
+        start = time.perf_counter()
+        ids = [int(np.argmax(model.next_logits([prompt], cache).numpy()))]
+        prefill, seconds = time.perf_counter() - start, []
+        for _ in range(n - 1):
+            start = time.perf_counter()
+            ids.append(int(np.argmax(model.next_logits([ids[-1:]], cache).numpy())))
+            seconds.append(time.perf_counter() - start)
+        return prefill, seconds, ids
+
+    return write
+
+
+def transformers_writer(config):
+    """The same with Hugging Face's GPT-2: its own forward pass with its own cache, without generate()'s bookkeeping."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(config["threads"])
+    shape = config["model"]
+    names = dict(n_positions=shape["block_size"], vocab_size=shape["vocab_size"], n_layer=shape["n_layer"],
+                 n_head=shape["n_head"], n_embd=shape["n_embd"])  # fmt: skip
+    model = GPT2LMHeadModel(GPT2Config(**names)).eval()
+
+    @torch.inference_mode()
+    def write(prompt, n):
+        start = time.perf_counter()
+        out = model(torch.tensor([prompt]), use_cache=True)
+        ids = [int(out.logits[0, -1].argmax())]
+        prefill, seconds = time.perf_counter() - start, []
+        for _ in range(n - 1):
+            start = time.perf_counter()
+            out = model(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+            ids.append(int(out.logits[0, -1].argmax()))
+            seconds.append(time.perf_counter() - start)
+        return prefill, seconds, ids
+
+    return write
+
+
+def main():
+    side, config = sys.argv[1], json.loads(sys.argv[2])
+    if side == "transformers":
+        write = transformers_writer(config)
+    else:
+        from tinygrad2.threads import plan_threads
+
+        plan_threads(config["threads"])
+        write = our_writer(config, int8=side.endswith("int8"))
+
+    def handle(prompt, n):
+        prefill, seconds, ids = write(prompt, n)
+        return dict(prefill_ms=prefill * 1e3, ms=[s * 1e3 for s in seconds], ids=ids, peak_rss=peak_rss())
+
+    answer_requests(handle)
+
+
+if __name__ == "__main__":
+    main()

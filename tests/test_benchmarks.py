@@ -1,0 +1,71 @@
+"""The benchmarks run, and say what they should; their figures are not judged here."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("numba", reason="Numba is not installed: there are no kernels to time")
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(module, flags):
+    command = [sys.executable, "-m", f"benchmarks.{module}", *flags.split()]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_train_compares_the_losses_and_prints_a_ratio():
+    out = run("train", "--model demo --batch-size 2 --seq-len 16 --against reference --turns 2 --steps 1 --warmup 1")
+    assert "GFLOP/s in matrix products" in out and "GB/s copied" in out
+    ours, reference = (line for line in out.splitlines() if line.startswith(("ours ", "reference ")))
+    assert "x1.00 (1.00 .. 1.00)" in ours and " MB " in ours and "% of peak" in ours
+    assert float(reference.split()[-1]) < 1e-4  # the losses
+
+
+def test_ops_times_pages_and_kernels():
+    out = run("ops", "--only layernorm,linear --turns 1 --seconds 0.01")
+    lines = [line for line in out.splitlines() if line.startswith(("layernorm", "linear"))]
+    assert len(lines) == 4
+    assert all("GB/s" in line for line in lines[:2]) and all("GFLOP/s" in line for line in lines[2:])
+
+
+def test_decode_times_float32_and_int8():
+    out = run("decode", "--model demo --prompt-len 4 --new-tokens 4 --turns 1 --against=")
+    assert "ours           min" in out and "ours-int8      min" in out and "ms a token" in out
+
+
+def test_decode_measures_what_int8_costs(tmp_path):
+    from models import GPT, GPTConfig
+    from tinygrad2.checkpoint import save_weights
+    from tinygrad2.tokenizer import Tokenizer
+
+    text = "the cat sat on the mat. the dog sat on the cat. " * 20
+    (tmp_path / "text.txt").write_text(text)
+    tokenizer = Tokenizer.train(text, 270)
+    model = GPT(GPTConfig(block_size=16, vocab_size=270, n_layer=2, n_head=2, n_embd=32), seed=0)
+    weights = tmp_path / "w.bin"
+    save_weights(weights, model.state_dict(), model.config.to_dict(), tokenizer.to_json(), {})
+    out = run("decode", f"--perplexity {weights} {tmp_path / 'text.txt'}").splitlines()
+    float32, int8 = (float(line.split()[4]) for line in out)
+    assert out[0].startswith("float32") and out[1].startswith("int8")
+    assert 200 < float32 < 350 and abs(int8 / float32 - 1) < 0.01  # untrained: about the vocabulary
+
+
+def test_an_unknown_side_is_refused():
+    command = [sys.executable, "-m", "benchmarks.train", "--against", "jax"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "unknown side(s) jax" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer"])
+def test_committed_rows_say_where_they_come_from(name):
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    runs = json.loads(path.read_text())
+    assert runs and all({"date", "cpu", "load", "versions", "rows"} <= set(run) and run["rows"] for run in runs)
+    table = path.with_suffix(".csv").read_text().splitlines()
+    assert len(table) == 1 + sum(len(run["rows"]) for run in runs)
