@@ -412,3 +412,47 @@ def test_backward_of_split_copies_nothing_where_attention_wrote_side_by_side():
     assert np.shares_memory(whole, parts[0]) and np.array_equal(whole, np.concatenate(parts, axis=-1))
     (copied,) = split.backward((parts[0], parts[2], parts[1]))
     assert not np.shares_memory(copied, parts[0])
+
+
+# -- ops with several results ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [(0,), (2,), (0, 1), (0, 1, 2), (1, 1)], ids=str)
+def test_a_result_that_plays_no_part_gets_zeros(used, mode_of_split):
+    with kernels(mode_of_split):
+        x = Tensor(np.arange(12.0, dtype=np.float32).reshape(2, 6), requires_grad=True)
+        y = x * 2.0  # not a leaf
+        parts = ops.split(y, 3)
+        total = sum((parts[i] * (i + 1.0)).sum() for i in used)
+        total.backward()
+    expected = [2.0 * sum(i + 1.0 for i in used if i == part) for part in range(3)]
+    assert x.grad.tolist() == [[e for e in expected for _ in range(2)]] * 2
+
+
+@pytest.fixture(params=["auto", "reference"])
+def mode_of_split(request):
+    return request.param
+
+
+def test_a_second_walk_through_one_of_several_results_is_refused():
+    x = Tensor(np.ones((2, 4), np.float32), requires_grad=True)
+    a, b = ops.split(x * 1.0, 2)
+    a.sum().backward()
+    with pytest.raises(RuntimeError, match="backward\\(\\) was already called through this"):
+        b.sum().backward()
+
+
+def test_several_results_leave_nothing_to_the_collector():
+    import gc
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            x = Tensor(np.ones((2, 4), np.float32), requires_grad=True)
+            a, b = ops.split(x, 2)
+            (a * b).sum().backward()
+            del x, a, b
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

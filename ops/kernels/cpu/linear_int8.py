@@ -1,6 +1,6 @@
 """The int8 linear map on the CPU. Same formulas; what changes, and what it bought:
 
-- Few rows (writing a text is one row at a time): each weight is read once, as the byte it is, and widened in a register.
+- Few rows (a text is written one row at a time): a weight is read once, as the byte it is, and widened in a register.
   The page makes a float32 copy of the whole matrix first. Time is that of reading, a quarter of float32's.
 - Many rows (a prompt): the page, since there the products count.
 """
