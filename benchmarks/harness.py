@@ -65,13 +65,13 @@ def installed(name):
     return util.find_spec(name) is not None
 
 
-def bandwidth(seconds=0.3, size=1 << 26):
+def bandwidth(seconds=0.5, size=1 << 27):
     """Bytes per second of copying a large array with all kernel threads, read and written counted."""
     import numpy as np
 
     from tinygrad2.threads import POOL
 
-    source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)   # far larger than any cache, and touched
     best, begin = float("inf"), time.perf_counter()
 
     def copy(lo, hi):

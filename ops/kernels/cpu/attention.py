@@ -2,13 +2,11 @@
 
 - Queries go in blocks of 64. A block multiplies only the keys up to its own last query, so what lies above the diagonal
   is not computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
-- Not w but the logarithm of each row's sum is kept (the trick of FlashAttention, Dao et al. 2022): backward makes the
-  block of w again with one product and one exp.
-- sum over keys of dw * w, which the page takes over T numbers, is the sum over hs channels of dout * out: put
-  dw = dout vT in and out = w v comes out.
+- Not w but the logarithm of each row's sum is kept (as in FlashAttention, Dao et al. 2022): backward makes w again.
+- sum over keys of dw * w is the sum over channels of dout * out: put dw = dout vT in, and out = w v comes out.
 - Heads are shared out over the threads, each with its own small products on one BLAS thread.
-- q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written as the same
-  slices of one array, which is then the projection's gradient without a copy (see split.py).
+- q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side and
+  so are the projection's gradient without a copy (split.py).
 - Dropout's mask is computed where it is used, number by number.
 """
 
@@ -20,11 +18,11 @@ from ops.attention import Attention
 from ops.kernels.cpu.arithmetic import exp32, max32
 from ops.kernels.cpu.blas import address, available, one_thread
 from ops.kernels.cpu.compiler import is_float32, jit
-from ops.kernels.cpu.dropout import keep32
+from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.heads import add_transposed, four_axes, rows_times_rows, weights_times_rows
 from tinygrad2.threads import POOL
 
-_BLOCK, _MASKED = 64, np.float32(-1e30)                           # masked until the row's tail is set to zero
+_BLOCK, _ZERO = 64, np.float32(0)
 
 
 class AttentionCPU(Attention, backend="numpy"):
@@ -43,8 +41,9 @@ class AttentionCPU(Attention, backend="numpy"):
         logsum = np.empty((B, nh, Tq), np.float32)
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
         numbers = np.float32(1 / math.sqrt(hs)), *dropout
+        grain = 1 + (1 << 20) // (Tq * k.shape[2] * hs)           # heads that are worth waking a thread for
         with one_thread():
-            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *numbers, grain=1 + (1 << 17) // (Tq * hs))
+            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *numbers, grain=grain)
         self.save(q, k, v, out, logsum, dropout)
         return out.reshape(shape)
 
@@ -65,30 +64,42 @@ class AttentionCPU(Attention, backend="numpy"):
 
 
 @jit
-def _softmax_row(row, seen):
-    """row becomes e^(row - largest) over the first `seen` scores and 0 behind them; gives (largest, sum)."""
-    row[seen:] = _MASKED                                          # whole rows vectorise better than ragged ones
-    largest = row[0]
-    for j in range(row.size):
-        largest = max32(largest, row[j])
-    total = np.float32(0)
-    for j in range(row.size):
-        row[j] = exp32(row[j] - largest)
-        total += row[j]                                           # masked ones add 1e-30, lost beside the largest's 1
-    row[seen:] = np.float32(0)
-    return largest, total
+def _softmax_block(w, seen, logsum):
+    """Scores w (m, n), of which row i sees the first seen + i, become weights; logsum (m,) gets ln(sum e^s)."""
+    for i in range(len(w)):
+        row, past = w[i], w[i][: seen + i]
+        largest = row[0]
+        for j in range(past.size):
+            largest = max32(largest, past[j])
+        total = _ZERO
+        for j in range(row.size):                                 # the whole row: ragged ones vectorise badly
+            e = exp32(row[j] - largest)
+            e = e if j < past.size else _ZERO
+            row[j] = e
+            total += e
+        logsum[i] = largest + np.float32(math.log(total))
+        factor = np.float32(1) / total
+        for j in range(row.size):
+            row[j] *= factor
 
 
 @jit
-def _drop_row(row, p, key, place):
-    for j in range(row.size):
-        row[j] *= keep32(p, key, place + np.uint64(j))
+def _ds_block(w, dw, seen, logsum, average, scale):
+    """Scores w become weights again, and dw becomes ds (times scale)."""
+    for i in range(len(w)):
+        row, drow, shift, mean = w[i], dw[i], logsum[i], average[i]
+        visible = seen + i
+        for j in range(row.size):
+            e = exp32(row[j] - shift)
+            e = e if j < visible else _ZERO
+            row[j] = e
+            drow[j] = e * (drow[j] - mean) * scale
 
 
 @jit
 def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
     (nh, Tq), Tk = q.shape[1:3], k.shape[2]
-    scores = np.empty(_BLOCK * Tk, np.float32)
+    scores, step = np.empty(_BLOCK * Tk, np.float32), np.uint64(Tk)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
         for t in range(0, Tq, _BLOCK):
@@ -96,38 +107,17 @@ def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
             n = Tk - Tq + t + m                                   # keys up to the block's last query
             w = scores[: m * n].reshape(m, n)
             rows_times_rows(gemm, q, k, b, h, t, scale, w)
-            for i in range(m):
-                largest, total = _softmax_row(w[i], n - m + i + 1)
-                logsum[b, h, t + i] = largest + np.float32(math.log(total))
-                factor = np.float32(1) / total
-                row = w[i]
-                for j in range(row.size):
-                    row[j] *= factor
-                if p > 0:
-                    _drop_row(row, p, key, first + np.uint64((head * Tq + t + i) * Tk))
+            _softmax_block(w, n - m + 1, logsum[b, h, t : t + m])
+            if p > 0:
+                drop_block(w, p, key, first + np.uint64(head * Tq + t) * step, step)
             weights_times_rows(gemm, w, v, b, h, t, out)
-
-
-@jit
-def _ds_row(w, dw, logsum, average, scale, seen, p, key, place):
-    """From scores and dout vT: w becomes w keep, dw becomes ds (times scale)."""
-    for j in range(w.size):
-        w[j] = exp32(w[j] - logsum)
-    w[seen:] = np.float32(0)
-    if p > 0:
-        for j in range(w.size):
-            keep = keep32(p, key, place + np.uint64(j))
-            dw[j] = w[j] * (dw[j] * keep - average) * scale
-            w[j] *= keep
-    else:
-        for j in range(w.size):
-            dw[j] = w[j] * (dw[j] - average) * scale
 
 
 @jit
 def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, key, first):
     (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
     scores, dscores = np.empty(_BLOCK * Tk, np.float32), np.empty(_BLOCK * Tk, np.float32)
+    average, step = np.empty(_BLOCK, np.float32), np.uint64(Tk)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
         beta = 0.0                                                # the last block sees all keys: it sets dk and dv
@@ -139,11 +129,15 @@ def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, ke
             rows_times_rows(gemm, q, k, b, h, t, scale, w)
             rows_times_rows(gemm, dout, v, b, h, t, np.float32(1), dw)
             for i in range(m):
-                average = np.float32(0)
+                average[i] = 0
                 for j in range(hs):
-                    average += out[b, h, t + i, j] * dout[b, h, t + i, j]
-                place = first + np.uint64((head * Tq + t + i) * Tk)
-                _ds_row(w[i], dw[i], logsum[b, h, t + i], average, scale, n - m + i + 1, p, key, place)
+                    average[i] += out[b, h, t + i, j] * dout[b, h, t + i, j]
+            place = first + np.uint64(head * Tq + t) * step
+            if p > 0:
+                drop_block(dw, p, key, place, step)
+            _ds_block(w, dw, n - m + 1, logsum[b, h, t : t + m], average, scale)
+            if p > 0:
+                drop_block(w, p, key, place, step)
             add_transposed(gemm, w, dout, b, h, t, beta, dv)
             add_transposed(gemm, dw, q, b, h, t, beta, dk)
             weights_times_rows(gemm, dw, k, b, h, t, dq)

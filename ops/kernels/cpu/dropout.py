@@ -28,6 +28,15 @@ def keep32(p, key, place):
 
 
 @jit
+def drop_block(w, p, key, place, step):
+    """w times dropout's factors; row i begins at `place` + i `step` of the stream."""
+    for i in range(len(w)):
+        row, start = w[i], place + np.uint64(i) * step
+        for j in range(row.size):
+            row[j] *= keep32(p, key, start + np.uint64(j))
+
+
+@jit
 def _dropout(lo, hi, x, out, p, key, first):
     x, out = x[lo:hi], out[lo:hi]
     for i in range(out.size):

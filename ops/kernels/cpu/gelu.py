@@ -97,13 +97,14 @@ def _forward(lo, hi, x, out, exact):
 
 
 @jit
-def _backward(lo, hi, x, dx, exact):
+def _backward(lo, hi, x, dout, dx, exact):
     scratch = np.empty(4096, np.float32)                          # gelu(x) is not wanted here, and x not ours
     for start in range(lo, hi, 4096):
         end = min(start + 4096, hi)
-        part = scratch[: end - start]
+        part, target = scratch[: end - start], dx[start:end]
         part[:] = x[start:end]
-        gelu_row_backward(part, dx[start:end], exact)
+        target[:] = dout[start:end]
+        gelu_row_backward(part, target, exact)
 
 
 class GELUCPU(GELU, backend="numpy"):
@@ -121,8 +122,8 @@ class GELUCPU(GELU, backend="numpy"):
 
     def backward(self, dout):
         (x,) = self.saved
-        dx = np.array(dout, order="C")
-        POOL.split(_backward, x.size, x.reshape(-1), dx.reshape(-1), self.exact, grain=16384)
+        dx, dout = np.empty_like(x), np.asarray(dout, order="C")
+        POOL.split(_backward, x.size, x.reshape(-1), dout.reshape(-1), dx.reshape(-1), self.exact, grain=16384)
         return (dx,)
 
 

@@ -18,8 +18,9 @@ class SoftmaxCPU(Softmax, backend="numpy"):
         return x.size > 0 and x.ndim > 0 and is_float32(x)
 
     def forward(self, x, axis=-1):
-        p = np.array(np.moveaxis(x, axis, -1), order="C")         # rows along memory
-        split_rows(_forward, p.size // p.shape[-1], p.shape[-1], p.reshape(-1, p.shape[-1]))
+        x = np.asarray(np.moveaxis(x, axis, -1), order="C")       # rows along memory
+        p, n = np.empty_like(x), x.shape[-1]
+        split_rows(_forward, x.size // n, n, x.reshape(-1, n), p.reshape(-1, n))
         p = np.moveaxis(p, -1, axis)
         self.save(p, axis)
         return p
@@ -34,20 +35,21 @@ class SoftmaxCPU(Softmax, backend="numpy"):
 
 
 @jit
-def _forward(lo, hi, p):
+def _forward(lo, hi, x, p):
     for n in range(lo, hi):
-        row = p[n]
+        row, target = x[n], p[n]
         largest = row[0]
         for j in range(row.size):
             largest = max32(largest, row[j])
         total = np.float32(0)
         for j in range(row.size):
             below = row[j] - largest
-            row[j] = _ZERO if below < _NOTHING else exp32(below)  # a score of -inf gets exactly 0
-            total += row[j]
+            e = _ZERO if below < _NOTHING else exp32(below)       # a score of -inf gets exactly 0
+            target[j] = e
+            total += e
         factor = np.float32(1) / total
-        for j in range(row.size):
-            row[j] *= factor
+        for j in range(target.size):
+            target[j] *= factor
 
 
 @jit
