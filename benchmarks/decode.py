@@ -21,7 +21,8 @@ def main():
     parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--prompt-len", type=int, default=64, help="tokens of the prompt (default: 64)")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
-    parser.add_argument("--against", default="transformers", help="transformers, or nothing")
+    parser.add_argument("--against", default="transformers-generate,transformers",
+                        help="transformers-generate: as users call it; transformers: a bare loop over its forward pass")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
     parser.add_argument("--seed", type=int, default=1337)
@@ -41,7 +42,7 @@ def time_it(args):
 
     model = GPTConfig.preset(args.model)
     config = json.dumps(dict(model=model.to_dict(), seed=args.seed, threads=args.threads))
-    rivals = [args.against] if args.against else []
+    rivals = [name for name in args.against.split(",") if name]
     if rivals and not (installed("transformers") and installed("torch")):
         print("transformers is not installed and left out: pip install transformers torch==2.13.0")
         rivals = []
@@ -78,7 +79,7 @@ def report(args, model, ms, prefill, bandwidth):
             lowest=round(low, 3), highest=round(high, 3), prefill_ms=round(statistics.median(prefill[name]), 1),
             weights_gb_s=round(read / 1e9, 1), share_of_copy=round(read / bandwidth, 2),
         ))  # fmt: skip
-        print(f"{name:14} min {min(flat):7.2f}  median {median:7.2f} ms a token  {1e3 / median:6.1f} tok/s  "
+        print(f"{name:21} min {min(flat):7.2f}  median {median:7.2f} ms a token  {1e3 / median:6.1f} tok/s  "
               f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "
               f"{read / 1e9:5.1f} GB/s of weights")
     if args.save:

@@ -37,8 +37,8 @@ def our_writer(config, int8):
     return write
 
 
-def transformers_writer(config):
-    """The same with Hugging Face's GPT-2: its own forward pass with its own cache, without generate()'s bookkeeping."""
+def transformers_writer(config, generate):
+    """The same with Hugging Face's GPT-2: its generate(), as users call it, or a bare loop over its forward pass."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -61,13 +61,25 @@ def transformers_writer(config):
             seconds.append(time.perf_counter() - start)
         return prefill, seconds, ids
 
-    return write
+    @torch.inference_mode()
+    def write_by_generate(prompt, n):
+        def run(n):
+            start, ids = time.perf_counter(), torch.tensor([prompt])
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
+                                 do_sample=False, use_cache=True, pad_token_id=0)  # fmt: skip
+            return time.perf_counter() - start, out[0, len(prompt) :].tolist()
+
+        prefill, _ = run(1)
+        whole, ids = run(n)
+        return prefill, [(whole - prefill) / (n - 1)] * (n - 1), ids
+
+    return write_by_generate if generate else write
 
 
 def main():
     side, config = sys.argv[1], json.loads(sys.argv[2])
-    if side == "transformers":
-        write = transformers_writer(config)
+    if side.startswith("transformers"):
+        write = transformers_writer(config, generate=side.endswith("generate"))
     else:
         from tinygrad2.threads import plan_threads
 

@@ -24,13 +24,14 @@ from ops.log import log
 from ops.log_softmax import log_softmax
 from ops.matmul import matmul
 from ops.mean import mean
+from ops.merge_heads import merge_heads
 from ops.mlp import mlp
 from ops.mul import mul
 from ops.neg import neg
 from ops.pow import pow
 from ops.reshape import reshape
 from ops.softmax import softmax
-from ops.split import split
+from ops.split_heads import split_heads
 from ops.sub import sub
 from ops.sum import sum
 from ops.transpose import transpose
@@ -38,7 +39,7 @@ from ops.transpose import transpose
 __all__ = [
     "add", "add_layernorm", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
     "gelu_erf", "index", "layernorm", "linear", "linear_cross_entropy", "linear_int8", "log", "log_softmax", "matmul",
-    "mean", "mlp", "mul", "neg", "pow", "reshape", "softmax", "split", "sub", "sum", "transpose",
+    "mean", "merge_heads", "mlp", "mul", "neg", "pow", "reshape", "softmax", "split_heads", "sub", "sum", "transpose",
 ]  # fmt: skip
 
 try:

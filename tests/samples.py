@@ -255,13 +255,19 @@ SAMPLES = {
         sample((7, 1023), (7, 1023), (1023,), (1023,), eps=0.1),
         sample(transposed(3, 4), repeated(3, 4), (4,), (4,)),
     ],
-    "split": [
-        sample((2, 12), parts=3),
-        sample((2, 3, 4), parts=2),
-        sample((3, 4), parts=1),
-        sample((7, 1023), parts=3),
-        sample(transposed(3, 4), parts=2),
-        sample(repeated(3, 4), parts=2),
+    "split_heads": [
+        sample((2, 5, 24), n_head=2),
+        sample((1, 1, 3), n_head=1),
+        sample((2, 7, 9), n_head=3),
+        sample(transposed(2, 3, 12), n_head=4),
+        sample(repeated(2, 3, 12), n_head=2),
+    ],
+    "merge_heads": [
+        sample((2, 3, 5, 4)),
+        sample((1, 1, 1, 1)),
+        sample((2, 1, 7, 3)),
+        sample(transposed(2, 3, 4, 5)),
+        sample(repeated(2, 3, 4, 5)),
     ],
     "linear_int8": [
         sample((3, 4), int8(5, 4), positive(5), (5,)),

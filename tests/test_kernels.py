@@ -95,9 +95,9 @@ def test_every_op_of_a_training_step_has_a_kernel():
     finally:
         tinygrad2.tensor.choose = original
     slow = {name for name, fast in used if not fast}
-    assert slow <= {"add", "mul", "reshape", "transpose"}  # add: small here, see AddCPU.supports
+    assert slow <= {"add", "mul", "merge_heads"}  # add: small here, see AddCPU.supports
     assert {"mlp", "attention", "linear", "layernorm", "add_layernorm", "linear_cross_entropy", "embedding", "dropout",
-            "split"} <= {name for name, fast in used if fast}  # fmt: skip
+            "split_heads"} <= {name for name, fast in used if fast}  # fmt: skip
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -401,17 +401,18 @@ def test_gemm_works_without_openblas(monkeypatch):
     assert (gemm(a, b, out, add=True, scale=2.0) == 7).all() and (gemm(a, b, out) == 3).all()
 
 
-def test_backward_of_split_copies_nothing_where_attention_wrote_side_by_side():
+def test_backward_of_split_heads_copies_nothing_where_attention_wrote_side_by_side():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(3))
     kernel = choose(OPS["attention"], np, [q, k, v])
-    _, _, gradients = run(kernel, [q, k, v], {})
-    parts = [g.transpose(0, 2, 1, 3).reshape(2, 5, 12) for g in gradients]
-    split = choose(OPS["split"], np, [q])(np, [True])
+    _, _, parts = run(kernel, [q, k, v], {})
+    page = OPS["split_heads"](np, [True])
+    split = choose(OPS["split_heads"], np, [q])(np, [True])
     (whole,) = split.backward(tuple(parts))
-    assert np.shares_memory(whole, parts[0]) and np.array_equal(whole, np.concatenate(parts, axis=-1))
-    (copied,) = split.backward((parts[0], parts[2], parts[1]))
-    assert not np.shares_memory(copied, parts[0])
+    assert np.shares_memory(whole, parts[0]) and np.array_equal(whole, page.backward(tuple(parts))[0])
+    for others in ((parts[0], parts[2], parts[1]), [p.copy() for p in parts], (q, k, v)):
+        (copied,) = split.backward(tuple(others))
+        assert not np.shares_memory(copied, others[0]) and np.array_equal(copied, page.backward(tuple(others))[0])
 
 
 # -- ops with several results ----------------------------------------------------------------------------------------
@@ -420,13 +421,13 @@ def test_backward_of_split_copies_nothing_where_attention_wrote_side_by_side():
 @pytest.mark.parametrize("used", [(0,), (2,), (0, 1), (0, 1, 2), (1, 1)], ids=str)
 def test_a_result_that_plays_no_part_gets_zeros(used, mode_of_split):
     with kernels(mode_of_split):
-        x = Tensor(np.arange(12.0, dtype=np.float32).reshape(2, 6), requires_grad=True)
+        x = Tensor(np.arange(12.0, dtype=np.float32).reshape(1, 2, 6), requires_grad=True)
         y = x * 2.0  # not a leaf
-        parts = ops.split(y, 3)
+        parts = ops.split_heads(y, 1)
         total = sum((parts[i] * (i + 1.0)).sum() for i in used)
         total.backward()
     expected = [2.0 * sum(i + 1.0 for i in used if i == part) for part in range(3)]
-    assert x.grad.tolist() == [[e for e in expected for _ in range(2)]] * 2
+    assert x.grad.tolist() == [[[e for e in expected for _ in range(2)]] * 2]
 
 
 @pytest.fixture(params=["auto", "reference"])
@@ -435,8 +436,8 @@ def mode_of_split(request):
 
 
 def test_a_second_walk_through_one_of_several_results_is_refused():
-    x = Tensor(np.ones((2, 4), np.float32), requires_grad=True)
-    a, b = ops.split(x * 1.0, 2)
+    x = Tensor(np.ones((1, 2, 6), np.float32), requires_grad=True)
+    a, b, _ = ops.split_heads(x * 1.0, 2)
     a.sum().backward()
     with pytest.raises(RuntimeError, match="backward\\(\\) was already called through this"):
         b.sum().backward()
@@ -449,10 +450,10 @@ def test_several_results_leave_nothing_to_the_collector():
     gc.disable()
     try:
         for _ in range(3):
-            x = Tensor(np.ones((2, 4), np.float32), requires_grad=True)
-            a, b = ops.split(x, 2)
-            (a * b).sum().backward()
-            del x, a, b
+            x = Tensor(np.ones((1, 2, 6), np.float32), requires_grad=True)
+            a, b, c = ops.split_heads(x, 2)
+            (a * b + c).sum().backward()
+            del x, a, b, c
         assert gc.collect() == 0
     finally:
         gc.enable()

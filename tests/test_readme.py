@@ -76,5 +76,5 @@ def test_extras_that_are_installed_by_the_readme_exist():
 
 
 def test_make_installs_what_the_readme_says():
-    assert re.search(r"^EXTRAS \?= mpi,test$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert '-e ".[mpi,test]"' in README
+    assert re.search(r"^EXTRAS \?= fast,mpi,test$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert '-e ".[fast,mpi,test]"' in README

@@ -14,5 +14,5 @@ from ops.kernels.cpu import (  # noqa: F401
     linear_int8,
     mlp,
     softmax,
-    split,
+    split_heads,
 )

@@ -6,7 +6,7 @@
 - sum over keys of dw * w is the sum over channels of dout * out: put dw = dout vT in, and out = w v comes out.
 - Heads are shared out over the threads, each with its own small products on one BLAS thread.
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side,
-  and so are the gradient of the projection without a copy (split.py).
+  and so are the gradient of the projection without a copy (split_heads.py).
 - Dropout's mask is computed where it is used, number by number.
 """
 

@@ -1,0 +1,28 @@
+"""Split into heads on the CPU. Same formula; what changes, and what it bought:
+
+- attention.py writes dq, dk and dv side by side in one array. Parts that lie like that in one memory already *are* the
+  gradient: backward then gives that memory, and copies nothing.
+"""
+
+from ops.split_heads import SplitHeads
+
+
+class SplitHeadsCPU(SplitHeads, backend="numpy"):
+    def backward(self, douts):
+        whole = _packed(douts)
+        return super().backward(douts) if whole is None else (whole,)
+
+
+def _packed(douts):
+    """The (B, T, 3C) array of which these are q, k and v as `forward` cuts them, or None where they are not."""
+    B, nh, T, hs = douts[0].shape
+    base = douts[0]
+    while base.base is not None:
+        base = base.base
+    if base.shape != (B, T, 3, nh, hs) or not base.flags.c_contiguous or base.dtype != douts[0].dtype:
+        return None
+    for i, dout in enumerate(douts):
+        expected = base[:, :, i].transpose(0, 2, 1, 3)
+        if dout.ctypes.data != expected.ctypes.data or dout.strides != expected.strides:
+            return None
+    return base.reshape(B, T, 3 * nh * hs)

@@ -1,0 +1,24 @@
+from tinygrad2.function import Function
+from tinygrad2.tensor import apply
+
+
+class MergeHeads(Function, name="merge_heads"):
+    """The answers of all heads side by side again: the way back from ops/split_heads.py.
+
+        out[b, t, h hs + i] = x[b, h, t, i]        dx[b, h, t, i] = dout[b, t, h hs + i]
+    """
+
+    def forward(self, x):                                         # x (B, nh, T, hs)
+        B, nh, T, hs = x.shape
+        self.save(nh)
+        return x.transpose(0, 2, 1, 3).reshape(B, T, nh * hs)     # (B, T, C)
+
+    def backward(self, dout):
+        (nh,) = self.saved
+        B, T, C = dout.shape
+        return (dout.reshape(B, T, nh, C // nh).transpose(0, 2, 1, 3),)
+
+
+def merge_heads(x):
+    """(B, T, nh hs) from x (B, nh, T, hs)."""
+    return apply(MergeHeads, x)
