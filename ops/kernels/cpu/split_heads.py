@@ -10,7 +10,7 @@ from ops.split_heads import SplitHeads
 class SplitHeadsCPU(SplitHeads, backend="numpy"):
     def backward(self, douts):
         whole = _packed(douts)
-        return super().backward(douts) if whole is None else (whole,)
+        return SplitHeads.backward(self, douts) if whole is None else (whole,)
 
 
 def _packed(douts):
