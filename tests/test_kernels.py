@@ -138,6 +138,26 @@ def test_recomputing_keeps_the_inputs_of_blocks_only():
     assert inputs < 12 * unit < 60 * unit < whole
 
 
+@pytest.mark.parametrize("t", [1, 1000])
+def test_adam_in_one_pass_equals_its_page(t):
+    from tinygrad2.function import fastest
+    from tinygrad2.optim import adam_update, grad_norm
+
+    rng = np.random.default_rng(0)
+    p, g, m, v = (rng.standard_normal(200_003).astype(np.float32) for _ in range(4))
+    v = np.abs(v)
+    results = []
+    for mode in ("auto", "reference"):
+        with kernels(mode):
+            own = [p.copy(), g.copy(), m.copy(), v.copy()]
+            fastest("adam_update", np, adam_update)(*own, np.float32(0.3), t, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+            results.append([*own, fastest("grad_norm", np, grad_norm)(g)])
+    for name, fast, page in zip("pgmvn", *results):
+        assert fast.dtype == np.float32
+        assert np.allclose(fast, page, rtol=2e-6, atol=1e-7), name
+    assert float(results[0][4]) == pytest.approx(np.linalg.norm(g.astype(np.float64)), rel=1e-7)
+
+
 # -- what must not be lost -------------------------------------------------------------------------------------------
 
 

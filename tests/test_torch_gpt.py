@@ -143,7 +143,7 @@ def train_both(model, steps, weight_decay, max_norm):
     for step in range(steps):
         x, y = batch(model.config, seed=step)
         flat.zero_grad()
-        _, loss = model(x, y)
+        loss = model.loss(x, y)
         loss.backward()
         norm, scale = clip_grad_norm(flat.grad, max_norm)
         ours.step(1e-3, scale)
@@ -168,6 +168,12 @@ def test_ten_adam_steps_stay_together(weight_decay, max_norm):
     assert np.abs(losses - torch_losses).max() < 1e-5
     assert norms == pytest.approx(torch_norms, rel=1e-4)
     assert max_norm < norms.max() and (max_norm != 1.6 or norms.min() < max_norm)
+
+
+def test_fifty_adam_steps_stay_together():
+    model = GPT(GPTConfig(**BASE), seed=5)
+    losses, torch_losses, *_ = train_both(model, 50, 0.1, 1.0)
+    assert np.abs(losses - torch_losses).max() < 1e-4
 
 
 @pytest.mark.parametrize("weight_decay, max_norm", STEPS)

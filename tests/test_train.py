@@ -137,6 +137,29 @@ def test_a_tokenizer_of_ones_own_is_used(folder):
     assert "do not fit --vocab-size 260" in train(folder, "--tokenizer mine.json --vocab-size 260").stderr
 
 
+def test_without_numba_the_pages_do_the_work_and_say_so(folder):
+    (folder / "bare.py").write_text(
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.modules['numba'] = None\n"
+        f"runpy.run_path({str(ROOT / 'train_gpt2.py')!r}, run_name='__main__')\n"
+    )
+    result = train(folder, "--steps 2", script=folder / "bare.py")
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("kernels"))
+    assert line.startswith('kernels   none, because numba is missing: pip install -e ".[fast]" makes')
+    assert "kernels   none (--kernels reference)" in train(folder, "--steps 1 --kernels reference").stdout
+
+
+def test_threads_are_said_and_chosen(folder):
+    assert "1 rank(s) with 3 thread(s) each" in train(folder, "--steps 1 --threads 3").stdout
+    assert "--threads must be at least 1, not 0" in train(folder, "--threads 0").stderr
+
+
+def test_recompute_changes_nothing_but_memory(folder):
+    outs = [train(folder, f"--steps 3 --dropout 0.1 {flag}").stdout for flag in ("", "--recompute")]
+    losses = [re.findall(r"loss (\d\.\d+)", out) for out in outs]
+    assert losses[0] == losses[1] and len(losses[0]) >= 3
+
+
 def test_alone_no_mpi_and_no_cupy_is_imported(folder):
     (folder / "spy.py").write_text(
         f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
