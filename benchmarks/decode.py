@@ -66,7 +66,7 @@ def report(args, model, ms, prefill, bandwidth):
     C, L, V = model.n_embd, model.n_layer, model.vocab_size
     weights = 12 * L * C * C + V * C
     print(f"{args.model}, prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} thread(s); "
-          f"{bandwidth / 1e9:.1f} GB/s copied (read + write); load {load_average()}\n")
+          f"{bandwidth / 1e9:.1f} GB/s through memory; load {load_average()}\n")
     rows = []
     for name, turns in ms.items():
         flat = sum(turns, [])
@@ -77,7 +77,7 @@ def report(args, model, ms, prefill, bandwidth):
             model=args.model, side=name, threads=args.threads, prompt=args.prompt_len, min_ms=round(min(flat), 2),
             median_ms=round(median, 2), tokens_per_s=round(1e3 / median, 1), times_ours=round(ratio, 3),
             lowest=round(low, 3), highest=round(high, 3), prefill_ms=round(statistics.median(prefill[name]), 1),
-            weights_gb_s=round(read / 1e9, 1), share_of_copy=round(read / bandwidth, 2),
+            weights_gb_s=round(read / 1e9, 1), share_of_memory=round(read / bandwidth, 2),
         ))  # fmt: skip
         print(f"{name:21} min {min(flat):7.2f}  median {median:7.2f} ms a token  {1e3 / median:6.1f} tok/s  "
               f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "

@@ -65,23 +65,30 @@ def installed(name):
     return util.find_spec(name) is not None
 
 
-def bandwidth(seconds=0.5, size=1 << 27):
-    """Bytes per second of copying a large array with all kernel threads, read and written counted."""
+def bandwidth(seconds=0.5, size=1 << 25):
+    """Bytes per second through memory with all kernel threads, the best of copying and adding large float32 arrays.
+
+    Reading and writing are counted, twice and three times the array.
+    """
     import numpy as np
 
     from tinygrad2.threads import POOL
 
-    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)   # far larger than any cache, and touched
-    best, begin = float("inf"), time.perf_counter()
+    source, target = np.ones(size, np.float32), np.ones(size, np.float32)   # 128 MB each: larger than any cache
 
     def copy(lo, hi):
         target[lo:hi] = source[lo:hi]
 
+    def add(lo, hi):
+        np.add(source[lo:hi], target[lo:hi], out=target[lo:hi])
+
+    best, begin = 0.0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        POOL.split(copy, size)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size / best
+        for work, passes in ((copy, 2), (add, 3)):
+            start = time.perf_counter()
+            POOL.split(work, size)
+            best = max(best, passes * source.nbytes / (time.perf_counter() - start))
+    return best
 
 
 class Side:
@@ -112,7 +119,7 @@ class Side:
 
 
 def machine(threads):
-    """(FLOP/s in matrix products, bytes/s of copying), measured in a process of its own."""
+    """(FLOP/s in matrix products, bytes/s through memory), measured in a process of its own."""
     side = Side("machine", "benchmarks.machine_side", threads)
     answer = side.ask()
     side.close()

@@ -4,7 +4,7 @@
     python -m benchmarks.ops --only attention,gelu        some
 
 Forward and backward are timed apart. The speed of ours is given in GFLOP/s, with the share of the best matrix product,
-where an op is made of products, and in GB/s, with the share of the copy bandwidth, where it is a trip through memory;
+where an op is made of products, and in GB/s, with the share of the best trip, where it is a trip through memory;
 both limits are measured in the same run.
 """
 
@@ -49,20 +49,20 @@ def main():
     args = parser.parse_args()
     names = ["ours", "page"] + (["torch"] if installed("torch") else [])
     sides = [Side(name, "benchmarks.ops_side", name, args.threads) for name in names]
-    gemm, copy = machine(args.threads)
-    print(f"{gemm / 1e9:.0f} GFLOP/s in matrix products, {copy / 1e9:.1f} GB/s copied (read + write); "
+    gemm, memory = machine(args.threads)
+    print(f"{gemm / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s through memory; "
           f"load {load_average()}\n\n{'':36} {'page':>15} {'ours':>15} {'torch':>15}   torch/ours   of the limit")
     rows = []
     for case in CASES:
         if not args.only or case.startswith(tuple(args.only.split(","))):
-            rows.append(time_case(case, sides, args, gemm, copy))
+            rows.append(time_case(case, sides, args, gemm, memory))
     for side in sides:
         side.close()
     if args.save:
-        save("ops", rows, gemm_gflops=round(gemm / 1e9, 1), copy_gb_s=round(copy / 1e9, 1))
+        save("ops", rows, gemm_gflops=round(gemm / 1e9, 1), memory_gb_s=round(memory / 1e9, 1))
 
 
-def time_case(case, sides, args, gemm, copy):
+def time_case(case, sides, args, gemm, memory):
     """A row of figures, printed."""
     op, shapes, _ = CASES[case]
     parts = {side.name: ([], []) for side in sides}
@@ -84,8 +84,8 @@ def time_case(case, sides, args, gemm, copy):
         words = f"{speed / 1e9:5.0f} GFLOP/s {speed / gemm:4.0%}"
     else:
         speed = bytes_of(op, shapes) / total["ours"] * 1e3
-        row.update(gb_s=round(speed / 1e9, 1), share=round(speed / copy, 2))
-        words = f"{speed / 1e9:5.1f} GB/s    {speed / copy:4.0%}"
+        row.update(gb_s=round(speed / 1e9, 1), share=round(speed / memory, 2))
+        words = f"{speed / 1e9:5.1f} GB/s    {speed / memory:4.0%}"
     shown = " ".join(
         f"{row[f'{name}_forward_ms']:7.2f} {row[f'{name}_backward_ms']:7.2f}"
         for name in ("page", "ours", "torch")

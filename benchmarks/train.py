@@ -77,7 +77,7 @@ def report(args, config, losses, ms, rss, limits):
     model, tokens = config["model"], args.batch_size * args.seq_len
     C, V, L = model["n_embd"], model["vocab_size"], model["n_layer"]
     flops = (6 * (12 * L * C * C + V * C) + 12 * L * C * args.seq_len) * tokens
-    print(f"\nmachine: {gemm / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s copied; "
+    print(f"\nmachine: {gemm / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s through memory; "
           f"a step is {flops / 1e9:.0f} GFLOP; load {load_average()}")
     ours = ms["ours"]
     rows = []
@@ -91,7 +91,7 @@ def report(args, config, losses, ms, rss, limits):
             min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ours_is_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
             peak_rss_mb=round(rss[name] / 1e6), share_of_gemm_peak=round(flops / median * 1e3 / gemm, 3),
-            losses_apart=float(f"{apart:.2g}"), gemm_gflops=round(gemm / 1e9, 1), copy_gb_s=round(memory / 1e9, 1),
+            losses_apart=float(f"{apart:.2g}"), gemm_gflops=round(gemm / 1e9, 1), memory_gb_s=round(memory / 1e9, 1),
         )  # fmt: skip
         rows.append(row)
         print(f"{name:20} min {row['min_ms']:9.2f}  median {row['median_ms']:9.2f} ms  "

@@ -21,7 +21,7 @@ def run(module, flags):
 
 def test_train_compares_the_losses_and_prints_a_ratio():
     out = run("train", "--model demo --batch-size 2 --seq-len 16 --against reference --turns 2 --steps 1 --warmup 1")
-    assert "GFLOP/s in matrix products" in out and "GB/s copied" in out
+    assert "GFLOP/s in matrix products" in out and "GB/s through memory" in out
     ours, reference = (line for line in out.splitlines() if line.startswith(("ours ", "reference ")))
     assert "x1.00 (1.00 .. 1.00)" in ours and " MB " in ours and "% of peak" in ours
     assert float(reference.split()[-1]) < 1e-4  # the losses

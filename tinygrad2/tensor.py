@@ -243,7 +243,8 @@ def apply(op, *inputs, **options):
     needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
-    if any(needs_grad):
+    wanted = any(needs_grad)
+    if wanted:
         node.leaves = [value if needed and value.node is None else None for value, needed in zip(inputs, needs_grad)]
     results = node.forward(*arrays, **options)
     several = isinstance(results, tuple)
@@ -252,7 +253,7 @@ def apply(op, *inputs, **options):
         if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:
             raise TypeError(f"{op.name}: {float_dtype} in, {out.dtype} out; keep constants as Python floats in the op")
 
-    if any(needs_grad):
+    if wanted:
         node.parents = [(value.node or value) if needed else None for value, needed in zip(inputs, needs_grad)]
         for i, out in enumerate(outs):
             out.requires_grad = True

@@ -41,7 +41,7 @@ class AttentionCPU(Attention, backend="numpy"):
         logsum = np.empty((B, nh, Tq), np.float32)
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
         numbers = np.float32(1 / math.sqrt(hs)), *dropout
-        grain = 1 + (1 << 20) // (Tq * k.shape[2] * hs)           # heads that are worth waking a thread for
+        grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads that are worth waking a thread for
         with one_thread():
             POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *numbers, grain=grain)
         self.save(q, k, v, out, logsum, dropout)

@@ -12,7 +12,7 @@ from ops.linear_int8 import LinearInt8
 from tinygrad2.threads import POOL
 
 _MOST_ROWS = 4
-_GRAIN = 1 << 16                                                  # weights per part, at least
+_GRAIN = 1 << 19                                                  # weights per part: 25 us, what waking a thread costs
 
 
 class LinearInt8CPU(LinearInt8, backend="numpy"):
