@@ -10,6 +10,7 @@ what is timed does not depend on them.
 import argparse
 import json
 import math
+import os
 import statistics
 
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
@@ -97,8 +98,8 @@ def perplexities(weights, path):
         if side == "int8":
             quantize(model)
         loss, tokens = mean_loss(model, tokenizer, path)
-        rows.append(dict(weights=weights, text=path, side=side, tokens=tokens, loss=round(loss, 5),
-                         perplexity=round(math.exp(loss), 4)))  # fmt: skip
+        rows.append(dict(weights=os.path.basename(weights), text=os.path.basename(path), side=side, tokens=tokens,
+                         loss=round(loss, 5), perplexity=round(math.exp(loss), 4)))  # fmt: skip
         print(f"{side:8} loss {loss:.5f}  perplexity {math.exp(loss):.4f}  over {tokens:,} tokens")
     return rows
 

@@ -88,6 +88,7 @@ def report(args, config, losses, ms, rss, limits):
         apart = max(abs(a - b) for a, b in zip(losses[name], losses["ours"]))
         row = dict(
             model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, threads=args.threads, side=name,
+            recompute=args.recompute and name == "ours",
             min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ours_is_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
             peak_rss_mb=round(rss[name] / 1e6), share_of_gemm_peak=round(flops / median * 1e3 / gemm, 3),
