@@ -34,6 +34,7 @@ class Progress:
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.begin = time.perf_counter()
+        self.first_done = None  # when step 1 was over, and how many were done then
         self._open = False  # a line that may still be written over stands on the terminal
 
     def step(self, done, text):
@@ -41,7 +42,7 @@ class Progress:
         if not self.enabled:
             return
         filled = _BAR * done // self.total
-        left = (time.perf_counter() - self.begin) / done * (self.total - done)
+        left = self._seconds_left(done)
         width = len(str(self.total))
         bar = "#" * filled + "-" * (_BAR - filled)
         line = f"step {done:{width}d}/{self.total} [{bar}] {text} | {duration(left)} left"
@@ -52,6 +53,15 @@ class Progress:
         self.stream.write(erase + line + ("\n" if keep else ""))
         self.stream.flush()
         self._open = not keep
+
+    def _seconds_left(self, done):
+        """From the mean of all steps but the first, which may have had kernels to compile."""
+        now = time.perf_counter()
+        if self.first_done is None:
+            self.first_done = now, done
+            return (now - self.begin) / done * (self.total - done)
+        then, so_far = self.first_done
+        return (now - then) / max(1, done - so_far) * (self.total - done)
 
     def note(self, text):
         """A line of its own between the steps."""
