@@ -10,7 +10,6 @@ nothing that loads NumPy.
 """
 
 import os
-import sys
 import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -142,8 +141,3 @@ class _Worker:
 
 
 POOL = Pool()
-
-
-def numpy_is_loaded():
-    """Too late to plan BLAS's threads by environment variables."""
-    return "numpy" in sys.modules
