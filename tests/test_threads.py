@@ -1,9 +1,11 @@
 """The plan for threads, and the pool that runs the kernels."""
 
+import _thread
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -83,6 +85,20 @@ def test_what_a_part_raises_is_raised_after_all_are_done(pool, failing):
         with pytest.raises(KeyError, match=str(failing)):
             pool.split(work, 3)
     assert len(done) == 6 and parts_of(pool, 3) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_ctrl_c_while_waiting_leaves_a_pool_of_use(pool):
+    def work(lo, hi):
+        if hi < 3:
+            time.sleep(0.05)  # the caller's own part is done by now: it waits
+            if lo == 0:
+                _thread.interrupt_main()
+            time.sleep(0.05)
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            pool.split(work, 3)
+        assert parts_of(pool, 11) == [(0, 3), (3, 7), (7, 11)]
 
 
 def test_a_part_that_splits_again_does_so_alone(pool):

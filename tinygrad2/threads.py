@@ -3,13 +3,14 @@
 Two kinds of threads do the work: those of NumPy's BLAS (matrix products) and those of `POOL` (our compiled loops).
 They take turns, so both may have all cores; what must not happen is that one kind keeps its cores busy *waiting* while
 the other works. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable
-below. The pool's threads sleep on a lock.
+below. The pool's threads sleep on a queue.
 
 Both are told how many they are before NumPy is imported, because BLAS makes its threads on loading. This file imports
 nothing that loads NumPy.
 """
 
 import os
+import queue
 import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -86,19 +87,24 @@ class Pool:
             return
         with self._busy:  # one job at a time, also where users have threads of their own
             _here.is_part = True
-            while len(self._workers) < parts - 1:
-                self._workers.append(_Worker())
-            helpers = self._workers[: parts - 1]
-            for i, worker in enumerate(helpers):
-                worker.start((function, n * i // parts, n * (i + 1) // parts, args))
-            error = None
             try:
-                function(n * (parts - 1) // parts, n, *args)
-            except BaseException as own_error:
-                error = own_error
-            for worker in helpers:
-                error = worker.wait() or error
-            _here.is_part = False
+                self._split(parts, function, n, args)
+            finally:
+                _here.is_part = False
+
+    def _split(self, parts, function, n, args):
+        while len(self._workers) < parts - 1:
+            self._workers.append(_Worker())
+        done = queue.SimpleQueue()  # of this job alone: one that Ctrl-C has cut short leaves nothing to later ones
+        for i, worker in enumerate(self._workers[: parts - 1]):
+            worker.jobs.put((function, n * i // parts, n * (i + 1) // parts, args, done))
+        error = None
+        try:
+            function(n * (parts - 1) // parts, n, *args)
+        except BaseException as own_error:
+            error = own_error
+        for _ in range(parts - 1):
+            error = done.get() or error
         if error:
             raise error
 
@@ -108,36 +114,24 @@ class Pool:
 
 
 class _Worker:
-    """One sleeping thread, woken through a lock (the cheapest way Python has)."""
+    """One thread that sleeps until a job is put into `jobs`."""
 
     def __init__(self):
-        self._go, self._done = threading.Lock(), threading.Lock()
-        self._go.acquire()
-        self._done.acquire()
-        self._job = self._error = None
+        self.jobs = queue.SimpleQueue()
         threading.Thread(target=self._loop, name="tinygrad2 kernels", daemon=True).start()
-
-    def start(self, job):
-        self._job = job
-        self._go.release()
-
-    def wait(self):
-        """Until the job is done; gives the exception it raised, or None."""
-        self._done.acquire()
-        error, self._error = self._error, None
-        return error
 
     def _loop(self):
         _here.is_part = True
         while True:
-            self._go.acquire()
-            function, lo, hi, args = self._job
+            function, lo, hi, args, done = self.jobs.get()
+            error = None
             try:
                 function(lo, hi, *args)
-            except BaseException as error:
-                self._error = error
-            self._job = function = args = None  # arrays must not live on in an idle thread
-            self._done.release()
+            except BaseException as part_error:
+                error = part_error
+            del function, args  # arrays must not live on in an idle thread
+            done.put(error)
+            del done, error
 
 
 POOL = Pool()
