@@ -3,6 +3,7 @@
 That each of them does what its page does is shown in test_ops.py, for every op on every sample.
 """
 
+import gc
 import resource
 
 import numpy as np
@@ -463,17 +464,10 @@ def test_a_second_walk_through_one_of_several_results_is_refused():
         b.sum().backward()
 
 
-def test_several_results_leave_nothing_to_the_collector():
-    import gc
-
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(3):
-            x = Tensor(np.ones((1, 2, 6), np.float32), requires_grad=True)
-            a, b, c = ops.split_heads(x, 2)
-            (a * b + c).sum().backward()
-            del x, a, b, c
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
+def test_several_results_leave_nothing_to_the_collector(no_collector):
+    for _ in range(3):
+        x = Tensor(np.ones((1, 2, 6), np.float32), requires_grad=True)
+        a, b, c = ops.split_heads(x, 2)
+        (a * b + c).sum().backward()
+        del x, a, b, c
+    assert gc.collect() == 0

@@ -294,14 +294,6 @@ def test_one_batch_is_learned_by_heart_with_the_recorded_losses():
 # -- memory: by reference count alone --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def held_by(make):
     """What `make()` gives, and how many bytes of arrays stay allocated while it lives."""
     tracemalloc.start()

@@ -1,6 +1,5 @@
 """The graph: what is recorded, how gradients walk back, what is freed when, and what is refused."""
 
-import gc
 import tracemalloc
 import weakref
 
@@ -265,14 +264,6 @@ def test_constants_get_no_gradient():
 
 
 # -- memory: by reference count alone --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def test_dropping_a_result_frees_its_graph_at_once(no_collector):
