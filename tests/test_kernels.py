@@ -471,3 +471,11 @@ def test_several_results_leave_nothing_to_the_collector(no_collector):
         (a * b + c).sum().backward()
         del x, a, b, c
     assert gc.collect() == 0
+
+
+def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
+    """Numba alone would go on with an old exp32 inside kernels whose own files have not changed."""
+    from ops.kernels.cpu import compiler, gelu, softmax
+
+    stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu.gelu_row, softmax._forward)}
+    assert stamps == {compiler._stamp()} and len(compiler._stamp()[0]) == 64

@@ -10,6 +10,7 @@ What every kernel here keeps to, each measured (docs/kernels.md):
 - NaN stays NaN (no "nnan" flag): a diverging training must be seen.
 """
 
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -31,7 +32,8 @@ def jit(function):
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to keep it
         return numba.njit(**options)(function)
-    compiled._cache._cache_file._source_stamp = _stamp()
+    with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp holds
+        compiled._cache._cache_file._source_stamp = _stamp()
     return compiled
 
 
