@@ -85,7 +85,7 @@ class TrainConfig:
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples begin")
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
-                                  "a third more time")
+                                  "a quarter more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",

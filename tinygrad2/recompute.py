@@ -3,7 +3,8 @@
     x = recompute(block, x)            the same numbers as block(x)
 
 Of the part only its input is kept. When backward comes by, the part runs a second time, now recorded, and is walked
-back at once. One more forward pass, a third of a step's work, buys the activations of all parts but the one at hand.
+back at once. One more forward pass (124M, 1024 tokens: 22 % of a step) buys the activations of all parts but the one at
+hand.
 
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 """

@@ -3,7 +3,7 @@
 - The bias is written to `out` before the product, which is then added to it: BLAS would otherwise fill `out` with
   zeros first, so the bias costs nothing.
 - dweight is a LateGradient: BLAS adds it straight to the parameter's place in the flat buffer. No array of the
-  weight's size is made, zeroed or added (124M: 50 ms of a step).
+  weight's size is made, zeroed or added.
 - dbias is summed by all threads, in fixed blocks of rows.
 """
 
@@ -32,7 +32,7 @@ class LinearCPU(Linear, backend="numpy"):
         x, weight = self.saved
         need_x, need_weight, need_bias = self.needs_grad
         drows = np.asarray(dout, order="C").reshape(-1, dout.shape[-1])
-        rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
         return (
             product(drows, weight.T).reshape(x.shape) if need_x else None,
             weight_gradient(rows, drows) if need_weight else None,

@@ -32,7 +32,7 @@ class MLPCPU(MLP, backend="numpy"):
 
     def backward(self, dout):
         x, h, weight1, weight2, exact = self.saved
-        need_x = self.needs_grad[0]
+        need_x, _, need_bias1, _, need_bias2 = self.needs_grad
         rows = x.reshape(-1, x.shape[-1])
         dout = np.asarray(dout, order="C").reshape(len(rows), -1)
         lease = Lease(*h.shape)
@@ -42,7 +42,9 @@ class MLPCPU(MLP, backend="numpy"):
         g, dh = h, dg                                             # what their memory holds from here on
         dweight1 = LateGradient(np, weight1.shape, h.dtype, _keep(lease, weight_gradient(rows, dh).write))
         dx = product(dh, weight1.T).reshape(x.shape) if need_x else None
-        return dx, dweight1, partial.sum(0), weight_gradient(g, dout), column_sums(dout)
+        dbias1 = partial.sum(0) if need_bias1 else None
+        dbias2 = column_sums(dout) if need_bias2 else None
+        return dx, dweight1, dbias1, weight_gradient(g, dout), dbias2
 
 
 def _keep(lease, write):
