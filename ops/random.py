@@ -1,39 +1,8 @@
-"""Random numbers without a hidden state: a hash of (key, counter), the same on NumPy and CuPy, bit for bit.
+"""Uniform numbers out of a hash: number i of stream `key` for whoever asks, in any order (see tinygrad2/hashing.py)."""
 
-A generator with a state gives numbers that depend on all calls before. A hash gives number i of stream `key` to
-whoever asks, in any order and in any part: what was drawn does not depend on how the work was cut up.
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
-"""
+from tinygrad2.hashing import FACTOR_1, FACTOR_2, GOLDEN, make_key, mix, mix_int
 
-GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
-FACTOR_1, FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
-
-
-def mix(z):
-    """Stir 64 bits until each output bit depends on every input bit (the finaliser of splitmix64).
-
-    Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
-    """
-    uint64 = z.dtype.type                                         # spelled out: the factors do not fit an int64
-    z = (z ^ (z >> 30)) * uint64(FACTOR_1)
-    z = (z ^ (z >> 27)) * uint64(FACTOR_2)
-    return z ^ (z >> 31)
-
-
-def mix_int(z):
-    """The same as `mix` for one Python integer."""
-    z = ((z ^ (z >> 30)) * FACTOR_1) & _MASK
-    z = ((z ^ (z >> 27)) * FACTOR_2) & _MASK
-    return z ^ (z >> 31)
-
-
-def make_key(*parts):
-    """One 64-bit key out of several integers, for example (seed, step, layer). Their order matters."""
-    key = 0
-    for part in parts:
-        key = mix_int((key + GOLDEN * (part + 1)) & _MASK)
-    return key
+__all__ = ["FACTOR_1", "FACTOR_2", "GOLDEN", "make_key", "mix", "mix_int", "uniform"]
 
 
 def uniform(xp, shape, key, first=0):

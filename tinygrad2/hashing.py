@@ -1,0 +1,65 @@
+"""Random numbers without a hidden state: a hash of (key, counter), the same on NumPy and CuPy, bit for bit.
+
+A generator with a state gives numbers that depend on all calls before. A hash gives number i of stream `key` to
+whoever asks, in any order and in any part: what was drawn does not depend on how the work was cut up.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+import numpy as np
+
+GOLDEN = 0x9E3779B97F4A7C15                                      # 2^64 / golden ratio: steps far, never repeats early
+FACTOR_1, FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def mix(z):
+    """Stir 64 bits until each output bit depends on every input bit (the finaliser of splitmix64).
+
+    Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
+    """
+    uint64 = z.dtype.type                                         # spelled out: the factors do not fit an int64
+    z = (z ^ (z >> 30)) * uint64(FACTOR_1)
+    z = (z ^ (z >> 27)) * uint64(FACTOR_2)
+    return z ^ (z >> 31)
+
+
+def mix_int(z):
+    """The same as `mix` for one Python integer."""
+    z = ((z ^ (z >> 30)) * FACTOR_1) & _MASK
+    z = ((z ^ (z >> 27)) * FACTOR_2) & _MASK
+    return z ^ (z >> 31)
+
+
+def make_key(*parts):
+    """One 64-bit key out of several integers, for example (seed, step, layer). Their order matters."""
+    key = 0
+    for part in parts:
+        key = mix_int((key + GOLDEN * (part + 1)) & _MASK)
+    return key
+
+
+def permute(i, n, key):
+    """Where the numbers i (an integer array, each in 0 .. n - 1) go in a shuffle of 0 .. n - 1, chosen by `key`.
+
+    A shuffle without a table: each number goes its way alone, however large n is. The bits of a number are cut into two
+    halves, and four times one half is stirred into the other,
+
+        left, right = right, left ^ hash(right)                     (a Feistel network: it can be run backwards,
+
+    so no two numbers meet). That shuffles 0 .. 2^2h - 1; what comes out at n or above is sent through again, until it
+    falls below. Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, method 2.
+    """
+    half = max(1, -(-(n - 1).bit_length() // 2))
+    bits, low = np.uint64(half), np.uint64((1 << half) - 1)
+
+    def encrypt(x):
+        left, right = x >> bits, x & low
+        for turn in range(4):
+            stirred = mix(right + np.uint64(make_key(key, turn)))
+            left, right = right, left ^ (stirred & low)
+        return left << bits | right
+
+    x = encrypt(np.asarray(i).astype(np.uint64))
+    while (outside := x >= n).any():
+        x[outside] = encrypt(x[outside])
+    return x.astype(np.int64)
