@@ -19,7 +19,7 @@ import numpy as np
 from models import GPT, GPTConfig
 from models.quantize import quantize
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.checkpoint import load_weights
+from tinygrad2.weights import load_weights
 from tinygrad2.distributed import EarlyExit, World
 from tinygrad2.files import UserError
 from tinygrad2.flags import Parser, add_flags, flag, from_flags

@@ -113,7 +113,7 @@ def test_an_int8_model_lets_go_of_its_float_weights():
 
 
 def test_inference_writes_in_int8(tmp_path, capfdbinary):
-    from tinygrad2.checkpoint import save_weights
+    from tinygrad2.weights import save_weights
     from tinygrad2.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train("the cat sat on the mat. " * 20, 270)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_train import ROOT, SMALL, TEXT, metrics
 
-from tinygrad2.checkpoint import load_weights
+from tinygrad2.weights import load_weights
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed")
 _BESIDE = pathlib.Path(sys.executable).parent / "mpirun"

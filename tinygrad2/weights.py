@@ -9,6 +9,9 @@ The tensors have GPT-2's names. The metadata are strings: "tinygrad2" (version o
 (JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of all the rest). A file is believed only after its
 sizes, names and checksum have been found right; nothing in it is ever executed.
 
+The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with other
+metadata.
+
 https://github.com/huggingface/safetensors#format
 """
 
@@ -25,6 +28,7 @@ from tinygrad2.files import UserError, atomic_write
 
 VERSION = "1"
 _MAX_HEADER = 100_000_000  # as in the safetensors library
+_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 @dataclass
@@ -42,38 +46,67 @@ def save_weights(path, tensors, config, tokenizer, training):
 
     tensors     {name: float32 NumPy array}
     config      dict for GPTConfig.from_dict;  training   dict of what is worth remembering about the run
-    tokenizer   the JSON text of Tokenizer.to_json()
+    tokenizer   the JSON text of Tokenizer.to_json(), or "" where there is none
     """
-    header, offset = {}, 0
-    for name in sorted(tensors):
-        array = tensors[name]
+    with atomic_write(path) as file:
+        write_weights(file, tensors, config, tokenizer, training)
+
+
+def write_weights(file, tensors, config, tokenizer, training):
+    """The same into a binary file that is open already."""
+    for name, array in tensors.items():
         if array.dtype != np.float32:
             raise TypeError(f"{name} is {array.dtype}; weights are saved as float32")
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    metadata = {
-        "format": "pt",  # older readers insist on a known framework here
-        "tinygrad2": VERSION,
-        "config": json.dumps(config),
-        "tokenizer": tokenizer,
-        "training": json.dumps(training),
-    }
-    header = {"__metadata__": metadata, **header}
-    arrays = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8) for name in sorted(tensors)]
-    metadata["checksum"] = _checksum(header, arrays)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors then start on an 8-byte boundary
-    with atomic_write(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for array in arrays:
-            file.write(array)
+    write_tensors(file, tensors, config=json.dumps(config), tokenizer=tokenizer, training=json.dumps(training))
 
 
 def load_weights(path):
     """Read and check a file made by save_weights: gives Weights, whose tensors are read-only views of the file.
 
     Raises UserError, one line with the file, what is wrong and what to do, for anything that is not a whole file.
+    """
+    tensors, metadata = read_tensors(path, ("config", "tokenizer", "training"))
+    try:
+        config, training = _object(metadata, "config"), _object(metadata, "training")
+        for name, array in tensors.items():
+            if array.dtype != np.float32:
+                raise _Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
+    except _Broken as error:
+        raise _broken(path, error) from None
+    return Weights(tensors, config, metadata["tokenizer"], training)
+
+
+# -- the container -----------------------------------------------------------------------------------------------------
+
+
+def write_tensors(file, tensors, **metadata):
+    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file."""
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header, offset = {}, 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        header[name] = {
+            "dtype": codes[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    metadata = {"format": "pt", "tinygrad2": VERSION, **metadata}  # older readers insist on a known framework here
+    header = {"__metadata__": metadata, **header}
+    arrays = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8) for name in sorted(tensors)]
+    metadata["checksum"] = _checksum(header, arrays)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors then start on an 8-byte boundary
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for array in arrays:
+        file.write(array)
+
+
+def read_tensors(path, fields=()):
+    """(tensors, metadata) of a file made by write_tensors, checked; tensors are read-only views of the file.
+
+    `fields` names the metadata that must be there. Raises UserError, one line, for anything that is not a whole file.
     """
     try:
         with open(path, "rb") as file:
@@ -88,7 +121,7 @@ def load_weights(path):
     except _Broken as error:
         raise _broken(path, error) from None
     try:
-        return _parse(buffer)
+        return _parse(buffer, fields)
     except _Broken as error:
         raise _broken(path, error) from None
 
@@ -101,7 +134,7 @@ def _broken(path, error):
     return UserError(f"{path}: not a whole tinygrad2 weights file: {error}; copy it again or train anew")
 
 
-def _parse(buffer):
+def _parse(buffer, fields):
     N = int.from_bytes(buffer[:8], "little")
     if N > min(_MAX_HEADER, len(buffer) - 8):
         raise _Broken(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
@@ -114,7 +147,7 @@ def _parse(buffer):
         raise _Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
     if metadata["tinygrad2"] != VERSION:
         raise _Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
-    for name in ("config", "tokenizer", "training", "checksum"):
+    for name in (*fields, "checksum"):
         if not isinstance(metadata.get(name), str):
             raise _Broken(f"metadata field {name!r} is missing or no text")
 
@@ -123,13 +156,14 @@ def _parse(buffer):
     for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
         start, stop = _offsets(name, entry)
         shape = entry.get("shape")
-        if entry.get("dtype") != "F32":
-            raise _Broken(f"tensor {name!r} has dtype {entry.get('dtype')!r}, only F32 is written here")
+        dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry.get("dtype"), str) else None
+        if dtype is None:
+            raise _Broken(f"tensor {name!r} has dtype {entry.get('dtype')!r}, only F32 and I64 are written here")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise _Broken(f"tensor {name!r} has shape {shape!r}")
-        if start != end or stop - start != 4 * math.prod(shape) or stop > len(data):
+        if start != end or stop - start != dtype.itemsize * math.prod(shape) or stop > len(data):
             raise _Broken(f"tensor {name!r} of shape {shape} claims bytes {start:,} to {stop:,} of {len(data):,}")
-        tensors[name] = np.frombuffer(data[start:stop], dtype="<f4").reshape(shape)
+        tensors[name] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
         end = stop
     if end != len(data):
         raise _Broken(f"{len(data) - end:,} bytes behind the last tensor")
@@ -137,7 +171,7 @@ def _parse(buffer):
     claimed = metadata.pop("checksum")
     if claimed != _checksum({"__metadata__": metadata, **header}, [data]):
         raise _Broken("the checksum does not match, the file is damaged")
-    return Weights(tensors, _object(metadata, "config"), metadata["tokenizer"], _object(metadata, "training"))
+    return tensors, metadata
 
 
 def _checksum(header, parts):
