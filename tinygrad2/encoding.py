@@ -46,7 +46,7 @@ class _CannotStart(Exception):
 
 
 def encode_stream(documents, tokenizer, workers=None):
-    """The ids of all documents (bytes or str), each followed by the end-of-text token, as an array("i").
+    """The ids of all documents (bytes or str), each followed by the end-of-text token if there is one, as array("i").
 
     `workers` is the number of processes; without it: all cores for large texts, and one process for small ones or
     under mpirun, where the ranks have the cores. The ids are the same for any number.
@@ -54,6 +54,8 @@ def encode_stream(documents, tokenizer, workers=None):
     """
     documents = list(documents)
     size = sum(map(len, documents))
+    if not isinstance(tokenizer, Tokenizer):
+        workers = 1  # a worker knows BPE only; characters need none
     if workers is None:
         workers = 1 if size < PARALLEL_FROM or ranks_started() > 1 else len(available_cores())
     workers = min(workers, size // SHARE)
@@ -68,8 +70,9 @@ def _encode_texts(texts, last_is_whole, tokenizer):
     ids = array("i")
     for text in texts:
         ids += tokenizer.encode_array(text)
-        ids.append(tokenizer.eot)
-    if texts and not last_is_whole:
+        if tokenizer.eot is not None:
+            ids.append(tokenizer.eot)
+    if texts and not last_is_whole and tokenizer.eot is not None:
         ids.pop()
     return ids
 
