@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import ops  # noqa: F401  (Tensors need them)
-from tinygrad2.dataloader import DataLoader, encode_documents, split_documents, split_tokens
+from tinygrad2.dataloader import DataLoader, encode_documents, split_documents
+from tinygrad2.hashing import permute
 from tinygrad2.module import FlatBuffers, Module, Parameter
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
 from tinygrad2.tokenizer import Tokenizer
@@ -15,43 +16,90 @@ TOKENS = np.arange(1000, dtype=np.int32)
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
+def positions(loader, n):
+    """The places of the first n batches."""
+    places = [(0, 0)]
+    for _ in range(n - 1):
+        places.append(loader.after(places[-1]))
+    return places
+
+
 def test_the_target_of_a_token_is_the_token_that_follows():
-    x, y = DataLoader(TOKENS, 2, 8).batch(0)
+    x, y = DataLoader(TOKENS, 2, 8).batch((0, 0))
     assert np.array_equal(x, [range(8), range(8, 16)]) and np.array_equal(y, x + 1)
     assert x.dtype == np.int64
 
 
-def test_batches_go_on_where_the_last_one_ended_and_the_ring_closes():
+def test_sequential_batches_go_on_where_the_last_one_ended_and_the_ring_closes():
     loader = DataLoader(TOKENS, 3, 7)
-    stream = np.concatenate([loader.batch(step)[0].ravel() for step in range(100)])
-    assert np.array_equal(stream, np.arange(2100) % 1000)
-    targets = np.concatenate([loader.batch(step)[1].ravel() for step in range(100)])
-    assert np.array_equal(targets, np.arange(1, 2101) % 1000)
+    batches = [loader.batch(position) for position in positions(loader, 100)]
+    assert np.array_equal(np.concatenate([x.ravel() for x, _ in batches]), np.arange(2100) % 1000)
+    assert np.array_equal(np.concatenate([y.ravel() for _, y in batches]), np.arange(1, 2101) % 1000)
 
 
+def test_shuffled_epochs_hold_every_window_once_in_another_order_and_elsewhere_cut():
+    loader = DataLoader(TOKENS, 3, 7, order="shuffled", seed=3)  # 142 windows, so epochs end inside batches
+    rows = np.concatenate([loader.batch(position)[0] for position in positions(loader, 142)])  # three epochs
+    assert np.array_equal(np.diff(rows, axis=1) % 1000, np.ones((426, 6)))
+    firsts = rows[:, 0].reshape(3, 142)
+    for epoch in firsts:
+        assert len(set(epoch)) == 142 and len({first % 7 for first in np.sort((epoch - epoch[0]) % 1000)}) <= 2
+        assert len(set(np.concatenate([np.arange(7) + first for first in epoch]) % 1000)) == 994  # no token twice
+    assert not np.array_equal(np.argsort(firsts[0]), np.argsort(firsts[1]))
+    assert len({tuple(np.sort(epoch)) for epoch in firsts}) == 3
+    again = DataLoader(TOKENS, 3, 7, order="shuffled", seed=3)
+    other = DataLoader(TOKENS, 3, 7, order="shuffled", seed=4)
+    assert np.array_equal(again.batch((1, 5))[0], loader.batch((1, 5))[0])
+    assert not np.array_equal(other.batch((1, 5))[0], loader.batch((1, 5))[0])
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_ranks_share_a_batch_without_overlap(size):
-    whole = DataLoader(TOKENS, 8, 5).batch(3)
-    parts = [DataLoader(TOKENS, 8, 5, rank, size).batch(3) for rank in range(size)]
-    for i in (0, 1):
-        assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+def test_ranks_share_a_batch_without_overlap(size, order):
+    for position in ((0, 16), (2, 198)):  # the second one reaches into the next epoch
+        whole = DataLoader(TOKENS, 8, 5, order=order).batch(position)
+        parts = [DataLoader(TOKENS, 8, 5, rank, size, order).batch(position) for rank in range(size)]
+        for i in (0, 1):
+            assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_micro_batches_are_the_batch_in_pieces_with_their_row_numbers(rows):
     loader = DataLoader(TOKENS, 8, 5, rank=1, size=2)
-    pieces = list(loader.micro_batches(2, rows))
+    pieces = list(loader.micro_batches((0, 16), rows))
     assert [first for first, _, _ in pieces] == list(range(4, 8, rows))
-    assert np.array_equal(np.concatenate([x for _, x, _ in pieces]), loader.batch(2)[0])
+    assert np.array_equal(np.concatenate([x for _, x, _ in pieces]), loader.batch((0, 16))[0])
+
+
+def test_the_place_counts_windows_and_epochs():
+    loader = DataLoader(TOKENS, 60, 5)
+    assert positions(loader, 5) == [(0, 0), (0, 60), (0, 120), (0, 180), (1, 40)]
+    assert DataLoader(TOKENS, 500, 5).after((0, 0)) == (2, 100)  # a batch of two epochs and a half
 
 
 def test_a_short_text_is_repeated_until_a_batch_and_one_more_are_there():
     loader = DataLoader(np.array([1, 2, 3]), 2, 4)
-    assert loader.repeats == 3 and len(loader.tokens) == 9
-    x, y = loader.batch(0)
+    assert loader.repeats == 3
+    x, y = loader.batch((0, 0))
     assert np.array_equal(x, [[1, 2, 3, 1], [2, 3, 1, 2]]) and np.array_equal(y, [[2, 3, 1, 2], [3, 1, 2, 3]])
+    assert DataLoader(np.array([1, 2, 3]), 2, 4, order="shuffled").batch((5, 0))[0].shape == (2, 4)
     assert DataLoader(TOKENS, 2, 4).repeats == 1
     assert DataLoader(np.arange(9), 2, 4).repeats == 1 and DataLoader(np.arange(8), 2, 4).repeats == 2
+
+
+def test_a_shuffle_without_a_table_is_a_shuffle():
+    for n in (1, 2, 3, 4, 5, 16, 17, 1000, 4097):
+        shuffled = permute(np.arange(n), n, key=9)
+        assert np.array_equal(np.sort(shuffled), np.arange(n))
+        assert n < 16 or np.mean(shuffled == np.arange(n)) < 0.3
+    assert not np.array_equal(permute(np.arange(100), 100, 1), permute(np.arange(100), 100, 2))
+    far = permute(np.array([0, 10**12 - 1]), 10**12, 5)
+    assert far.min() >= 0 and far.max() < 10**12
+    p = permute(np.arange(100_000), 100_000, 3)
+    for other in (np.arange(100_000), np.roll(p, 1), np.roll(p, 2)):  # neighbours do not stay neighbours
+        assert abs(np.corrcoef(p, other)[0, 1]) < 0.02
+    went = np.array([permute(np.arange(10), 10, key)[0] for key in range(3000)])
+    assert np.abs(np.bincount(went, minlength=10) - 300).max() < 5 * 300**0.5  # the first goes everywhere alike
 
 
 def test_what_cannot_be_a_batch_is_refused():
@@ -68,12 +116,6 @@ def test_documents_are_split_at_the_mark_and_end_with_the_token():
     ids = encode_documents(documents, tokenizer)
     assert tokenizer.decode(ids.tolist()) == "one<|endoftext|>two two<|endoftext|>" and ids.dtype == np.int32
     assert list(ids).count(tokenizer.eot) == 2
-
-
-def test_the_end_of_the_stream_is_for_validation():
-    train, val = split_tokens(TOKENS, 0.05)
-    assert len(val) == 50 and val[0] == 950 and len(train) == 950
-    assert len(split_tokens(TOKENS, 0.0)[0]) == 1000
 
 
 # -- modules and flat buffers ----------------------------------------------------------------------------------------

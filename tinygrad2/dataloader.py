@@ -4,35 +4,48 @@
     x         once upon a    time
     y         upon a    time there
 
-The stream is read as a ring: batch after batch goes on where the last one ended, and after the last token comes the
-first. So nothing is dropped at the end of an epoch, and the windows of the next epoch begin at other places.
+The stream is a ring: after the last token comes the first. An epoch cuts it into W = n // T windows of T tokens.
 
-Where step s begins is arithmetic, not state: batch s covers the tokens s B T .. (s + 1) B T of the ring. Its B rows are
-shared out over the ranks in blocks, so that together they read exactly what one rank alone would read.
+    sequential   window after window; the next epoch goes on where the last one ended, not at the beginning
+    shuffled     each epoch has an order of its own, in which every window comes once, and begins its cuts at a place of
+                 its own, so that a window's borders move from epoch to epoch
+
+Both are functions of (seed, epoch, number of the window): the place in the data is two integers, (epoch, index), and a
+training that is resumed there reads what it would have read. The rows of a batch are windows index, index + 1, ... and
+are shared out over the ranks in blocks, so that together they read exactly what one rank alone would read.
 """
 
 import numpy as np
 
 from tinygrad2.encoding import encode_stream
+from tinygrad2.hashing import make_key, permute
+from tinygrad2.tokenfiles import TokenStream
 from tinygrad2.tokenizer import END_OF_TEXT
+
+ORDERS = ("shuffled", "sequential")
 
 
 class DataLoader:
     """Batches of a token stream.
 
-    tokens       (n,) integers, n >= 2; where a batch + 1 needs more, they are repeated (see `repeats`)
+    stream       a TokenStream or an array (n,) of integers, n >= 2
     batch_size   rows B of one batch over all ranks; the ranks' number must divide it
     block_size   tokens T per row
+    seed         with order="shuffled": chooses the orders
     """
 
-    def __init__(self, tokens, batch_size, block_size, rank=0, size=1):
-        if len(tokens) < 2:
-            raise ValueError(f"{len(tokens)} tokens are too few: a token and its successor are the least to learn from")
+    def __init__(self, stream, batch_size, block_size, rank=0, size=1, order="sequential", seed=0):
+        self.stream = stream if isinstance(stream, TokenStream) else TokenStream.of(stream)
+        n = len(self.stream)
+        if n < 2:
+            raise ValueError(f"{n} tokens are too few: a token and its successor are the least to learn from")
         if batch_size % size:
             raise ValueError(f"{size} ranks cannot share a batch of {batch_size} evenly")
-        self.B, self.T, self.rank, self.size = batch_size, block_size, rank, size
-        self.repeats = -(-(batch_size * block_size + 1) // len(tokens))  # 1 where the stream is long enough
-        self.tokens = np.tile(tokens, self.repeats) if self.repeats > 1 else tokens
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {order!r}")
+        self.B, self.T, self.rank, self.size, self.order, self.seed = batch_size, block_size, rank, size, order, seed
+        self.windows_per_epoch = max(1, n // block_size)
+        self.repeats = -(-(batch_size * block_size + 1) // n)  # how often a batch holds the whole stream, rounded up
 
     @property
     def tokens_per_batch(self):
@@ -43,19 +56,37 @@ class DataLoader:
         """The number, in the global batch, of this rank's first row."""
         return self.rank * (self.B // self.size)
 
-    def batch(self, step):
-        """This rank's rows of batch `step` (0, 1, ...): x, y, both (B / size, T)."""
-        rows = np.arange(self.first_row, self.first_row + self.B // self.size)
-        start = step * self.tokens_per_batch + rows * self.T                                # (B/size,)
-        places = (start[:, None] + np.arange(self.T + 1)) % len(self.tokens)                # (B/size, T + 1)
-        window = self.tokens[places].astype(np.int64)
+    def after(self, position):
+        """Where the batch that follows the one at `position` begins."""
+        epoch, index = position
+        epochs, index = divmod(index + self.B, self.windows_per_epoch)
+        return epoch + epochs, index
+
+    def batch(self, position):
+        """This rank's rows of the batch that begins at `position` = (epoch, index): x, y, both (B / size, T) int64."""
+        epoch, index = position
+        samples = index + self.first_row + np.arange(self.B // self.size)                   # (B/size,)
+        starts = self._starts(epoch + samples // self.windows_per_epoch, samples % self.windows_per_epoch)
+        window = self.stream.read(starts, self.T + 1)                                       # (B/size, T + 1)
         return window[:, :-1], window[:, 1:]
 
-    def micro_batches(self, step, rows):
+    def micro_batches(self, position, rows):
         """The same cut into pieces of `rows` rows: yields (number of the first row in the global batch, x, y)."""
-        x, y = self.batch(step)
+        x, y = self.batch(position)
         for i in range(0, len(x), rows):
             yield self.first_row + i, x[i : i + rows], y[i : i + rows]
+
+    def _starts(self, epochs, windows):
+        """The place of the first token of each window of an epoch; both (B / size,) integers."""
+        if self.order == "sequential":
+            return (epochs * self.windows_per_epoch + windows) * self.T
+        starts = np.empty_like(windows)
+        for epoch in np.unique(epochs).tolist():
+            shift = make_key(self.seed, epoch, 1) % len(self.stream)
+            here = epochs == epoch
+            order = permute(windows[here], self.windows_per_epoch, make_key(self.seed, epoch))
+            starts[here] = shift + order * self.T
+        return starts
 
 
 def split_documents(text):
@@ -70,9 +101,3 @@ def split_documents(text):
 def encode_documents(documents, tokenizer, workers=None):
     """One token stream (n,) int32 of all documents, each followed by the end-of-text token; see encoding.py."""
     return np.asarray(encode_stream(documents, tokenizer, workers), dtype=np.int32)
-
-
-def split_tokens(tokens, val_fraction):
-    """The last part of the stream is for validation: (train, val). val is empty where val_fraction is 0."""
-    n_val = int(len(tokens) * val_fraction)
-    return tokens[: len(tokens) - n_val], tokens[len(tokens) - n_val :]

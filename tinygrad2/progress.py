@@ -27,10 +27,10 @@ def duration(seconds):
 
 
 class Progress:
-    """Steps done of `total`. Only rank 0 gets an enabled one."""
+    """Steps done of `total`, of which `start` were done before. Only rank 0 gets an enabled one."""
 
-    def __init__(self, total, keep_every=1, enabled=True, stream=None):
-        self.total, self.keep_every, self.enabled = total, keep_every, enabled
+    def __init__(self, total, keep_every=1, enabled=True, stream=None, start=0):
+        self.total, self.keep_every, self.enabled, self.start = total, keep_every, enabled, start
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
         self.begin = time.perf_counter()
@@ -59,7 +59,7 @@ class Progress:
         now = time.perf_counter()
         if self.first_done is None:
             self.first_done = now, done
-            return (now - self.begin) / done * (self.total - done)
+            return (now - self.begin) / max(1, done - self.start) * (self.total - done)
         then, so_far = self.first_done
         return (now - then) / max(1, done - so_far) * (self.total - done)
 
@@ -72,25 +72,74 @@ class Progress:
         self._open = False
 
 
+class Meter:
+    """Bytes done of a long piece of work, with rate and time left; says nothing about work of less than two seconds.
+
+    On a terminal one line is written over itself; into a file goes a line every ten seconds.
+    """
+
+    def __init__(self, what, total, done=0, stream=None):
+        self.what, self.total, self.done, self.start = what, total, done, done
+        self.stream = stream or sys.stdout
+        self.live = self.stream.isatty()
+        self.begin = time.perf_counter()
+        self.last = self.begin + 2 - (0.2 if self.live else 10)  # the first line comes after two seconds
+        self._shown = False
+
+    def add(self, n):
+        """`n` more bytes are done."""
+        self.done += n
+        now = time.perf_counter()
+        if now - self.last < (0.2 if self.live else 10):
+            return
+        self.last, self._shown = now, True
+        rate = max(1e-9, (self.done - self.start) / (now - self.begin))
+        left = duration(max(0, self.total - self.done) / rate)
+        line = (f"{self.what} {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB "
+                f"({self.done / max(1, self.total):.0%}) | {rate / 1e6:.1f} MB/s | {left} left")  # fmt: skip
+        self.stream.write(f"\r\x1b[K{line}" if self.live else line + "\n")
+        self.stream.flush()
+
+    def close(self):
+        """The work is over."""
+        if self._shown:
+            seconds = duration(time.perf_counter() - self.begin)
+            done = f"{self.what} {(self.done - self.start) / 1e6:,.0f} MB took {seconds}\n"
+            self.stream.write(("\r\x1b[K" if self.live else "") + done)
+            self.stream.flush()
+
+
 class MetricsFile:
     """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
 
-    An empty path means no file. A file that is there already is begun anew.
-    Raises UserError where it cannot be written.
+    An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
+    else the file is begun anew. Raises UserError where it cannot be written.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, goes_on=False, history=b""):
         self.path = path
-        self._write("w", "")
+        content = self.content() if goes_on else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not goes_on or whole != content or not whole:
+            self._write("wb", whole or (history if goes_on else b""))
 
     def append(self, record):
-        self._write("a", json.dumps(record) + "\n")
+        """Add one line."""
+        self._write("ab", json.dumps(record).encode() + b"\n")
 
-    def _write(self, mode, text):
+    def content(self):
+        """All lines so far, as bytes."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def _write(self, mode, data):
         if not self.path:
             return
         try:
-            with open(self.path, mode, encoding="utf-8") as file:
-                file.write(text)
+            with open(self.path, mode) as file:
+                file.write(data)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None
