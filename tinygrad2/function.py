@@ -39,6 +39,8 @@ KERNELS = {}  # (name, backend) -> the fast versions, the newest last; backend i
 
 _use_kernels = True
 
+observer = None  # see `observe`
+
 
 class Function:
     """One use of an operation. Subclasses say what `forward` and `backward` are (see the top of this file).
@@ -142,6 +144,23 @@ def fastest(name, xp, page):
     """For steps that are not ops (Adam, the gradient's norm): the newest kernel of that name, else the page."""
     found = KERNELS.get((name, xp.__name__)) if _use_kernels else None
     return found[-1] if found else page
+
+
+@contextlib.contextmanager
+def observe(watcher):
+    """Within the block `watcher` is told what is computed; watch.py is one.
+
+        watcher.inside(module)                          a context in which the module's ops run
+        watcher.after_forward(node, arrays, results)
+        watcher.after_backward(node, dout, dinputs)     node.saved is still there
+        watcher.after_leaf(node, i, leaf, gradient)     the gradient of input i is in leaf.grad now
+    """
+    global observer
+    before, observer = observer, watcher
+    try:
+        yield watcher
+    finally:
+        observer = before
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Module: a part of a model that owns parameters and other modules, and the flat buffers all parameters live in."""
 
+from tinygrad2 import function
 from tinygrad2.backend import array_module, to_device, to_host, xp_of
 from tinygrad2.tensor import Tensor
 
@@ -22,7 +23,10 @@ class Module:
     training = True  # dropout looks at it; train() and eval() set it on the whole tree
 
     def __call__(self, *args, **kwargs):
-        return self.forward(*args, **kwargs)
+        if function.observer is None:
+            return self.forward(*args, **kwargs)
+        with function.observer.inside(self):
+            return self.forward(*args, **kwargs)
 
     def forward(self, *args, **kwargs):
         raise NotImplementedError

@@ -21,6 +21,7 @@ import contextlib
 
 import numpy as np
 
+from tinygrad2 import function
 from tinygrad2.backend import device_of, is_array, to_device, to_host, xp_of
 from tinygrad2.function import OPS, LateGradient, Part, choose
 
@@ -158,9 +159,7 @@ class Tensor:
         """Axis i of the result is axis `axes[i]` of this Tensor (as in NumPy); without axes their order is reversed."""
         return apply(OPS["transpose"], self, axes=_as_tuple(axes) or None)
 
-    @property
-    def T(self):
-        return self.transpose()
+    T = property(lambda self: self.transpose())
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 
@@ -180,9 +179,8 @@ class Tensor:
         elif isinstance(grad, Tensor):
             grad = grad.data
         if grad.shape != self.shape or grad.dtype != self.dtype:
-            raise ValueError(
-                f"backward(): the gradient is {grad.dtype} {grad.shape}, the Tensor {self.dtype} {self.shape}"
-            )
+            given, own = f"{grad.dtype} {grad.shape}", f"{self.dtype} {self.shape}"
+            raise ValueError(f"backward(): the gradient is {given}, the Tensor {own}")
         if self.node is None:
             self.add_to_grad(grad)
         else:
@@ -249,6 +247,8 @@ def apply(op, *inputs, **options):
     results = node.forward(*arrays, **options)
     several = isinstance(results, tuple)
     outs = [Tensor(xp.asarray(result)) for result in (results if several else (results,))]
+    if function.observer:
+        function.observer.after_forward(node, arrays, [out.data for out in outs])
     for out in outs:
         if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:
             raise TypeError(f"{op.name}: {float_dtype} in, {out.dtype} out; keep constants as Python floats in the op")
@@ -282,9 +282,11 @@ def _walk_back(root, grad):
             dinputs = (None,)
         else:
             dinputs = node.backward(dout)
+            dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
+            if function.observer:
+                function.observer.after_backward(node, dout, dinputs)
         node.release()  # frees what forward saved, before the next gradients are made
         del dout
-        dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
         if len(dinputs) != len(parents):
             raise ValueError(
                 f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs: give one each, None "
@@ -297,6 +299,8 @@ def _walk_back(root, grad):
                 _check_gradient(node, i, parent, dinput)
                 if isinstance(parent, Tensor):
                     parent.add_to_grad(dinput)
+                    if function.observer:
+                        function.observer.after_leaf(node, i, parent, dinput)
                     continue
                 gradients[parent] = _sum_in_flight(gradients.get(parent), dinput)
             uses[parent] -= 1

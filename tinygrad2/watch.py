@@ -1,0 +1,119 @@
+"""Watch: find the first value that is not finite, in forward or backward, and say where it was made.
+
+A NaN in the loss tells nothing: within one step it reaches every number. So the step is computed once more with a Watch
+looking at the result of each op, and of each op's backward, as it comes. The first bad one names its maker.
+
+    with observe(Watch(model)):
+        model.loss(x, y).backward()              raises NonFinite
+
+The weights are those before the step and nothing in a step is random (ops/random.py), so the same numbers come again.
+"""
+
+import contextlib
+import inspect
+
+from tinygrad2.backend import is_array, xp_of
+from tinygrad2.function import LateGradient
+
+
+class NonFinite(ArithmeticError):
+    """The first value that is not finite. `finding` is a dict of JSON values: phase, op, kernel, layer, value, ..."""
+
+    def __init__(self, finding):
+        super().__init__(describe(finding))
+        self.finding = finding
+
+
+def describe(finding):
+    """One line: which op, where, and what came out.
+
+    "backward of attention in h.3.attn: gradient of q, 12 nan and 0 inf of 4,096 values"
+    """
+    layer = f" in {finding['layer']}" if finding["layer"] else ""
+    where = f"{finding['phase']} of {finding['op']}{layer}: {finding['value']}"
+    return f"{where}, {finding['nan']:,} nan and {finding['inf']:,} inf of {finding['size']:,} values"
+
+
+def ranges(finding):
+    """Lines "x float32 (8, 16, 32) from -3.1 to 2.9" for what went into the op."""
+    for name, dtype, shape, low, high in finding["inputs"]:
+        yield f"{name} {dtype} {tuple(shape)} from {low:.4g} to {high:.4g}"
+
+
+class Watch:
+    """An observer (see function.py) that raises NonFinite at the first result that is not finite."""
+
+    def __init__(self, model):
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.path = [""]
+
+    def check_parameters(self, model):
+        """Raises NonFinite where a parameter is bad before anything is computed: then the update before was to blame."""
+        for name, parameter in model.named_parameters():
+            self._check(parameter.data, "update", "optimizer", None, f"parameter {name}", [], layer="")
+
+    @contextlib.contextmanager
+    def inside(self, module):
+        """Within the block ops belong to this module."""
+        self.path.append(self.names.get(id(module), self.path[-1]))
+        try:
+            yield
+        finally:
+            self.path.pop()
+
+    def after_forward(self, node, arrays, results):
+        """Called by `apply` with the op's inputs and its results (a tuple)."""
+        node.layer = self.path[-1]
+        node.inputs = _describe(_names(node), arrays)
+        for i, result in enumerate(results):
+            value = "output" if len(results) == 1 else f"output {i}"
+            self._check(result, "forward", node.name, node, value, node.inputs)
+
+    def after_backward(self, node, dout, dinputs):
+        """Called by the walk back with what came in and what came out, before the node's saved values are freed."""
+        for i, gradient in enumerate(dout if isinstance(dout, tuple) else (dout,)):
+            self._check(gradient, "backward", node.name, node, "gradient that arrives", node.inputs)
+        douts = _describe(["dout"], dout if isinstance(dout, tuple) else (dout,))
+        for name, gradient in zip(_names(node), dinputs):
+            if is_array(gradient):
+                self._check(gradient, "backward", node.name, node, f"gradient of {name}", douts + node.inputs)
+
+    def after_leaf(self, node, i, leaf, gradient):
+        """Called when a gradient has been added to that of a leaf: some are only computed then."""
+        if isinstance(gradient, LateGradient):
+            name = _names(node)[i]
+            self._check(leaf.grad, "backward", node.name, node, f"gradient of {name}", node.inputs)
+
+    def _check(self, array, phase, op, node, value, inputs, layer=None):
+        xp = xp_of(array)
+        if array.dtype.kind != "f" or bool(xp.isfinite(array).all()):
+            return
+        nan = int(xp.isnan(array).sum())
+        finding = {
+            "phase": phase,
+            "op": op,
+            "kernel": type(node).__name__ if node else "",
+            "layer": node.layer if layer is None else layer,
+            "value": value,
+            "nan": nan,
+            "inf": int((~xp.isfinite(array)).sum()) - nan,
+            "size": int(array.size),
+            "inputs": inputs,
+        }
+        raise NonFinite(finding)
+
+
+def _names(node):
+    """What the op's page calls its inputs: x, weight, bias, ..."""
+    names = [p.name for p in inspect.signature(type(node).forward).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    return names[1:] + [f"input {i}" for i in range(len(names) - 1, 100)]
+
+
+def _describe(names, arrays):
+    """[name, dtype, shape, smallest, largest] of each array of floats."""
+    described = []
+    for name, array in zip(names, arrays):
+        if is_array(array) and array.dtype.kind == "f" and array.size:
+            low, high = float(array.min()), float(array.max())
+            described.append([name, str(array.dtype), list(array.shape), low, high])
+    return described
