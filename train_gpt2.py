@@ -2,9 +2,10 @@
 
     python train_gpt2.py --seed 1337                                 the bundled stories, under a minute on two cores
     python train_gpt2.py --data my.txt --model baby --steps 2000     your own text
+    python train_gpt2.py --resume                                    go on where the last run was stopped
     mpirun -n 4 python train_gpt2.py --seed 1337                     the same training, shared by four processes
 
-Read it from top to bottom: config, world, data, model, optimizer, loop.
+Read it from top to bottom: config, trainer, and in main world, data, model, loop, results.
 """
 
 from tinygrad2.distributed import EarlyExit, World
@@ -17,133 +18,166 @@ if __name__ == "__main__":
 
 import json
 import math
-import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 import numpy as np
 
 import ops
 from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2.backend import DEVICES, array_module, to_host
-from tinygrad2.checkpoint import save_weights
-from tinygrad2.dataloader import DataLoader, encode_documents, split_documents, split_tokens
-from tinygrad2.files import UserError, check_writable, read_bytes
-from tinygrad2.flags import Parser, add_flags, flag, from_flags
+from tinygrad2.backend import array_module, to_host, xp_of
+from tinygrad2.checkpoint import Checkpoint, CheckpointWriter, list_checkpoints, newest_checkpoint
+from tinygrad2.dataloader import DataLoader
+from tinygrad2.dataset import open_dataset
+from tinygrad2.dump import explain_nonfinite
+from tinygrad2.files import UserError, check_writable
+from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import use_kernels
 from tinygrad2.machine import gemm_peak, keep_freed_memory, train_flops_per_token
 from tinygrad2.module import FlatBuffers
-from tinygrad2.optim import SCHEDULES, Adam, clip_grad_norm, learning_rate
+from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
+from tinygrad2.outliers import Outliers
 from tinygrad2.progress import MetricsFile, Progress, duration
+from tinygrad2.runfolder import RunFolder
+from tinygrad2.signals import StopRequest
 from tinygrad2.tensor import no_grad
-from tinygrad2.tokenizer import Tokenizer
-
-HERE = os.path.dirname(os.path.abspath(__file__))
+from tinygrad2.tensorboard import TensorBoard
+from tinygrad2.tokenizers import tokenizer_from_json
+from tinygrad2.trainconfig import RECIPES, TrainConfig
+from tinygrad2.weights import save_weights
 
 # -- config ------------------------------------------------------------------------------------------------------------
 
 
-RECIPES = {  # steps, batch size and learning rate depend on the model
-    "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
-    "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
-    "gpt2":        dict(steps=20000,  batch_size=8,   lr=6e-4),
-    "gpt2-medium": dict(steps=20000,  batch_size=8,   lr=3e-4),
-    "gpt2-large":  dict(steps=20000,  batch_size=8,   lr=2.5e-4),
-    "gpt2-xl":     dict(steps=20000,  batch_size=8,   lr=2e-4),
-}  # fmt: skip
+def parse(argv, world, saved=None):
+    """(TrainConfig, GPTConfig, preset) from the command line: the preset and its recipe, overridden by flags.
 
-
-def by_model(name, text):
-    """A flag whose default comes from RECIPES."""
-    kind, values = type(RECIPES["demo"][name]), [f"{recipe[name]} for {model}" for model, recipe in RECIPES.items()]
-    return flag(None, text, kind=kind, default=", ".join(values))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a training goes. The flags of train_gpt2.py, checked; `parse` fills in what depends on the model."""
-
-    seed: int = flag(1337, "fixes the initial weights, the samples and the dropout masks")
-    steps: int = by_model("steps", "optimizer steps")
-    data: str = flag(os.path.join(HERE, "data", "dummy_data.txt"), "text file to learn from", default="the stories")
-    tokenizer: str = flag("", "tokenizer file (JSON) to use instead of training one on the text", default="train one")
-    batch_size: int = by_model("batch_size", "sequences per optimizer step, over all ranks together")
-    micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
-    lr: float = by_model("lr", "highest learning rate")
-    final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
-    schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
-    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr")
-    weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
-    beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
-    beta2: float = flag(0.99, "Adam: memory of the gradient's square")
-    grad_clip: float = flag(1.0, "largest norm of the whole gradient; 0 means no clipping")
-    val_fraction: float = flag(0.05, "share of the text, at its end, kept for validation")
-    eval_every: int = flag(100, "steps between validations; 0 means none")
-    eval_batches: int = flag(4, "batches of one validation (always the same ones)")
-    sample_every: int = flag(200, "steps between samples; 0 means none but the last")
-    sample_tokens: int = flag(80, "tokens of one sample")
-    prompt: str = flag("Once upon a time", "how the samples begin")
-    recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
-                                  "a quarter more time")
-    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
-    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
-    kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
-                        choices=("auto", "reference"))
-    weights_out: str = flag("trained_weights.bin", "where the trained weights go")
-    metrics: str = flag("", "also write one JSON object per step to this file", default="none")
-    log_every: int = flag(10, "on a terminal, keep the line of every Nth step (a file gets every line)")
-
-    def __post_init__(self):
-        for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
-                            ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
-                            ("log_every", 1), ("seed", 0), ("threads", 1)):  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
-        for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
-                                ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9)):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"--{name.replace('_', '-')} must be in {low} .. {high}, not {getattr(self, name)}")
-        if max(self.beta1, self.beta2) == 1:
-            raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
-
-
-def parse(argv, world):
-    """(TrainConfig, GPTConfig) from the command line: the preset and its recipe, overridden by flags."""
+    With `saved`, the state of a checkpoint, its flags hold where the command line says nothing.
+    """
     parser = Parser(prog="train_gpt2.py", description=__doc__.split("\n\n")[0], add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true", help="show this text")
     training = parser.add_argument_group("training")
     add_flags(training, TrainConfig)
     shape = parser.add_argument_group("model")
-    shape.add_argument("--model", choices=PRESETS, default="demo", metavar="NAME",
+    shape.add_argument("--model", choices=PRESETS, metavar="NAME",
                        help=f"preset: one of {', '.join(PRESETS)} (default: demo); the flags below change parts of it")
     add_flags(shape, GPTConfig, default_text="the preset's")
     args = parser.parse_args(argv)
     if args.help:
         world.print(parser.format_help())
         raise EarlyExit
-    chosen = {f.name: getattr(args, f.name) for f in fields(GPTConfig) if getattr(args, f.name) is not None}
-    try:
-        gpt_config = GPTConfig.preset(args.model, **chosen)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    for name, value in RECIPES[args.model].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.micro_batch_size is None:
-        args.micro_batch_size = max(1, args.batch_size // world.size)
-    config = from_flags(TrainConfig, args)
-    if config.batch_size % (config.micro_batch_size * world.size):
+    preset, flags, model_flags = args.model or "demo", given(TrainConfig, args), given(GPTConfig, args)
+    values = RECIPES[preset]
+    if saved:
+        preset, values = saved["preset"], saved_values(TrainConfig, saved["training"])
+        model_flags = saved["model"] | model_flags
+        if args.model not in (None, preset):
+            raise UserError(f"--resume: the training to go on with is of --model {preset}, not {args.model}")
+    config = build(TrainConfig, values | flags)
+    gpt_config = build(GPTConfig, PRESETS[preset] | model_flags)
+    for name in () if saved is None else ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias"):
+        if getattr(gpt_config, name) != saved["model"].get(name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"--resume: {flag} was {saved['model'].get(name)} when this training began, and must stay")
+    return fit_batch(config, world.size, "micro_batch_size" in flags), gpt_config, preset
+
+
+def fit_batch(config, ranks, micro_is_fixed):
+    """The config with a micro batch size, checked: the batch must split evenly."""
+    micro = config.micro_batch_size
+    if micro is None or (not micro_is_fixed and config.batch_size % (micro * ranks)):
+        micro = max(1, config.batch_size // ranks)
+    if config.batch_size % (micro * ranks):
         raise UserError(
-            f"--batch-size {config.batch_size} does not split evenly into --micro-batch-size {config.micro_batch_size} "
-            f"on {world.size} rank(s); make it a multiple of {config.micro_batch_size * world.size}"
+            f"--batch-size {config.batch_size} does not split evenly into --micro-batch-size {micro} "
+            f"on {ranks} rank(s); make it a multiple of {micro * ranks}"
         )
-    return config, gpt_config
+    return build(TrainConfig, asdict(config) | {"micro_batch_size": micro})
+
+
+# -- trainer -----------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Model, optimizer and the place in the data; `step` moves all three on.
+
+    done       optimizer steps done
+    position   where the next batch begins, two integers (see DataLoader)
+    """
+
+    def __init__(self, config, gpt_config, world):
+        self.config, self.world = config, world
+        self.model = GPT(gpt_config, seed=config.seed)
+        self.model.recompute = config.recompute
+        self.flat = FlatBuffers(self.model, config.device)
+        self.optimizer = Adam(self.flat, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+        self.done, self.position = 0, (0, 0)
+
+    def lr(self):
+        """The learning rate of the next step."""
+        c = self.config
+        return learning_rate(self.done, c.schedule, c.lr, c.final_lr * c.lr, c.warmup_steps, c.steps)
+
+    @np.errstate(over="ignore", invalid="ignore")                 # the loop looks at the loss itself
+    def step(self, loader):
+        """One optimizer step; gives its loss and gradient norm. Where they are not finite, nothing is changed."""
+        self.flat.zero_grad()
+        total = 0.0
+        for first_row, x, y in loader.micro_batches(self.position, self.config.micro_batch_size):
+            total = total + self.micro_step(first_row, x, y)
+        self.world.sum(self.flat.grad)
+        norm, scale = clip_grad_norm(self.flat.grad, self.config.grad_clip)    # after the sum, so all ranks clip alike
+        loss, norm = to_host(xp_of(norm).stack([total, norm])).tolist()        # the one place that waits for the device
+        loss = self.world.sum_number(loss)
+        if math.isfinite(loss + norm):
+            self.optimizer.step(self.lr(), scale)
+            self.position = loader.after(self.position)
+            self.done += 1
+        return loss, norm
+
+    def micro_step(self, first_row, x, y):
+        """Forward and backward of some rows of the batch; gives their part of the loss. Gradients add up."""
+        set_dropout(self.model, self.config.seed, self.done, first_row)
+        loss = self.model.loss(x, y) * (len(x) / self.config.batch_size)       # their part of the mean over the batch
+        loss.backward()
+        return loss.data
+
+    def checkpoint(self, state, tokenizer, history):
+        """A copy of everything; `state` is what the loop wants back besides."""
+        state = state | {"step": self.done, "position": list(self.position)}
+        weights, config = self.model.state_dict(), self.model.config.to_dict()
+        return Checkpoint(weights, self.optimizer.state_dict(), self.optimizer.t, state, tokenizer, config, history)
+
+    def restore(self, checkpoint):
+        """Go back to where the checkpoint was made."""
+        try:
+            self.model.load_state_dict(checkpoint.weights)
+            self.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
+        except ValueError as error:
+            raise UserError(f"{checkpoint.path}: {error}") from None
+        self.done, self.position = checkpoint.step, tuple(checkpoint.state["position"])
+
+    def synchronize(self):
+        """Every rank takes over what rank 0 has: it alone reads checkpoints."""
+        self.optimizer.t, self.done, self.position = self.world.share((self.optimizer.t, self.done, self.position))
+        for array in (self.flat.data, self.optimizer.m, self.optimizer.v) if self.done else (self.flat.data,):
+            self.world.broadcast(array)
 
 
 def main(world, argv=None):
     begin = time.perf_counter()
-    config, gpt_config = parse(argv, world)
+    config, gpt_config, preset = parse(argv, world)
+    folder, checkpoint, damaged, state = RunFolder(config.run_dir), None, [], None
+    if world.rank == 0:
+        folder.open()
+        if config.resume:
+            checkpoint, damaged = find_checkpoint(folder, world)
+            state = checkpoint and checkpoint.state | {"tokenizer": checkpoint.tokenizer}
+    state = world.share(state)
+    if state:
+        config, gpt_config, preset = parse(argv, world, state)
+        tell_changes(state["training"], config, world)
     use_kernels(config.kernels)
     xp = array_module(config.device)
     check_writable(config.weights_out)
@@ -160,141 +194,173 @@ def main(world, argv=None):
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
-    text = read_bytes(config.data)
-    if not text.strip():
-        raise UserError(f"{config.data}: the file is empty; give a text to learn from with --data FILE")
-    documents, V = split_documents(text), gpt_config.vocab_size
-    tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else Tokenizer.train(documents, V)
-    if tokenizer.n_vocab > V:
-        raise UserError(f"{config.tokenizer}: its {tokenizer.n_vocab} tokens do not fit --vocab-size {V}")
-    tokens = encode_documents(documents, tokenizer)
-    train_tokens, val_tokens = split_tokens(tokens, config.val_fraction)
-    if len(train_tokens) < 2:
-        raise UserError(f"{config.data}: {len(tokens)} token(s) are too few to learn from; give a longer text")
-    loader = DataLoader(train_tokens, config.batch_size, gpt_config.block_size, world.rank, world.size)
+    V, T = gpt_config.vocab_size, gpt_config.block_size
+    known = tokenizer_from_json(state["tokenizer"], config.run_dir) if state and state["tokenizer"] else None
+    data = open_dataset(config.data, config.dataset, config.tokenizer, V, config.val_fraction, world, known)
+    tokenizer = data.tokenizer
+    if state and state["data"] != data.fingerprint:
+        raise UserError(f"{config.data}: these are not the data that the training in {config.run_dir} began with; bring "
+                        "them back, or begin a new training with another --run-dir")
+    loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     val_loader = None
-    if config.eval_every and len(val_tokens) > 1:
-        val_loader = DataLoader(val_tokens, config.batch_size, gpt_config.block_size, world.rank, world.size)
+    if config.eval_every and data.val:
+        val_loader = DataLoader(data.val, config.batch_size, T, world.rank, world.size, "sequential")
 
-    world.print(f"data      {config.data}: {len(text):,} bytes, {len(documents):,} document(s), {len(tokens):,} tokens")
-    world.print(f"tokenizer {tokenizer.n_vocab:,} different tokens; the model has {V:,} rows for them")
-    world.print(f"split     {len(train_tokens):,} tokens to train, {len(val_tokens):,} to validate")
+    for line in data.description:
+        world.print(line)
+    if tokenizer:
+        world.print(f"tokenizer {tokenizer.n_vocab:,} different tokens; the model has {V:,} rows for them")
+    world.print(f"split     {len(data.train):,} tokens to train, {len(data.val or ()):,} to validate")
     if loader.repeats > 1:
         world.print(f"note      the text is shorter than a batch + 1: padded by repeating it {loader.repeats} times")
-    epochs = config.steps * loader.tokens_per_batch / len(train_tokens)
+    epochs = config.steps * loader.tokens_per_batch / len(data.train)
     world.print(f"batch     {loader.tokens_per_batch:,} tokens per step = {world.size} rank(s) x {accumulation} micro-"
-                f"batch(es) x {config.micro_batch_size} rows x {gpt_config.block_size}; {epochs:.1f} epochs")
+                f"batch(es) x {config.micro_batch_size} rows x {T}; {epochs:.1f} epochs")
 
     # -- model ---------------------------------------------------------------------------------------------------------
 
-    model = GPT(gpt_config, seed=config.seed)
-    model.recompute = config.recompute
-    flat = FlatBuffers(model, config.device)
-    world.broadcast(flat.data)
-    world.print(f"model     {model.count_parameters():,} parameters")
-
-    # -- optimizer -----------------------------------------------------------------------------------------------------
-
-    optimizer = Adam(flat, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+    trainer = Trainer(config, gpt_config, world)
+    if checkpoint:
+        trainer.restore(checkpoint)
+    trainer.synchronize()
     keep_freed_memory()
+    model = trainer.model
     peak = gemm_peak(xp) * world.size
     flops_per_step = train_flops_per_token(model) * loader.tokens_per_batch
+    world.print(f"model     {model.count_parameters():,} parameters")
     world.print(f"machine   {peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops_per_step / 1e9:.1f} GFLOP\n")
 
     # -- loop ----------------------------------------------------------------------------------------------------------
 
-    @np.errstate(over="ignore", invalid="ignore")                 # the loop looks at the loss itself
-    def train_step(step):
-        """One optimizer step; gives its loss and gradient norm, read from the device together."""
-        flat.zero_grad()
-        share = config.micro_batch_size / config.batch_size       # of a micro-batch in the mean over the batch
-        total = 0.0
-        for first_row, x, y in loader.micro_batches(step, config.micro_batch_size):
-            set_dropout(model, config.seed, step, first_row)
-            loss = model.loss(x, y) * share
-            loss.backward()
-            total = total + loss.data
-        world.sum(flat.grad)
-        norm, scale = clip_grad_norm(flat.grad, config.grad_clip)   # after the sum, so all ranks clip alike
-        optimizer.step(lr(step), scale)
-        loss, norm = to_host(xp.stack([total, norm])).tolist()      # the one place that waits for the device
-        return world.sum_number(loss), norm
-
-    def lr(step):
-        final = config.final_lr * config.lr
-        return learning_rate(step, config.schedule, config.lr, final, config.warmup_steps, config.steps)
-
-    progress = Progress(config.steps, config.log_every, enabled=world.rank == 0)
-    metrics = MetricsFile(config.metrics if world.rank == 0 else "")
-    done = 0
-    training_begin = time.perf_counter()
-    try:
-        for step in range(config.steps):
-            start = time.perf_counter()
-            loss, norm = train_step(step)
+    if world.rank == 0:
+        if not trainer.done:
+            folder.set_aside(world.print)
+        folder.write_config(training=asdict(config), model=gpt_config.to_dict(), preset=preset, data=data.fingerprint)
+    history = checkpoint.history if checkpoint else b""
+    del checkpoint                                                # its arrays have been copied
+    metrics = MetricsFile((config.metrics or folder.metrics) if world.rank == 0 else "", trainer.done > 0, history)
+    board = TensorBoard(folder.path if config.tensorboard and world.rank == 0 else "")
+    progress = Progress(config.steps, config.log_every, enabled=world.rank == 0, start=trainer.done)
+    writer = CheckpointWriter(folder.checkpoints, config.keep_checkpoints, damaged)
+    windows = {name: Outliers(state["windows"][name] if state else ()) for name in ("loss", "grad_norm")}
+    best, loss = (state["best"], state["loss"]) if state else (None, None)
+    first, training_begin = trainer.done, time.perf_counter()
+    with StopRequest(talk=world.rank == 0) as stop:
+        stopping = False
+        while trainer.done < config.steps and not stopping:
+            step, lr, start = trainer.done, trainer.lr(), time.perf_counter()
+            loss, norm = trainer.step(loader)
             seconds = time.perf_counter() - start
             if not math.isfinite(loss + norm):
-                raise UserError(f"step {step + 1}: loss {loss}, gradient norm {norm}: the training has diverged and "
-                                "was stopped, nothing is saved; try a smaller --lr or a longer --warmup-steps")
-            done = step + 1
+                writer.join()
+                explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, progress.note)
+            done, last = trainer.done, trainer.done == config.steps
             ms, tokens_per_s = seconds * 1e3, loader.tokens_per_batch / seconds
             if step == 0:
                 progress.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
-            progress.step(done, f"loss {loss:.4f} | lr {lr(step):.2e} | norm {norm:.3f} | {ms:.0f} ms | "
+            progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
                                 f"{tokens_per_s:,.0f} tok/s | {flops_per_step / seconds / peak:4.0%} of peak")
-            record = dict(step=step, loss=loss, lr=lr(step), grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
-            last = done == config.steps
+            record = dict(step=step, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
+            for name, window in windows.items():
+                z = window.z_score(record[name])
+                if 0 < config.outlier_z < z:
+                    progress.note(f"warning: step {done}: {name} {record[name]:.4f} lies {z:.1f} standard deviations "
+                                  f"above the last {len(window.values)}")
+            is_best = False
             if val_loader and (last or done % config.eval_every == 0):
                 record["val_loss"] = validate(model, val_loader, config, world)
                 progress.note(f"validation loss {record['val_loss']:.4f} after {done} steps")
+                is_best = best is None or record["val_loss"] < best
+                best = record["val_loss"] if is_best else best
             if config.sample_every and done % config.sample_every == 0 and not last and world.rank == 0:
                 rng = np.random.default_rng([config.seed, step])
                 progress.note(f"sample: {sample_text(model, tokenizer, config, rng)}\n")
             metrics.append(record)
-    except KeyboardInterrupt:
-        if world.size > 1 or not done:
-            raise
-        progress.note(f"\nstopped by Ctrl-C after {done} of {config.steps} steps; saving what has been learned so far")
+            board.append(record)
+            stopping = world.any(stop.signal)
+            every = config.checkpoint_every
+            if world.rank == 0 and (last or stopping or (every and (is_best or done % every == 0))):
+                state = dict(
+                    training=asdict(config), model=gpt_config.to_dict(), preset=preset, data=data.fingerprint,
+                    loss=loss, best=best, val_loss=record.get("val_loss"),
+                    windows={name: list(window.values) for name, window in windows.items()},
+                )  # fmt: skip
+                save(writer, trainer.checkpoint(state, data.tokenizer_json, metrics.content()), progress.note)
 
-    # -- results -------------------------------------------------------------------------------------------------------
+        # -- results ---------------------------------------------------------------------------------------------------
 
-    if world.rank == 0:
-        seconds = time.perf_counter() - training_begin
-        print(f"\ntrained   {done} steps, {done * loader.tokens_per_batch:,} tokens in {duration(seconds)} "
-              f"({done * loader.tokens_per_batch / seconds:,.0f} tokens/s with validation and samples); "
-              f"{duration(time.perf_counter() - begin)} in all")
-        print(f"greedy    {sample_text(model, tokenizer, config)}")
-        run = dict(asdict(config), steps_done=done, loss=loss, ranks=world.size)
-        save_weights(config.weights_out, model.state_dict(), gpt_config.to_dict(), tokenizer.to_json(), run)
-        weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-        print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
-    return 0
+        if world.rank == 0:
+            seconds, steps = time.perf_counter() - training_begin, trainer.done - first
+            tokens = steps * loader.tokens_per_batch
+            print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
+                  f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
+                  f"{duration(time.perf_counter() - begin)} in all")
+            print(f"greedy    {sample_text(model, tokenizer, config)}")
+            run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
+            save_weights(config.weights_out, model.state_dict(), gpt_config.to_dict(), data.tokenizer_json, run)
+            save(writer, None, print)
+            weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
+            print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
+            if trainer.done < config.steps:
+                where = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
+                print(f"stopped after {trainer.done} of {config.steps} steps; go on with: python train_gpt2.py{where} "
+                      "--resume")
+    board.close()
+    return 128 + stop.signal if stop.signal and stopping else 0
+
+
+def save(writer, checkpoint, say):
+    """Begin to write a checkpoint (None: only wait for the one before). A full disk does not end a training."""
+    try:
+        writer.save(checkpoint) if checkpoint else writer.join()
+    except UserError as error:
+        say(f"warning: {error}")
+
+
+def find_checkpoint(folder, world):
+    """(the newest whole checkpoint or None, paths of the damaged ones that are newer)"""
+    checkpoint = newest_checkpoint(folder.checkpoints, world.print)
+    if checkpoint is None:
+        world.print(f"resume    there is no checkpoint in {folder.path} yet: beginning")
+        return None, []
+    world.print(f"resume    from {checkpoint.path}, after {checkpoint.step} steps")
+    paths = list_checkpoints(folder.checkpoints)
+    return checkpoint, paths[: paths.index(checkpoint.path)]
+
+
+def tell_changes(before, config, world):
+    """What is not as it was when the training began: then its rest is not what it would have been."""
+    now = asdict(config)
+    for name in now:
+        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
+            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")
 
 
 def validate(model, loader, config, world):
     """The mean loss over the first batches of the validation text, always the same ones, shared out over the ranks."""
     model.eval()
-    batches = max(1, min(config.eval_batches, len(loader.tokens) // loader.tokens_per_batch))
-    total = 0.0
-    for step in range(batches):
-        for _, x, y in loader.micro_batches(step, config.micro_batch_size):
+    batches = max(1, min(config.eval_batches, len(loader.stream) // loader.tokens_per_batch))
+    total, position = 0.0, (0, 0)
+    for _ in range(batches):
+        for _, x, y in loader.micro_batches(position, config.micro_batch_size):
             with no_grad():
                 loss = model.loss(x, y)
             total += loss.item() * len(x)
+        position = loader.after(position)
     model.train()
     return world.sum_number(total) / (batches * config.batch_size)
 
 
 def sample_text(model, tokenizer, config, rng=None):
-    """The prompt and what the model makes of it; greedy without `rng`."""
+    """The prompt and what the model makes of it; greedy without `rng`. Without a tokenizer: numbers."""
     model.eval()
-    ids = tokenizer.encode(config.prompt)
-    new = model.generate(                                         # every document began after an end-of-text
-        [tokenizer.eot, *ids], config.sample_tokens, rng, 0.8, stop=tokenizer.eot, n_vocab=tokenizer.n_vocab
-    )
-    text = tokenizer.decode([*ids, *new])
+    ids = tokenizer.encode(config.prompt) if tokenizer else []
+    eot = tokenizer.eot if tokenizer else None
+    start = [*([] if eot is None else [eot]), *ids] or [0]        # every document began after an end-of-text
+    n_vocab = tokenizer.n_vocab if tokenizer else None
+    new = list(model.generate(start, config.sample_tokens, rng, 0.8, stop=eot, n_vocab=n_vocab))
     model.train()
-    return text
+    return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def train(tmp_path, capsys):
     def run_it(device, more):
         flags = f"--data {text} --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --vocab-size 270 --batch-size 4 "
         flags += f"--micro-batch-size 2 --dropout 0.1 --sample-tokens 4 --device {device} --kernels reference {more} "
-        flags += f"--weights-out {tmp_path / device} --metrics {tmp_path / device}.jsonl"
+        flags += f"--weights-out {tmp_path / device} --metrics {tmp_path / device}.jsonl --run-dir {tmp_path / 'run'}"
         assert train_gpt2.main(World(), flags.split()) == 0
         records = map(json.loads, (tmp_path / f"{device}.jsonl").read_text().splitlines())
         return [{k: v for k, v in record.items() if k not in ("ms", "tokens_per_s")} for record in records]

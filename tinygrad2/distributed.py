@@ -117,6 +117,23 @@ class World:
         """The sum of one Python number over all ranks."""
         return number if self.size == 1 else self.comm.allreduce(number)
 
+    def any(self, flag):
+        """True on every rank where `flag` is true on at least one."""
+        return bool(flag) if self.size == 1 else self.comm.allreduce(int(bool(flag))) > 0
+
+    def share(self, value):
+        """What rank 0 has (plain Python values), on every rank."""
+        return value if self.size == 1 else self.comm.bcast(value, root=0)
+
+    def collect(self, value):
+        """The values (plain Python ones) of all ranks, as a list, on every rank."""
+        return [value] if self.size == 1 else self.comm.allgather(value)
+
+    def barrier(self):
+        """Wait until every rank is here."""
+        if self.size > 1:
+            self.comm.Barrier()
+
     def _in_buckets(self, array, collective):
         from tinygrad2.backend import device_of, to_device, to_host  # late: it imports NumPy
 

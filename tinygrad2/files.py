@@ -42,7 +42,7 @@ def atomic_write(path):
     except BaseException:
         _remove(temporary)
         raise
-    _fsync_folder(folder)
+    fsync_folder(folder)
 
 
 def _remove(path):
@@ -56,8 +56,8 @@ def _umask():
     return mask
 
 
-def _fsync_folder(folder):
-    """The rename itself lives in the folder: without this a power cut may bring the old name back."""
+def fsync_folder(folder):
+    """Force a folder's names to disk. A rename lives in the folder: a power cut might bring the old name back."""
     if os.name != "posix":  # Windows cannot open folders, and renames there are journalled
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -27,14 +27,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(group, dataclass, default_text=None):
-    """Add a flag for each field. With a `default_text` the flags default to None, "not given", and the text says what
-    then holds. A field with the default None names its type in metadata["kind"]."""
+    """Add a flag for each field. Without the flag its value is None, "not given"; what then holds is the field's own
+    default (see from_flags), or what `default_text` says. A field with the default None names its type in
+    metadata["kind"]."""
     for f in fields(dataclass):
         kind = f.metadata.get("kind") or type(f.default)
         shown = default_text or f.metadata.get("default", f.default)
         options = {
             "dest": f.name,
-            "default": None if default_text else f.default,
+            "default": None,
             "help": f"{f.metadata['help']} (default: {shown})".replace("%", "%%"),
         }
         if kind is bool:
@@ -46,9 +47,34 @@ def add_flags(group, dataclass, default_text=None):
         group.add_argument("--" + f.name.replace("_", "-"), **options)
 
 
+def given(dataclass, args):
+    """{field: value} of those flags that were given."""
+    return {f.name: getattr(args, f.name) for f in fields(dataclass) if getattr(args, f.name) is not None}
+
+
 def from_flags(dataclass, args):
     """The dataclass filled from the parsed flags; a ValueError of its checks becomes one clear line."""
+    return build(dataclass, given(dataclass, args))
+
+
+def saved_values(dataclass, values):
+    """{field: value} of what an earlier program saved of such a dataclass; fields that are new since then are left out.
+
+    Raises UserError for a field that is not known, or of another type.
+    """
+    known = {f.name: f.metadata.get("kind") or type(f.default) for f in fields(dataclass)}
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"the checkpoint has a flag {name!r} that is not known here; was it saved by a newer version?")
+        kinds = (float, int) if known[name] is float else (known[name],)
+        if value is not None and type(value) not in kinds:
+            raise UserError(f"the checkpoint has {value!r} for the flag {name!r}, which is no {known[name].__name__}")
+    return values
+
+
+def build(dataclass, values):
+    """dataclass(**values); a ValueError of its checks becomes a UserError."""
     try:
-        return dataclass(**{f.name: getattr(args, f.name) for f in fields(dataclass)})
+        return dataclass(**values)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -12,7 +12,7 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 
 import math
 
-from tinygrad2.backend import xp_of
+from tinygrad2.backend import device_of, to_device, to_host, xp_of
 from tinygrad2.function import fastest
 
 _BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
@@ -65,6 +65,32 @@ class Adam:
                 flat.data[part], grad[part], self.m[part], self.v[part], grad_scale,
                 self.t, lr, *self.betas, self.eps, decay,
             )  # fmt: skip
+
+
+    def state_dict(self):
+        """{"m.<parameter>": (size,) NumPy array, "v.<parameter>": ...}, each a copy of its own; `t` is not in it."""
+        moments = (("m", self.m), ("v", self.v))
+        return {
+            f"{letter}.{name}": to_host(moment[part]).copy()
+            for letter, moment in moments
+            for name, part in self.flat.slices.items()
+        }
+
+    def load_state_dict(self, state, t):
+        """Take over the moments and the number of steps done.
+
+        Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
+        """
+        own = {f"{letter}.{name}": part for letter in "mv" for name, part in self.flat.slices.items()}
+        for name in sorted(set(own) | set(state)):
+            size = own[name].stop - own[name].start if name in own else None
+            if name not in state or state[name].size != size:
+                found = state[name].size if name in state else "nothing"
+                raise ValueError(f"cannot load these moments: {name} has {found}, the model's has {size} numbers")
+        for name, part in own.items():
+            moment = self.m if name.startswith("m.") else self.v
+            moment[part] = to_device(state[name].reshape(-1).astype(moment.dtype, copy=False), device_of(moment))
+        self.t = t
 
 
 def clip_grad_norm(grad, max_norm):

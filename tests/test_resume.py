@@ -1,0 +1,177 @@
+"""A training that is interrupted and resumed is the training that was not: bit for bit, wherever it was cut."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import ROOT, SMALL, TEXT, metrics
+
+from tinygrad2.checkpoint import list_checkpoints, read_checkpoint
+from tinygrad2.weights import load_weights
+
+FLAGS = "--steps 24 --dropout 0.1 --micro-batch-size 4 --grad-clip 0.5 --eval-every 5 --eval-batches 1 --sample-every 7 "
+FLAGS += "--sample-tokens 4 --checkpoint-every 2 --prompt The --lr 1e-2 "
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "train_gpt2.py"), *SMALL.split(), "--data", "text.txt", *" ".join(flags).split()]
+
+
+def train(folder, *flags):
+    result = subprocess.run(command(FLAGS, *flags), cwd=folder, capture_output=True, encoding="utf-8", timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def outcome(folder):
+    """What must be equal to the last bit: losses, norms, validation losses of every step, and the weights."""
+    records = {}
+    for record in metrics(folder / "run" / "metrics.jsonl"):
+        kept = {name: record[name] for name in ("loss", "grad_norm", "lr", "val_loss") if name in record}
+        assert records.get(record["step"], kept) == kept  # a step that was done twice was done alike
+        records[record["step"]] = kept
+    weights = load_weights(folder / "trained_weights.bin")
+    return records, {name: array.tobytes() for name, array in weights.tensors.items()}
+
+
+def new_folder(path):
+    path.mkdir()
+    (path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = new_folder(tmp_path_factory.mktemp("resume") / "whole")
+    printed = train(folder)
+    return outcome(folder), samples(printed)
+
+
+def samples(printed):
+    return [line for line in printed.splitlines() if line.startswith(("sample:", "greedy"))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return new_folder(tmp_path / "here")
+
+
+def run_and_signal(folder, number, when, *flags):
+    """Start a training, send it a signal when it has done `when` steps, and wait for its end."""
+    process = subprocess.Popen(
+        command(FLAGS, *flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step") and int(line.split()[1].split("/")[0]) >= when:
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=60)
+    return process.returncode, "".join(lines) + rest, errors
+
+
+# -- exact resume ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [1, 11])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_after_the_step_saves_and_says_how_to_go_on(folder, uninterrupted, number, when):
+    code, printed, errors = run_and_signal(folder, number, when)
+    assert code == 128 + number and "stopping after this step" in errors and "Traceback" not in errors
+    assert "go on with: python train_gpt2.py --resume" in printed
+    done = read_checkpoint(list_checkpoints(folder / "run" / "checkpoints")[0]).step
+    assert when <= done < 24 and load_weights(folder / "trained_weights.bin").training["steps_done"] == done
+    second = subprocess.run(
+        [sys.executable, str(ROOT / "train_gpt2.py"), "--resume"], cwd=folder, capture_output=True, encoding="utf-8"
+    )  # the checkpoint knows all flags
+    assert second.returncode == 0, second.stderr
+    assert f"after {done} steps" in second.stdout
+    losses, all_samples = uninterrupted
+    assert outcome(folder) == losses
+    assert samples(second.stdout) == all_samples[-len(samples(second.stdout)) :]
+
+
+def test_every_step_can_be_the_last(folder, uninterrupted):
+    """Twenty-four trainings of one step each."""
+    train(folder, "--keep-checkpoints 100", "--checkpoint-every 1")
+    paths = list_checkpoints(folder / "run" / "checkpoints")
+    assert [read_checkpoint(path).step for path in paths] == list(range(24, 0, -1))
+    import train_gpt2  # in this process: starting twenty-four takes time
+    from tinygrad2.dataloader import DataLoader
+    from tinygrad2.dataset import open_dataset
+    from tinygrad2.distributed import World
+
+    world = World()
+    states = [read_checkpoint(path) for path in reversed(paths)]
+    config, gpt_config, _ = train_gpt2.parse(["--data", str(folder / "text.txt")], world, states[0].state)
+    data = open_dataset(config.data, "", "", gpt_config.vocab_size, config.val_fraction, world)
+    loader = DataLoader(data.train, config.batch_size, gpt_config.block_size, 0, 1, config.order, config.seed)
+    for before, after in zip(states, states[1:]):
+        trainer = train_gpt2.Trainer(config, gpt_config, world)
+        trainer.restore(before)
+        trainer.step(loader)
+        again = trainer.checkpoint({}, "", b"")
+        assert again.t == after.t and again.state["position"] == after.state["position"]
+        for mine, theirs in ((again.weights, after.weights), (again.moments, after.moments)):
+            assert mine.keys() == theirs.keys()
+            assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_killed_at_random_moments_it_still_arrives_at_the_same_bits(folder, uninterrupted):
+    kill_until_done(folder, 6, random.Random(5), "--checkpoint-every 1")
+    assert outcome(folder) == uninterrupted[0]
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(folder, tmp_path):
+    """The long form: 200 times SIGKILL at random moments, saves included, of a training that saves at every step."""
+    flags = "--steps 2000 --checkpoint-every 1 --eval-every 20 --sample-every 50"
+    whole = new_folder(tmp_path / "whole")
+    train(whole, flags)
+    assert kill_until_done(folder, 200, random.Random(7), flags) == 200
+    assert outcome(folder) == outcome(whole)
+
+
+def kill_until_done(folder, most, rng, *flags):
+    """Start with --resume again and again; the first `most` starts are killed at a random moment. After each kill every
+    checkpoint that bears a name must be whole, and the newest one never older than before. Gives the number of kills.
+    """
+    newest = ""
+    for kill in range(most):
+        process = subprocess.Popen(
+            command(FLAGS, *flags, "--resume"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if kill % 5:  # most of them between its first steps, when it saves; some while it starts
+            for line in process.stdout:
+                if line.startswith((b"step", b"trained")):
+                    break
+        time.sleep(rng.uniform(0, 0.06 if kill % 5 else 0.9))
+        process.kill()
+        process.communicate()
+        paths = list_checkpoints(folder / "run" / "checkpoints")
+        for path in paths:
+            read_checkpoint(path)
+        assert (paths[0] if paths else "") >= newest
+        newest = paths[0] if paths else ""
+    train(folder, *flags, "--resume")
+    return most
+
+
+def test_a_second_signal_stops_at_once(folder):
+    process = subprocess.Popen(
+        command(FLAGS, "--steps 5000"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130

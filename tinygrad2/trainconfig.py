@@ -1,0 +1,93 @@
+"""TrainConfig: how a training goes. Its fields are the flags of train_gpt2.py."""
+
+import math
+import os
+from dataclasses import dataclass
+
+from tinygrad2.backend import DEVICES
+from tinygrad2.dataloader import ORDERS
+from tinygrad2.flags import flag
+from tinygrad2.optim import SCHEDULES
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+RECIPES = {  # steps, batch size and learning rate depend on the model
+    "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
+    "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
+    "gpt2":        dict(steps=20000,  batch_size=8,   lr=6e-4),
+    "gpt2-medium": dict(steps=20000,  batch_size=8,   lr=3e-4),
+    "gpt2-large":  dict(steps=20000,  batch_size=8,   lr=2.5e-4),
+    "gpt2-xl":     dict(steps=20000,  batch_size=8,   lr=2e-4),
+}  # fmt: skip
+
+
+def _by_model(name, text):
+    """A flag whose default comes from RECIPES."""
+    kind, values = type(RECIPES["demo"][name]), [f"{recipe[name]} for {model}" for model, recipe in RECIPES.items()]
+    return flag(None, text, kind=kind, default=", ".join(values))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a training goes. The flags of train_gpt2.py, checked; `parse` fills in what depends on the model."""
+
+    seed: int = flag(1337, "fixes the initial weights, the samples and the dropout masks")
+    steps: int = _by_model("steps", "optimizer steps")
+    data: str = flag(os.path.join(_ROOT, "data", "dummy_data.txt"), default="the stories",
+                     text="what to learn from: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
+    dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
+    order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, or sequential", choices=ORDERS)
+    tokenizer: str = flag("", "tokenizer file (JSON, or GPT-2's vocab.bpe) to use instead of training one on the text",
+                          default="train one")
+    batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
+    micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
+    lr: float = _by_model("lr", "highest learning rate")
+    final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
+    schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
+    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr")
+    weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
+    beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
+    beta2: float = flag(0.99, "Adam: memory of the gradient's square")
+    grad_clip: float = flag(1.0, "largest norm of the whole gradient; 0 means no clipping")
+    val_fraction: float = flag(0.05, "share of the text, at its end, kept for validation")
+    eval_every: int = flag(100, "steps between validations; 0 means none")
+    eval_batches: int = flag(4, "batches of one validation (always the same ones)")
+    sample_every: int = flag(200, "steps between samples; 0 means none but the last")
+    sample_tokens: int = flag(80, "tokens of one sample")
+    prompt: str = flag("Once upon a time", "how the samples begin")
+    recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
+                                  "a quarter more time")
+    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
+    kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
+                        choices=("auto", "reference"))
+    weights_out: str = flag("trained_weights.bin", "where the trained weights go")
+    run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
+    resume: bool = flag(False, "go on from the newest whole checkpoint in --run-dir, with its flags; bit for bit as if "
+                               "the training had never stopped. Where there is none, begin")
+    checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
+    keep_checkpoints: int = flag(2, "how many of the newest checkpoints stay, besides the best one")
+    metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
+    tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
+    outlier_z: float = flag(6.0, "report a loss or gradient norm so many standard deviations above those of the last "
+                                 "128 steps; 0 means never")
+    log_every: int = flag(10, "on a terminal, keep the line of every Nth step (a file gets every line)")
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
+                            ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
+                            ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
+                            ("keep_checkpoints", 1)):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
+                                ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
+                                ("outlier_z", 0, math.inf)):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"--{name.replace('_', '-')} must be in {low} .. {high}, not {getattr(self, name)}")
+        if max(self.beta1, self.beta2) == 1:
+            raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
+
+
+# What must not change when a training is resumed: the rest of it would mean something else, or not fit.
+FIXED = ("data", "dataset", "tokenizer", "val_fraction")
