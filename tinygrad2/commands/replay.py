@@ -1,0 +1,58 @@
+"""python -m tinygrad2 replay DUMP: compute once more the rows in which a training met a value that is not finite.
+
+DUMP is the folder that the stopped training has named. With --debug the Python debugger opens where the value was
+made: `u` and `d` walk through the calls, `p x.min()` looks at what is there.
+"""
+
+import pdb
+import sys
+
+import numpy as np
+
+from models import GPT, GPTConfig
+from models.dropout import set_dropout
+from tinygrad2.dump import read_dump
+from tinygrad2.files import UserError
+from tinygrad2.flags import Parser
+from tinygrad2.function import kernels, observe
+from tinygrad2.module import FlatBuffers
+from tinygrad2.watch import NonFinite, Watch, describe, ranges
+
+
+def main(argv):
+    parser = Parser(prog="tinygrad2 replay", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser.add_argument("dump", metavar="DUMP", help="folder nonfinite_step_... of a run")
+    parser.add_argument("--debug", action="store_true", help="open the debugger where the value was made (default: no)")
+    args = parser.parse_args(argv)
+
+    dump, weights, x, y = read_dump(args.dump)
+    try:
+        model = GPT(GPTConfig.from_dict(weights.config, source=args.dump))
+        model.load_state_dict(weights.tensors)
+    except ValueError as error:
+        raise UserError(f"{args.dump}: {error}") from None
+    FlatBuffers(model)
+    model.recompute = dump["recompute"]
+    print(f"dump      step {dump['step']}: loss {dump.get('loss')}, gradient norm {dump.get('grad_norm')}; "
+          f"{len(x)} row(s) from {dump['first_row']} on")
+    print(f"then      {describe(dump['finding'])}")
+    try:
+        with kernels(dump["kernels"]), observe(Watch(model)) as watch, np.errstate(all="ignore"):
+            watch.check_parameters(model)
+            set_dropout(model, dump["seed"], dump["step"] - 1, dump["first_row"])
+            loss = model.loss(x, y) * (len(x) / dump["batch_size"])
+            loss.backward()
+    except NonFinite as error:
+        print(f"now       {error}")
+        for line in ranges(error.finding):
+            print(f"    {line}")
+        same = error.finding == dump["finding"]
+        print("the same as then" if same else "not the same as then (another machine, other libraries?)")
+        if args.debug:
+            pdb.post_mortem(sys.exc_info()[2])
+        return 0 if same else 1
+    except (IndexError, ValueError) as error:  # ids beyond the vocabulary, say
+        raise UserError(f"{args.dump}: cannot be computed: {error}") from None
+    print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: what was wrong then is not in the "
+          "weights and the batch")
+    return 1
