@@ -19,13 +19,13 @@ import numpy as np
 from models import GPT, GPTConfig
 from models.quantize import quantize
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.weights import load_weights
 from tinygrad2.distributed import EarlyExit, World
 from tinygrad2.files import UserError
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tokenizer import StreamDecoder, Tokenizer
+from tinygrad2.weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ if __name__ == "__main__":
 import json
 import math
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
@@ -27,7 +28,7 @@ import ops
 from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.backend import array_module, to_host, xp_of
-from tinygrad2.checkpoint import Checkpoint, CheckpointWriter, list_checkpoints, newest_checkpoint
+from tinygrad2.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from tinygrad2.dataloader import DataLoader
 from tinygrad2.dataset import open_dataset
 from tinygrad2.dump import explain_nonfinite
@@ -35,6 +36,7 @@ from tinygrad2.files import UserError, check_writable
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import use_kernels
 from tinygrad2.machine import gemm_peak, keep_freed_memory, train_flops_per_token
+from tinygrad2.memory import advice, available_bytes, megabytes, peak_resident_bytes, plan_memory
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
 from tinygrad2.outliers import Outliers
@@ -143,11 +145,11 @@ class Trainer:
         loss.backward()
         return loss.data
 
-    def checkpoint(self, state, tokenizer, history):
-        """A copy of everything; `state` is what the loop wants back besides."""
+    def checkpoint(self, state, tokenizer, history, copy=True):
+        """Everything; a copy of it where the training goes on. `state` is what the loop wants back besides."""
         state = state | {"step": self.done, "position": list(self.position)}
-        weights, config = self.model.state_dict(), self.model.config.to_dict()
-        return Checkpoint(weights, self.optimizer.state_dict(), self.optimizer.t, state, tokenizer, config, history)
+        weights, moments, config = self.model.state_dict(copy), self.optimizer.state_dict(copy), self.model.config
+        return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, config.to_dict(), history)
 
     def restore(self, checkpoint):
         """Go back to where the checkpoint was made."""
@@ -172,8 +174,9 @@ def main(world, argv=None):
     if world.rank == 0:
         folder.open()
         if config.resume:
-            checkpoint, damaged = find_checkpoint(folder, world)
+            checkpoint, damaged = newest_checkpoint(folder.checkpoints, world.print)
             state = checkpoint and checkpoint.state | {"tokenizer": checkpoint.tokenizer}
+            world.print(f"resume    from {checkpoint.path}" if checkpoint else "resume    nothing here yet: beginning")
     state = world.share(state)
     if state:
         config, gpt_config, preset = parse(argv, world, state)
@@ -199,8 +202,8 @@ def main(world, argv=None):
     data = open_dataset(config.data, config.dataset, config.tokenizer, V, config.val_fraction, world, known)
     tokenizer = data.tokenizer
     if state and state["data"] != data.fingerprint:
-        raise UserError(f"{config.data}: these are not the data that the training in {config.run_dir} began with; bring "
-                        "them back, or begin a new training with another --run-dir")
+        raise UserError(f"{config.data}: these are not the data that the training in {config.run_dir} began with; "
+                        "bring them back, or begin a new training with another --run-dir")
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     val_loader = None
     if config.eval_every and data.val:
@@ -219,6 +222,7 @@ def main(world, argv=None):
 
     # -- model ---------------------------------------------------------------------------------------------------------
 
+    plan = plan_for(config, gpt_config)
     trainer = Trainer(config, gpt_config, world)
     if checkpoint:
         trainer.restore(checkpoint)
@@ -228,6 +232,8 @@ def main(world, argv=None):
     peak = gemm_peak(xp) * world.size
     flops_per_step = train_flops_per_token(model) * loader.tokens_per_batch
     world.print(f"model     {model.count_parameters():,} parameters")
+    if config.device == "cpu":
+        tell_memory(plan, config, gpt_config, world)
     world.print(f"machine   {peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops_per_step / 1e9:.1f} GFLOP\n")
 
     # -- loop ----------------------------------------------------------------------------------------------------------
@@ -252,7 +258,7 @@ def main(world, argv=None):
             loss, norm = trainer.step(loader)
             seconds = time.perf_counter() - start
             if not math.isfinite(loss + norm):
-                writer.join()
+                writer.join(progress.note)
                 explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, progress.note)
             done, last = trainer.done, trainer.done == config.steps
             ms, tokens_per_s = seconds * 1e3, loader.tokens_per_batch / seconds
@@ -285,7 +291,9 @@ def main(world, argv=None):
                     loss=loss, best=best, val_loss=record.get("val_loss"),
                     windows={name: list(window.values) for name, window in windows.items()},
                 )  # fmt: skip
-                save(writer, trainer.checkpoint(state, data.tokenizer_json, metrics.content()), progress.note)
+                ends = last or stopping
+                written = trainer.checkpoint(state, data.tokenizer_json, metrics.content(), copy=not ends)
+                writer.save(written, progress.note)
 
         # -- results ---------------------------------------------------------------------------------------------------
 
@@ -295,10 +303,13 @@ def main(world, argv=None):
             print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
                   f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
                   f"{duration(time.perf_counter() - begin)} in all")
+            if config.device == "cpu" and (most := peak_resident_bytes()):
+                print(f"memory    {megabytes(most)} at the peak; the plan was {megabytes(plan.total)}")
             print(f"greedy    {sample_text(model, tokenizer, config)}")
             run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
-            save_weights(config.weights_out, model.state_dict(), gpt_config.to_dict(), data.tokenizer_json, run)
-            save(writer, None, print)
+            weights = model.state_dict(copy=False)
+            save_weights(config.weights_out, weights, gpt_config.to_dict(), data.tokenizer_json, run)
+            writer.join(print)
             weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
             print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
             if trainer.done < config.steps:
@@ -309,23 +320,27 @@ def main(world, argv=None):
     return 128 + stop.signal if stop.signal and stopping else 0
 
 
-def save(writer, checkpoint, say):
-    """Begin to write a checkpoint (None: only wait for the one before). A full disk does not end a training."""
-    try:
-        writer.save(checkpoint) if checkpoint else writer.join()
-    except UserError as error:
-        say(f"warning: {error}")
+def plan_for(config, gpt_config, base=None, **changes):
+    """The MemoryPlan of this training on the CPU; `changes` replace rows, length, recompute or keeps_copies."""
+    pages = config.kernels == "reference" or not ops.have_cpu_kernels()
+    saves = 0 < config.checkpoint_every < config.steps
+    values = dict(rows=config.micro_batch_size, length=gpt_config.block_size, recompute=config.recompute)
+    values |= dict(keeps_copies=saves) | changes
+    return plan_memory(gpt_config, gpt_config.count_parameters(), pages=pages, base=base, **values)
 
 
-def find_checkpoint(folder, world):
-    """(the newest whole checkpoint or None, paths of the damaged ones that are newer)"""
-    checkpoint = newest_checkpoint(folder.checkpoints, world.print)
-    if checkpoint is None:
-        world.print(f"resume    there is no checkpoint in {folder.path} yet: beginning")
-        return None, []
-    world.print(f"resume    from {checkpoint.path}, after {checkpoint.step} steps")
-    paths = list_checkpoints(folder.checkpoints)
-    return checkpoint, paths[: paths.index(checkpoint.path)]
+def tell_memory(plan, config, gpt_config, world):
+    """One line about the plan; where it does not fit, what would help."""
+    kinds = [f"{megabytes(size)} {name}" for name, size in plan.parts.items() if size]
+    world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds)}")
+    available = available_bytes()
+    needed = world.size * (plan.total - plan.parts["Python and libraries"])
+    if available is not None and needed > available:
+        world.print(f"warning   this machine has {megabytes(available)} left for {world.size} rank(s); what helps:")
+        base = plan.parts["Python and libraries"]
+        changed = partial(plan_for, config, gpt_config, base)
+        for line in advice(changed, available / world.size, config.micro_batch_size, gpt_config.block_size):
+            world.print(f"          {line}")
 
 
 def tell_changes(before, config, world):

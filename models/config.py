@@ -50,6 +50,15 @@ class GPTConfig:
     def to_dict(self):
         return asdict(self)
 
+    def count_parameters(self):
+        """How many numbers a model of this shape learns, without making one."""
+        C = self.n_embd
+        matrices = 3 * C * C + C * C + 4 * C * C + 4 * C * C      # c_attn, attn.c_proj, c_fc, mlp.c_proj
+        biases = 3 * C + C + 4 * C + C + 2 * C if self.bias else 0   # theirs, and those of two layernorms
+        tables = self.vocab_size * (1 if self.tied_head else 2) + self.block_size
+        final = 2 * C if self.bias else C                         # ln_f
+        return tables * C + self.n_layer * (matrices + biases + 2 * C) + final
+
     @classmethod
     def from_dict(cls, values, source="config"):
         """Checked: raises ValueError naming `source` and the field for unknown, missing or impossible entries."""

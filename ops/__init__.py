@@ -54,6 +54,11 @@ else:
     _missing = None
 
 
+def have_cpu_kernels():
+    """Are the compiled kernels there?"""
+    return _missing is None
+
+
 def describe_kernels(device, mode):
     """One line for the user: what computes on this device."""
     if mode == "reference":

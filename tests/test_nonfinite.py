@@ -17,8 +17,9 @@ from tinygrad2.function import KERNELS, OPS, kernels, observe
 from tinygrad2.watch import NonFinite, Watch
 
 CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
-SEVERAL = {"h.1.attn": ("split_heads", "merge_heads"), "h.1.attn.head": ("attention",), "h.1.mlp": ("mlp",), "h.1": ("add_layernorm",),
-           "h.1.ln_1": ("layernorm",), "": ("linear_cross_entropy",), "wte": ("embedding",)}  # fmt: skip
+SEVERAL = {"h.1.attn": ("split_heads", "merge_heads"), "h.1.attn.head": ("attention",), "h.1.mlp": ("mlp",),
+           "h.1": ("add_layernorm",), "h.1.ln_1": ("layernorm",), "": ("linear_cross_entropy",),
+           "wte": ("embedding",)}  # fmt: skip
 PLACES = [(layer, op) for layer, names in SEVERAL.items() for op in names]
 
 

@@ -176,7 +176,7 @@ def test_alone_no_mpi_and_no_cupy_is_imported(folder):
     [
         ("--data nowhere.txt", "nowhere.txt: cannot be read (No such file or directory)"),
         ("--data nothing", "nothing: neither texts (.txt .text .md) nor token files (.bin .npy) are in it"),
-        ("--data *.csv", "*.csv: cannot be read (No such file or directory); --data takes a file, a folder or a pattern"),
+        ("--data *.csv", "*.csv: cannot be read (No such file or directory); --data takes a file, a folder"),
         ("--data empty.txt", "empty.txt: the file is empty"),
         ("--micro-batch-size 3", "--batch-size 8 does not split evenly into --micro-batch-size 3"),
         ("--n-head 5", "n_head = 5 does not divide n_embd = 32"),

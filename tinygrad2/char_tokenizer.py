@@ -83,8 +83,8 @@ class CharTokenizer:
     def from_fields(cls, fields, source):
         """The tokenizer from what to_json wrote, parsed. Every field is checked."""
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
-            version = str(fields.get("version"))[:20]
-            raise TokenizerError(f"{source}: version is {version}, but this tinygrad2 reads {VERSION}; update tinygrad2")
+            problem = f"version is {str(fields.get('version'))[:20]}, but this tinygrad2 reads {VERSION}"
+            raise TokenizerError(f"{source}: {problem}; update tinygrad2")
         return cls(fields.get("characters"), source)
 
 
@@ -94,4 +94,5 @@ def _as_str(text, what):
     try:
         return bytes(text).decode()
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{what}: byte {error.start} is no UTF-8, so it has no characters; use BPE instead") from None
+        problem = f"byte {error.start} is no UTF-8, so it has no characters"
+        raise TokenizerError(f"{what}: {problem}; use BPE instead") from None

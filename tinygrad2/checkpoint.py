@@ -160,19 +160,20 @@ def read_manifest(path):
 
 
 def newest_checkpoint(folder, say=print):
-    """The newest checkpoint in `folder` that is whole, or None where there is none at all.
+    """(the newest checkpoint in `folder` that is whole, paths of damaged newer ones); None where there is none at all.
 
-    Each damaged one on the way is named by say(line), and left as it is. Raises UserError where all are damaged.
+    Each damaged one is named by say(line), and left as it is. Raises UserError where all are damaged.
     """
-    paths = list_checkpoints(folder)
-    for path in paths:
+    damaged = []
+    for path in list_checkpoints(folder):
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(path), damaged
         except UserError as error:
-            say(f"warning: {error}; trying the one before it")
-    if paths:
-        raise UserError(f"{folder}: none of the {len(paths)} checkpoint(s) is whole; remove them to begin anew")
-    return None
+            say(f"warning   {error}; trying the one before it")
+            damaged.append(path)
+    if damaged:
+        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is whole; remove them to begin anew")
+    return None, []
 
 
 def list_checkpoints(folder):
@@ -224,19 +225,22 @@ class CheckpointWriter:
         self.path = None  # of the last one written
         self._thread = self._error = None
 
-    def save(self, checkpoint):
-        """Begin to write. Waits for the one before, and raises what went wrong with that (see `join`)."""
-        self.join()
+    def save(self, checkpoint, say):
+        """Begin to write, once the one before is written. What goes wrong is told by say(line): a full disk should not
+        end a training, and the checkpoints before it are still there."""
+        self.join(say)
         self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="tinygrad2 checkpoint")
         self._thread.start()
 
-    def join(self):
-        """Wait until all is written. Raises UserError where writing failed."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread, error, self._error = None, self._error, None
-        if error:
+    def join(self, say):
+        """Wait until all is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if isinstance(error, UserError):
+            say(f"warning   {error}")
+        elif error:
             raise error
 
     def _write(self, checkpoint):

@@ -1,4 +1,4 @@
-"""What --data means: a text, a token file, a folder of either, or a pattern; as a stream to train on and one to validate.
+"""What --data means: a text, a token file, a folder of either, or a pattern; as streams to train on and to validate.
 
     my.txt                                    text: tokenized once, see textcache.py
     texts/  or  'texts/*.md'                  several texts, by name one after the other
@@ -117,11 +117,12 @@ def _find(data):
         found = [path for path in found if path.endswith(_TEXTS + _TOKENS) and not _NOT_TOKENS.search(_name(path))]
         found = [path for path in found if _name(path) not in _TOKENIZERS]
         if not found:
-            raise UserError(f"{data}: neither texts ({' '.join(_TEXTS)}) nor token files ({' '.join(_TOKENS)}) are in it")
+            kinds = f"texts ({' '.join(_TEXTS)}) nor token files ({' '.join(_TOKENS)})"
+            raise UserError(f"{data}: neither {kinds} are in it")
         return found
     found = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
     if not found:
-        raise UserError(f"{data}: cannot be read (No such file or directory); --data takes a file, a folder or a pattern")
+        raise UserError(f"{data}: cannot be read (No such file or directory); --data takes a file, a folder, a pattern")
     return found
 
 

@@ -46,14 +46,14 @@ def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
         text = _text(x, tokenizer)
         print(f"    batch     rows from {first_row} on; the first: {text!r}", flush=True)
         dump = dict(
-            format=FORMAT, version=VERSION, step=step, finding=finding, first_row=first_row, batch_size=config.batch_size,
-            seed=config.seed, recompute=config.recompute, kernels=config.kernels, loss=str(loss), grad_norm=str(norm),
-            text=text,
+            format=FORMAT, version=VERSION, step=step, finding=finding, first_row=first_row,
+            batch_size=config.batch_size, seed=config.seed, recompute=config.recompute, kernels=config.kernels,
+            loss=str(loss), grad_norm=str(norm), text=text,
         )  # fmt: skip
         write_dump(path, trainer.model, tokenizer, x, y, dump)
     trainer.world.barrier()
-    raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay {path}; "
-                    f"{remedy}")
+    raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay "
+                    f"{path}; {remedy}")
 
 
 @np.errstate(all="ignore")
@@ -101,7 +101,8 @@ def read_dump(path):
         with open(name, "rb") as file:
             dump = json.loads(file.read())
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}); give the folder that a stopped training named") from None
+        remedy = "give the folder that a stopped training has named"
+        raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{name}: is no JSON; the dump is damaged") from None
     if not isinstance(dump, dict) or dump.get("format") != FORMAT or dump.get("version") != VERSION:
@@ -113,5 +114,5 @@ def read_dump(path):
     tensors, _ = read_tensors(os.path.join(path, "batch.bin"))
     x, y = (tensors.get(key) for key in "xy")
     if x is None or y is None or x.shape != y.shape or x.ndim != 2 or x.dtype != np.int64:
-        raise UserError(f"{os.path.join(path, 'batch.bin')}: does not hold two equal tables of ids; the dump is damaged")
+        raise UserError(f"{path}: batch.bin does not hold two equal tables of ids; the dump is damaged")
     return dump, load_weights(os.path.join(path, "weights.bin")), x, y

@@ -65,7 +65,7 @@ def saved_values(dataclass, values):
     known = {f.name: f.metadata.get("kind") or type(f.default) for f in fields(dataclass)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"the checkpoint has a flag {name!r} that is not known here; was it saved by a newer version?")
+            raise UserError(f"the checkpoint has a flag {name!r} that is not known here; update tinygrad2")
         kinds = (float, int) if known[name] is float else (known[name],)
         if value is not None and type(value) not in kinds:
             raise UserError(f"the checkpoint has {value!r} for the flag {name!r}, which is no {known[name].__name__}")

@@ -80,9 +80,10 @@ class Module:
         for parameter in self.parameters():
             parameter.zero_grad()
 
-    def state_dict(self):
-        """{path: NumPy array}, each array a copy of its own."""
-        return {name: to_host(parameter.data).copy() for name, parameter in self.named_parameters()}
+    def state_dict(self, copy=True):
+        """{path: NumPy array}, each array a copy of its own; with copy=False, where it is on the host, the very one."""
+        arrays = {name: to_host(parameter.data) for name, parameter in self.named_parameters()}
+        return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
     def load_state_dict(self, state):
         """Copy values in place, so that flat buffers and optimizers keep pointing to the same memory.

@@ -67,14 +67,11 @@ class Adam:
             )  # fmt: skip
 
 
-    def state_dict(self):
+    def state_dict(self, copy=True):
         """{"m.<parameter>": (size,) NumPy array, "v.<parameter>": ...}, each a copy of its own; `t` is not in it."""
-        moments = (("m", self.m), ("v", self.v))
-        return {
-            f"{letter}.{name}": to_host(moment[part]).copy()
-            for letter, moment in moments
-            for name, part in self.flat.slices.items()
-        }
+        moments, slices = (("m", self.m), ("v", self.v)), self.flat.slices.items()
+        arrays = {f"{letter}.{name}": to_host(moment[part]) for letter, moment in moments for name, part in slices}
+        return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
     def load_state_dict(self, state, t):
         """Take over the moments and the number of steps done.

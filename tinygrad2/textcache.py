@@ -6,8 +6,8 @@
         tokens_000000.bin ...                  the ids, as llm.c stores them
         progress.json                          what has been done: shards, and the place in the text behind the last
 
-A text of any size goes through in blocks. After each shard, which is written whole or not at all, progress.json says so;
-work that was interrupted goes on behind the last shard. Whether the text is still the same is told by its size and
+A text of any size goes through in blocks. After each shard, written whole or not at all, progress.json says so; work
+that was interrupted goes on behind the last shard. Whether the text is still the same is told by its size and
 date, or else by its content.
 """
 
@@ -177,14 +177,14 @@ def _encode(text, tokenizer, place, say):
     for k in range(first, len(text.paths)):
         with _open(text.paths[k]) as file:
             file.seek(start)
-            for documents, whole, read, end, inside in blocks(file, start, inside):
+            for documents, whole, read, end, goes_on in blocks(file, start, inside):
                 some = np.asarray(encode_stream(documents, tokenizer), np.int32)
                 if tokenizer.eot is not None and not whole and documents:
                     some = some[:-1]  # that document goes on
                 ids.append(some)
                 meter.add(read)
                 if sum(map(len, ids)) >= SHARD:
-                    yield np.concatenate(ids), (k, end, inside), False
+                    yield np.concatenate(ids), (k, end, goes_on), False
                     ids = []
         start, inside = 0, False
     meter.close()

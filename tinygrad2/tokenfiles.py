@@ -94,7 +94,8 @@ class TokenFile:
         if len(shape) != 1 or self.dtype.kind not in "iu" or self.dtype.byteorder == ">":
             raise self._broken(f"its npy header says {self.dtype} {shape}, not one row of ids")
         if self.offset + self.n * self.dtype.itemsize != self.bytes:
-            raise self._broken(f"its npy header says {self.n:,} ids of {self.dtype}, but it is {self.bytes:,} bytes long")
+            found = f"{self.bytes:,} bytes long"
+            raise self._broken(f"its npy header says {self.n:,} ids of {self.dtype}, but it is {found}")
 
     def _broken(self, problem):
         return UserError(f"{self.path}: not a whole token file: {problem}; fetch it or make it again")
@@ -212,8 +213,8 @@ class TokenStream:
             return
         place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
         raise UserError(
-            f"{file.path}: id {ids[place]} at place {first + place:,} is outside a vocabulary of {self.vocab_size:,}: the "
-            "model needs a larger --vocab-size, or the file is damaged"
+            f"{file.path}: id {ids[place]} at place {first + place:,} is outside a vocabulary of {self.vocab_size:,}: "
+            "the model needs a larger --vocab-size, or the file is damaged"
         )
 
     def _note_use(self, file):

@@ -48,7 +48,7 @@ class Watch:
         self.path = [""]
 
     def check_parameters(self, model):
-        """Raises NonFinite where a parameter is bad before anything is computed: then the update before was to blame."""
+        """Raises NonFinite where a parameter is bad before anything is computed: then the update before did it."""
         for name, parameter in model.named_parameters():
             self._check(parameter.data, "update", "optimizer", None, f"parameter {name}", [], layer="")
 
@@ -71,7 +71,7 @@ class Watch:
 
     def after_backward(self, node, dout, dinputs):
         """Called by the walk back with what came in and what came out, before the node's saved values are freed."""
-        for i, gradient in enumerate(dout if isinstance(dout, tuple) else (dout,)):
+        for gradient in dout if isinstance(dout, tuple) else (dout,):
             self._check(gradient, "backward", node.name, node, "gradient that arrives", node.inputs)
         douts = _describe(["dout"], dout if isinstance(dout, tuple) else (dout,))
         for name, gradient in zip(_names(node), dinputs):
@@ -105,7 +105,8 @@ class Watch:
 
 def _names(node):
     """What the op's page calls its inputs: x, weight, bias, ..."""
-    names = [p.name for p in inspect.signature(type(node).forward).parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(type(node).forward).parameters.values()
+    names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
     return names[1:] + [f"input {i}" for i in range(len(names) - 1, 100)]
 
 

@@ -9,8 +9,8 @@ The tensors have GPT-2's names. The metadata are strings: "tinygrad2" (version o
 (JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of all the rest). A file is believed only after its
 sizes, names and checksum have been found right; nothing in it is ever executed.
 
-The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with other
-metadata.
+The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with
+other metadata.
 
 https://github.com/huggingface/safetensors#format
 """

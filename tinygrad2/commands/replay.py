@@ -53,6 +53,6 @@ def main(argv):
         return 0 if same else 1
     except (IndexError, ValueError) as error:  # ids beyond the vocabulary, say
         raise UserError(f"{args.dump}: cannot be computed: {error}") from None
-    print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: what was wrong then is not in the "
-          "weights and the batch")
+    print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: what was wrong then is not "
+          "in the weights and the batch")
     return 1

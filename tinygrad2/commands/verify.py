@@ -1,0 +1,254 @@
+"""python -m tinygrad2 verify [PROPERTY...] [flags of train_gpt2.py]: prove it here, on your own flags and data.
+
+    resume        killed (SIGKILL) in the middle and resumed, a training arrives at the same bits
+    accum         the batch cut into 1, 2, 4, 8 micro-batches gives the same losses, with dropout and clipping at work
+    determinism   the same training twice gives the same bits
+    kernels       fast kernels and pages of maths give the same loss and gradients
+    gradients     the gradient is the slope of the loss, measured in float64
+    all           each of them (this is the default)
+
+The first three run train_gpt2.py itself, for a few steps and in a folder of their own; nothing of yours is touched.
+Exit code 0 where all pass, 1 where one fails, 2 where something is wrong with flags or data.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+import train_gpt2
+from models import GPT
+from models.dropout import set_dropout
+from tinygrad2.dataloader import DataLoader
+from tinygrad2.dataset import open_dataset
+from tinygrad2.distributed import World
+from tinygrad2.files import UserError
+from tinygrad2.function import kernels
+from tinygrad2.module import FlatBuffers
+from tinygrad2.tensor import no_grad
+from tinygrad2.weights import load_weights
+
+STEPS = 12
+ROUNDING = 2e-5  # of a loss: float32 sums taken in another order, after a dozen steps of Adam
+KERNELS_TOLERANCE = 1e-4  # relative, of a whole gradient in float32
+GRADIENT_TOLERANCE = 1e-7  # relative, in float64
+_SECONDS = 20  # that checks of single parameters may take
+
+
+@dataclass
+class Result:
+    """What a property showed: `difference` must be at most `tolerance`."""
+
+    difference: float
+    tolerance: float
+    text: str
+
+
+def main(argv):
+    words = [word for word in _leading(argv)]
+    flags = argv[len(words) :]
+    if any(flag in ("--help", "-h") for flag in flags):
+        print(__doc__)
+        return 0
+    unknown = [word for word in words if word not in (*PROPERTIES, "all")]
+    if unknown:
+        raise UserError(f"there is no property {unknown[0]!r}; choose among: {', '.join(PROPERTIES)}, all")
+    names = [name for name in PROPERTIES if name in words or not words or "all" in words]
+    config, gpt_config, _ = train_gpt2.parse(flags, World())
+    if config.resume:
+        raise UserError("--resume: a verification begins its own trainings")
+    failed, live = 0, sys.stdout.isatty()
+    start = "\r\x1b[K" if live else ""
+    with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
+        for name in names:
+            if live:
+                print(f"{name:12s} ...", end="", flush=True)
+            begin = time.perf_counter()
+            result = PROPERTIES[name](Trial(flags, config, gpt_config, folder))
+            good = result.difference <= result.tolerance  # False for NaN
+            failed += not good
+            limit = "none allowed" if result.tolerance == 0 else f"{result.tolerance:.0e} allowed"
+            print(f"{start}{name:12s} {'PASS' if good else 'FAIL'}  max difference {result.difference:.2g} ({limit}): "
+                  f"{result.text}  [{time.perf_counter() - begin:.0f} s]", flush=True)  # fmt: skip
+    return 1 if failed else 0
+
+
+def _leading(argv):
+    for word in argv:
+        if word.startswith("-"):
+            return
+        yield word
+
+
+class Trial:
+    """The user's flags, and what it takes to try them out."""
+
+    def __init__(self, flags, config, gpt_config, folder):
+        self.flags, self.config, self.gpt_config, self.folder = flags, config, gpt_config, folder
+
+    def command(self, name, *more):
+        """train_gpt2.py with the user's flags, but few steps, and all files under a name in our folder."""
+        ours = ["--steps", STEPS, "--eval-every", 5, "--eval-batches", 1, "--sample-every", 7, "--sample-tokens", 4,
+                "--checkpoint-every", 4, "--run-dir", os.path.join(self.folder, name), "--metrics", self.metrics(name),
+                "--weights-out", self.weights(name)]  # fmt: skip
+        return [sys.executable, train_gpt2.__file__, *self.flags, *map(str, ours), *map(str, more)]
+
+    def metrics(self, name):
+        return os.path.join(self.folder, f"{name}.jsonl")
+
+    def weights(self, name):
+        return os.path.join(self.folder, f"{name}.bin")
+
+    def run(self, name, *more, kill_after=None):
+        """Run it to its end, or kill it when it has done so many steps; gives the number of steps done."""
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        process = subprocess.Popen(self.command(name, *more), **streams)
+        done, lines = 0, []
+        with process:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if line.startswith("step"):
+                    done = int(line[4:].split("/")[0])
+                    if kill_after and done >= kill_after:
+                        process.kill()  # SIGKILL: nothing can be tidied up
+                        return done
+        if process.returncode:
+            raise UserError(f"the training that was to be verified ended with: {lines[-1] if lines else 'no word'}")
+        return done
+
+    def outcome(self, name):
+        """({step: (loss, gradient norm, validation loss)}, {name: weights})"""
+        records = {}
+        with open(self.metrics(name), encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                records[record["step"]] = [record.get(key, 0.0) for key in ("loss", "grad_norm", "val_loss")]
+        return records, load_weights(self.weights(name)).tensors
+
+    def batch(self, rows, length):
+        """Some rows of the user's data: x, y (rows, length)."""
+        c, world = self.config, World()
+        data = open_dataset(c.data, c.dataset, c.tokenizer, self.gpt_config.vocab_size, c.val_fraction, world)
+        loader = DataLoader(data.train, rows, min(length, self.gpt_config.block_size), 0, 1, c.order, c.seed)
+        return loader.batch((0, 0))
+
+
+def _largest_difference(first, second):
+    """Over losses, norms and weights; infinite where they are not of the same steps and parameters."""
+    (records_1, weights_1), (records_2, weights_2) = first, second
+    if records_1.keys() != records_2.keys() or weights_1.keys() != weights_2.keys():
+        return np.inf
+    curves = np.abs(np.array(list(records_1.values())) - np.array([records_2[step] for step in records_1])).max()
+    different = [np.abs(weights_1[name] - weights_2[name]).max() for name in weights_1
+                 if weights_1[name].tobytes() != weights_2[name].tobytes()]  # fmt: skip
+    return float(max([curves, *different]))
+
+
+def _resume(trial):
+    trial.run("whole")
+    killed = trial.run("cut", kill_after=STEPS // 2 + 1)
+    trial.run("cut", "--resume")
+    difference = _largest_difference(trial.outcome("whole"), trial.outcome("cut"))
+    how = f"{STEPS} steps, one training killed after step {killed} and resumed"
+    return Result(difference, 0, f"{how}: losses, norms, validation, weights")
+
+
+def _determinism(trial):
+    trial.run("once")
+    trial.run("twice")
+    difference = _largest_difference(trial.outcome("once"), trial.outcome("twice"))
+    return Result(difference, 0, f"{STEPS} steps, twice: losses, norms, validation, weights")
+
+
+def _accum(trial):
+    B, dropout = trial.config.batch_size, trial.gpt_config.dropout or 0.1
+    pieces = [n for n in (1, 2, 4, 8) if B % n == 0]
+    if len(pieces) == 1:
+        raise UserError(f"--batch-size {B} cannot be cut into micro-batches; verify accum needs an even one")
+    clip = min(trial.config.grad_clip or 0.5, 0.5)
+    curves = []
+    for n in pieces:
+        trial.run(f"pieces-{n}", "--micro-batch-size", B // n, "--dropout", dropout, "--grad-clip", clip)
+        records, _ = trial.outcome(f"pieces-{n}")
+        curves.append([records[step] for step in sorted(records)])
+    curves = np.array(curves)  # (len(pieces), STEPS, 3)
+    losses = curves[:, :, 0]
+    clipped = int((curves[0, :, 1] > clip).sum())
+    difference = float((np.abs(losses - losses[0]) / np.maximum(1, losses[0])).max())
+    how = f"{', '.join(map(str, pieces))} micro-batches, dropout {dropout:g}, clipped at {clip:g}"
+    return Result(difference, ROUNDING, f"{STEPS} steps with {how} in {clipped} of them: losses")
+
+
+def _kernels(trial):
+    x, y = trial.batch(min(4, trial.config.batch_size), 256)
+    results = []
+    for mode in ("auto", "reference"):
+        with kernels(mode):
+            model = GPT(trial.gpt_config, seed=trial.config.seed)
+            set_dropout(model, trial.config.seed, 0)
+            loss = model.loss(x, y)
+            loss.backward()
+            results.append((loss.item(), {name: p.grad for name, p in model.named_parameters()}))
+    (loss, fast), (page_loss, page) = results
+    differences = {name: _relative(fast[name], page[name]) for name in page}
+    worst = max(differences, key=differences.get)
+    difference = max(abs(loss - page_loss) / page_loss, differences[worst])
+    text = f"loss {loss:.6f} and {page_loss:.6f}; gradients of {len(page)} parameters, the worst of {worst}"
+    return Result(difference, KERNELS_TOLERANCE, text)
+
+
+def _relative(a, b):
+    scale = float(np.linalg.norm(b))
+    return float(np.linalg.norm(a - b)) / scale if scale else float(np.linalg.norm(a))
+
+
+def _gradients(trial):
+    """(L(p + h v) - L(p - h v)) / 2h against dL/dp . v, with five points, along random directions v."""
+    x, y = trial.batch(2, 64)
+    model = GPT(trial.gpt_config, seed=trial.config.seed)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    flat = FlatBuffers(model)
+    set_dropout(model, trial.config.seed, 0)
+    model.loss(x, y).backward()
+    grad, start, rng = flat.grad.copy(), flat.data.copy(), np.random.default_rng(trial.config.seed)
+
+    def loss_at(step):
+        flat.data[...] = start + step
+        with no_grad():
+            return model.loss(x, y).item()
+
+    def error(part):
+        v = np.zeros_like(grad)
+        v[part] = rng.standard_normal(v[part].shape)
+        v[part] *= 1 / np.linalg.norm(v[part])
+        v[part] += grad[part] / (np.linalg.norm(grad[part]) + 1e-30)  # so that the slope is no accident near zero
+        h = 1e-3
+        near, far = loss_at(h * v) - loss_at(-h * v), loss_at(2 * h * v) - loss_at(-2 * h * v)
+        slope = (8 * near - far) / (12 * h)
+        return abs(slope - grad @ v) / (abs(grad @ v) + 1e-12)
+
+    everything, begin = slice(None), time.perf_counter()
+    errors = {"all parameters": max(error(everything) for _ in range(3))}
+    for name, part in flat.slices.items():
+        if time.perf_counter() - begin > _SECONDS:
+            break
+        if np.linalg.norm(grad[part]) > 1e-6:  # of a smaller one only rounding would be seen
+            errors[name] = error(part)
+    worst = max(errors, key=errors.get)
+    text = f"three directions of all {flat.size:,} numbers, and {len(errors) - 1} parameters alone; the worst: {worst}"
+    return Result(errors[worst], GRADIENT_TOLERANCE, text)
+
+
+PROPERTIES = {  # later ones join here: ranks, kvcache, hf, gpu
+    "resume": _resume,
+    "accum": _accum,
+    "determinism": _determinism,
+    "kernels": _kernels,
+    "gradients": _gradients,
+}
