@@ -230,7 +230,7 @@ def main(world, argv=None):
     keep_freed_memory()
     model = trainer.model
     peak = gemm_peak(xp) * world.size
-    flops_per_step = train_flops_per_token(model) * loader.tokens_per_batch
+    flops_per_step = train_flops_per_token(gpt_config) * loader.tokens_per_batch
     world.print(f"model     {model.count_parameters():,} parameters")
     if config.device == "cpu":
         tell_memory(plan, config, gpt_config, world)

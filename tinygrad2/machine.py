@@ -37,10 +37,10 @@ def gemm_peak(xp, n=1024, seconds=0.1):
     return 2 * n**3 / best
 
 
-def train_flops_per_token(model):
+def train_flops_per_token(config):
     """Floating point operations per token of forward and backward: 6 per weight in a matrix, and attention's T x T.
 
         6 (N - N_position) + 12 n_layer n_embd block_size            Chowdhery et al., "PaLM", 2022, appendix B
     """
-    c = model.config
-    return 6 * (model.count_parameters() - model.wpe.weight.size) + 12 * c.n_layer * c.n_embd * c.block_size
+    c = config
+    return 6 * (c.count_parameters() - c.block_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size

@@ -121,6 +121,9 @@ def advice(plan_with, available, rows, length):
         if saved > 0.02 * now:
             fits = "fits" if total <= available else "still too much"
             yield f"{flag} saves {megabytes(saved)} ({price}): {megabytes(total)}, {fits}"
+    least = plan_with(rows=1, recompute=True, keeps_copies=False).total
+    fits = "fits" if least <= available else "still too much: take a smaller model, or a machine with more memory"
+    yield f"--micro-batch-size 1 --recompute --checkpoint-every 0 together: {megabytes(least)}, {fits}"
 
 
 def megabytes(n):

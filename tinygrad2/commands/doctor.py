@@ -1,0 +1,260 @@
+"""python -m tinygrad2 doctor: is everything here that tinygrad2 needs, and does it work?
+
+Each check does the real thing: a product of matrices, a compiled kernel, two ranks that add up a number, a file that is
+written and read back. One line each: ok, FAIL with the one command that mends it, or "-" for what is missing and not
+needed. Exit code 1 where something has failed.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from tinygrad2.flags import Parser
+from tinygrad2.threads import available_cores, plan_threads
+
+OK, MISSING, FAIL = "ok", "-", "FAIL"
+_PIP = f"{os.path.basename(sys.executable)} -m pip install"
+_RANKS = """
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+print("sum", comm.size, comm.allreduce(comm.rank + 1), MPI.Get_library_version().split("\\n")[0], flush=True)
+"""
+_CUPY = """
+import numpy, cupy
+kernel = cupy.RawKernel(r'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }', "twice")
+x = cupy.arange(32, dtype=cupy.float32)
+kernel((1,), (32,), (x,))
+assert (x.get() == 2 * numpy.arange(32)).all(), "a kernel gave wrong numbers"
+name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+print(cupy.__version__, name, cupy.cuda.runtime.driverGetVersion())
+"""
+_KERNELS = """
+import numpy as np, ops, time
+from tinygrad2 import Tensor
+from tinygrad2.function import kernels
+if not ops.have_cpu_kernels():
+    raise ImportError("numba")
+begin = time.perf_counter()
+x = Tensor(np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32))
+w, b = Tensor(np.ones(256, np.float32)), Tensor(np.zeros(256, np.float32))
+fast = ops.layernorm(x, w, b).data
+with kernels("reference"):
+    page = ops.layernorm(x, w, b).data
+assert np.abs(fast - page).max() < 1e-5, "a kernel and its page differ"
+import numba
+print(numba.__version__, f"{time.perf_counter() - begin:.1f}")
+"""
+
+
+class Failed(Exception):
+    """What is wrong, and the command that mends it."""
+
+    def __init__(self, problem, remedy):
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+class Missing(Failed):
+    """Not there, and not needed for everything."""
+
+
+def main(argv):
+    parser = Parser(prog="tinygrad2 doctor", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead (default: no)")
+    args = parser.parse_args(argv)
+    plan_threads()
+    results = []
+    for name, check in CHECKS.items():
+        result = {"check": name, "state": OK, "detail": "", "remedy": ""}
+        try:
+            result["detail"] = check()
+        except Failed as error:
+            result |= {"state": MISSING if isinstance(error, Missing) else FAIL, "detail": str(error)}
+            result["remedy"] = error.remedy
+        except Exception as error:  # one broken thing must not hide the others
+            result |= {"state": FAIL, "detail": f"{type(error).__name__}: {error}", "remedy": f"{_PIP} -e ."}
+        results.append(result)
+        if not args.json:
+            remedy = f"\n{'':22s}-> {result['remedy']}" if result["remedy"] else ""
+            print(f"{result['state']:5s} {name:15s} {result['detail']}{remedy}", flush=True)
+    failed = [result["check"] for result in results if result["state"] == FAIL]
+    if args.json:
+        print(json.dumps({"ok": not failed, "checks": results}, indent=1))
+    else:
+        print(f"\n{len(failed)} problem(s): {', '.join(failed)}" if failed else "\nall is well")
+    return 1 if failed else 0
+
+
+def _run(command, seconds, **more):
+    """(exit code, output) of a process that gets so much time; (None, "") where it took longer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, **more)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def _python(script, seconds):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    code, output = _run([sys.executable, "-c", script], seconds, env=environment)
+    if code is None:
+        raise Failed(f"no answer within {seconds} s", "try again when the machine is idle")
+    return code, output.strip()
+
+
+def _last(output):
+    return output.strip().splitlines()[-1] if output.strip() else "no word"
+
+
+def _python_version():
+    if not (3, 10) <= sys.version_info[:2] < (3, 14):
+        raise Failed(f"{platform.python_version()}, but 3.10 to 3.13 is needed", "make clean test PYTHON=python3.12")
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"
+
+
+def _numpy():
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise Failed(f"cannot be imported: {error}", f'{_PIP} -U "numpy>=2.0"') from None
+    if int(np.__version__.split(".")[0]) < 2:
+        raise Failed(f"{np.__version__} is too old", f'{_PIP} -U "numpy>=2.0"')
+    a, b = np.arange(12.0).reshape(3, 4), np.ones((4, 5))
+    if not np.array_equal(a @ b, np.repeat(a.sum(1), 5).reshape(3, 5)):
+        raise Failed("a product of matrices is wrong", f"{_PIP} --force-reinstall numpy")
+    return np.__version__
+
+
+def _blas():
+    import numpy as np
+
+    from tinygrad2.machine import gemm_peak
+
+    try:
+        info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        name = f"{info.get('name')} {info.get('version')}"
+    except Exception:  # the form of this report is NumPy's own affair
+        name = "of unknown make"
+    return f"{name}, {gemm_peak(np) / 1e9:.0f} GFLOP/s in float32"
+
+
+def _threads():
+    planned = os.environ.get("OPENBLAS_NUM_THREADS")
+    cores = len(available_cores())
+    if planned and planned.isdigit() and int(planned) > cores:
+        raise Failed(f"{planned} threads on {cores} core(s) get in each other's way", "unset OPENBLAS_NUM_THREADS")
+    return f"{planned} thread(s) on {cores} core(s)"
+
+
+def _regex():
+    try:
+        import regex
+    except ImportError as error:
+        raise Failed(f"cannot be imported: {error}", f"{_PIP} regex") from None
+    if regex.findall(r"\p{L}+", "añ 日本 7") != ["añ", "日本"]:
+        raise Failed("does not know letters", f"{_PIP} -U regex")
+    return regex.__version__
+
+
+def _kernels():
+    code, output = _python(_KERNELS, 180)
+    if code and "ImportError: numba" in output:
+        raise Missing("Numba is not installed: training takes about twice as long", f'{_PIP} -e ".[fast]"')
+    if code:
+        raise Failed(f"a kernel does not run: {_last(output)}", f"{_PIP} -U numba llvmlite")
+    version, seconds = _last(output).split()
+    return f"Numba {version}; a kernel gives what its page gives ({seconds} s with compiling)"
+
+
+def _cupy():
+    if not _can_import("cupy"):
+        raise Missing("CuPy is not installed; it is needed for a GPU only", f'{_PIP} -e ".[cuda13]"')
+    code, output = _python(_CUPY, 120)
+    if code:
+        raise Failed(f"a kernel does not run on a GPU: {_last(output)}", "nvidia-smi")
+    return f"{_last(output)}; a kernel gives right numbers"
+
+
+def _mpi():
+    if not _can_import("mpi4py"):
+        raise Missing("mpi4py is not installed; it is needed for several processes only", f'{_PIP} -e ".[mpi]"')
+    beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
+    mpirun = beside if os.path.exists(beside) else shutil.which("mpirun") or shutil.which("mpiexec")
+    if not mpirun:
+        raise Failed("mpi4py is here, but no mpirun", f'{_PIP} -e ".[mpi]"')
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+               "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}  # fmt: skip
+    code, output = _run([mpirun, "-n", "2", sys.executable, "-c", _RANKS], 60, env={**os.environ, **allowed})
+    answers = [line.split(maxsplit=3) for line in output.splitlines() if line.startswith("sum ")]
+    if len(answers) == 2 and all(answer[1] == "1" for answer in answers):
+        raise Failed(f"{mpirun} belongs to another MPI than mpi4py: each rank is alone", f'{_PIP} -e ".[mpi]"')
+    if len(answers) != 2 or any(answer[1:3] != ["2", "3"] for answer in answers):
+        why = "no answer within 60 s" if code is None else _last(output)
+        raise Failed(f"two ranks could not add up a number: {why}",
+                     f'{_PIP} --force-reinstall -e ".[mpi]"')  # fmt: skip
+    return f"two ranks added up a number; {answers[0][3].strip()}, {mpirun}"
+
+
+def _disk():
+    free = shutil.disk_usage(".").free
+    if free < 1e9:
+        raise Failed(f"only {free / 1e6:,.0f} MB are free here", "df -h .")
+    block = os.urandom(1 << 20) * 16
+    try:
+        with tempfile.TemporaryFile(dir=".") as file:
+            begin = time.perf_counter()
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            rate = len(block) / (time.perf_counter() - begin)
+            file.seek(0)
+            if file.read() != block:
+                raise Failed("what was written is not what is read back", "dmesg | tail")
+    except OSError as error:
+        raise Failed(f"cannot write into {os.getcwd()} ({error.strerror})", "cd ~") from None
+    return f"{free / 1e9:,.0f} GB free here, {rate / 1e6:,.0f} MB/s to the disk itself"
+
+
+def _memory():
+    from tinygrad2.memory import available_bytes, megabytes
+
+    available = available_bytes()
+    if available is None:
+        return "this system does not say how much is free"
+    if available < 5e8:
+        raise Failed(f"only {megabytes(available)} are free", "python -m tinygrad2 plan")
+    return f"{megabytes(available)} free"
+
+
+def _clock():
+    if time.time() < 1.7e9:  # 2023: certificates and file dates would be nonsense
+        raise Failed(f"the date is {time.strftime('%Y-%m-%d')}", "sudo date -s ...")
+    return f"{time.strftime('%Y-%m-%d %H:%M')}, resolution {time.get_clock_info('perf_counter').resolution:.0e} s"
+
+
+def _extras():
+    libraries = {"pytest": "tests", "matplotlib": "plot", "tensorboardX": "--tensorboard", "safetensors": "tests"}
+    here = [f"{name}" for name in libraries if _can_import(name)]
+    return f"{', '.join(here) or 'none'} of {', '.join(libraries)}"
+
+
+def _can_import(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+CHECKS = {
+    "python": _python_version, "numpy": _numpy, "blas": _blas, "threads": _threads, "regex": _regex,
+    "kernels": _kernels, "gpu": _cupy, "mpi": _mpi, "disk": _disk, "memory": _memory, "clock": _clock,
+    "extras": _extras,
+}  # fmt: skip

@@ -1,0 +1,55 @@
+"""python -m tinygrad2 plan [flags of train_gpt2.py]: how much memory and time would this training take?
+
+Exit code 0 where it fits into the memory that is free now, 1 where it does not (then with what would help).
+"""
+
+from functools import partial
+
+import train_gpt2
+from tinygrad2.backend import array_module
+from tinygrad2.distributed import World
+from tinygrad2.machine import gemm_peak, train_flops_per_token
+from tinygrad2.memory import advice, available_bytes, megabytes, resident_bytes
+from tinygrad2.progress import duration
+
+_EFFICIENCY = 0.45, 0.9  # of the peak of matrix products: what trainings here have reached (docs/kernels.md)
+
+
+def main(argv):
+    if any(word in ("--help", "-h") for word in argv):
+        print(__doc__)
+        return 0
+    config, gpt_config, preset = train_gpt2.parse(argv, World())
+    base = resident_bytes()
+    plan = train_gpt2.plan_for(config, gpt_config, base)
+    rows, length = config.micro_batch_size, gpt_config.block_size
+    print(f"model     {preset}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
+    print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}\n")
+    for line in plan.table():
+        print(line)
+    print("\nwhat one layer keeps for backward" + (", one at a time (--recompute)" if config.recompute else ""))
+    for name, size in plan.layer.items():
+        print(f"    {name:38s}{megabytes(size):>12s}")
+
+    peak = gemm_peak(array_module("cpu"))
+    flops = train_flops_per_token(gpt_config) * config.batch_size * length
+    best, worst = (flops / peak / share for share in reversed(_EFFICIENCY))
+    print(f"\ntime      {flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} to "
+          f"{seconds(worst)}; {config.steps:,} steps: {duration(best * config.steps)} to "
+          f"{duration(worst * config.steps)}")  # fmt: skip
+    available = available_bytes()
+    if available is None:
+        print("memory    this system does not say how much is free")
+        return 0
+    fits = plan.total - base <= available
+    print(f"memory    {megabytes(plan.total)} needed, {megabytes(available + base)} free: "
+          f"{'it fits' if fits else 'it does NOT fit; what helps:'}")  # fmt: skip
+    if not fits:
+        for line in advice(partial(train_gpt2.plan_for, config, gpt_config, base), available + base, rows, length):
+            print(f"    {line}")
+    return 0 if fits else 1
+
+
+def seconds(s):
+    """0.0123 -> "12 ms", 3.21 -> "3.2 s"."""
+    return f"{1e3 * s:,.0f} ms" if s < 1 else f"{s:,.1f} s"
