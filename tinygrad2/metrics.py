@@ -27,7 +27,8 @@ def read_metrics(run):
                 if record is not None:
                     records.setdefault(record.pop("step"), {}).update(record)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a run's folder or its metrics.jsonl") from None
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {problem}; give a run's folder or its metrics.jsonl") from None
     if not records:
         raise UserError(f"{path}: there is no step in it yet")
     curves = {}

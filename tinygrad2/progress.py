@@ -5,6 +5,7 @@ line, plain.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -113,11 +114,12 @@ class MetricsFile:
     """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
 
     An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
-    else the file is begun anew. Raises UserError where it cannot be written.
+    else the file is begun anew. Raises UserError where it cannot be written to in the beginning; later a full disk is
+    told by say(line), and the line is lost.
     """
 
-    def __init__(self, path, goes_on=False, history=b""):
-        self.path = path
+    def __init__(self, path, goes_on=False, history=b"", say=print):
+        self.path, self.say = path, say
         content = self.content() if goes_on else b""
         whole = content[: content.rfind(b"\n") + 1]
         if not goes_on or whole != content or not whole:
@@ -125,7 +127,12 @@ class MetricsFile:
 
     def append(self, record):
         """Add one line."""
-        self._write("ab", json.dumps(record).encode() + b"\n")
+        size = os.path.getsize(self.path) if self.path else 0
+        try:
+            self._write("ab", json.dumps(record).encode() + b"\n")
+        except UserError as error:
+            os.truncate(self.path, size)  # no half lines
+            self.say(f"warning   {error}")
 
     def content(self):
         """All lines so far, as bytes."""

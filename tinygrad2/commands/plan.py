@@ -34,8 +34,8 @@ def main(argv):
     peak = gemm_peak(array_module("cpu"))
     flops = train_flops_per_token(gpt_config) * config.batch_size * length
     best, worst = (flops / peak / share for share in reversed(_EFFICIENCY))
-    print(f"\ntime      {flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} to "
-          f"{seconds(worst)}; {config.steps:,} steps: {duration(best * config.steps)} to "
+    print(f"\ntime      {flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} "
+          f"to {seconds(worst)}; {config.steps:,} steps: {duration(best * config.steps)} to "
           f"{duration(worst * config.steps)}")  # fmt: skip
     available = available_bytes()
     if available is None:

@@ -19,7 +19,8 @@ PANELS = (  # name, title, unit, logarithmic?
     ("grad_norm", "Gradient norm", "", True),
     ("tokens_per_s", "Throughput", "tokens per second", False),
 )
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe and Ito, 2008
+# Told apart by colour-blind people, too: Okabe and Ito, 2008.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 _MOST = 3000  # points of a curve
 _SMOOTHED = ("loss", "grad_norm", "tokens_per_s")
 _PAGE = os.path.join(os.path.dirname(__file__), "plot.html")
@@ -70,7 +71,8 @@ def _write_picture(runs, path, width):
     shown = [panel for panel in PANELS if any(panel[0] in curves for curves in runs.values())]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False, layout="constrained")
+    size = 5 * columns, 3.6 * rows
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, (name, title, unit, logarithmic) in zip(axes.flat, shown):
         for (label, curves), colour in zip(runs.items(), COLOURS * len(runs)):
             steps, values = _finite(*curves.get(name, ([], [])))

@@ -1,0 +1,44 @@
+"""python -m tinygrad2 compare RUN: is my loss normal? The run beside the reference curves of its preset.
+
+RUN is a run's folder. Exit code 0: inside the band all along. 1: it left the band, the first step is named. 2: it
+cannot be compared, because flags on which the loss depends are not those of the reference; they are named.
+"""
+
+import math
+
+from tinygrad2.curves import WIDTH, band_of, differences, first_outside, load_curves
+from tinygrad2.files import UserError
+from tinygrad2.flags import Parser
+from tinygrad2.metrics import read_metrics, read_run_config
+
+
+def main(argv):
+    parser = Parser(prog="tinygrad2 compare", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("--preset", metavar="NAME", help="compare with this preset (default: the run's own)")
+    args = parser.parse_args(argv)
+    config = read_run_config(args.run)
+    reference = load_curves(args.preset or config["preset"])
+    differ = differences(reference, config["training"], config["model"], config["data"])
+    if differ:
+        raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: {'; '.join(differ)}")
+    steps, losses = read_metrics(args.run)["loss"]
+    gap = next((i for i, step in enumerate(steps) if step != i), len(steps))
+    losses = [value if math.isfinite(value) else math.inf for value in losses[:gap]]
+    band = band_of(reference["losses"])
+    judged = min(len(losses), len(band.mean))
+    print(f"reference {reference['preset']}, seeds {', '.join(reference['losses'])}, {len(band.mean):,} steps, "
+          f"{reference['machine']}, {reference['date']}")  # fmt: skip
+    for step in sorted({0, *(judged * i // 5 - 1 for i in range(1, 6))} - {-1}):
+        limits = f"{band.low[step]:7.4f} to {band.high[step]:7.4f}"
+        print(f"    step {step + 1:6d}   loss {losses[step]:8.4f}   band {limits}")
+    if judged < len(losses):
+        print(f"note      steps behind {judged:,} are not judged: the reference ends there")
+    outside = first_outside(losses, band)
+    if outside is None:
+        print(f"inside the band, all {judged:,} steps (mean over {WIDTH} steps)")
+        return 0
+    step, value = outside
+    print(f"OUTSIDE the band, first at step {step + 1:,}: the mean over {WIDTH} steps is {value:.4f}, the band there "
+          f"{band.low[step]:.4f} to {band.high[step]:.4f}")
+    return 1

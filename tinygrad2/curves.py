@@ -1,0 +1,83 @@
+"""Reference curves: what the losses of the shipped presets look like, and how far seeds are apart.
+
+tinygrad2/curves/<preset>.json holds the losses of five trainings that differ in nothing but their seed. Smoothed over
+WIDTH steps they run close together, and a sixth seed runs with them:
+
+    mean(t), sd(t)       over the five, sd evened out over its surroundings (five numbers give a rough one)
+    band(t)              mean +- max(SDS sd(t), LEAST mean(t))
+
+SDS and LEAST were chosen on the demo so that other seeds stay inside all along; what leaves it is told in docs/log.md.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+from tinygrad2.files import UserError
+from tinygrad2.metrics import smooth
+
+FORMAT, VERSION = "tinygrad2-curves", 1
+WIDTH, AROUND = 21, 51  # steps of smoothing: of the losses, of their spread
+SDS, LEAST = 5.0, 0.015
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "curves")
+
+# The flags on which a loss depends. Everything else (threads, micro-batches, where files go) may differ.
+MATTERS = ("steps", "batch_size", "lr", "final_lr", "schedule", "warmup_steps", "weight_decay", "beta1", "beta2",
+           "grad_clip", "order", "val_fraction")  # fmt: skip
+
+
+@dataclass
+class Band:
+    """Where the smoothed loss of a sound training lies: lists over the steps 0, 1, ..."""
+
+    low: list
+    mean: list
+    high: list
+
+
+def load_curves(preset):
+    """The reference of a preset, checked: dict with losses {seed: [loss of step 0, 1, ...]}, config, machine, date."""
+    path = os.path.join(FOLDER, f"{preset}.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            curves = json.load(file)
+    except OSError:
+        there = sorted(name[:-5] for name in os.listdir(FOLDER) if name.endswith(".json"))
+        raise UserError(f"there are no reference curves of {preset!r}; there are some of: {', '.join(there)}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: is no JSON; check it out again") from None
+    if not isinstance(curves, dict) or curves.get("format") != FORMAT or curves.get("version") != VERSION:
+        raise UserError(f"{path}: is no reference of this version of tinygrad2")
+    return curves
+
+
+def band_of(losses):
+    """The Band of several curves {seed: [losses]}, as long as the shortest of them."""
+    n = min(map(len, losses.values()))
+    curves = [smooth(curve[:n], WIDTH) for curve in losses.values()]
+    mean = [math.fsum(values) / len(values) for values in zip(*curves)]
+    squares = [math.fsum((value - m) ** 2 for value in values) for values, m in zip(zip(*curves), mean)]
+    variance = [value / (len(curves) - 1) for value in squares]
+    sd = [math.sqrt(value) for value in smooth(variance, AROUND)]
+    reach = [max(SDS * s, LEAST * m) for s, m in zip(sd, mean)]
+    return Band([m - r for m, r in zip(mean, reach)], mean, [m + r for m, r in zip(mean, reach)])
+
+
+def first_outside(losses, band):
+    """(step, smoothed loss) where a curve of losses leaves the band first, or None. What is no number is out."""
+    n = min(len(losses), len(band.mean))
+    for step, value in enumerate(smooth(losses[:n], WIDTH)):
+        if not band.low[step] <= value <= band.high[step]:
+            return step, value
+    return None
+
+
+def differences(reference, training, model, data):
+    """Lines "lr: 0.006 in the reference, 0.001 here" for what a loss depends on and is not as in the reference."""
+    def facts(training, model, data):
+        return {name: training.get(name) for name in MATTERS} | {f"model {k}": v for k, v in model.items()} | {"data": data}
+
+    here, there = facts(training, model, data), facts(**reference["config"])
+    return [f"{name.replace('_', '-')}: {there[name]} in the reference, {here.get(name)} here"
+            for name in there if there[name] != here.get(name)]  # fmt: skip
