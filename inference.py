@@ -24,7 +24,8 @@ from tinygrad2.files import UserError
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
 from tinygrad2.module import FlatBuffers
-from tinygrad2.tokenizer import StreamDecoder, Tokenizer
+from tinygrad2.tokenizer import StreamDecoder
+from tinygrad2.tokenizers import load_tokenizer, tokenizer_from_json
 from tinygrad2.weights import load_weights
 
 
@@ -33,6 +34,7 @@ class InferenceConfig:
     """The flags of inference.py, checked."""
 
     weights: str = flag("trained_weights.bin", "file written by train_gpt2.py")
+    tokenizer: str = flag("", "tokenizer file, for weights that were trained without", default="that of the weights")
     prompt: str = flag("Once upon a time", "how the text begins")
     max_new_tokens: int = flag(200, "longest continuation, in tokens; it ends earlier where the model ends the text")
     greedy: bool = flag(False, "always take the likeliest token (the same text every time)")
@@ -69,17 +71,19 @@ def parse(argv):
         raise EarlyExit from None
 
 
-def load(path, device="cpu"):
+def load(path, device="cpu", tokenizer=""):
     """(model in evaluation mode, tokenizer) from a weights file. Raises UserError, one line, for anything wrong."""
     weights = load_weights(path)
+    if not weights.tokenizer and not tokenizer:
+        raise UserError(f"{path}: was trained on tokens whose tokenizer is not known; give it with --tokenizer FILE")
     try:
         config = GPTConfig.from_dict(weights.config, source=path)
-        tokenizer = Tokenizer.from_json(weights.tokenizer, source=path)
+        tokenizer = load_tokenizer(tokenizer) if tokenizer else tokenizer_from_json(weights.tokenizer, path)
         model = GPT(config)
         model.load_state_dict(weights.tensors)
     except ValueError as error:
-        text = str(error)
-        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        named = isinstance(error, UserError) or str(error).startswith(str(path))
+        raise UserError(str(error) if named else f"{path}: {error}") from None
     if tokenizer.n_vocab > config.vocab_size:
         raise UserError(f"{path}: {tokenizer.n_vocab} tokens in the tokenizer, {config.vocab_size} in the model")
     FlatBuffers(model, device)                                    # moves the parameters
@@ -90,7 +94,7 @@ def main(argv=None):
     config = parse(argv)
     use_kernels(config.kernels)
     array_module(config.device)
-    model, tokenizer = load(config.weights, config.device)
+    model, tokenizer = load(config.weights, config.device, config.tokenizer)
     if config.quantize == "int8":
         quantize(model)
     prompt = tokenizer.encode(os.fsencode(config.prompt))          # bytes: a prompt need not be valid Unicode
@@ -100,8 +104,9 @@ def main(argv=None):
         write(config.prompt)
         decoder = StreamDecoder(tokenizer)                        # holds back half characters until they are whole
         rng = None if config.greedy else np.random.default_rng([config.seed, n])
-        for token in model.generate(                              # every document began after an end-of-text
-            [tokenizer.eot, *prompt], config.max_new_tokens, rng, config.temperature, config.top_k, config.top_p,
+        begin = [] if tokenizer.eot is None else [tokenizer.eot]  # every document began after an end-of-text
+        for token in model.generate(
+            begin + prompt, config.max_new_tokens, rng, config.temperature, config.top_k, config.top_p,
             stop=tokenizer.eot, n_vocab=tokenizer.n_vocab,
         ):  # fmt: skip
             write(decoder.feed(token))

@@ -27,8 +27,8 @@ def train(preset, seed, first, folder, flags):
     """(losses, config) of one training."""
     run = os.path.join(folder, f"seed-{seed}")
     command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), "--model", preset, "--seed", str(seed),
-               "--run-dir", run, "--weights-out", os.path.join(folder, "weights.bin"), "--checkpoint-every", "0", "--sample-every", "0",
-               "--sample-tokens", "1", *flags]  # fmt: skip
+               "--run-dir", run, "--weights-out", os.path.join(folder, "w.bin"), "--checkpoint-every", "0",
+               "--sample-every", "0", "--sample-tokens", "1", *flags]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
         for line in process.stdout:
             if line.startswith("step"):

@@ -1,12 +1,13 @@
 """Reference curves: what the losses of the shipped presets look like, and how far seeds are apart.
 
 tinygrad2/curves/<preset>.json holds the losses of five trainings that differ in nothing but their seed. Smoothed over
-WIDTH steps they run close together, and a sixth seed runs with them:
+WIDTH steps they run close together, and a sixth seed runs with them. What is compared is the logarithm, because seeds
+differ by percents:
 
-    mean(t), sd(t)       over the five, sd evened out over its surroundings (five numbers give a rough one)
-    band(t)              mean +- max(SDS sd(t), LEAST mean(t))
+    mean(t), sd(t)       of ln(loss) over the five; sd evened out over AROUND steps, since five numbers give a rough one
+    band(t)              exp(mean +- max(SDS sd(t), LEAST))
 
-SDS and LEAST were chosen on the demo so that other seeds stay inside all along; what leaves it is told in docs/log.md.
+How SDS and LEAST were chosen, and which mistakes leave the band, is told in docs/log.md.
 """
 
 import json
@@ -18,8 +19,8 @@ from tinygrad2.files import UserError
 from tinygrad2.metrics import smooth
 
 FORMAT, VERSION = "tinygrad2-curves", 1
-WIDTH, AROUND = 21, 51  # steps of smoothing: of the losses, of their spread
-SDS, LEAST = 5.0, 0.015
+WIDTH, AROUND = 21, 201  # steps of smoothing: of the losses, of their spread
+SDS, LEAST = 6.0, 0.05
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "curves")
 
 # The flags on which a loss depends. Everything else (threads, micro-batches, where files go) may differ.
@@ -55,13 +56,13 @@ def load_curves(preset):
 def band_of(losses):
     """The Band of several curves {seed: [losses]}, as long as the shortest of them."""
     n = min(map(len, losses.values()))
-    curves = [smooth(curve[:n], WIDTH) for curve in losses.values()]
+    curves = [[math.log(value) for value in smooth(curve[:n], WIDTH)] for curve in losses.values()]
     mean = [math.fsum(values) / len(values) for values in zip(*curves)]
     squares = [math.fsum((value - m) ** 2 for value in values) for values, m in zip(zip(*curves), mean)]
-    variance = [value / (len(curves) - 1) for value in squares]
-    sd = [math.sqrt(value) for value in smooth(variance, AROUND)]
-    reach = [max(SDS * s, LEAST * m) for s, m in zip(sd, mean)]
-    return Band([m - r for m, r in zip(mean, reach)], mean, [m + r for m, r in zip(mean, reach)])
+    variance = smooth([value / (len(curves) - 1) for value in squares], AROUND)
+    reach = [max(SDS * math.sqrt(max(0.0, value)), LEAST) for value in variance]
+    low, high = ([math.exp(m + sign * r) for m, r in zip(mean, reach)] for sign in (-1, 1))
+    return Band(low, [math.exp(m) for m in mean], high)
 
 
 def first_outside(losses, band):
@@ -76,7 +77,8 @@ def first_outside(losses, band):
 def differences(reference, training, model, data):
     """Lines "lr: 0.006 in the reference, 0.001 here" for what a loss depends on and is not as in the reference."""
     def facts(training, model, data):
-        return {name: training.get(name) for name in MATTERS} | {f"model {k}": v for k, v in model.items()} | {"data": data}
+        flags = {name: training.get(name) for name in MATTERS}
+        return flags | {f"model {name}": value for name, value in model.items()} | {"data": data}
 
     here, there = facts(training, model, data), facts(**reference["config"])
     return [f"{name.replace('_', '-')}: {there[name]} in the reference, {here.get(name)} here"

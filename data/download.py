@@ -1,0 +1,225 @@
+"""What the prepare scripts share: downloads that go on where they were cut off, and shards of tokens.
+
+A download grows in <name>.part and gets its name when its size and its checksum have been found right. When the
+connection breaks it is taken up again (an HTTP Range request), now or the next time the script is run; if the server
+has another file by then (its ETag tells), it begins anew.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+
+from tinygrad2.encoding import encode_stream
+from tinygrad2.files import UserError, atomic_write
+from tinygrad2.progress import Meter
+from tinygrad2.tokenfiles import write_tokens
+from tinygrad2.tokenizers import load_tokenizer
+
+HUB = "https://huggingface.co"
+GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_BLOCK = 1 << 18
+_TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
+
+
+def add_common_flags(parser, out):
+    """--out and --mirror, which every prepare script has."""
+    parser.add_argument("--out", default=out, metavar="DIR", help="folder for results (default: beside this script)")
+    parser.add_argument("--mirror", default="", metavar="URL",
+                        help="fetch from this server, by the same paths (default: the original ones)")  # fmt: skip
+
+
+def state_needs(out, download_mb, disk_mb, memory_mb, minutes):
+    """Say what is needed, and refuse where the disk has not so much."""
+    os.makedirs(out, exist_ok=True)
+    print(f"needs     {download_mb:,.0f} MB of download, {disk_mb:,.0f} MB of disk in {out}, {memory_mb:,.0f} MB of "
+          f"memory, about {minutes:,.0f} minute(s)", flush=True)  # fmt: skip
+    free = shutil.disk_usage(out).free / 1e6
+    if free < disk_mb:
+        raise UserError(f"{out}: {free:,.0f} MB are free, {disk_mb:,.0f} MB are needed; choose another --out")
+
+
+def fetch(url, path, sha256=None, size=None, mirror=""):
+    """Make sure that the file at `url` is at `path`, whole and right; gives the path.
+
+    Raises UserError, one line, where the server or the network does not let us, or where the content is another one.
+    """
+    if mirror:
+        url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path
+    if os.path.exists(path):
+        _check(path, path, sha256, size)
+        return path
+    part = path + ".part"
+    for attempt in range(_TRIES):
+        try:
+            _download(url, part)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 or attempt == _TRIES - 1:
+                raise UserError(f"{url}: the server says {error.code} {error.reason}; try --mirror URL, or fetch it by "
+                                f"hand and put it at {path}") from None
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in (28, 122):  # disk or quota full
+                raise UserError(f"{part}: {error.strerror}; make room and run this again, it will go on") from None
+            if attempt == _TRIES - 1:
+                reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+                raise UserError(f"{url}: no connection ({reason}); run this again, it will go on") from None
+        time.sleep(_pause(attempt))
+    _check(part, path, sha256, size)
+    os.replace(part, path)
+    return path
+
+
+def _pause(attempt):
+    """Seconds before another attempt: 1, 2, 4, ..."""
+    return 2**attempt
+
+
+def _download(url, part):
+    """Fetch what is missing of the .part file; part.json holds the ETag of what it is part of."""
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    etag = _read_json(part + ".json").get("etag")
+    request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
+    if have and etag:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", etag)
+    try:
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing, or the file is another: the checks will tell
+            error.close()
+            return
+        raise
+    with answer:
+        have = have if answer.status == 206 else 0  # 200: the server begins anew
+        with atomic_write(part + ".json") as file:
+            file.write(json.dumps({"etag": answer.headers.get("ETag")}).encode())
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else None
+        meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
+        with open(part, "r+b" if have else "wb") as file:
+            file.seek(have)
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                meter.add(len(block))
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+            if total is not None and file.tell() < total:
+                raise http.client.IncompleteRead(b"")
+        meter.close()
+    if os.path.exists(part + ".json"):
+        os.remove(part + ".json")
+
+
+def _check(path, name, sha256, size):
+    found = os.path.getsize(path)
+    problem = f"{found:,} bytes long instead of {size:,}" if size is not None and found != size else ""
+    if not problem and sha256:
+        whole = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                whole.update(block)
+        if whole.hexdigest() != sha256:
+            problem = f"its SHA-256 is {whole.hexdigest()[:16]}... instead of {sha256[:16]}..."
+    if problem:
+        os.remove(path)
+        raise UserError(f"{name}: what was fetched is another file ({problem}); it has been removed, run this again")
+
+
+def hub_files(repo, folder, revision="main", mirror="", ending=""):
+    """[(path, size, sha256)] of the files in a folder of a data set on the Hugging Face hub, by its public listing."""
+    url = f"{HUB}/api/datasets/{repo}/tree/{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/")
+    url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path if mirror else url
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            listing = json.loads(answer.read(50_000_000))
+        files = [(entry["path"], int(entry["size"]), entry.get("lfs", {}).get("oid")) for entry in listing
+                 if entry["type"] == "file" and entry["path"].endswith(ending)]  # fmt: skip
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"{url}: cannot be listed ({getattr(error, 'reason', error)}); try --mirror URL") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{url}: the answer is no listing of files; has the hub changed? Try --mirror URL") from None
+    if not files:
+        raise UserError(f"{url}: there are no files {ending}")
+    return sorted(files)
+
+
+def hub_url(repo, path, revision="main"):
+    """Where a file of a data set is."""
+    return f"{HUB}/datasets/{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{path}"
+
+
+def gpt2_tokenizer(out, merges, mirror):
+    """GPT-2's tokenizer, from a file of merges or fetched; it is also saved as tokenizer.json beside the tokens."""
+    path = merges or fetch(GPT2_MERGES, os.path.join(out, "vocab.bpe"), GPT2_MERGES_SHA256, 456_318, mirror)
+    tokenizer = load_tokenizer(path)
+    tokenizer.save(os.path.join(out, "tokenizer.json"))
+    return tokenizer
+
+
+def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=False):
+    """Write documents as llm.c's shards of equal length: <stem>_000000.bin, <stem>_000001.bin, ...; gives their number.
+
+    groups(position) yields (position, documents) from there on, None being the beginning. In front of each document
+    goes an end-of-text token. After each shard <stem>_state.json says where the next one begins (which group, and how
+    many of its tokens are used up), so that work that was interrupted goes on there, to the same bytes. With
+    `first_is_val` the names are <stem>_val_000000.bin, <stem>_train_000001.bin, ...
+    """
+    path = f"{stem}_state.json"
+
+    def write(k, parts):
+        split = ("_train" if k else "_val") if first_is_val else ""
+        ids = np.concatenate(parts)
+        write_tokens(f"{stem}{split}_{k:06d}.bin", ids)
+        print(f"shard     {stem}{split}_{k:06d}.bin: {len(ids):,} tokens", flush=True)
+
+    state = {"shards": 0, "position": None, "skip": 0, "done": False} | _read_json(path)
+    if state["done"] or state["shards"] == most:
+        return state["shards"]
+    if state["shards"]:
+        print(f"note      going on behind shard {state['shards']}", flush=True)
+    waiting, size = [], 0
+    for position, documents in groups(state["position"]):
+        ids = np.asarray(encode_stream(documents, tokenizer), np.int32)
+        ids = np.concatenate([[tokenizer.eot], ids[:-1]]) if len(ids) else ids  # in front of each, not behind
+        used = state["skip"] if position == state["position"] else 0
+        while size + len(ids) - used >= shard_tokens:
+            take = shard_tokens - size
+            write(state["shards"], [*waiting, ids[used : used + take]])
+            waiting, size, used = [], 0, used + take
+            state |= {"shards": state["shards"] + 1, "position": position, "skip": used}
+            _write_json(path, state)
+            if state["shards"] == most:
+                return most
+        waiting.append(ids[used:])
+        size += len(ids) - used
+    if size:
+        write(state["shards"], waiting)
+        state["shards"] += 1
+    _write_json(path, state | {"done": True})
+    return state["shards"]
+
+
+def _read_json(path):
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write_json(path, value):
+    with atomic_write(path) as file:
+        file.write(json.dumps(value).encode())

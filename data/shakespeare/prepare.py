@@ -1,0 +1,68 @@
+"""Tiny Shakespeare in GPT-2's tokens, as llm.c or as nanoGPT has it.
+
+    python data/shakespeare/prepare.py                           tiny_shakespeare_{train,val}.bin, as llm.c today
+    python data/shakespeare/prepare.py --format nanogpt          train.bin and val.bin
+    python data/shakespeare/prepare.py --format llmc-legacy      int32 without a header, as llm.c until May 2024
+    python train_gpt2.py --data data/shakespeare --model gpt2 --block-size 256
+
+llm.c takes what stands between two empty lines for a document: an end-of-text token goes in front of each, and the
+empty line stays with the one before it. Its first 32,768 tokens are for validation. nanoGPT has one long text without
+end-of-text, and validates on the last tenth of its characters.
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+
+import numpy as np
+
+from data.download import add_common_flags, fetch, gpt2_tokenizer, state_needs
+from tinygrad2.distributed import World
+from tinygrad2.files import read_bytes
+from tinygrad2.flags import Parser
+from tinygrad2.tokenfiles import write_raw, write_tokens
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SIZE = 1_115_394
+VAL_TOKENS = 32_768
+FORMATS = ("llmc", "nanogpt", "llmc-legacy")
+
+
+def main():
+    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    add_common_flags(parser, HERE)
+    parser.add_argument("--format", choices=FORMATS, default="llmc", help="whose files (default: llmc)")
+    parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
+    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
+    args = parser.parse_args()
+    state_needs(args.out, 2, 10, 200, 1)
+    path = args.text or fetch(URL, os.path.join(args.out, "input.txt"), SHA256, SIZE, args.mirror)
+    tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror)
+    text = read_bytes(path).decode("utf-8", "replace")
+    if args.format == "nanogpt":
+        cut = int(len(text) * 0.9)
+        parts = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}
+    else:
+        sections = text.split("\n\n")
+        ids = []
+        for i, section in enumerate(sections):
+            ids.append(tokenizer.eot)
+            ids += tokenizer.encode(section if i == len(sections) - 1 else section + "\n\n")
+        parts = {"train": ids[VAL_TOKENS:], "val": ids[:VAL_TOKENS]}
+    for name, ids in parts.items():
+        name = f"{name}.bin" if args.format == "nanogpt" else f"tiny_shakespeare_{name}.bin"
+        target = os.path.join(args.out, name)
+        if args.format == "llmc":
+            write_tokens(target, ids)
+        else:
+            write_raw(target, ids, np.uint16 if args.format == "nanogpt" else np.int32)
+        print(f"{name}: {len(ids):,} tokens")
+    print(f"now: python train_gpt2.py --data {args.out} --vocab-size {tokenizer.n_vocab}")
+    return 0
+
+
+if __name__ == "__main__":
+    World().run(main)

@@ -1,0 +1,46 @@
+"""Tiny Shakespeare, one token per character, as nanoGPT has it: train.bin, val.bin (its last tenth), tokenizer.json.
+
+    python data/shakespeare_char/prepare.py
+    python train_gpt2.py --data data/shakespeare_char --vocab-size 65 --model baby --prompt "ROMEO:"
+"""
+
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+
+from data.download import add_common_flags, fetch, state_needs
+from tinygrad2.char_tokenizer import CharTokenizer
+from tinygrad2.distributed import World
+from tinygrad2.files import read_bytes
+from tinygrad2.flags import Parser
+from tinygrad2.tokenfiles import write_raw
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SIZE = 1_115_394
+
+
+def main():
+    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    add_common_flags(parser, HERE)
+    parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
+    args = parser.parse_args()
+    state_needs(args.out, 0 if args.text else 1, 5, 100, 1)
+    path = args.text or fetch(URL, os.path.join(args.out, "input.txt"), SHA256, SIZE, args.mirror)
+    text = read_bytes(path).decode("utf-8", "replace")
+    tokenizer = CharTokenizer.train(text)
+    cut = int(len(text) * 0.9)
+    for name, part in (("train", text[:cut]), ("val", text[cut:])):
+        ids = tokenizer.encode_array(part)
+        write_raw(os.path.join(args.out, f"{name}.bin"), ids)
+        print(f"{name}.bin: {len(ids):,} tokens")
+    tokenizer.save(os.path.join(args.out, "tokenizer.json"))
+    print(f"tokenizer.json: {tokenizer.n_vocab} characters\nnow: python train_gpt2.py --data {args.out} --vocab-size "
+          f"{tokenizer.n_vocab}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    World().run(main)

@@ -1,0 +1,87 @@
+"""TinyStories (Eldan and Li, 2023), the version written by GPT-4: 2.2 GB of stories in the words of small children.
+
+    python data/tinystories/prepare.py                           GPT-2's tokens
+    python data/tinystories/prepare.py --vocab-size 4096         a tokenizer of its own, trained on the first 64 MB
+    python data/tinystories/prepare.py --limit-mb 200            the beginning only
+    python train_gpt2.py --data data/tinystories --dataset tinystories --model baby --vocab-size 4096
+
+The shards are tinystories_val_000000.bin and tinystories_train_000000.bin, ..., in llm.c's form.
+"""
+
+import os
+import sys
+from functools import partial
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+
+from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
+from tinygrad2.dataloader import split_documents
+from tinygrad2.distributed import World
+from tinygrad2.files import UserError
+from tinygrad2.flags import Parser
+from tinygrad2.textcache import TRAIN_ON, blocks
+from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.tokenizers import load_tokenizer
+
+REPO = "roneneldan/TinyStories"
+NAMES = {"val": "TinyStoriesV2-GPT4-valid.txt", "train": "TinyStoriesV2-GPT4-train.txt"}
+
+
+def main():
+    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    add_common_flags(parser, HERE)
+    for flag, default, what in (
+        ("--vocab-size", 0, "train a tokenizer with N tokens (default: take GPT-2's)"),
+        ("--limit-mb", 0, "take so many MB of text for training only (default: all)"),
+        ("--shard-tokens", 100_000_000, "tokens per shard (default: 100000000)"),
+    ):
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=what)
+    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
+    args = parser.parse_args()
+    if args.shard_tokens < 1 or args.limit_mb < 0 or args.vocab_size < 0:
+        raise UserError("--shard-tokens must be at least 1, --limit-mb and --vocab-size not below 0")
+    listed = {path: (size, sha) for path, size, sha in hub_files(REPO, "", mirror=args.mirror, ending=".txt")}
+    missing = [name for name in NAMES.values() if name not in listed]
+    if missing:
+        raise UserError(f"{REPO}: {missing[0]} is not among its files any more")
+    megabytes = sum(listed[name][0] for name in NAMES.values()) / 1e6
+    state_needs(args.out, megabytes, 1.5 * megabytes, 1500, 2 + megabytes / 300)
+    paths = {split: os.path.join(args.out, name) for split, name in NAMES.items()}
+    for split, name in NAMES.items():
+        size, sha256 = listed[name]
+        fetch(hub_url(REPO, name), paths[split], sha256, size, args.mirror)
+    tokenizer = _tokenizer(args, paths["train"])
+    for split, limit in (("val", None), ("train", args.limit_mb * 1_000_000 or None)):
+        make_shards(partial(_stories, paths[split], limit), os.path.join(args.out, f"tinystories_{split}"), tokenizer,
+                    args.shard_tokens)  # fmt: skip
+    print(f"now: python train_gpt2.py --data {args.out} --dataset tinystories --vocab-size {tokenizer.n_vocab}")
+    return 0
+
+
+def _tokenizer(args, text):
+    path = os.path.join(args.out, "tokenizer.json")
+    if not args.vocab_size:
+        return gpt2_tokenizer(args.out, args.merges, args.mirror)
+    if not os.path.exists(path):
+        with open(text, "rb") as file:
+            Tokenizer.train(split_documents(file.read(TRAIN_ON)), args.vocab_size).save(path)
+    return load_tokenizer(path)
+
+
+def _stories(path, limit, position):
+    """Groups of stories, from the byte `position` on; stories are never cut."""
+    start = position or 0
+    with open(path, "rb") as file:
+        file.seek(start)
+        for documents, whole, _, end, _ in blocks(file, start):
+            if not whole:
+                raise UserError(f"{path}: a story longer than a block at byte {start}; this is not TinyStories")
+            yield start, documents
+            start = end
+            if limit and start >= limit:
+                return
+
+
+if __name__ == "__main__":
+    World().run(main)

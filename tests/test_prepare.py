@@ -1,0 +1,321 @@
+"""The prepare scripts: whole files or none, whatever the server does; interrupted work comes to the same bytes."""
+
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from test_train import ROOT, TEXT
+
+from data import download
+from data.download import fetch, hub_files, make_shards
+from tinygrad2.files import UserError
+from tinygrad2.tokenfiles import TokenFile
+from tinygrad2.tokenizer import Tokenizer
+
+SHARED = ROOT.parent / "shared" / "data"
+CONTENT = np.random.default_rng(0).bytes(400_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves {path: bytes}; `behave` says how: what it does wrong, and how often."""
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.etag, self.ranges, self.cut_after, self.status, self.asked = files, '"1"', True, [], [], []
+        self.slow = 0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    def log_message(self, *_):
+        """Silence."""
+
+    def do_GET(self):
+        server, wanted = self.server, self.headers.get("Range")
+        server.asked.append((self.path, wanted))
+        content = server.files.get(self.path)
+        status = server.status.pop(0) if server.status else 200 if content is not None else 404
+        if status != 200:
+            self.send_error(status)
+            return
+        start = 0
+        if wanted and server.ranges and self.headers.get("If-Range") == server.etag:
+            start = int(wanted.split("=")[1].rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", server.etag)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = start + server.cut_after.pop(0) if server.cut_after else len(content)
+        for place in range(start, min(end, len(content)), 50_000):
+            time.sleep(server.slow)
+            self.wfile.write(content[place : min(place + 50_000, end)])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "_pause", lambda attempt: 0)
+    server = Server({"/a/file.bin": CONTENT})
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def get(server, folder, **more):
+    return fetch("https://example.org/a/file.bin", str(folder / "file.bin"), mirror=server.url, **more)
+
+
+def test_a_file_is_fetched_checked_and_not_fetched_again(server, tmp_path):
+    path = get(server, tmp_path, sha256=SHA256, size=len(CONTENT))
+    assert pathlib.Path(path).read_bytes() == CONTENT and os.listdir(tmp_path) == ["file.bin"]
+    get(server, tmp_path, sha256=SHA256)
+    assert len(server.asked) == 1
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_was(server, tmp_path):
+    server.cut_after = [100_000, 50_000, 200_000]
+    get(server, tmp_path, sha256=SHA256)
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=100000-", "bytes=150000-", "bytes=350000-"]
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_server_that_always_breaks_ends_in_one_line_and_the_next_run_goes_on(server, tmp_path):
+    server.cut_after = [10_000] * 5
+    with pytest.raises(UserError, match="no connection .*; run this again, it will go on"):
+        get(server, tmp_path, sha256=SHA256)
+    assert (tmp_path / "file.bin.part").stat().st_size == 50_000 and not (tmp_path / "file.bin").exists()
+    get(server, tmp_path, sha256=SHA256)
+    assert server.asked[-1][1] == "bytes=50000-"
+
+
+def test_without_ranges_or_with_another_file_it_begins_anew(server, tmp_path):
+    server.cut_after, server.ranges = [100_000], False
+    get(server, tmp_path, sha256=SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    (tmp_path / "file.bin").unlink()
+    server.ranges, server.cut_after = True, [100_000] * 5
+    with pytest.raises(UserError):
+        server.files["/a/file.bin"] = CONTENT * 2
+        get(server, tmp_path)
+    server.etag, server.files["/a/file.bin"] = '"2"', CONTENT
+    get(server, tmp_path, sha256=SHA256)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("wrong", [dict(sha256="0" * 64), dict(size=5)])
+def test_another_content_is_refused_and_removed(server, tmp_path, wrong):
+    with pytest.raises(UserError, match="what was fetched is another file .*; it has been removed, run this again"):
+        get(server, tmp_path, **wrong)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_the_server_refuses_is_one_line(server, tmp_path):
+    with pytest.raises(UserError, match="/nowhere: the server says 404 Not Found; try --mirror URL"):
+        fetch("https://example.org/nowhere", str(tmp_path / "x"), mirror=server.url)
+    server.status = [503, 500]
+    get(server, tmp_path, sha256=SHA256)
+    server.status = [503] * 5
+    with pytest.raises(UserError, match="the server says 503"):
+        fetch("https://example.org/a/file.bin", str(tmp_path / "y"), mirror=server.url)
+    with pytest.raises(UserError, match="no connection"):
+        fetch("https://example.org/x", str(tmp_path / "z"), mirror="http://127.0.0.1:9")
+
+
+def test_a_server_that_falls_silent_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "_TRIES", 2)
+    server.slow = 1
+    with pytest.raises(UserError, match="no connection .*timed out"):
+        get(server, tmp_path)
+
+
+def test_listings_of_the_hub_are_checked(server):
+    entry = {"type": "file", "path": "d/a.parquet", "size": 5, "lfs": {"oid": "ab"}}
+    place = "/api/datasets/someone/set/tree/refs%2Fconvert/d"
+    server.files[place] = json.dumps([entry, {"type": "directory", "path": "d/x"}]).encode()
+    assert hub_files("someone/set", "d", "refs/convert", server.url, ".parquet") == [("d/a.parquet", 5, "ab")]
+    for bad in (b"{", b"[1]", b"[]", b'{"error": "gone"}', b'[{"type": "file"}]'):
+        server.files[place] = bad
+        with pytest.raises(UserError) as error:
+            hub_files("someone/set", "d", "refs/convert", server.url, ".parquet")
+        assert "\n" not in str(error.value)
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def documents(position):
+    for i in range(position or 0, 40):
+        yield i, [f"document {i} " * (i % 7), "second"] if i % 5 else []
+
+
+@pytest.mark.parametrize("size", [7, 100, 999, 100_000])
+def test_shards_join_to_the_stream_wherever_the_work_is_cut(tmp_path, size):
+    tokenizer = Tokenizer.train("document second " * 9, 270)
+    expected = [id for _, group in documents(None) for text in group for id in [tokenizer.eot, *tokenizer.encode(text)]]
+    n = make_shards(documents, str(tmp_path / "whole"), tokenizer, size)
+    stem, before = str(tmp_path / "cut"), None
+    for most in range(1, n + 1):  # a process per shard
+        assert make_shards(documents, stem, tokenizer, size, most) == most != before
+    assert make_shards(documents, stem, tokenizer, size) == n
+    for name in ("whole", "cut"):
+        paths = sorted(tmp_path.glob(f"{name}_0*.bin"))
+        assert len(paths) == n
+        shards = [TokenFile(path) for path in paths]
+        assert np.array_equal(np.concatenate([shard.read(0, shard.n) for shard in shards]), expected)
+        assert all(shard.n == size for shard in shards[:-1])
+
+
+# -- the scripts -------------------------------------------------------------------------------------------------------
+
+
+def prepare(name, *flags, **more):
+    command = [sys.executable, str(ROOT / "data" / name / "prepare.py"), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, **more)
+
+
+GOLDEN = {
+    ("shakespeare_char", None): {
+        "train.bin": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
+        "val.bin": "d37d30cc0c8327c270d493299c3dca54135f6d5f1c9ef60cda78076e311204b1",
+    },
+    ("shakespeare", "llmc"): {
+        "tiny_shakespeare_train.bin": "8a70606be574040c26d225694f5f9759973b419852d22f7fe5c118e1b359dcc8",
+        "tiny_shakespeare_val.bin": "fe99db720dc7c83e694806d4e047a952909411da1daccde4ccc2e55f40882a62",
+    },
+    ("shakespeare", "llmc-legacy"): {
+        "tiny_shakespeare_train.bin": "fe4dddf0265c5cf586e0684534932890dab01a74c358b8378f1a3d41cbdba429",
+        "tiny_shakespeare_val.bin": "5dcd79e2f05f2f6cbc3a440565105367c12f148c4e01a3283a4307921f5f9945",
+    },
+    ("shakespeare", "nanogpt"): {
+        "train.bin": "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f",
+        "val.bin": "68a53422394c26a655ebe641f5c6f49888e8f4e45fe5d6f02abda63ba3ebd65b",
+    },
+}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the texts in ../shared/data are not here")
+@pytest.mark.parametrize("name, form", GOLDEN)
+def test_tiny_shakespeare_comes_out_byte_for_byte(server, tmp_path, name, form):
+    server.files = {
+        "/karpathy/char-rnn/master/data/tinyshakespeare/input.txt": (SHARED / "tinyshakespeare.txt").read_bytes(),
+        "/gpt-2/encodings/main/vocab.bpe": (SHARED / "vocab.bpe").read_bytes(),
+    }
+    flags = ["--mirror", server.url, "--out", tmp_path / "out"] + (["--format", form] if form else [])
+    result = prepare(name, *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("needs ")
+    for file, sha256 in GOLDEN[name, form].items():
+        assert hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest() == sha256
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_characters_are_prepared_from_any_text_and_trained_on(tmp_path):
+    (tmp_path / "my.txt").write_text(TEXT * 20, encoding="utf-8")
+    result = prepare("shakespeare_char", "--text", tmp_path / "my.txt", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    n = len(set(TEXT))
+    assert f"{n} characters" in result.stdout
+    flags = f"--data out --vocab-size {n} --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --steps 3 --prompt The"
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), *flags.split()]
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert trained.returncode == 0, trained.stderr
+    assert "greedy    The" in trained.stdout
+    command = [sys.executable, str(ROOT / "inference.py"), "--prompt", "The"]
+    written = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert written.returncode == 0 and written.stdout.startswith("The"), written.stderr
+
+
+def stories_server(server):
+    stories = "".join(f"Story {i} of the cat and the dog.\nThe end.\n<|endoftext|>\n" for i in range(3000)).encode()
+    files = {"TinyStoriesV2-GPT4-train.txt": stories, "TinyStoriesV2-GPT4-valid.txt": stories[:5000]}
+    listing = [{"type": "file", "path": name, "size": len(content), "lfs": {"oid": hashlib.sha256(content).hexdigest()}}
+               for name, content in files.items()]  # fmt: skip
+    server.files = {f"/datasets/roneneldan/TinyStories/resolve/main/{name}": content for name, content in files.items()}
+    server.files["/api/datasets/roneneldan/TinyStories/tree/main"] = json.dumps(listing).encode()
+    return stories
+
+
+def test_tinystories_killed_and_run_again_comes_to_the_same_bytes(server, tmp_path):
+    stories_server(server)
+    flags = ["--mirror", server.url, "--vocab-size", 300, "--shard-tokens", 5000, "--out"]
+    whole = prepare("tinystories", *flags, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    cut = tmp_path / "cut"
+    command = [sys.executable, str(ROOT / "data" / "tinystories" / "prepare.py"), *map(str, flags), str(cut)]
+    for least in (1, 3, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(list(cut.glob("*_train_*.bin"))) < least:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert prepare("tinystories", *flags, cut).returncode == 0
+    made = sorted(path.name for path in (tmp_path / "whole").glob("*.bin"))
+    assert made[0] == "tinystories_train_000000.bin" and made[-1] == "tinystories_val_000000.bin" and len(made) > 8
+    for name in made + ["tokenizer.json"]:
+        assert (tmp_path / "whole" / name).read_bytes() == (cut / name).read_bytes()
+
+
+@pytest.mark.parametrize("name, repo, revision, folder, stem", [
+    ("fineweb_edu", "HuggingFaceFW/fineweb-edu", "main", "sample/10BT", "edu_fineweb"),
+    ("openwebtext", "Skylion007/openwebtext", "refs%2Fconvert%2Fparquet", "plain_text/train", "openwebtext"),
+])  # fmt: skip
+def test_parquet_files_become_shards(server, tmp_path, name, repo, revision, folder, stem):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet as parquet
+
+    merges = SHARED / "vocab.bpe"
+    if not merges.exists():
+        pytest.skip("GPT-2's vocab.bpe is not here")
+    texts, listing, server.files = [], [], {}
+    for k in range(2):
+        column = [f"Page {k}.{i}. The cat sat on the mat. " * (i % 4) for i in range(50)]
+        texts += [text for text in column if text]
+        parquet.write_table(pa.table({"text": column, "id": list(range(50))}), tmp_path / "p", row_group_size=20)
+        content, path = (tmp_path / "p").read_bytes(), f"{folder}/000{k}.parquet"
+        sha256 = hashlib.sha256(content).hexdigest()
+        listing.append({"type": "file", "path": path, "size": len(content), "lfs": {"oid": sha256}})
+        server.files[f"/datasets/{repo}/resolve/{revision}/{path}"] = content
+    server.files[f"/api/datasets/{repo}/tree/{revision}/{folder}"] = json.dumps(listing).encode()
+    flags = ["--mirror", server.url, "--merges", merges, "--shard-tokens", 500, "--out", tmp_path / "out"]
+    first = prepare(name, *flags, "--shards", 2)
+    assert first.returncode == 0 and "2 shard(s)" in first.stdout, first.stderr
+    rest = prepare(name, *flags)
+    assert rest.returncode == 0 and "going on behind shard 2" in rest.stdout, rest.stderr
+    paths = [tmp_path / "out" / f"{stem}_val_000000.bin", *sorted((tmp_path / "out").glob(f"{stem}_train_*.bin"))]
+    found = np.concatenate([TokenFile(path).read(0, TokenFile(path).n) for path in paths])
+    tokenizer = Tokenizer.from_merges_txt(merges)
+    assert np.array_equal(found, [id for text in texts for id in [tokenizer.eot, *tokenizer.encode(text)]])
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "shakespeare_char", "tinystories", "openwebtext", "fineweb_edu"])
+def test_scripts_explain_themselves_and_refuse_in_one_line(tmp_path, name):
+    helped = prepare(name, "--help", cwd=tmp_path)
+    assert helped.returncode == 0 and "--mirror" in helped.stdout and "default" in helped.stdout
+    wrong = prepare(name, "--colour", "red", cwd=tmp_path)
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+    away = prepare(name, "--mirror", "http://127.0.0.1:9", "--out", tmp_path / "out", cwd=tmp_path, env={
+        **os.environ, "PYTHONPATH": str(patience(tmp_path))})  # fmt: skip
+    assert away.returncode == 2 and len(away.stderr.splitlines()) == 1, away.stderr
+
+
+def patience(folder):
+    """A folder with a sitecustomize.py that makes waiting short."""
+    (folder / "short").mkdir()
+    (folder / "short" / "sitecustomize.py").write_text("import time\ntime.sleep = lambda seconds: None\n")
+    return folder / "short"
