@@ -20,7 +20,7 @@ from tinygrad2.metrics import smooth
 
 FORMAT, VERSION = "tinygrad2-curves", 1
 WIDTH, AROUND = 21, 201  # steps of smoothing: of the losses, of their spread
-SDS, LEAST = 6.0, 0.05
+SDS, LEAST = 7.0, 0.05
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "curves")
 
 # The flags on which a loss depends. Everything else (threads, micro-batches, where files go) may differ.
