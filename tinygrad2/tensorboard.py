@@ -2,8 +2,8 @@
 
 from tinygrad2.files import UserError
 
-TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning rate", "grad_norm": "gradient norm",
-        "tokens_per_s": "tokens per second"}  # fmt: skip
+TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rate", "grad_norm": "gradient_norm",
+        "tokens_per_s": "tokens_per_second"}  # fmt: skip
 
 
 class TensorBoard:

@@ -21,9 +21,11 @@ from tinygrad2.threads import available_cores, plan_threads
 OK, MISSING, FAIL = "ok", "-", "FAIL"
 _PIP = f"{os.path.basename(sys.executable)} -m pip install"
 _RANKS = """
+import os
 from mpi4py import MPI
 comm = MPI.COMM_WORLD
-print("sum", comm.size, comm.allreduce(comm.rank + 1), MPI.Get_library_version().split("\\n")[0], flush=True)
+line = f"sum {comm.size} {comm.allreduce(comm.rank + 1)} {MPI.Get_library_version().splitlines()[0]}"
+os.write(1, (" ".join(line.split()) + chr(10)).encode())  # in one piece: the ranks' words must not mix
 """
 _CUPY = """
 import numpy, cupy

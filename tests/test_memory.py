@@ -1,0 +1,157 @@
+"""The memory plan is what a training takes: its sums against the arrays, the whole against the system's word."""
+
+import re
+
+import numpy as np
+import pytest
+from test_train import TEXT, train
+
+import ops
+from models import GPT, GPTConfig
+from models.dropout import set_dropout
+from tinygrad2.function import Function, kernels
+from tinygrad2.memory import (
+    advice,
+    available_bytes,
+    layer_activations,
+    megabytes,
+    peak_resident_bytes,
+    plan_memory,
+    resident_bytes,
+)
+from tinygrad2.tensor import Tensor
+
+CONFIG = dict(block_size=32, vocab_size=300, n_head=4, n_embd=64)
+
+
+def kept_bytes(loss, model):
+    """What the graph of a loss holds for backward, each piece of memory once, without parameters."""
+    seen, stack, found = set(), [loss.node], {}
+    parameters = {address(parameter.data) for parameter in model.parameters()}
+
+    def look(value):
+        if isinstance(value, np.ndarray):
+            while value.base is not None and isinstance(value.base, np.ndarray):
+                value = value.base
+            if address(value) not in parameters:
+                found[address(value)] = value.nbytes
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                look(item)
+        elif isinstance(value, Function):
+            look(value.saved)
+        elif hasattr(value, "array"):  # a Lease
+            look(value.array)
+
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in seen or isinstance(node, Tensor):
+            continue
+        seen.add(id(node))
+        look(getattr(node, "saved", ()))
+        stack.extend(node.parents)
+    return sum(found.values())
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("pages", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"dropout": 0.1}, {"n_head": 1}, {"activation": "gelu_erf"}])
+def test_a_layer_keeps_what_the_plan_says(pages, changes):
+    if not pages and not ops.have_cpu_kernels():
+        pytest.skip("Numba is not installed")
+    ids, kept = np.arange(6 * 32).reshape(6, 32), []
+    for n_layer in (1, 3):
+        config = GPTConfig(**{**CONFIG, "n_layer": n_layer, **changes})
+        with kernels("reference" if pages else "auto"):
+            model = GPT(config, seed=1)
+            set_dropout(model, 1, 0)
+            kept.append(kept_bytes(model.loss(ids, ids), model))
+    planned = sum(layer_activations(config, 6, 32, pages).values())
+    assert (kept[1] - kept[0]) / 2 == pytest.approx(planned, rel=0.02)
+
+
+def test_recompute_keeps_one_number_per_channel_and_block():
+    ids, kept = np.arange(6 * 32).reshape(6, 32), []
+    for n_layer in (1, 3):
+        model = GPT(GPTConfig(**CONFIG, n_layer=n_layer), seed=1)
+        model.recompute = True
+        kept.append(kept_bytes(model.loss(ids, ids), model))
+    assert (kept[1] - kept[0]) / 2 == pytest.approx(4 * 6 * 32 * 64, rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"tied_head": False}, {"n_layer": 5, "n_embd": 32}])
+def test_parameters_are_counted_without_a_model(changes):
+    config = GPTConfig(**{**CONFIG, "n_layer": 2, **changes})
+    assert config.count_parameters() == GPT(config).count_parameters()
+    sizes = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
+    for preset, size in sizes.items():
+        assert GPTConfig.preset(preset).count_parameters() == size
+
+
+def measured(folder, flags):
+    (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    result = train(folder, flags)
+    assert result.returncode == 0, result.stderr
+    line = re.search(r"^memory +([\d.,]+) MB at the peak; the plan was ([\d.,]+) MB$", result.stdout, re.MULTILINE)
+    return [float(number.replace(",", "")) for number in line.groups()]
+
+
+MIDDLE = "--n-layer 4 --n-embd 256 --n-head 8 --block-size 256 --batch-size 16 --vocab-size 2000 --steps 3"
+
+
+@pytest.mark.parametrize("flags", ["--steps 3", MIDDLE])
+def test_the_peak_is_near_the_plan(tmp_path, flags):
+    peak, plan = measured(tmp_path, flags)
+    assert plan == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [
+    MIDDLE + " --kernels reference", MIDDLE + " --recompute", MIDDLE + " --micro-batch-size 4",
+    MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2", MIDDLE + " --kernels reference --dropout 0.1",
+    "--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 --vocab-size 50257 --block-size 64 --batch-size 4 --steps 2",
+])  # fmt: skip
+def test_the_peak_is_near_the_plan_in_many_ways(tmp_path, flags):
+    peak, plan = measured(tmp_path, flags)
+    print(flags, peak, plan)
+    assert plan == pytest.approx(peak, rel=0.15)
+
+
+def test_advice_names_flags_and_what_they_save():
+    config = GPTConfig.preset("gpt2")
+
+    def plan(rows=8, length=1024, **changes):
+        return plan_memory(config, config.count_parameters(), rows, length, base=100_000_000, **changes)
+
+    lines = list(advice(plan, 3e9, 8, 1024))
+    assert lines[0].startswith("--recompute saves") or lines[0].startswith("--micro-batch-size 1 saves")
+    wanted = r"--checkpoint-every 0 saves 1,493 MB \(saves only at the end\): [\d,]+ MB, still too m"
+    assert any(re.match(wanted, line) for line in lines)
+    assert lines[-1].startswith("--micro-batch-size 1 --recompute --checkpoint-every 0 together: ")
+    assert lines[-1].endswith("fits")
+    assert [line for line in lines if "--block-size 512" in line]
+
+
+def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeypatch):
+    (tmp_path / "small.py").write_text(
+        "import sys\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
+        "train_gpt2.available_bytes = lambda: 100_000\n"
+        "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
+    )
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    from test_train import ROOT
+
+    result = train(tmp_path, "--steps 1", script=tmp_path / "small.py", PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert "warning   this machine has 0.1 MB left for 1 rank(s); what helps:" in result.stdout
+
+
+def test_the_system_says_sensible_things():
+    array = np.ones(40_000_000, np.uint8)
+    assert 20e6 < resident_bytes() <= peak_resident_bytes() < 100e9
+    assert available_bytes() is None or 1e6 < available_bytes() < 1e14
+    assert megabytes(1234567890) == "1,235 MB" and megabytes(2_160_000) == "2.2 MB"
+    del array
