@@ -180,6 +180,18 @@ def test_a_folder_and_a_pattern_of_texts_are_read_by_name(tmp_path):
         assert found.tokenizer.decode(ids_of(found.train).tolist()).replace("<|endoftext|>", "|") == expected
 
 
+def test_pairs_of_texts_are_pairs_and_share_a_tokenizer(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("a_train.txt", "a_val.txt", "deep/b_train.txt", "deep/b_valid.txt", "notes.txt"):
+        (tmp_path / name).write_text(f"{name} {TEXT}" * (5 if "train" in name else 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"2 datasets are here; choose one with --dataset: a \(1 train, 1 val\), d"):
+        opened(tmp_path)
+    data = opened(tmp_path, "b", val_fraction=0.5)
+    for name, stream in (("b_train.txt", data.train), ("b_valid.txt", data.val)):
+        raw = (tmp_path / "deep" / name).read_bytes()
+        assert np.array_equal(ids_of(stream), encode_documents(split_documents(raw), data.tokenizer))
+
+
 def test_the_end_of_the_text_is_for_validation(text):
     data = opened(text, val_fraction=0.1)
     whole = encode_documents(split_documents(text.read_bytes()), data.tokenizer)

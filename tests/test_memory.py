@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from test_train import TEXT, train
+from test_train import ROOT, TEXT, python, train
 
 import ops
 from models import GPT, GPTConfig
@@ -142,11 +142,19 @@ def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeyp
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
     )
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
-    from test_train import ROOT
-
     result = train(tmp_path, "--steps 1", script=tmp_path / "small.py", PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert "warning   this machine has 0.1 MB left for 1 rank(s); what helps:" in result.stdout
+
+
+def test_no_memory_is_one_line(tmp_path):
+    (tmp_path / "full.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\nfrom tinygrad2.distributed import World\n"
+        "World().run(lambda: np.empty(1 << 60, np.uint8))\n"
+    )
+    result = python(tmp_path / "full.py", cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "out of memory (Unable to allocate" in result.stderr and "python -m tinygrad2 plan" in result.stderr
 
 
 def test_the_system_says_sensible_things():

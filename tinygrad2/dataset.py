@@ -2,6 +2,7 @@
 
     my.txt                                    text: tokenized once, see textcache.py
     texts/  or  'texts/*.md'                  several texts, by name one after the other
+    stories_train.txt + stories_val.txt       a pair of texts in a folder
     train.bin + val.bin                       nanoGPT's pair; the data set has the folder's name
     shakespeare_train.bin + shakespeare_val.bin                     llm.c's pair "shakespeare"
     edu_train_000001.bin, edu_train_000002.bin ... + edu_val_000000.bin     shards
@@ -65,27 +66,33 @@ def open_dataset(data, name, tokenizer, vocab_size, val_fraction, world, known_t
     if known_tokenizer is None and tokenizer:
         known_tokenizer = load_tokenizer(tokenizer)
         _check_fits(known_tokenizer, tokenizer, vocab_size)
-    if world.rank == 0:
-        parts, known_tokenizer = tokens_of_text(texts, known_tokenizer, vocab_size, world.print)
-    world.barrier()
-    if world.rank:
-        parts, known_tokenizer = tokens_of_text(texts, known_tokenizer, vocab_size, world.print)
-    stream = TokenStream(parts, vocab_size)
-    if len(stream) < 3:
-        raise UserError(f"{data}: {len(stream)} token(s) are too few to learn from; give a longer text")
-    size = sum(os.path.getsize(path) for path in texts)
-    what = "" if len(texts) == 1 else f" in {len(texts)} files"
-    line = f"data      {data}: {size:,} bytes{what}, {len(stream):,} tokens"
-    return Dataset(*_split(stream, val_fraction), known_tokenizer, [line])
+    return _of_texts(texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
+
+
+def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
+    pairs = {key: splits for key, splits in _group(paths, data).items() if len(splits) == 2}
+    splits = _choose(pairs, name, data)[1] if pairs else {"train": paths}
+    streams, size = {}, 0
+    for split in sorted(splits):  # "train" first: its text trains the tokenizer
+        for turn in (0, 1):  # rank 0 makes the tokens, then the others find them
+            if (world.rank > 0) == turn:
+                files, tokenizer = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
+            world.barrier()
+        streams[split] = TokenStream(files, vocab_size)
+        size += sum(os.path.getsize(path) for path in splits[split])
+    train, n = streams["train"], sum(map(len, streams.values()))
+    if len(train) < 3:
+        raise UserError(f"{data}: {len(train)} token(s) are too few to learn from; give a longer text")
+    count = sum(map(len, splits.values()))
+    what = "" if count == 1 else f" in {count} files"
+    line = f"data      {data}: {size:,} bytes{what}, {n:,} tokens"
+    train, val = (train, streams["val"]) if pairs else _split(train, val_fraction)
+    return Dataset(train, val, tokenizer, [line])
 
 
 def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer):
-    sets = _group(paths, data)
-    chosen = [key for key in sets if not name or key == name or key.split("/")[-1] == name]
-    if len(chosen) != 1:
-        problem = f"there is no dataset {name!r}" if name and not chosen else f"{len(sets)} datasets are here"
-        raise UserError(f"{data}: {problem}; choose one with --dataset: {', '.join(_choices(sets))}")
-    splits = {split: [TokenFile(path) for path in found] for split, found in sets[chosen[0]].items()}
+    chosen, splits = _choose(_group(paths, data), name, data)
+    splits = {split: [TokenFile(path) for path in found] for split, found in splits.items()}
     train = TokenStream(splits.get("train") or splits["val"], vocab_size)
     if len(train) < 3:
         raise UserError(f"{data}: {len(train)} token(s) are too few to learn from")
@@ -98,7 +105,7 @@ def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tok
     if known_tokenizer:
         _check_fits(known_tokenizer, tokenizer or data, vocab_size)
     kinds = ", ".join(sorted({f"{file.kind} {file.dtype}" for files in splits.values() for file in files}))
-    lines = [f"data      {chosen[0]}: {len(train.files)} file(s) to train on ({kinds})"]
+    lines = [f"data      {chosen}: {len(train.files)} file(s) to train on ({kinds})"]
     if known_tokenizer is None:
         lines.append("note      no tokenizer here (tokenizer.json or vocab.bpe beside the data, or --tokenizer FILE): "
                      "samples are shown as numbers")
@@ -151,6 +158,15 @@ def _group(paths, data):
         key = name if inside in (".", "") else f"{inside}/{name}"
         sets.setdefault(key, {}).setdefault(split, []).append(path)
     return sets
+
+
+def _choose(sets, name, data):
+    """(name, its files by split) of the data set that is meant. Raises UserError with the choices."""
+    chosen = [key for key in sets if not name or key == name or key.split("/")[-1] == name]
+    if len(chosen) != 1:
+        problem = f"there is no dataset {name!r}" if name and not chosen else f"{len(sets)} datasets are here"
+        raise UserError(f"{data}: {problem}; choose one with --dataset: {', '.join(_choices(sets))}")
+    return chosen[0], sets[chosen[0]]
 
 
 def _choices(sets):

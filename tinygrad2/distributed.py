@@ -85,6 +85,12 @@ class World:
             if self.size > 1:
                 self._abort(f"{_program()}: {error}\n", 2)
             _leave(str(error))
+        except MemoryError as error:
+            line = f"out of memory ({error or 'no more is to be had'}); python -m tinygrad2 plan, with the same flags, "
+            line += "says what takes how much, and which flag saves how much"
+            if self.size > 1:
+                self._abort(f"{_program()}: {line}\n", 2)
+            _leave(line)
         except KeyboardInterrupt:
             if self.size > 1:
                 self._abort("interrupted\n", 130)
