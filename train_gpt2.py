@@ -172,8 +172,9 @@ def main(world, argv=None):
     config, gpt_config, preset = parse(argv, world)
     folder, checkpoint, damaged, state = RunFolder(config.run_dir), None, [], None
     if world.rank == 0:
-        folder.open()
+        folder.check()
         if config.resume:
+            folder.open()
             checkpoint, damaged = newest_checkpoint(folder.checkpoints, world.print)
             state = checkpoint and checkpoint.state | {"tokenizer": checkpoint.tokenizer}
             world.print(f"resume    from {checkpoint.path}" if checkpoint else "resume    nothing here yet: beginning")
@@ -239,6 +240,7 @@ def main(world, argv=None):
     # -- loop ----------------------------------------------------------------------------------------------------------
 
     if world.rank == 0:
+        folder.open()
         if not trainer.done:
             folder.set_aside(world.print)
         folder.write_config(training=asdict(config), model=gpt_config.to_dict(), preset=preset, data=data.fingerprint)
@@ -270,7 +272,7 @@ def main(world, argv=None):
             for name, window in windows.items():
                 z = window.z_score(record[name])
                 if 0 < config.outlier_z < z:
-                    progress.note(f"warning: step {done}: {name} {record[name]:.4f} lies {z:.1f} standard deviations "
+                    progress.note(f"warning   step {done}: {name} {record[name]:.4f} lies {z:.1f} standard deviations "
                                   f"above the last {len(window.values)}")
             is_best = False
             if val_loader and (last or done % config.eval_every == 0):
@@ -331,8 +333,10 @@ def plan_for(config, gpt_config, base=None, **changes):
 
 def tell_memory(plan, config, gpt_config, world):
     """One line about the plan; where it does not fit, what would help."""
-    kinds = [f"{megabytes(size)} {name}" for name, size in plan.parts.items() if size]
-    world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds)}")
+    kinds = {name: f"{megabytes(size)} {name}" for name, size in plan.parts.items() if size}
+    layer = f"{megabytes(sum(plan.layer.values()))} a layer{', one at a time' if config.recompute else ''}"
+    kinds["activations kept for backward"] += f" ({layer})"
+    world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds.values())}")
     available = available_bytes()
     needed = world.size * (plan.total - plan.parts["Python and libraries"])
     if available is not None and needed > available:

@@ -299,7 +299,7 @@ def test_a_jump_in_the_loss_is_told(tmp_path):
     """The learning rate is so high that the loss jumps now and then; the threshold is low."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     printed = train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 2").stdout
-    words = r"^warning: step (\d+): (loss|grad_norm) [\d.]+ lies [\d.]+ standard deviations above the last 128"
+    words = r"^warning   step (\d+): (loss|grad_norm) [\d.]+ lies [\d.]+ standard deviations above the last 128"
     found = re.findall(words, printed, re.MULTILINE)
     assert found and all(int(step) > 128 for step, _ in found)
     assert "standard deviations" not in train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 0").stdout

@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +80,60 @@ def test_ranks_learn_what_one_process_learns(runs, n):
     for name, tensor in runs[1][2].items():
         assert np.abs(tensor - runs[n][2][name]).max() < 2e-2, name  # Adam turns noise around zero into whole steps
         assert np.abs(tensor - runs[n][2][name]).mean() < 1e-4, name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_goes_on(folder, runs, number):
+    flags = f"{FLAGS} --steps 2000 --run-dir cut-{number} --weights-out cut.bin --checkpoint-every 50"
+    arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]
+    process = subprocess.Popen(
+        [MPIRUN, "-n", "2", sys.executable, *map(str, arguments)],
+        cwd=folder, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step   60"):
+            process.send_signal(number)
+            break
+    printed = "".join(lines) + process.communicate(timeout=60)[0]
+    stopped = re.search(r"^stopped after (\d+) of 2000 steps; go on with: .*--resume$", printed, re.MULTILINE)
+    assert stopped and process.returncode == 128 + number, printed[-2000:]
+    more = f"--n-layer 2 --steps {int(stopped[1]) + 5} --resume --run-dir cut-{number} --weights-out cut.bin"
+    for n in (4, 1):
+        result = train(n, folder, more)
+        assert result.returncode == 0, result.stderr
+    records = metrics(folder / f"cut-{number}" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(int(stopped[1]) + 5))
+
+
+def test_ranks_resumed_by_other_numbers_of_ranks_learn_the_same(folder, runs):
+    for n, steps in ((2, 7), (4, 13), (1, 20)):
+        (folder / "stop.py").write_text(  # ends it like a signal after so many steps, without a race
+            "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+            "step = train_gpt2.Trainer.step\n"
+            "def counted(self, loader):\n"
+            f"    result = step(self, loader)\n    if self.done == {steps}: stop.signal = 15\n    return result\n"
+            "train_gpt2.Trainer.step = counted\n"
+            "request = train_gpt2.StopRequest\n"
+            "def made(**more):\n    global stop\n    stop = request(**more)\n    return stop\n"
+            "train_gpt2.StopRequest = made\n"
+            "world.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
+        )
+        flags = [*SMALL.split(), "--data", "text.txt", *FLAGS.split(), "--run-dir", "several", "--resume"]
+        result = mpirun(n, "stop.py", *flags, cwd=folder)
+        assert result.returncode in (0, 143), result.stderr
+    records = metrics(folder / "several" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(20))
+    for a, b in zip(runs[1][1], records):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+
+
+def test_a_value_that_is_not_finite_stops_all_ranks_in_one_line(folder):
+    result = train(2, folder, "--steps 9 --lr 1e30 --warmup-steps 0 --grad-clip 0 --run-dir burst")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.count("the training has diverged and was stopped. It began in the") >= 1
+    assert len(list((folder / "burst").glob("nonfinite_step_*/dump.json"))) == 1
 
 
 def test_rank_0_alone_prints(runs):

@@ -204,6 +204,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(folder, flags, says):
     assert result.returncode == 2
     assert says in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (folder / "trained_weights.bin").exists()
+    if "diverged" not in says and "metrics" not in flags:
+        assert not (folder / "run").exists()  # nothing is begun that cannot go on
 
 
 def test_cuda_without_cupy_is_one_line(folder):

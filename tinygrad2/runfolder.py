@@ -30,11 +30,21 @@ class RunFolder:
         self.config = os.path.join(path, "config.json")
         self._lock = None
 
+    def check(self):
+        """Raises UserError where `open` would fail; nothing is made yet."""
+        place = os.path.abspath(self.path)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place) or not os.access(place, os.W_OK):
+            raise UserError(f"{self.path}: cannot be written to (see {place}); choose another --run-dir")
+
     def open(self):
         """Make the folder where it is missing, take its lock, and clear away what a killed training left half-done.
 
         Raises UserError where it cannot be written to, or where another training works in it.
         """
+        if self._lock is not None:
+            return
         try:
             os.makedirs(self.checkpoints, exist_ok=True)
             self._lock = _locked(os.path.join(self.path, ".lock"))
