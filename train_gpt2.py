@@ -77,7 +77,7 @@ def parse(argv, world, saved=None):
         if args.model not in (None, preset):
             raise UserError(f"--resume: the training to go on with is of --model {preset}, not {args.model}")
     config = build(TrainConfig, values | flags)
-    gpt_config = build(GPTConfig, PRESETS[preset] | model_flags)
+    gpt_config = build(GPTConfig, PRESETS.get(preset, {}) | model_flags)
     for name in () if saved is None else ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias"):
         if getattr(gpt_config, name) != saved["model"].get(name):
             flag = "--" + name.replace("_", "-")
@@ -293,9 +293,10 @@ def main(world, argv=None):
                     loss=loss, best=best, val_loss=record.get("val_loss"),
                     windows={name: list(window.values) for name, window in windows.items()},
                 )  # fmt: skip
-                ends = last or stopping
-                written = trainer.checkpoint(state, data.tokenizer_json, metrics.content(), copy=not ends)
-                writer.save(written, progress.note)
+                goes_on = not last and not stopping               # then the writer needs a copy, one at a time
+                writer.join(progress.note)
+                whole = partial(trainer.checkpoint, state, data.tokenizer_json, metrics.content())
+                writer.save(whole(copy=goes_on), progress.note)
 
         # -- results ---------------------------------------------------------------------------------------------------
 

@@ -124,6 +124,18 @@ def damage(dump):
         (dump / name).write_bytes(raw)
 
 
+def test_a_gradient_too_large_to_be_squared_is_called_that(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    (tmp_path / "large.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
+        "step = train_gpt2.Trainer.micro_step\n"
+        "def large(self, row, x, y):\n    loss = step(self, row, x, y)\n    self.flat.grad *= 1e22\n    return loss\n"
+        "train_gpt2.Trainer.micro_step = large\nWorld().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
+    )
+    result = train(tmp_path, "--steps 3", script=tmp_path / "large.py")
+    assert result.returncode == 2 and "Each value of the gradient is finite, but they are so large" in result.stderr
+
+
 def test_what_is_finite_when_computed_again_is_said(tmp_path):
     """A step whose loss is spoilt outside of any op."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")

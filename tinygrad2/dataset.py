@@ -152,9 +152,8 @@ def _group(paths, data):
         match = _SPLIT.match(stem)
         split = "val" if match and match["split"].startswith("val") else "train"
         name = match["name"] if match else stem
-        if name is None:  # train.bin
-            name, inside = (_name(os.path.abspath(folder)), os.path.dirname(inside)) if inside != "." else (
-                _name(os.path.abspath(folder)), ".")
+        if name is None:  # train.bin: the folder has the name
+            name, inside = _name(os.path.abspath(folder)), os.path.dirname(inside)
         key = name if inside in (".", "") else f"{inside}/{name}"
         sets.setdefault(key, {}).setdefault(split, []).append(path)
     return sets

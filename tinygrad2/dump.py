@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 import os
 
 import numpy as np
@@ -33,6 +34,9 @@ def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
     first = next((rank for rank, finding in enumerate(findings) if finding), None)
     headline = f"step {step}: loss {loss}, gradient norm {norm}: the training has diverged and was stopped"
     remedy = "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept"
+    if first is None and math.isfinite(loss) and norm == math.inf:
+        raise UserError(f"{headline}. Each value of the gradient is finite, but they are so large that the sum of "
+                        f"their squares is not; {remedy}")
     if first is None:
         raise UserError(f"{headline}. Computed again, all values of the step were finite: something in it does not "
                         "depend on its inputs alone, or the memory of this machine is faulty")
