@@ -35,8 +35,8 @@ from tinygrad2.dump import explain_nonfinite
 from tinygrad2.files import UserError, check_writable
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import use_kernels
-from tinygrad2.machine import gemm_peak, keep_freed_memory, train_flops_per_token
-from tinygrad2.memory import advice, available_bytes, megabytes, peak_resident_bytes, plan_memory
+from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
+from tinygrad2.memory import advice, available_bytes, forget_peak, megabytes, peak_resident_bytes, plan_memory
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
 from tinygrad2.outliers import Outliers
@@ -223,6 +223,8 @@ def main(world, argv=None):
 
     # -- model ---------------------------------------------------------------------------------------------------------
 
+    give_back_freed_memory()                                      # of making tokens; the plan is about the training
+    forget_peak()
     plan = plan_for(config, gpt_config)
     trainer = Trainer(config, gpt_config, world)
     if checkpoint:

@@ -6,6 +6,14 @@ import time
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
+def give_back_freed_memory():
+    """Ask the C library to return to the system what it keeps of freed memory (glibc; elsewhere nothing happens)."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
 def keep_freed_memory():
     """Ask the C library to keep what NumPy frees for the next array, instead of giving it back to the system.
 
@@ -15,10 +23,10 @@ def keep_freed_memory():
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+        mallopt = libc.mallopt
     except (OSError, AttributeError):
         return
-    malloc_trim(0)  # but not what is free now: the arrays from which the model was built
+    give_back_freed_memory()  # what is free now: the arrays from which the model was built
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MB, the most it takes, come from the heap
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_M_TOP_PAD, 64 << 20)

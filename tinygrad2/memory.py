@@ -151,6 +151,15 @@ def peak_resident_bytes():
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def forget_peak():
+    """Let the peak be counted from now on, where the system lets us (Linux); else it is that of the whole process."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass
+
+
 def available_bytes():
     """Memory that this process may still take without swapping; None where the system does not say."""
     found = []

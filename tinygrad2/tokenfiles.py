@@ -34,7 +34,7 @@ _FOREIGN = {
 }
 _HEADER = 1024  # bytes
 _LOOK = 1 << 20  # bytes of a headerless file that decide what it is
-_RELEASE = 16  # reads between two releases; each may map 2 MB around what is read
+_RELEASE = 4  # reads between two releases; each may map 2 MB around what is read
 _MOST_OPEN = 32  # maps of files at a time: each takes a file handle
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
 
