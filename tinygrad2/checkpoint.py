@@ -24,7 +24,7 @@ import threading
 import zlib
 from dataclasses import dataclass, field
 
-from tinygrad2.files import UserError, fsync_folder, read_bytes
+from tinygrad2.files import UserError, fsync_folder, read_bytes, read_json
 from tinygrad2.weights import load_weights, read_tensors, write_tensors, write_weights
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1
@@ -312,12 +312,9 @@ def _check_content(path, entry):
 
 def _read_json(path):
     try:
-        with open(path, "rb") as file:
-            return json.loads(file.read())
-    except OSError as error:
-        raise _damaged(path, f"cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise _damaged(path, "is no JSON") from None
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error} (damaged checkpoint)") from None
 
 
 def _is_count(value):

@@ -10,12 +10,11 @@ differ by percents:
 How SDS and LEAST were chosen, and which mistakes leave the band, is told in docs/log.md.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
 
-from tinygrad2.files import UserError
+from tinygrad2.files import UserError, read_json
 from tinygrad2.metrics import smooth
 
 FORMAT, VERSION = "tinygrad2-curves", 1
@@ -40,14 +39,10 @@ class Band:
 def load_curves(preset):
     """The reference of a preset, checked: dict with losses {seed: [loss of step 0, 1, ...]}, config, machine, date."""
     path = os.path.join(FOLDER, f"{preset}.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            curves = json.load(file)
-    except OSError:
+    if not os.path.exists(path):
         there = sorted(name[:-5] for name in os.listdir(FOLDER) if name.endswith(".json"))
-        raise UserError(f"there are no reference curves of {preset!r}; there are some of: {', '.join(there)}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: is no JSON; check it out again") from None
+        raise UserError(f"there are no reference curves of {preset!r}; there are some of: {', '.join(there)}")
+    curves = read_json(path)
     if not isinstance(curves, dict) or curves.get("format") != FORMAT or curves.get("version") != VERSION:
         raise UserError(f"{path}: is no reference of this version of tinygrad2")
     return curves

@@ -8,14 +8,13 @@
     python -m tinygrad2 replay run/nonfinite_step_00000123
 """
 
-import json
 import math
 import os
 
 import numpy as np
 
 from tinygrad2.backend import to_host
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import UserError, atomic_write, read_json, write_json
 from tinygrad2.function import observe
 from tinygrad2.watch import NonFinite, Watch, describe, ranges
 from tinygrad2.weights import load_weights, read_tensors, save_weights, write_tensors
@@ -94,21 +93,13 @@ def write_dump(path, model, tokenizer, x, y, dump):
     save_weights(os.path.join(path, "weights.bin"), model.state_dict(), model.config.to_dict(), text, {})
     with atomic_write(os.path.join(path, "batch.bin")) as file:
         write_tensors(file, {"x": x, "y": y})
-    with atomic_write(os.path.join(path, "dump.json")) as file:
-        file.write(json.dumps(dump, indent=1).encode())
+    write_json(os.path.join(path, "dump.json"), dump)
 
 
 def read_dump(path):
     """(dump.json as a dict, Weights, x, y), checked. Raises UserError, one line, for anything that is not a dump."""
     name = os.path.join(path, "dump.json")
-    try:
-        with open(name, "rb") as file:
-            dump = json.loads(file.read())
-    except OSError as error:
-        remedy = "give the folder that a stopped training has named"
-        raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{name}: is no JSON; the dump is damaged") from None
+    dump = read_json(name)
     if not isinstance(dump, dict) or dump.get("format") != FORMAT or dump.get("version") != VERSION:
         raise UserError(f"{name}: is no dump of this version of tinygrad2")
     for field, kind in (("step", int), ("first_row", int), ("batch_size", int), ("seed", int), ("recompute", bool),

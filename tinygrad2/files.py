@@ -1,6 +1,7 @@
 """Files that are either whole or not there: write under a temporary name, fsync, rename."""
 
 import contextlib
+import json
 import os
 import tempfile
 
@@ -92,3 +93,17 @@ def read_bytes(path):
             return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path):
+    """The value in a JSON file. Raises UserError, naming the file and the reason, where there is none."""
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: is no JSON; fetch it or make it again") from None
+
+
+def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=1).encode())

@@ -5,7 +5,7 @@ import json
 import math
 import os
 
-from tinygrad2.files import UserError
+from tinygrad2.files import UserError, read_json
 
 MAX_LINE = 100_000  # characters; ours have some 200
 
@@ -62,13 +62,7 @@ def _parse(line, path, number):
 def read_run_config(run):
     """config.json of a run's folder: a dict with "training", "model", "preset", "data". Raises UserError."""
     path = os.path.join(run, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a run's folder") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: is no JSON") from None
+    config = read_json(path)
     for name, kind in (("training", dict), ("model", dict), ("preset", str), ("data", str)):
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
             raise UserError(f"{path}: field {name!r} is missing or of another kind")

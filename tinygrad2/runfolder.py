@@ -10,12 +10,11 @@ A new training never removes an older one's files: it moves them into previous-1
 work in one folder at once: the first holds a lock, which the system takes from it however it ends.
 """
 
-import json
 import os
 import weakref
 
 from tinygrad2.checkpoint import sweep
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import UserError, write_json
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")
 
@@ -72,8 +71,7 @@ class RunFolder:
 
     def write_config(self, **parts):
         """config.json, for those who look at the run later."""
-        with atomic_write(self.config) as file:
-            file.write(json.dumps(parts, indent=1).encode())
+        write_json(self.config, parts)
 
     def read_history(self):
         """The metrics so far, as bytes; empty where there are none."""

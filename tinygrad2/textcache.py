@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 from tinygrad2.encoding import CUT, encode_stream
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import UserError, read_json, write_json
 from tinygrad2.progress import Meter
 from tinygrad2.tokenfiles import MemoryTokens, TokenFile, write_tokens
 from tinygrad2.tokenizer import END_OF_TEXT, Tokenizer
@@ -68,7 +68,7 @@ def _open_or_make(text, folder, tokenizer, vocab_size, say):
             tokenizer = tokenizer_from_json(json.dumps(cached.get("tokenizer")), path)
         else:
             tokenizer = _train(text, vocab_size, say)
-            _write_record(path, text.facts() | {"tokenizer": json.loads(tokenizer.to_json())})
+            write_json(path, text.facts() | {"tokenizer": json.loads(tokenizer.to_json())})
     key = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:12]
     shards = f"{stem}-{key}"
     os.makedirs(shards, exist_ok=True)
@@ -92,7 +92,7 @@ def _open_or_make_shards(text, folder, tokenizer, say):
             files.append(TokenFile(os.path.join(folder, name)))
             record["shards"].append({"name": name, "tokens": len(ids), "ends": files[-1].ends()})
         record |= {"place": place, "done": done}
-        _write_record(path, record)
+        write_json(path, record)
     if not files:
         raise UserError(f"{text.paths[0]}: there is no text in it; give one to learn from with --data FILE")
     return files
@@ -150,7 +150,7 @@ class _Text:
             return True
         if record.get("sha256") != self.sha256():
             return False
-        _write_record(path, record | {"dates": self.dates})
+        write_json(path, record | {"dates": self.dates})
         return True
 
 
@@ -240,13 +240,7 @@ def _open(path):
 
 def _read_record(path):
     try:
-        with open(path, "rb") as file:
-            record = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except UserError:
         return None
     return record if isinstance(record, dict) else None
-
-
-def _write_record(path, record):
-    with atomic_write(path) as file:
-        file.write(json.dumps(record).encode())
