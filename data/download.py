@@ -18,7 +18,7 @@ import urllib.request
 import numpy as np
 
 from tinygrad2.encoding import encode_stream
-from tinygrad2.files import UserError, read_json, write_json
+from tinygrad2.files import UserError, read_record, write_record
 from tinygrad2.progress import Meter
 from tinygrad2.tokenfiles import write_tokens
 from tinygrad2.tokenizers import load_tokenizer
@@ -87,7 +87,7 @@ def _pause(attempt):
 def _download(url, part):
     """Fetch what is missing of the .part file; part.json holds the ETag of what it is part of."""
     have = os.path.getsize(part) if os.path.exists(part) else 0
-    etag = _fields_of(part + ".json").get("etag")
+    etag = (read_record(part + ".json") or {}).get("etag")
     request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
     if have and etag:
         request.add_header("Range", f"bytes={have}-")
@@ -101,7 +101,7 @@ def _download(url, part):
         raise
     with answer:
         have = have if answer.status == 206 else 0  # 200: the server begins anew
-        write_json(part + ".json", {"etag": answer.headers.get("ETag")})
+        write_record(part + ".json", {"etag": answer.headers.get("ETag")})
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else None
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
@@ -183,7 +183,7 @@ def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=F
         write_tokens(f"{stem}{split}_{k:06d}.bin", ids)
         print(f"shard     {stem}{split}_{k:06d}.bin: {len(ids):,} tokens", flush=True)
 
-    state = {"shards": 0, "position": None, "skip": 0, "done": False} | _fields_of(path)
+    state = {"shards": 0, "position": None, "skip": 0, "done": False} | (read_record(path) or {})
     if state["done"] or state["shards"] == most:
         return state["shards"]
     if state["shards"]:
@@ -198,7 +198,7 @@ def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=F
             write(state["shards"], [*waiting, ids[used : used + take]])
             waiting, size, used = [], 0, used + take
             state |= {"shards": state["shards"] + 1, "position": position, "skip": used}
-            write_json(path, state)
+            write_record(path, state)
             if state["shards"] == most:
                 return most
         waiting.append(ids[used:])
@@ -206,14 +206,5 @@ def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=F
     if size:
         write(state["shards"], waiting)
         state["shards"] += 1
-    write_json(path, state | {"done": True})
+    write_record(path, state | {"done": True})
     return state["shards"]
-
-
-def _fields_of(path):
-    """The fields of a JSON file, none where it is not there or damaged: then the work begins anew."""
-    try:
-        value = read_json(path)
-    except UserError:
-        return {}
-    return value if isinstance(value, dict) else {}

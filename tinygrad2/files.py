@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import zlib
 
 
 class UserError(Exception):
@@ -107,3 +108,23 @@ def write_json(path, value):
     """Write a JSON file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=1).encode())
+
+
+def write_record(path, fields):
+    """Write a dict as JSON with a checksum: notes of a program to itself, which it must not believe when damaged."""
+    write_json(path, fields | {"checksum": _checksum(fields)})
+
+
+def read_record(path):
+    """The dict that write_record wrote, or None where there is none or it is damaged: the work is then redone."""
+    try:
+        fields = read_json(path)
+    except UserError:
+        return None
+    if not isinstance(fields, dict) or fields.pop("checksum", None) != _checksum(fields):
+        return None
+    return fields
+
+
+def _checksum(fields):
+    return f"crc32:{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"

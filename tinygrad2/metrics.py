@@ -22,7 +22,8 @@ def read_metrics(run):
     records = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
+            lines = iter(lambda: file.readline(MAX_LINE), "")  # in pieces: one without an end must not fill the memory
+            for number, line in enumerate(lines, start=1):
                 record = _parse(line, path, number)
                 if record is not None:
                     records.setdefault(record.pop("step"), {}).update(record)
@@ -45,9 +46,9 @@ def _parse(line, path, number):
     if not line.strip():
         return None
     try:
-        record = json.loads(line) if len(line) < MAX_LINE else None
+        record = json.loads(line)
     except (ValueError, RecursionError):
-        if not line.endswith("\n"):
+        if not line.endswith("\n") and len(line) < MAX_LINE:
             return None  # cut off by a crash
         record = None
     if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < 1 << 53:

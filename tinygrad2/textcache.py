@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 from tinygrad2.encoding import CUT, encode_stream
-from tinygrad2.files import UserError, read_json, write_json
+from tinygrad2.files import UserError, read_record, write_record
 from tinygrad2.progress import Meter
 from tinygrad2.tokenfiles import MemoryTokens, TokenFile, write_tokens
 from tinygrad2.tokenizer import END_OF_TEXT, Tokenizer
@@ -27,6 +27,7 @@ from tinygrad2.tokenizers import tokenizer_from_json
 BLOCK = 32 << 20  # bytes of text that are in memory at a time
 SHARD = 16 << 20  # ids after which a shard is written
 TRAIN_ON = 64 << 20  # bytes from the text's beginning that a tokenizer is trained on
+_READ_WHOLE = 8  # shards; of so few every byte is checked when they are opened, of more the ends
 _MARK, _BREAKS = END_OF_TEXT.encode(), b"\r\n"
 
 
@@ -63,12 +64,12 @@ def _open_or_make(text, folder, tokenizer, vocab_size, say):
     stem = os.path.join(folder, text.name)
     if tokenizer is None:
         path = f"{stem}-tokenizer-{vocab_size}.json"
-        cached = _read_record(path)
+        cached = read_record(path)
         if text.is_that_of(cached, path):
             tokenizer = tokenizer_from_json(json.dumps(cached.get("tokenizer")), path)
         else:
             tokenizer = _train(text, vocab_size, say)
-            write_json(path, text.facts() | {"tokenizer": json.loads(tokenizer.to_json())})
+            write_record(path, text.facts() | {"tokenizer": json.loads(tokenizer.to_json())})
     key = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:12]
     shards = f"{stem}-{key}"
     os.makedirs(shards, exist_ok=True)
@@ -77,7 +78,7 @@ def _open_or_make(text, folder, tokenizer, vocab_size, say):
 
 def _open_or_make_shards(text, folder, tokenizer, say):
     path = os.path.join(folder, "progress.json")
-    record = _read_record(path)
+    record = read_record(path)
     files = _shards(record, folder) if text.is_that_of(record, path) else None
     if files is not None and record["done"]:
         return files
@@ -90,9 +91,10 @@ def _open_or_make_shards(text, folder, tokenizer, say):
             name = f"tokens_{len(files):06d}.bin"
             write_tokens(os.path.join(folder, name), ids)
             files.append(TokenFile(os.path.join(folder, name)))
-            record["shards"].append({"name": name, "tokens": len(ids), "ends": files[-1].ends()})
+            made = files[-1]
+            record["shards"].append({"name": name, "tokens": made.n, "ends": made.ends(), "crc": made.crc()})
         record |= {"place": place, "done": done}
-        write_json(path, record)
+        write_record(path, record)
     if not files:
         raise UserError(f"{text.paths[0]}: there is no text in it; give one to learn from with --data FILE")
     return files
@@ -102,8 +104,8 @@ def _shards(record, folder):
     """The TokenFiles of a record, or None where one is missing, damaged or of another work."""
     try:
         files = [TokenFile(os.path.join(folder, os.path.basename(shard["name"]))) for shard in record["shards"]]
-        place = record["place"]
-        good = all(file.n == shard["tokens"] and file.ends() == shard["ends"]
+        place, few = record["place"], len(files) <= _READ_WHOLE
+        good = all(file.n == shard["tokens"] and (file.crc() == shard["crc"] if few else file.ends() == shard["ends"])
                    for file, shard in zip(files, record["shards"]))  # fmt: skip
         good &= len(place) == 3 and all(isinstance(n, int) and n >= 0 for n in place) and "done" in record
         return files if good else None
@@ -150,7 +152,7 @@ class _Text:
             return True
         if record.get("sha256") != self.sha256():
             return False
-        write_json(path, record | {"dates": self.dates})
+        write_record(path, record | {"dates": self.dates})
         return True
 
 
@@ -236,11 +238,3 @@ def _open(path):
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _read_record(path):
-    try:
-        record = read_json(path)
-    except UserError:
-        return None
-    return record if isinstance(record, dict) else None

@@ -135,6 +135,15 @@ class TokenFile:
             return zlib.crc32(file.read(_ENDS), crc)
 
 
+    def crc(self):
+        """CRC-32 of the whole file."""
+        crc = 0
+        with open(self.path, "rb") as file:
+            while block := file.read(1 << 24):
+                crc = zlib.crc32(block, crc)
+        return crc
+
+
 class MemoryTokens:
     """Ids that are in memory, with the face of a TokenFile."""
 

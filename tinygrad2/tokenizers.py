@@ -1,11 +1,14 @@
 """Any tokenizer we can read, told apart by content: our BPE, our characters, and GPT-2's list of merges."""
 
 import json
+import os
 from pathlib import Path
 
 from tinygrad2.char_tokenizer import FORMAT as CHARACTERS
 from tinygrad2.char_tokenizer import CharTokenizer
 from tinygrad2.tokenizer import Tokenizer, TokenizerError
+
+MAX_BYTES = 64 << 20  # GPT-2's files have one
 
 
 def load_tokenizer(path):
@@ -13,6 +16,8 @@ def load_tokenizer(path):
     merges.txt). Raises TokenizerError, one line, for anything else."""
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise TokenizerError(f"{path}: is too large for a tokenizer; give the JSON that a training saved")
             head = file.read(256).lstrip()
             text = file.read() if head.startswith(b"{") else b""
     except OSError as error:
