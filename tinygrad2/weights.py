@@ -39,6 +39,7 @@ class Weights:
     config: dict
     tokenizer: str
     training: dict
+    checksum: str = ""
 
 
 def save_weights(path, tensors, config, tokenizer, training):
@@ -53,11 +54,11 @@ def save_weights(path, tensors, config, tokenizer, training):
 
 
 def write_weights(file, tensors, config, tokenizer, training):
-    """The same into a binary file that is open already."""
+    """The same into a binary file that is open already; gives the checksum of the content."""
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise TypeError(f"{name} is {array.dtype}; weights are saved as float32")
-    write_tensors(file, tensors, config=json.dumps(config), tokenizer=tokenizer, training=json.dumps(training))
+    return write_tensors(file, tensors, config=json.dumps(config), tokenizer=tokenizer, training=json.dumps(training))
 
 
 def load_weights(path):
@@ -73,14 +74,14 @@ def load_weights(path):
                 raise _Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
     except _Broken as error:
         raise _broken(path, error) from None
-    return Weights(tensors, config, metadata["tokenizer"], training)
+    return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
 
 
 # -- the container -----------------------------------------------------------------------------------------------------
 
 
 def write_tensors(file, tensors, **metadata):
-    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file."""
+    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file; gives the checksum."""
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header, offset = {}, 0
     for name in sorted(tensors):
@@ -101,6 +102,7 @@ def write_tensors(file, tensors, **metadata):
     file.write(text)
     for array in arrays:
         file.write(array)
+    return metadata["checksum"]
 
 
 def read_tensors(path, fields=()):
@@ -171,7 +173,7 @@ def _parse(buffer, fields):
     claimed = metadata.pop("checksum")
     if claimed != _checksum({"__metadata__": metadata, **header}, [data]):
         raise _Broken("the checksum does not match, the file is damaged")
-    return tensors, metadata
+    return tensors, metadata | {"checksum": claimed}
 
 
 def _checksum(header, parts):
