@@ -115,6 +115,7 @@ class Trainer:
         self.flat = FlatBuffers(self.model, config.device)
         self.optimizer = Adam(self.flat, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
         self.done, self.position = 0, (0, 0)
+        self.copies = None                                        # of weights and moments, for the writer
 
     def lr(self):
         """The learning rate of the next step."""
@@ -148,8 +149,15 @@ class Trainer:
     def checkpoint(self, state, tokenizer, history, copy=True):
         """Everything; a copy of it where the training goes on. `state` is what the loop wants back besides."""
         state = state | {"step": self.done, "position": list(self.position)}
-        weights, moments, config = self.model.state_dict(copy), self.optimizer.state_dict(copy), self.model.config
-        return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, config.to_dict(), history)
+        arrays = [to_host(array) for array in (self.flat.data, self.optimizer.m, self.optimizer.v)]
+        if copy:  # into the same memory each time: fresh memory costs ten times as much as the copying
+            self.copies = self.copies or [np.empty_like(array) for array in arrays]
+            for kept, array in zip(self.copies, arrays):
+                np.copyto(kept, array)
+            arrays = self.copies
+        weights, m, v = map(self.flat.named_views, arrays)
+        moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
+        return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, self.model.config.to_dict(), history)
 
     def restore(self, checkpoint):
         """Go back to where the checkpoint was made."""

@@ -150,6 +150,11 @@ class FlatBuffers:
         for parameter in self.parameters:
             parameter.zero_grad()
 
+    def named_views(self, array):
+        """{name: view} of an array laid out like these buffers, in the parameters' shapes."""
+        shapes = {name: parameter.shape for name, parameter in zip(self.slices, self.parameters)}
+        return {name: array[part].reshape(shapes[name]) for name, part in self.slices.items()}
+
     def __repr__(self):
         library = xp_of(self.data).__name__
         return f"FlatBuffers({len(self.slices)} parameters, {self.size:,} {self.data.dtype}, {library})"

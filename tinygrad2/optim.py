@@ -12,7 +12,7 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 
 import math
 
-from tinygrad2.backend import device_of, to_device, to_host, xp_of
+from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.function import fastest
 
 _BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
@@ -67,14 +67,8 @@ class Adam:
             )  # fmt: skip
 
 
-    def state_dict(self, copy=True):
-        """{"m.<parameter>": (size,) NumPy array, "v.<parameter>": ...}, each a copy of its own; `t` is not in it."""
-        moments, slices = (("m", self.m), ("v", self.v)), self.flat.slices.items()
-        arrays = {f"{letter}.{name}": to_host(moment[part]) for letter, moment in moments for name, part in slices}
-        return {name: array.copy() for name, array in arrays.items()} if copy else arrays
-
     def load_state_dict(self, state, t):
-        """Take over the moments and the number of steps done.
+        """Take over the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
 
         Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
         """
