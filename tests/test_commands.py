@@ -185,6 +185,19 @@ def test_later_lines_win_and_half_a_last_line_is_left_out(tmp_path):
         read_metrics(str(path))
 
 
+def test_runs_without_curves_are_one_line(run, tmp_path):
+    for content, says in (('{"step": 0}\n', "no numbers"), ('{"step": 0, "loss": NaN}\n', "nothing to draw"),
+                          ('{"step": 0, "colour": 3}\n', "nothing to draw"), ("", "no step in it yet")):  # fmt: skip
+        (tmp_path / "metrics.jsonl").write_text(content)
+        result = command("plot", tmp_path, "--out", tmp_path / "c", cwd=tmp_path)
+        assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "c.html").exists()
+    a_run(tmp_path, [1.0])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "lr": 3}\n')
+    result = command("compare", tmp_path)
+    assert result.returncode == 2 and "has no 'loss'" in result.stderr
+
+
 def test_smoothing_and_thinning():
     assert smooth([0, 0, 3, 0, 0], 3) == [0, 1, 1, 1, 0]
     assert smooth([1.0, 2.0, 4.0], 1) == [1, 2, 4]

@@ -45,7 +45,16 @@ def load_curves(preset):
     curves = read_json(path)
     if not isinstance(curves, dict) or curves.get("format") != FORMAT or curves.get("version") != VERSION:
         raise UserError(f"{path}: is no reference of this version of tinygrad2")
+    losses, config = curves.get("losses"), curves.get("config")
+    sound = isinstance(losses, dict) and len(losses) > 1 and isinstance(config, dict)
+    sound = sound and set(config) == {"training", "model", "data"} and all(map(_is_curve, losses.values()))
+    if not sound or not all(isinstance(curves.get(name), str) for name in ("preset", "machine", "date")):
+        raise UserError(f"{path}: damaged: losses, config or their origin are not what they should be; fetch it again")
     return curves
+
+
+def _is_curve(values):
+    return isinstance(values, list) and len(values) > 0 and all(type(v) is float and 0 < v < 1e9 for v in values)
 
 
 def band_of(losses):

@@ -38,6 +38,8 @@ def read_metrics(run):
             steps, values = curves.setdefault(name, ([], []))
             steps.append(step)
             values.append(value)
+    if not curves:
+        raise UserError(f"{path}: there are steps in it, but no numbers")
     return curves
 
 

@@ -22,7 +22,10 @@ def main(argv):
     differ = differences(reference, config["training"], config["model"], config["data"])
     if differ:
         raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: {'; '.join(differ)}")
-    steps, losses = read_metrics(args.run)["loss"]
+    curves = read_metrics(args.run)
+    if "loss" not in curves:
+        raise UserError(f"{args.run}: its metrics.jsonl has no 'loss'; it cannot be compared")
+    steps, losses = curves["loss"]
     gap = next((i for i, step in enumerate(steps) if step != i), len(steps))
     losses = [value if math.isfinite(value) else math.inf for value in losses[:gap]]
     band = band_of(reference["losses"])

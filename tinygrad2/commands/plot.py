@@ -37,6 +37,8 @@ def main(argv):
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
+    if not any(_finite(*curves[name])[0] for curves in runs.values() for name, *_ in PANELS if name in curves):
+        raise UserError(f"{args.runs[0]}: there is nothing to draw in it: no loss, no learning rate, ...")
     for ending in (".png", ".html"):
         check_writable(args.out + ending)
     _write_page(runs, args.out + ".html", args.smooth)
