@@ -6,6 +6,8 @@ result is small because large numbers cancel, it is known only to the last place
 smaller than a hundredth of the largest number that went in.
 """
 
+import math
+
 import numpy as np
 import pytest
 from kernel_checks import cotangent, is_float, joined, reference_ops
@@ -218,6 +220,9 @@ def both(name, arrays, options, wanted):
         gradients = [np.asarray(x.grad) for x, need in zip(inputs, wanted) if need]
         results.append([out.detach().numpy(), *gradients])
         largest = max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in [*filter(is_float, arrays), dout])
+    if name == "attention":  # ds = w (dw - sum dw w), then ds k: what cancels there is as large as |dout| |v| |k|
+        q, k, v = (np.abs(x).max() for x in arrays[:3])
+        largest = max(largest, np.abs(dout).max() * v * max(q, k) / math.sqrt(arrays[0].shape[-1]))
     return *results, largest
 
 
