@@ -39,11 +39,12 @@ def _load():
     return None, None
 
 
-# Products of this many multiplications are cut in parts here, one per thread, and each part runs on one BLAS thread:
-# they meet once, at the end. BLAS's own threads wait for each other several times in a product, which costs nothing on
-# a quiet machine and up to 4 ms each time where another program wants a core. Below, one thread is enough; above, BLAS
-# is 2 percent faster, and a wait is short beside the product.
-_SMALL, _LARGE = 1 << 20, 1 << 31
+# Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
+# BLAS's own threads wait for each other several times in a product, which costs nothing on a quiet machine and up to
+# 4 ms each time where another program wants a core; ours meet once, at the end. And BLAS gives other last bits with
+# other numbers of threads; ours do not, because parts end where BLAS's own tiles end, and none is so small that BLAS
+# takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the same bits.
+_PART = 1 << 20                                                   # multiplications that a part has at least
 _EDGE = 32                                                        # parts end at multiples of this
 
 _sgemm, _set_threads = _load()
@@ -70,26 +71,25 @@ def gemm(a, b, out, add=False, scale=1.0):
     if len(a) == 1 and scale == 1 and not add:
         return np.matmul(a, b, out=out)                           # knows the product of a matrix and a vector
     (M, K), N = a.shape, b.shape[1]
-    work = M * N * K
-    if POOL.threads == 1 or not _SMALL < work < _LARGE:
-        _product(a, b, out, add, scale)
-        return out
+    units = max(M, N) // _EDGE                                    # the last one takes in what is left
+    grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
     with one_thread():
-        if M >= N:
-            POOL.split(_rows, -(-M // _EDGE), a, b, out, add, scale)
-        else:
-            POOL.split(_columns, -(-N // _EDGE), a, b, out, add, scale)
+        POOL.split(_rows if M >= N else _columns, units, a, b, out, add, scale, units, grain=grain)
     return out
 
 
-def _rows(lo, hi, a, b, out, add, scale):
-    part = slice(lo * _EDGE, hi * _EDGE)
+def _rows(lo, hi, a, b, out, add, scale, units):
+    part = _part(lo, hi, units)
     _product(a[part], b, out[part], add, scale)
 
 
-def _columns(lo, hi, a, b, out, add, scale):
-    part = slice(lo * _EDGE, hi * _EDGE)
+def _columns(lo, hi, a, b, out, add, scale, units):
+    part = _part(lo, hi, units)
     _product(a, b[:, part], out[:, part], add, scale)
+
+
+def _part(lo, hi, units):
+    return slice(lo * _EDGE, None if hi == units else hi * _EDGE)  # units may be 0: all of it
 
 
 def _product(a, b, out, add, scale):
