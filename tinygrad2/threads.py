@@ -9,6 +9,7 @@ Both are told how many they are before NumPy is imported, because BLAS makes its
 nothing that loads NumPy.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -24,17 +25,47 @@ def available_cores():
     return frozenset(range(os.cpu_count() or 1))
 
 
+def core_quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
+    """How many cores' worth of time the system grants this process (containers, batch systems); None: no limit."""
+    quotas = []
+    with contextlib.suppress(OSError, ValueError):
+        with open(own, encoding="ascii") as file:
+            path = next(line.strip()[3:] for line in [*file, "0::/"] if line.startswith("0::"))  # version 2
+        while True:  # the limits of all groups around it hold, too
+            with contextlib.suppress(OSError, ValueError):
+                with open(os.path.join(root, path.strip("/"), "cpu.max"), encoding="ascii") as file:
+                    quota, period = map(int, file.read().split())
+                    quotas.append(quota / period)
+            if path in ("/", ""):
+                break
+            path = os.path.dirname(path)
+    with contextlib.suppress(OSError, ValueError):  # version 1
+        numbers = []
+        for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+            with open(os.path.join(root, "cpu", name), encoding="ascii") as file:
+                numbers.append(int(file.read()))
+        quotas += [numbers[0] / numbers[1]] if min(numbers) > 0 else []
+    return min(quotas, default=None)
+
+
+def usable_cores(cores=None, ranks=1):
+    """How many of these cores (default: all of this process's) one of so many ranks that share them should use."""
+    share = len(available_cores() if cores is None else cores) // ranks
+    quota = core_quota()
+    return max(1, share if quota is None else min(share, int(quota / ranks)))
+
+
 def plan_threads(threads=None, default=None):
     """Decide how many threads BLAS and kernels use; gives that number. Call it before NumPy is imported.
 
     threads    what the user asked for with a flag: goes before everything
-    default    where neither a flag nor an environment variable says something; None means all cores
+    default    where neither a flag nor an environment variable says something; None means all that the system grants
 
     Where NumPy is there already, the number still holds for the pool, and for BLAS it comes too late.
     """
     if threads is None:
         asked = os.environ.get(_COUNTS[0]) or os.environ.get(_COUNTS[1]) or ""
-        threads = int(asked) if asked.isdigit() and int(asked) else default or len(available_cores())
+        threads = int(asked) if asked.isdigit() and int(asked) else default or usable_cores()
         for name in _COUNTS:
             os.environ.setdefault(name, str(threads))
     else:
