@@ -12,6 +12,8 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 
 import math
 
+import numpy as np
+
 from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.function import fastest
 
@@ -34,25 +36,51 @@ def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
     p -= lr * (mhat / (xp.sqrt(vhat) + eps) + weight_decay * p)
 
 
+NORM_BLOCK = 1 << 16  # elements: the parts of the gradient whose squares are summed together
+
+
+def square_sums(grad):
+    """sum g^2 of each block of NORM_BLOCK elements of a flat array (n,): (blocks,) float64."""
+    xp = xp_of(grad)
+    whole = len(grad) // NORM_BLOCK * NORM_BLOCK
+    sums = []
+    for start in range(0, whole, 64 * NORM_BLOCK):                # 16 MB at a time: the squares need memory, too
+        blocks = grad[start : min(start + 64 * NORM_BLOCK, whole)].reshape(-1, NORM_BLOCK)
+        sums.append((blocks * blocks).sum(1))
+    if whole < len(grad):
+        sums.append((grad[whole:] * grad[whole:]).sum().reshape(1))
+    return xp.concatenate(sums).astype("float64")
+
+
+def norm_of(sums, dtype):
+    """sqrt of the sum of square_sums, a 0-d array.
+
+    Two stages, so that ranks that have a part of the gradient each (reduction.py) arrive at the bits of one that has it
+    all; and a float32 sum of 124 million squares would be worth little.
+    """
+    return xp_of(sums).sqrt(sums.sum()).astype(dtype)
+
+
 def grad_norm(grad):
     """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
-    xp = xp_of(grad)
-    return xp.sqrt(xp.dot(grad, grad))
+    return norm_of(fastest("square_sums", xp_of(grad), square_sums)(grad), grad.dtype)
 
 
 class Adam:
     """Adam on flat buffers (tinygrad2/module.py); weight decay acts on matrices, not on biases and layernorms.
 
     flat      FlatBuffers: parameters and gradients
-    m, v      first and second moment, arrays like flat.data
+    parts     the slices of the buffers that this rank looks after, default: all (see reduction.py)
+    m, v      first and second moment of these parts, one after the other
     t         steps done
     """
 
-    def __init__(self, flat, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    def __init__(self, flat, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, parts=None):
         self.flat, self.betas, self.eps, self.weight_decay = flat, betas, eps, weight_decay
-        xp = xp_of(flat.data)
-        self.m = xp.zeros_like(flat.data)
-        self.v = xp.zeros_like(flat.data)
+        self.parts = [slice(0, flat.size)] if parts is None else parts
+        xp, size = xp_of(flat.data), sum(part.stop - part.start for part in self.parts)
+        self.m = xp.zeros(size, dtype=flat.data.dtype)
+        self.v = xp.zeros(size, dtype=flat.data.dtype)
         self.t = 0
 
     def step(self, lr, grad_scale=1.0):
@@ -60,28 +88,56 @@ class Adam:
         self.t += 1
         flat, grad = self.flat, self.flat.grad
         update = fastest("adam_update", xp_of(grad), adam_update)
-        for part, decay in ((slice(0, flat.n_decay), self.weight_decay), (slice(flat.n_decay, None), 0.0)):
+        for part, own, decays in self._pieces():
             update(
-                flat.data[part], grad[part], self.m[part], self.v[part], grad_scale,
-                self.t, lr, *self.betas, self.eps, decay,
+                flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
+                self.t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
             )  # fmt: skip
 
+    def _pieces(self):
+        """(slice of the buffers, slice of m and v, does it decay?): the parts, cut where the matrices end."""
+        end = 0
+        for part in self.parts:
+            border = min(max(self.flat.n_decay, part.start), part.stop)
+            for start, stop, decays in ((part.start, border, True), (border, part.stop, False)):
+                if start < stop:
+                    yield slice(start, stop), slice(end, end + stop - start), decays
+                    end += stop - start
 
     def load_state_dict(self, state, t):
         """Take over the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
 
         Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
         """
+        self._check(state)
+        if self.m.size == self.flat.size:
+            self._lay_out(state, self.m, self.v)
+        else:
+            whole = self.whole_moments(state)
+            for own, moment in zip((self.m, self.v), whole):
+                own[...] = to_device(np.concatenate([moment[part] for part in self.parts]), device_of(own))
+        self.t = t
+
+    def whole_moments(self, state):
+        """Both moments of all parameters as NumPy arrays laid out like the buffers. Raises like load_state_dict."""
+        self._check(state)
+        m, v = (np.zeros(self.flat.size, self.flat.data.dtype) for _ in range(2))
+        self._lay_out(state, m, v)
+        return m, v
+
+    def _lay_out(self, state, m, v):
+        for letter, moment in (("m", m), ("v", v)):
+            for name, part in self.flat.slices.items():
+                values = state[f"{letter}.{name}"].reshape(-1).astype(moment.dtype, copy=False)
+                moment[part] = to_device(values, device_of(moment))
+
+    def _check(self, state):
         own = {f"{letter}.{name}": part for letter in "mv" for name, part in self.flat.slices.items()}
         for name in sorted(set(own) | set(state)):
             size = own[name].stop - own[name].start if name in own else None
             if name not in state or state[name].size != size:
                 found = state[name].size if name in state else "nothing"
                 raise ValueError(f"cannot load these moments: {name} has {found}, the model's has {size} numbers")
-        for name, part in own.items():
-            moment = self.m if name.startswith("m.") else self.v
-            moment[part] = to_device(state[name].reshape(-1).astype(moment.dtype, copy=False), device_of(moment))
-        self.t = t
 
 
 def clip_grad_norm(grad, max_norm):
@@ -92,11 +148,13 @@ def clip_grad_norm(grad, max_norm):
     Both are 0-d arrays on the gradient's device (nothing waits for a GPU); the factor is for Adam.step, so clipping
     costs no pass of its own. max_norm = 0 means no clipping. Pascanu et al., ICML 2013, algorithm 1.
     """
-    xp = xp_of(grad)
-    norm = fastest("grad_norm", xp, grad_norm)(grad)
-    if not max_norm:
-        return norm, 1.0
-    return norm, xp.minimum(1.0, max_norm / (norm + 1e-6))
+    norm = grad_norm(grad)
+    return norm, clip_scale(norm, max_norm)
+
+
+def clip_scale(norm, max_norm):
+    """The factor of clip_grad_norm, from the norm."""
+    return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
 
 SCHEDULES = ("constant", "linear", "cosine")

@@ -12,10 +12,10 @@ import numpy as np
 
 from ops.kernels.cpu.compiler import is_float32, jit
 from tinygrad2.function import KERNELS
-from tinygrad2.optim import adam_update, grad_norm
+from tinygrad2.optim import NORM_BLOCK, adam_update, square_sums
 from tinygrad2.threads import POOL
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 16  # elements that are worth waking a thread for
 
 
 def adam_update_cpu(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
@@ -37,24 +37,24 @@ def _adam(lo, hi, p, g, m, v, scale, lr, gain1, gain2, unbias1, unbias2, eps, de
         p[i] -= lr * (mhat / (np.float32(math.sqrt(vhat)) + eps) + decay * p[i])
 
 
-def grad_norm_cpu(grad):
-    """As grad_norm."""
+def square_sums_cpu(grad):
+    """As square_sums."""
     if not is_float32(grad):
-        return grad_norm(grad)
-    partial = np.zeros(-(-len(grad) // _BLOCK))                   # float64
-    POOL.split(_square_sums, len(partial), grad, partial)
-    return np.sqrt(partial.sum()).astype(np.float32)
+        return square_sums(grad)
+    sums = np.zeros(-(-len(grad) // NORM_BLOCK))                  # float64
+    POOL.split(_square_sums, len(sums), grad, sums)
+    return sums
 
 
 @jit
-def _square_sums(lo, hi, grad, partial):
+def _square_sums(lo, hi, grad, sums):
     for block in range(lo, hi):
-        part = grad[block * _BLOCK : (block + 1) * _BLOCK]
+        part = grad[block * NORM_BLOCK : (block + 1) * NORM_BLOCK]
         total = np.float32(0)
         for i in range(part.size):
             total += part[i] * part[i]
-        partial[block] = total
+        sums[block] = total
 
 
 KERNELS["adam_update", "numpy"] = [adam_update_cpu]
-KERNELS["grad_norm", "numpy"] = [grad_norm_cpu]
+KERNELS["square_sums", "numpy"] = [square_sums_cpu]
