@@ -27,26 +27,27 @@ import numpy as np
 import ops
 from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2.backend import array_module, to_host, xp_of
+from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
 from tinygrad2.dataloader import DataLoader
 from tinygrad2.dataset import open_dataset
 from tinygrad2.dump import explain_nonfinite
+from tinygrad2.evaluation import sample_text, tell_results, tell_what_next, validate
 from tinygrad2.files import UserError, check_writable
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
-from tinygrad2.function import use_kernels
+from tinygrad2.function import fastest, use_kernels
 from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
-from tinygrad2.memory import advice, available_bytes, forget_peak, megabytes, peak_resident_bytes, plan_memory
+from tinygrad2.memory import forget_peak, plan_memory, tell_memory
 from tinygrad2.module import FlatBuffers
-from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
+from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
 from tinygrad2.outliers import Outliers
-from tinygrad2.progress import MetricsFile, Progress, duration
+from tinygrad2.progress import MetricsFile, Progress
+from tinygrad2.reduction import Reducer, compare_weights
 from tinygrad2.runfolder import RunFolder
 from tinygrad2.signals import StopRequest
-from tinygrad2.tensor import no_grad
 from tinygrad2.tensorboard import TensorBoard
 from tinygrad2.tokenizers import tokenizer_from_json
-from tinygrad2.trainconfig import RECIPES, TrainConfig
+from tinygrad2.trainconfig import RECIPES, TrainConfig, tell_changes
 from tinygrad2.weights import save_weights
 
 # -- config ------------------------------------------------------------------------------------------------------------
@@ -106,16 +107,23 @@ class Trainer:
 
     done       optimizer steps done
     position   where the next batch begins, two integers (see DataLoader)
+    stopping   the signal because of which all ranks stop after the last step, or 0
     """
 
-    def __init__(self, config, gpt_config, world):
-        self.config, self.world = config, world
+    def __init__(self, config, gpt_config, world, stop=None):
+        self.config, self.world, self.stop = config, world, stop
         self.model = GPT(gpt_config, seed=config.seed)
         self.model.recompute = config.recompute
         self.flat = FlatBuffers(self.model, config.device)
-        self.optimizer = Adam(self.flat, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
-        self.done, self.position = 0, (0, 0)
-        self.copies = None                                        # of weights and moments, for the writer
+        self.micro_batches = config.batch_size // config.micro_batch_size      # of all ranks together
+        count, early = self.micro_batches // world.size, config.overlap == "yes"
+        if config.overlap == "auto":
+            early = world.hosts > 1                                            # over one host there is nothing to gain
+        self.reducer = Reducer(self.flat, world, count, config.sum, config.wire, config.zero > 0, early)
+        betas, parts = (config.beta1, config.beta2), self.reducer.parts
+        self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)
+        self.done, self.position, self.stopping = 0, (0, 0), 0
+        self.copies, self.loaded = None, None                                  # of weights and moments, whole
 
     def lr(self):
         """The learning rate of the next step."""
@@ -125,36 +133,54 @@ class Trainer:
     @np.errstate(over="ignore", invalid="ignore")                 # the loop looks at the loss itself
     def step(self, loader):
         """One optimizer step; gives its loss and gradient norm. Where they are not finite, nothing is changed."""
-        self.flat.zero_grad()
-        total = 0.0
+        self.reducer.begin(f"gradients of step {self.done + 1}")
+        losses = []
         for first_row, x, y in loader.micro_batches(self.position, self.config.micro_batch_size):
-            total = total + self.micro_step(first_row, x, y)
-        self.world.sum(self.flat.grad)
-        norm, scale = clip_grad_norm(self.flat.grad, self.config.grad_clip)    # after the sum, so all ranks clip alike
-        loss, norm = to_host(xp_of(norm).stack([total, norm])).tolist()        # the one place that waits for the device
-        loss = self.world.sum_number(loss)
+            with self.reducer.micro_batch():
+                losses.append(self.micro_step(first_row, x, y))
+        self.reducer.finish()
+        xp, dtype = array_module(self.config.device), self.flat.data.dtype
+        sums = self.reducer.square_sums(fastest("square_sums", xp, square_sums))
+        norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # the sum becomes the mean here: once,
+        scale = clip_scale(norm, self.config.grad_clip) / self.micro_batches   # after all ranks' parts are in it
+        own = to_host(xp.stack([*losses, norm])).tolist()         # the one place that waits for the device
+        own.append(self.stop.signal or 0 if self.stop else 0)
+        every = self.world.collect_numbers(np.array(own), f"losses of step {self.done + 1}")
+        loss, norm = math.fsum(every[:, :-2].flat) / self.micro_batches, own[-2]
+        self.stopping = int(every[:, -1].max())
+        self.world.require_same_numbers("gradient", every[:, -2])
         if math.isfinite(loss + norm):
             self.optimizer.step(self.lr(), scale)
+            self.reducer.spread_weights(f"weights of step {self.done + 1}")
             self.position = loader.after(self.position)
             self.done += 1
         return loss, norm
 
     def micro_step(self, first_row, x, y):
-        """Forward and backward of some rows of the batch; gives their part of the loss. Gradients add up."""
+        """Forward and backward of some rows of the batch; gives their loss. Gradients add up."""
         set_dropout(self.model, self.config.seed, self.done, first_row)
-        loss = self.model.loss(x, y) * (len(x) / self.config.batch_size)       # their part of the mean over the batch
+        loss = self.model.loss(x, y)
         loss.backward()
         return loss.data
 
-    def checkpoint(self, state, tokenizer, history, copy=True):
-        """Everything; a copy of it where the training goes on. `state` is what the loop wants back besides."""
+    def gather(self, copy=True):
+        """On rank 0: weights and both moments, whole, on the host; copies where the training goes on."""
+        m, v = self.optimizer.m, self.optimizer.v
+        if self.world.rank == 0 and copy:  # into the same memory each time: fresh memory costs ten times as much
+            self.copies = self.copies or [np.empty(self.flat.size, self.flat.data.dtype) for _ in range(3)]
+        outs = self.copies if copy and self.copies else [None] * 3
+        whole = [self.flat.data, *(self.reducer.whole(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
+        if self.world.rank:
+            return None
+        whole = [to_host(array) for array in whole]
+        for out, array in zip(outs, whole):
+            if out is not None and out is not array:
+                np.copyto(out, array)
+        return [array if out is None else out for out, array in zip(outs, whole)]
+
+    def checkpoint(self, arrays, state, tokenizer, history):
+        """Everything, with the arrays of `gather`. `state` is what the loop wants back besides."""
         state = state | {"step": self.done, "position": list(self.position)}
-        arrays = [to_host(array) for array in (self.flat.data, self.optimizer.m, self.optimizer.v)]
-        if copy:  # into the same memory each time: fresh memory costs ten times as much as the copying
-            self.copies = self.copies or [np.empty_like(array) for array in arrays]
-            for kept, array in zip(self.copies, arrays):
-                np.copyto(kept, array)
-            arrays = self.copies
         weights, m, v = map(self.flat.named_views, arrays)
         moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
         return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, self.model.config.to_dict(), history)
@@ -164,6 +190,7 @@ class Trainer:
         try:
             self.model.load_state_dict(checkpoint.weights)
             self.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
+            self.loaded = self.optimizer.whole_moments(checkpoint.moments) if self.reducer.shards else None
         except ValueError as error:
             raise UserError(f"{checkpoint.path}: {error}") from None
         self.done, self.position = checkpoint.step, tuple(checkpoint.state["position"])
@@ -171,17 +198,25 @@ class Trainer:
     def synchronize(self):
         """Every rank takes over what rank 0 has: it alone reads checkpoints."""
         self.optimizer.t, self.done, self.position = self.world.share((self.optimizer.t, self.done, self.position))
-        for array in (self.flat.data, self.optimizer.m, self.optimizer.v) if self.done else (self.flat.data,):
-            self.world.broadcast(array)
+        self.world.broadcast(self.flat.data, "weights")
+        for i, moment in enumerate((self.optimizer.m, self.optimizer.v) if self.done else ()):
+            if self.reducer.shards:
+                self.reducer.scatter(self.loaded and self.loaded[i], moment, "moments")
+            else:
+                self.world.broadcast(moment, "moments")
+        self.loaded = None
 
 
 def main(world, argv=None):
     begin = time.perf_counter()
     config, gpt_config, preset = parse(argv, world)
+    world.begin(config.timeout, config.ranks)
+    world.require_same("flags", asdict(config) | gpt_config.to_dict())
     folder, checkpoint, damaged, state = RunFolder(config.run_dir), None, [], None
-    if world.rank == 0:
-        folder.check()
-        if config.resume:
+    with world.alone("looking for a checkpoint") as mine:
+        if mine:
+            folder.check()
+        if mine and config.resume:
             folder.open()
             checkpoint, damaged = newest_checkpoint(folder.checkpoints, world.print)
             state = checkpoint and checkpoint.state | {"tokenizer": checkpoint.tokenizer}
@@ -192,6 +227,7 @@ def main(world, argv=None):
         tell_changes(state["training"], config, world)
     use_kernels(config.kernels)
     xp = array_module(config.device)
+    choose_gpu(xp, world.host_rank)
     check_writable(config.weights_out)
 
     # -- world ---------------------------------------------------------------------------------------------------------
@@ -201,6 +237,8 @@ def main(world, argv=None):
     world.print("model    ", json.dumps(gpt_config.to_dict()))
     threads = f" with {world.threads} thread(s) each" if world.threads else ""
     world.print(f"world     {world.size} rank(s){threads} on {config.device} ({xp.__name__} {xp.__version__})")
+    for line in world.describe():
+        world.print(f"          {line}")
     world.print(f"kernels   {ops.describe_kernels(config.device, config.kernels)}")
     ops.announce_compiling(world.print)
 
@@ -233,18 +271,22 @@ def main(world, argv=None):
 
     give_back_freed_memory()                                      # of making tokens; the plan is about the training
     forget_peak()
-    plan = plan_for(config, gpt_config)
-    trainer = Trainer(config, gpt_config, world)
+    plan = plan_for(config, gpt_config, world.size)
+    stop = StopRequest(talk=world.rank == 0)
+    trainer = Trainer(config, gpt_config, world, stop)
     if checkpoint:
         trainer.restore(checkpoint)
     trainer.synchronize()
+    for line in trainer.reducer.describe():
+        world.print(line)
     keep_freed_memory()
     model = trainer.model
     peak = gemm_peak(xp) * world.size
     flops_per_step = train_flops_per_token(gpt_config) * loader.tokens_per_batch
     world.print(f"model     {model.count_parameters():,} parameters")
     if config.device == "cpu":
-        tell_memory(plan, config, gpt_config, world)
+        changed = partial(plan_for, config, gpt_config, world.size, plan.parts["Python and libraries"])
+        tell_memory(plan, changed, config, gpt_config, world)
     world.print(f"machine   {peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops_per_step / 1e9:.1f} GFLOP\n")
 
     # -- loop ----------------------------------------------------------------------------------------------------------
@@ -263,12 +305,11 @@ def main(world, argv=None):
     windows = {name: Outliers(state["windows"][name] if state else ()) for name in ("loss", "grad_norm")}
     best, loss = (state["best"], state["loss"]) if state else (None, None)
     first, training_begin = trainer.done, time.perf_counter()
-    with StopRequest(talk=world.rank == 0) as stop:
-        stopping = False
-        while trainer.done < config.steps and not stopping:
-            step, lr, start = trainer.done, trainer.lr(), time.perf_counter()
+    with stop:
+        while trainer.done < config.steps and not trainer.stopping:
+            step, lr, times = trainer.done, trainer.lr(), np.array([time.perf_counter(), world.moving, world.waiting])
             loss, norm = trainer.step(loader)
-            seconds = time.perf_counter() - start
+            seconds, moved, waited = (time.perf_counter(), world.moving, world.waiting) - times
             if not math.isfinite(loss + norm):
                 writer.join(progress.note)
                 explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, progress.note)
@@ -276,9 +317,14 @@ def main(world, argv=None):
             ms, tokens_per_s = seconds * 1e3, loader.tokens_per_batch / seconds
             if step == 0:
                 progress.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
+            share = f" | comm {moved / seconds:.1%}, wait {waited / seconds:.1%}" if world.size > 1 else ""
             progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
-                                f"{tokens_per_s:,.0f} tok/s | {flops_per_step / seconds / peak:4.0%} of peak")
+                                f"{tokens_per_s:,.0f} tok/s | {flops_per_step / seconds / peak:4.0%} of peak{share}")
             record = dict(step=step, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
+            if world.size > 1:
+                record |= dict(comm_ms=moved * 1e3, wait_ms=waited * 1e3)
+            if last or trainer.stopping or (config.compare_every and done % config.compare_every == 0):
+                compare_weights(trainer.flat, done, world)
             for name, window in windows.items():
                 z = window.z_score(record[name])
                 if 0 < config.outlier_z < z:
@@ -290,107 +336,54 @@ def main(world, argv=None):
                 progress.note(f"validation loss {record['val_loss']:.4f} after {done} steps")
                 is_best = best is None or record["val_loss"] < best
                 best = record["val_loss"] if is_best else best
-            if config.sample_every and done % config.sample_every == 0 and not last and world.rank == 0:
-                rng = np.random.default_rng([config.seed, step])
-                progress.note(f"sample: {sample_text(model, tokenizer, config, rng)}\n")
+            if config.sample_every and done % config.sample_every == 0 and not last:
+                with world.alone(f"sampling after step {done}") as mine:
+                    if mine:
+                        rng = np.random.default_rng([config.seed, step])
+                        progress.note(f"sample: {sample_text(model, tokenizer, config, rng)}\n")
             metrics.append(record)
             board.append(record)
-            stopping = world.any(stop.signal)
-            every = config.checkpoint_every
-            if world.rank == 0 and (last or stopping or (every and (is_best or done % every == 0))):
+            every, goes_on = config.checkpoint_every, not (last or trainer.stopping)
+            if not goes_on or (every and (is_best or done % every == 0)):
                 state = dict(
                     training=asdict(config), model=gpt_config.to_dict(), preset=preset, data=data.fingerprint,
                     loss=loss, best=best, val_loss=record.get("val_loss"),
                     windows={name: list(window.values) for name, window in windows.items()},
                 )  # fmt: skip
-                goes_on = not last and not stopping               # then the writer needs a copy, one at a time
-                writer.join(progress.note)
-                whole = partial(trainer.checkpoint, state, data.tokenizer_json, metrics.content())
-                writer.save(whole(copy=goes_on), progress.note)
+                with world.alone("writing the last checkpoint") as mine:
+                    if mine:
+                        writer.join(progress.note)                # its copies are needed again
+                arrays = trainer.gather(copy=goes_on)
+                with world.alone(f"beginning a checkpoint after step {done}") as mine:
+                    if mine:
+                        whole = partial(trainer.checkpoint, arrays, state, data.tokenizer_json, metrics.content())
+                        writer.save(whole(), progress.note)
+                del arrays
 
         # -- results ---------------------------------------------------------------------------------------------------
 
-        if world.rank == 0:
-            seconds, steps = time.perf_counter() - training_begin, trainer.done - first
-            tokens = steps * loader.tokens_per_batch
-            print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
-                  f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
-                  f"{duration(time.perf_counter() - begin)} in all")
-            if config.device == "cpu" and (most := peak_resident_bytes()):
-                print(f"memory    {megabytes(most)} at the peak; the plan was {megabytes(plan.total)}")
-            print(f"greedy    {sample_text(model, tokenizer, config)}")
-            run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
-            weights = model.state_dict(copy=False)
-            save_weights(config.weights_out, weights, gpt_config.to_dict(), data.tokenizer_json, run)
-            writer.join(print)
-            weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-            print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
-            if trainer.done < config.steps:
-                where = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
-                print(f"stopped after {trainer.done} of {config.steps} steps; go on with: python train_gpt2.py{where} "
-                      "--resume")
+        with world.alone("writing the results") as mine:
+            if mine:
+                seconds, steps = time.perf_counter() - training_begin, trainer.done - first
+                tell_results(trainer, config, tokenizer, plan, steps, loader.tokens_per_batch, seconds, begin)
+                run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
+                weights = model.state_dict(copy=False)
+                save_weights(config.weights_out, weights, gpt_config.to_dict(), data.tokenizer_json, run)
+                writer.join(print)
+                tell_what_next(trainer.done, config)
     board.close()
-    return 128 + stop.signal if stop.signal and stopping else 0
+    return 128 + trainer.stopping if trainer.stopping else 0
 
 
-def plan_for(config, gpt_config, base=None, **changes):
-    """The MemoryPlan of this training on the CPU; `changes` replace rows, length, recompute or keeps_copies."""
+def plan_for(config, gpt_config, ranks=1, base=None, **changes):
+    """The MemoryPlan of one rank on the CPU; `changes` replace rows, length, recompute, keeps_copies or shards."""
     pages = config.kernels == "reference" or not ops.have_cpu_kernels()
     saves = 0 < config.checkpoint_every < config.steps
     values = dict(rows=config.micro_batch_size, length=gpt_config.block_size, recompute=config.recompute)
-    values |= dict(keeps_copies=saves) | changes
+    values |= dict(keeps_copies=saves, ranks=ranks, shards=config.zero > 0, tree=config.sum == "tree")
+    values["micro_batches"] = config.batch_size // values["rows"] // ranks
+    values |= changes
     return plan_memory(gpt_config, gpt_config.count_parameters(), pages=pages, base=base, **values)
-
-
-def tell_memory(plan, config, gpt_config, world):
-    """One line about the plan; where it does not fit, what would help."""
-    kinds = {name: f"{megabytes(size)} {name}" for name, size in plan.parts.items() if size}
-    layer = f"{megabytes(sum(plan.layer.values()))} a layer{', one at a time' if config.recompute else ''}"
-    kinds["activations kept for backward"] += f" ({layer})"
-    world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds.values())}")
-    available = available_bytes()
-    needed = world.size * (plan.total - plan.parts["Python and libraries"])
-    if available is not None and needed > available:
-        world.print(f"warning   this machine has {megabytes(available)} left for {world.size} rank(s); what helps:")
-        base = plan.parts["Python and libraries"]
-        changed = partial(plan_for, config, gpt_config, base)
-        for line in advice(changed, available / world.size, config.micro_batch_size, gpt_config.block_size):
-            world.print(f"          {line}")
-
-
-def tell_changes(before, config, world):
-    """What is not as it was when the training began: then its rest is not what it would have been."""
-    now = asdict(config)
-    for name in now:
-        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
-            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")
-
-
-def validate(model, loader, config, world):
-    """The mean loss over the first batches of the validation text, always the same ones, shared out over the ranks."""
-    model.eval()
-    batches = max(1, min(config.eval_batches, len(loader.stream) // loader.tokens_per_batch))
-    total, position = 0.0, (0, 0)
-    for _ in range(batches):
-        for _, x, y in loader.micro_batches(position, config.micro_batch_size):
-            with no_grad():
-                loss = model.loss(x, y)
-            total += loss.item() * len(x)
-        position = loader.after(position)
-    model.train()
-    return world.sum_number(total) / (batches * config.batch_size)
-
-
-def sample_text(model, tokenizer, config, rng=None):
-    """The prompt and what the model makes of it; greedy without `rng`. Without a tokenizer: numbers."""
-    model.eval()
-    ids = tokenizer.encode(config.prompt) if tokenizer else []
-    eot = tokenizer.eot if tokenizer else None
-    start = [*([] if eot is None else [eot]), *ids] or [0]        # every document began after an end-of-text
-    n_vocab = tokenizer.n_vocab if tokenizer else None
-    new = list(model.generate(start, config.sample_tokens, rng, 0.8, stop=eot, n_vocab=n_vocab))
-    model.train()
-    return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_advice_names_flags_and_what_they_save():
 def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(
         "import sys\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
-        "train_gpt2.available_bytes = lambda: 100_000\n"
+        "import tinygrad2.memory\ntinygrad2.memory.available_bytes = lambda: 100_000\n"
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
     )
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")

@@ -116,7 +116,7 @@ def test_every_step_can_be_the_last(folder, uninterrupted):
         trainer = train_gpt2.Trainer(config, gpt_config, world)
         trainer.restore(before)
         trainer.step(loader)
-        again = trainer.checkpoint({}, "", b"")
+        again = trainer.checkpoint(trainer.gather(), {}, "", b"")
         assert again.t == after.t and again.state["position"] == after.state["position"]
         for mine, theirs in ((again.weights, after.weights), (again.moments, after.moments)):
             assert mine.keys() == theirs.keys()

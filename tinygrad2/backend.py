@@ -62,3 +62,16 @@ def to_device(array, device):
     if device_of(array) == device:
         return array
     return to_host(array) if device == "cpu" else array_module(device).asarray(array)
+
+
+def choose_gpu(xp, number):
+    """Work on GPU `number` of this host from now on, counted around where there are fewer. On the CPU: nothing."""
+    if xp is not np:
+        xp.cuda.Device(number % xp.cuda.runtime.getDeviceCount()).use()
+
+
+def pinned_empty(n, dtype):
+    """A NumPy array (n,) in memory that a GPU reads and writes at full speed. Only where CuPy is loaded."""
+    cupy = sys.modules["cupy"]
+    memory = cupy.cuda.alloc_pinned_memory(n * np.dtype(dtype).itemsize)
+    return np.frombuffer(memory, dtype, n)

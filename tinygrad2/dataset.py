@@ -74,10 +74,12 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
     splits = _choose(pairs, name, data)[1] if pairs else {"train": paths}
     streams, size = {}, 0
     for split in sorted(splits):  # "train" first: its text trains the tokenizer
-        for turn in (0, 1):  # rank 0 makes the tokens, then the others find them
-            if (world.rank > 0) == turn:
-                files, tokenizer = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
-            world.barrier()
+        with world.alone("making tokens") as mine:
+            if mine:
+                found = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
+        if world.rank:  # now the others find them
+            found = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
+        files, tokenizer = found
         streams[split] = TokenStream(files, vocab_size)
         size += sum(os.path.getsize(path) for path in splits[split])
     train, n = streams["train"], sum(map(len, streams.values()))

@@ -29,6 +29,7 @@ _CGROUPS = (  # limit and use of a container: version 2 and version 1
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 _PAGE = 6 << 20  # the same without Numba
+_BUCKET = 4 << 20  # numbers, of reduction.py
 
 
 @dataclass
@@ -66,13 +67,16 @@ def layer_activations(config, rows, length, pages):
     }
 
 
-def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False, keeps_copies=True, base=None):
+def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False, keeps_copies=True, base=None,
+                ranks=1, shards=False, tree=True, micro_batches=1):  # fmt: skip
     """The MemoryPlan of a training on the CPU.
 
     config         the model's shape (n_layer, n_embd, n_head, vocab_size)
     rows, length   one micro-batch
     pages          the pages of maths run, not the kernels
     keeps_copies   checkpoints are written while the training goes on
+    ranks, shards  ranks that share Adam's moments, if they do
+    tree           sums of gradients are taken in a tree, over so many micro_batches of this rank
     base           bytes of Python and its libraries; None: what this process has now
     """
     N, C, V = rows * length, config.n_embd, config.vocab_size
@@ -95,7 +99,9 @@ def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False
         "Python and libraries": (resident_bytes() if base is None else base) + (_PAGE if pages else _COMPILED),
         "weights": _F * n_parameters,
         "gradients": _F * n_parameters,
-        "Adam: m and v": 2 * _F * n_parameters,
+        "gradients waiting in the tree": _F * n_parameters * (_twos(micro_batches) if tree else 0),
+        "buckets between ranks": _F * min(_BUCKET, n_parameters) if ranks > 1 else 0,
+        "Adam: m and v": 2 * _F * n_parameters // (ranks if shards else 1),
         "activations kept for backward": activations,
         "logits, a chunk at a time": head,
         name: work,
@@ -104,12 +110,33 @@ def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False
     return MemoryPlan(parts, layer)
 
 
+def _twos(n):
+    """How often 2 divides n."""
+    return (n & -n).bit_length() - 1
+
+
+def tell_memory(plan, plan_with, config, gpt_config, world):
+    """One line about the plan; where it does not fit, what would help. `plan_with` is as in `advice`."""
+    kinds = {name: f"{megabytes(size)} {name}" for name, size in plan.parts.items() if size}
+    layer = f"{megabytes(sum(plan.layer.values()))} a layer{', one at a time' if config.recompute else ''}"
+    kinds["activations kept for backward"] += f" ({layer})"
+    world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds.values())}")
+    available, ranks = available_bytes(), world.host_size
+    needed = ranks * (plan.total - plan.parts["Python and libraries"])
+    if available is not None and needed > available:
+        world.print(f"warning   this machine has {megabytes(available)} left for {ranks} rank(s); what helps:")
+        for line in advice(plan_with, available / ranks, config.micro_batch_size, gpt_config.block_size):
+            world.print(f"          {line}")
+
+
 def advice(plan_with, available, rows, length):
     """Lines "--flag: saves so much", what helps most first; `plan_with(**changes)` gives the plan with other values."""
     now = plan_with().total
     options = {
         "--recompute": (plan_with(recompute=True), "a quarter more time"),
         "--checkpoint-every 0": (plan_with(keeps_copies=False), "saves only at the end"),
+        "--sum plain": (plan_with(tree=False), "other last bits with other numbers of ranks"),
+        "--zero 1": (plan_with(shards=True), "the same bits"),
         f"--block-size {length // 2}": (plan_with(length=length // 2), "a shorter context"),
     }
     fewer = rows // 2

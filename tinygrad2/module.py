@@ -127,12 +127,12 @@ class FlatBuffers:
                 self.n_decay = end
         dtype = named[0][1].dtype
         self.data = xp.zeros(end, dtype=dtype)  # the gaps between parameters stay zero for ever
-        self._grad = xp.zeros(end, dtype=dtype)
+        gradients = xp.zeros(end, dtype=dtype)
         for name, parameter in named:
             view = self.data[self.slices[name]].reshape(parameter.shape)
             view[...] = to_device(parameter.data, device)
             parameter.data = view
-            parameter.grad = self._grad[self.slices[name]].reshape(parameter.shape)
+        self.use_grad(gradients)
 
     size = property(lambda self: self.data.size)
 
@@ -145,6 +145,12 @@ class FlatBuffers:
     @grad.setter
     def grad(self, values):
         self._grad[...] = values  # in place: the parameters' gradients are views of it
+
+    def use_grad(self, array):
+        """From now on gradients are views of `array`, laid out like the buffers; what is in it counts."""
+        self._grad = array
+        for parameter, part in zip(self.parameters, self.slices.values()):
+            parameter.grad = array[part].reshape(parameter.shape)
 
     def zero_grad(self):
         for parameter in self.parameters:

@@ -2,12 +2,13 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tinygrad2.backend import DEVICES
 from tinygrad2.dataloader import ORDERS
 from tinygrad2.flags import flag
 from tinygrad2.optim import SCHEDULES
+from tinygrad2.reduction import SUMS, WIRES
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -59,6 +60,17 @@ class TrainConfig:
                                   "a quarter more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
+    sum: str = flag("tree", "order in which gradients of micro-batches and ranks are added up: tree (the same bits for "
+                            "1, 2, 4, ... ranks) or plain (a little faster, less memory)", choices=SUMS)
+    zero: int = flag(0, "1: each rank keeps Adam's state of its own share of the weights only (ZeRO stage 1); the same "
+                        "bits, less memory", choices=(0, 1))
+    wire: str = flag("float32", "what gradients travel as between ranks; bfloat16 is half as much and less exact",
+                     choices=WIRES)
+    overlap: str = flag("auto", "send gradients while backward is at work: yes, no, or auto (where there are several "
+                                "hosts)", choices=("auto", "yes", "no"))
+    timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
+    ranks: int = flag(None, "refuse to begin with another number of ranks than this", kind=int, default="any number")
+    compare_every: int = flag(100, "steps after which the ranks compare their weights; 0 means only at the end")
     kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
                         choices=("auto", "reference"))
     weights_out: str = flag("trained_weights.bin", "where the trained weights go")
@@ -77,12 +89,12 @@ class TrainConfig:
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
                             ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
                             ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
-                            ("keep_checkpoints", 1)):  # fmt: skip
+                            ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
-                                ("outlier_z", 0, math.inf)):  # fmt: skip
+                                ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"--{name.replace('_', '-')} must be in {low} .. {high}, not {getattr(self, name)}")
         if max(self.beta1, self.beta2) == 1:
@@ -91,3 +103,11 @@ class TrainConfig:
 
 # What must not change when a training is resumed: the rest of it would mean something else, or not fit.
 FIXED = ("data", "dataset", "tokenizer", "val_fraction")
+
+
+def tell_changes(before, config, world):
+    """What is not as it was when the training began: then its rest is not what it would have been."""
+    now = asdict(config)
+    for name in now:
+        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
+            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")

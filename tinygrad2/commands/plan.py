@@ -20,8 +20,8 @@ def main(argv):
         print(__doc__)
         return 0
     config, gpt_config, preset = train_gpt2.parse(argv, World())
-    base = resident_bytes()
-    plan = train_gpt2.plan_for(config, gpt_config, base)
+    base, ranks = resident_bytes(), config.ranks or 1
+    plan = train_gpt2.plan_for(config, gpt_config, ranks, base)
     rows, length = config.micro_batch_size, gpt_config.block_size
     print(f"model     {preset}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
     print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}\n")
@@ -45,7 +45,8 @@ def main(argv):
     print(f"memory    {megabytes(plan.total)} needed, {megabytes(available + base)} free: "
           f"{'it fits' if fits else 'it does NOT fit; what helps:'}")  # fmt: skip
     if not fits:
-        for line in advice(partial(train_gpt2.plan_for, config, gpt_config, base), available + base, rows, length):
+        changed = partial(train_gpt2.plan_for, config, gpt_config, ranks, base)
+        for line in advice(changed, available + base, rows, length):
             print(f"    {line}")
     return 0 if fits else 1
 

@@ -40,7 +40,7 @@ def main(argv):
         with kernels(dump["kernels"]), observe(Watch(model)) as watch, np.errstate(all="ignore"):
             watch.check_parameters(model)
             set_dropout(model, dump["seed"], dump["step"] - 1, dump["first_row"])
-            loss = model.loss(x, y) * (len(x) / dump["batch_size"])
+            loss = model.loss(x, y)
             loss.backward()
     except NonFinite as error:
         print(f"now       {error}")
