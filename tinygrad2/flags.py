@@ -41,7 +41,7 @@ def add_flags(group, dataclass, default_text=None):
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default else "store_true"
         elif "choices" in f.metadata:
-            options.update(choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
+            options.update(type=kind, choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
         else:
             options.update(type=kind, metavar=kind.__name__.upper())
         group.add_argument("--" + f.name.replace("_", "-"), **options)

@@ -16,6 +16,7 @@ import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _WAIT = "OPENBLAS_THREAD_TIMEOUT"  # an idle BLAS thread goes to sleep after 2^this cycles
+PLANNED = set()  # environment variables that this process has set, not its user: other processes plan for themselves
 
 
 def available_cores():
@@ -63,6 +64,7 @@ def plan_threads(threads=None, default=None):
 
     Where NumPy is there already, the number still holds for the pool, and for BLAS it comes too late.
     """
+    PLANNED.update(name for name in (*_COUNTS, _WAIT) if name not in os.environ)
     if threads is None:
         asked = os.environ.get(_COUNTS[0]) or os.environ.get(_COUNTS[1]) or ""
         threads = int(asked) if asked.isdigit() and int(asked) else default or usable_cores()

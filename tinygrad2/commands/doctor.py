@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 
+from tinygrad2.files import UserError
 from tinygrad2.flags import Parser
+from tinygrad2.launch import OPEN_MPI, environment, find_mpirun
 from tinygrad2.threads import available_cores, plan_threads
 
 OK, MISSING, FAIL = "ok", "-", "FAIL"
@@ -188,13 +190,11 @@ def _cupy():
 def _mpi():
     if not _can_import("mpi4py"):
         raise Missing("mpi4py is not installed; it is needed for several processes only", f'{_PIP} -e ".[mpi]"')
-    beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
-    mpirun = beside if os.path.exists(beside) else shutil.which("mpirun") or shutil.which("mpiexec")
-    if not mpirun:
-        raise Failed("mpi4py is here, but no mpirun", f'{_PIP} -e ".[mpi]"')
-    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-               "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}  # fmt: skip
-    code, output = _run([mpirun, "-n", "2", sys.executable, "-c", _RANKS], 60, env={**os.environ, **allowed})
+    try:
+        mpirun = find_mpirun()
+    except UserError:
+        raise Failed("mpi4py is here, but no mpirun", f'{_PIP} -e ".[mpi]"') from None
+    code, output = _run([mpirun, "-n", "2", sys.executable, "-c", _RANKS], 60, env=environment())
     answers = [line.split(maxsplit=3) for line in output.splitlines() if line.startswith("sum ")]
     if len(answers) == 2 and all(answer[1] == "1" for answer in answers):
         raise Failed(f"{mpirun} belongs to another MPI than mpi4py: each rank is alone", f'{_PIP} -e ".[mpi]"')
@@ -202,7 +202,12 @@ def _mpi():
         why = "no answer within 60 s" if code is None else _last(output)
         raise Failed(f"two ranks could not add up a number: {why}",
                      f'{_PIP} --force-reinstall -e ".[mpi]"')  # fmt: skip
-    return f"two ranks added up a number; {answers[0][3].strip()}, {mpirun}"
+    library = answers[0][3].strip()
+    missing = [f"export {name}={value}" for name, value in OPEN_MPI.items() if name not in os.environ]
+    if "Open MPI" in library and missing and hasattr(os, "geteuid") and os.geteuid() == 0:
+        problem = f"two ranks added up a number; but {library} refuses root, and more ranks than cores"
+        raise Failed(problem, "; ".join(missing))
+    return f"two ranks added up a number; {library}, {mpirun}"
 
 
 def _disk():

@@ -3,11 +3,12 @@
     resume        killed (SIGKILL) in the middle and resumed, a training arrives at the same bits
     accum         the batch cut into 1, 2, 4, 8 micro-batches gives the same losses, with dropout and clipping at work
     determinism   the same training twice gives the same bits
+    ranks         1, 2 and 4 ranks of mpirun give the same bits, with dropout, accumulation and clipping at work
     kernels       fast kernels and pages of maths give the same loss and gradients
     gradients     the gradient is the slope of the loss, measured in float64
     all           each of them (this is the default)
 
-The first three run train_gpt2.py itself, for a few steps and in a folder of their own; nothing of yours is touched.
+The first four run train_gpt2.py itself, for a few steps and in a folder of their own; nothing of yours is touched.
 Exit code 0 where all pass, 1 where one fails, 2 where something is wrong with flags or data.
 """
 
@@ -29,6 +30,7 @@ from tinygrad2.dataset import open_dataset
 from tinygrad2.distributed import World
 from tinygrad2.files import UserError
 from tinygrad2.function import kernels
+from tinygrad2.launch import environment, find_mpirun
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
 from tinygrad2.weights import load_weights
@@ -104,10 +106,11 @@ class Trial:
     def weights(self, name):
         return os.path.join(self.folder, f"{name}.bin")
 
-    def run(self, name, *more, kill_after=None):
+    def run(self, name, *more, kill_after=None, ranks=1):
         """Run it to its end, or kill it when it has done so many steps; gives the number of steps done."""
         streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
-        process = subprocess.Popen(self.command(name, *more), **streams)
+        launcher = [] if ranks == 1 else [find_mpirun(), "-n", str(ranks)]
+        process = subprocess.Popen(launcher + self.command(name, *more), env=environment(), **streams)
         done, lines = 0, []
         with process:
             for line in process.stdout:
@@ -184,6 +187,23 @@ def _accum(trial):
     return Result(difference, ROUNDING, f"{STEPS} steps with {how} in {clipped} of them: losses")
 
 
+def _ranks(trial):
+    B, dropout = trial.config.batch_size, trial.gpt_config.dropout or 0.1
+    counts = [n for n in (1, 2, 4) if B % n == 0]
+    if len(counts) == 1:
+        raise UserError(f"--batch-size {B} cannot be shared by 2 ranks; verify ranks needs an even one")
+    micro = B // (2 * counts[-1]) or 1 if B % (2 * counts[-1]) == 0 else B // counts[-1]
+    clip = min(trial.config.grad_clip or 0.5, 0.5)
+    for n in counts:
+        trial.run(f"ranks-{n}", "--micro-batch-size", micro, "--dropout", dropout, "--grad-clip", clip, ranks=n)
+    outcomes = [trial.outcome(f"ranks-{n}") for n in counts]
+    difference = max(_largest_difference(outcomes[0], other) for other in outcomes[1:])
+    clipped = sum(norm > clip for _, norm, _ in outcomes[0][0].values())
+    how = f"{B // micro} micro-batches of {micro}, dropout {dropout:g}, clipped at {clip:g} in {clipped} of them"
+    ranks = ", ".join(map(str, counts))
+    return Result(difference, 0, f"{STEPS} steps with {ranks} ranks; {how}: losses, norms, validation, weights")
+
+
 def _kernels(trial):
     x, y = trial.batch(min(4, trial.config.batch_size), 256)
     results = []
@@ -245,10 +265,11 @@ def _gradients(trial):
     return Result(errors[worst], GRADIENT_TOLERANCE, text)
 
 
-PROPERTIES = {  # later ones join here: ranks, kvcache, hf, gpu
+PROPERTIES = {  # later ones join here: kvcache, hf, gpu
     "resume": _resume,
     "accum": _accum,
     "determinism": _determinism,
+    "ranks": _ranks,
     "kernels": _kernels,
     "gradients": _gradients,
 }
