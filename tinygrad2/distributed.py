@@ -31,8 +31,8 @@ import zlib
 from array import array as plain_array
 
 from tinygrad2.files import UserError
-from tinygrad2.guard import Board, Guard
-from tinygrad2.launch import START, leave, never_started, program, ranks_started
+from tinygrad2.guard import LAST, Board, Guard, leave_now
+from tinygrad2.launch import leave, limit_start, program, ranks_started, tell_hard_exits
 from tinygrad2.threads import available_cores, plan_threads, usable_cores
 
 _BUCKET = 4 << 20  # elements of one broadcast: 16 MB. Larger ones cost MPI fresh memory at every call
@@ -73,9 +73,7 @@ class World:
         if tasks <= 1:
             return cls(threads=plan_threads(threads))
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # idle ranks of Open MPI give way to busy ones
-        limit = threading.Timer(START, never_started)
-        limit.daemon = True
-        limit.start()
+        limit = limit_start()
         try:
             from mpi4py import MPI  # meets the other ranks
         except ImportError as error:
@@ -93,6 +91,7 @@ class World:
         sys.excepthook = lambda *error: world._die(error)
         threading.excepthook = lambda args: world._die(args[:3])
         faulthandler.enable()
+        tell_hard_exits(comm.rank, comm.size, guard.over)
         guard.start()
         with world.collective("sharing out the cores"):
             cores = available_cores()
@@ -104,7 +103,7 @@ class World:
         with world.collective("setting up the guards"):
             path = node.bcast(Board.make_file(node.size) if node.rank == 0 else None)
             board = Board(path, node.size, node.rank)
-            guard.attach(board, node.allgather(comm.rank))
+            guard.attach(board, *zip(*node.allgather((comm.rank, os.getpid()))))
             node.Barrier()
             if node.rank == 0:
                 os.unlink(path)  # nothing is left behind, however we end
@@ -120,10 +119,10 @@ class World:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
         try:
             code = main()
-            self.barrier("the end of the program")  # a rank that is here while others work is told on
+            self.barrier(LAST)  # a rank that is here while others work is told on
         except EarlyExit:
             code = 0
-            self.barrier("the end of the program")
+            self.barrier(LAST)
         except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if self.size > 1:
@@ -365,6 +364,7 @@ class World:
     def _abort(self, text, code, at_once=False):
         if not self._ending.acquire(blocking=False):
             time.sleep(10)  # another thread of this process is at it
+        self.guard.over()
         if self.rank and not at_once:
             time.sleep(1.0)  # if rank 0 has the same to say, it says it for all
         if threading.current_thread() is threading.main_thread():
@@ -374,11 +374,11 @@ class World:
         with contextlib.suppress(OSError):
             os.write(2, f"[{place}] {text}".encode())  # one write: lines of ranks do not mix
         time.sleep(0.2)  # mpirun passes the text on before it is told to kill
-        leave = threading.Timer(3, os._exit, [code])  # Abort may come back, or hang on a dead network
-        leave.daemon = True
-        leave.start()
+        timer = threading.Timer(3, leave_now, [code])  # Abort may come back, or hang on a dead network
+        timer.daemon = True
+        timer.start()
         sys.modules["mpi4py"].MPI.COMM_WORLD.Abort(code)
-        os._exit(code)
+        leave_now(code)
 
 
 def _list(ranks):

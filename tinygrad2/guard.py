@@ -11,12 +11,16 @@ sees of the other ranks of its host is the board, a few bytes of shared memory p
 
 What it sees of ranks on other hosts is nothing, but their own guards see them.
 
+Where a rank of this host dies without a word (out of memory, say), the system wakes the guards of the others at once,
+and one of them says which rank that was: mpirun knows a number of a process only, and some say nothing at all.
+
 The same thread takes care of signals where the main thread cannot: Python runs signal handlers between two of its
 instructions, which never comes for a rank that waits inside MPI. And it leaves when mpirun has died.
 
 Imports nothing that loads NumPy: threads are planned later.
 """
 
+import contextlib
 import mmap
 import os
 import select
@@ -36,6 +40,9 @@ STOP_SIGNALS = tuple(
 
 _ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, place
 _ASKED = 40  # the offset of `asked` in a row
+leave_now = os._exit  # as it is before launch.py makes it speak
+LAST = "the end of the program"  # the collective after which ranks may end
+_OVER = "over"
 _TICK = 0.2  # seconds between two looks
 _PATIENCE = 10.0  # seconds that a rank may sit in one collective after a signal
 
@@ -114,6 +121,8 @@ class Guard:
         self.in_alone = False  # we wait for rank 0, which works alone
         self.parent = os.getppid()
         self._signals = []
+        self._lives = {}  # a handle that the system makes readable when a process ends -> its row
+        self._died = None  # when the first of them did
         self._next_word = 0.0
         self._pipe = None
 
@@ -127,10 +136,14 @@ class Guard:
         self._pipe = readable
         threading.Thread(target=self._watch, name="tinygrad2 guard", daemon=True).start()
 
-    def attach(self, board, ranks):
-        """From now on the other ranks of this host are seen; ranks[i] has row i."""
+    def attach(self, board, ranks, pids):
+        """From now on the other ranks of this host are seen; ranks[i], process pids[i], has row i."""
         board.write(self.number, int(self.inside), self.since, self.name)
         self.board, self.ranks = board, ranks
+        for i, pid in enumerate(pids):
+            if i != board.mine and hasattr(os, "pidfd_open"):
+                with contextlib.suppress(OSError):
+                    self._lives[os.pidfd_open(pid)] = i
 
     def enter(self, name):
         """This rank goes into a collective."""
@@ -148,6 +161,10 @@ class Guard:
         self.since = now
         self.board.write(self.number, 0, now, self.name)
 
+    def over(self):
+        """This rank ends, and says so itself: the others need not wonder."""
+        self.board.write(self.number, 0, time.monotonic(), _OVER)
+
     def heard(self):
         """Rank 0, which works alone, has said that it is alive: the deadline begins anew."""
         self.since = time.monotonic()
@@ -156,15 +173,21 @@ class Guard:
 
     def _watch(self):
         while True:
-            ready, _, _ = select.select([self._pipe], [], [], min(_TICK, self.timeout / 5 or _TICK))
+            handles = [self._pipe, *self._lives]
+            ready, _, _ = select.select(handles, [], [], min(_TICK, self.timeout / 5 or _TICK))
             now = time.monotonic()
-            if ready:
-                self._take_signals(now)
+            for handle in ready:
+                if handle == self._pipe:
+                    self._take_signals(now)
+                else:
+                    self._one_has_died(self._lives.pop(handle))
+            if self._died and now - self._died > _PATIENCE / 2:  # mpirun should have ended us by now
+                self.end("a rank has died; ending the job\n", 1)
             if self.board.beat():
                 self.board.answer(where_is_main())
             if os.getppid() != self.parent:
                 os.write(2, f"[rank {self.rank} of {self.size}] mpirun has gone; leaving\n".encode())
-                os._exit(1)
+                leave_now(1)
             if self.alive_words and now >= self._next_word:
                 self._next_word = now + min(5.0, self.timeout / 4 or 5.0)
                 words = self.alive_words
@@ -172,6 +195,17 @@ class Guard:
                     words()
             if self.inside:
                 self._check(now)
+
+    def _one_has_died(self, i):
+        row, names = self.board.read(i), {self.board.read(j).name for j in range(self.board.rows)}
+        if self._died or row.name == LAST or _OVER in names:  # the second one is mpirun's doing
+            return
+        self._died = time.monotonic()
+        if self.board.mine == min(j for j in range(self.board.rows) if j != i):
+            went = "in" if row.inside else "after"
+            what = f"rank {self.ranks[i]} (pid {row.pid}) has died without a word, {went} #{row.number} '{row.name}'"
+            why = "killed from outside (out of memory? see dmesg), crashed, or left by os._exit"
+            os.write(2, f"[rank {self.rank} of {self.size}] {what}: {why}\n".encode())
 
     def _take_signals(self, now):
         try:

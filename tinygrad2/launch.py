@@ -6,9 +6,11 @@ Imports nothing that loads NumPy or MPI.
 import os
 import shutil
 import sys
+import threading
+import time
 
 from tinygrad2.files import UserError
-from tinygrad2.guard import TIMED_OUT
+from tinygrad2.guard import TIMED_OUT, leave_now
 from tinygrad2.threads import PLANNED
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
@@ -20,10 +22,17 @@ def ranks_started():
     return max(_number(os.environ.get(name)) for name in _TASKS)
 
 
-def never_started():
-    """End this process: other ranks did not come to MPI's start."""
+def limit_start():
+    """A timer that ends this process where MPI's start takes too long; cancel() it afterwards."""
+    timer = threading.Timer(START, _never_started)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _never_started():
     os.write(2, f"{program()}: MPI has not started within {START:g} s: a rank or a host is missing\n".encode())
-    os._exit(TIMED_OUT)
+    leave_now(TIMED_OUT)
 
 
 def _number(text):
@@ -36,6 +45,23 @@ def leave(line):
     if rank == 0:
         print(f"{program()}: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def tell_hard_exits(rank, size, over):
+    """From now on os._exit says which rank has called it: mpirun would end the others without a word. `over()` is
+    called before."""
+    own = os.getpid()
+
+    def leave_loudly(code):
+        if os.getpid() == own:  # not in a forked child, for which it is the right way out
+            over()
+            frame = sys._getframe(1)
+            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            os.write(2, f"[rank {rank} of {size}] left by os._exit({code}) at {place}\n".encode())
+            time.sleep(0.1)  # mpirun passes it on
+        leave_now(code)
+
+    os._exit = leave_loudly
 
 
 def program():

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 
-from tinygrad2.guard import STOP_SIGNALS
+from tinygrad2.guard import STOP_SIGNALS, leave_now
 
 _SAME = 0.5  # seconds: a terminal's Ctrl-C reaches a rank twice, from the terminal and from mpirun
 
@@ -38,7 +38,7 @@ class StopRequest:
         if self.signal is not None:
             if number == self.signal and time.monotonic() - self._when < _SAME:
                 return
-            os._exit(128 + number)  # whatever is half-written has a temporary name
+            leave_now(128 + number)  # whatever is half-written has a temporary name
         self.signal, self._when = number, time.monotonic()
         if self.talk:  # with os.write: the signal may have come in the middle of a print
             os.write(2, b"\nstopping after this step, and saving; once more to stop at once\n")

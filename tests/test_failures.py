@@ -1,0 +1,227 @@
+"""Failures planted in one rank of a training under mpirun: the job ends in time, says why, and has lost nothing."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import pytest
+from test_distributed import CLEAN, MPIRUN
+from test_train import ROOT, SMALL, TEXT
+
+from tinygrad2.checkpoint import newest_checkpoint
+
+TIMEOUT = 4  # seconds that a collective may take
+GRACE = 10   # seconds after which the job must be over, the deadline past
+
+# what goes wrong: (exit codes, all that is said of it); {rank} is the one that went wrong
+LATE = r"collective #\d+ '(gradients|losses) of step {number}' was not over within 4 s"
+MISSING = r"missing: rank {rank} \(pid \d+\) .* and is "
+DIFFERENT = r"the ranks do not do the same: "
+TRACEBACK = r"\[rank {rank} of \d, [^]]*\] Traceback[\s\S]*"
+DIED = r"rank {rank} \(pid \d+\) has died without a word, (in|after) #\d+ '(?!the start)"
+OTHERS = r"at #\d+ 'gradients of step {number}' \((tree|plain sum) of \d+ float32"
+KINDS = {
+    "killed": ((9, 137), [DIED + r"|(?i:killed by signal|signal 9|killed)"]),
+    "crashed": ((11, 139), ["Segmentation fault", r"planted.py\", line \d+ in mishap"]),
+    "stopped": ((124,), [LATE, MISSING + r"stopped \(as by SIGSTOP"]),
+    "raised": ((1,), [TRACEBACK + "RuntimeError: planted"]),
+    "raised in a thread": ((1,), [TRACEBACK + "KeyError: 'planted'"]),
+    "exit 3": ((3,), [TRACEBACK + "SystemExit: 3"]),
+    "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
+    "exited hard": ((5,), [r"\[rank {rank} of \d\] left by os._exit\(5\) at planted.py:\d+"]),
+    "asleep": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
+    "busy": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
+    "returned": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'the end of the program'"]),
+    "skipped": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'losses of step {number}'"]),
+    "other size": ((1,), [DIFFERENT, r"rank {rank} is at #\d+ 'gradients of step {number}' \(tree of 77 float32"]),
+    "other dtype": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at .*tree of \d+ float64"]),
+    "other operation": ((1,), [DIFFERENT, r"rank {rank} is at .*largest of \d+"]),
+    "other collective": ((1,), [DIFFERENT, r"rank {rank} is at #\d+ 'broadcast'"]),
+}
+FLAGS = f"--steps 1000 --dropout 0.1 --checkpoint-every 2 --eval-every 3 --sample-every 4 --timeout {TIMEOUT}"
+
+
+def processes_of(job):
+    """The numbers of all processes that carry the mark of this job in their environment."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if job.encode() in file.read():
+                    found.append(int(name))
+        except OSError:
+            pass
+    return found
+
+
+def start(folder, n, *command):
+    job = f"TINYGRAD2_TEST_JOB={uuid.uuid4()}"
+    name, _, value = job.partition("=")
+    process = subprocess.Popen(
+        [MPIRUN, "-n", str(n), sys.executable, *map(str, command)], cwd=folder, env={**CLEAN, name: value},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    return process, job
+
+
+def no_process_is_left(job):
+    for _ in range(30):
+        if not processes_of(job):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def plant(folder, kind, n, rank, step):
+    """One job with one failure; gives the seconds that it lived after the last step, and what is wrong (or "")."""
+    folder.mkdir()
+    (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    flags = [*SMALL.split(), "--batch-size", "12", "--micro-batch-size", "1", "--data", "text.txt", *FLAGS.split()]
+    process, job = start(folder, n, ROOT / "tests" / "planted.py", kind, rank, step, *flags)
+    lines, last = [], time.monotonic()
+    with process:
+        watchdog = threading.Timer(90, os.killpg, [process.pid, signal.SIGKILL])
+        watchdog.start()
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step "):
+                last = time.monotonic()
+        code = process.wait()
+        watchdog.cancel()
+    lived = time.monotonic() - last
+    printed = "".join(lines)
+    codes, patterns = KINDS[kind]
+    patterns = [text.replace("{rank}", str(rank)).replace("{number}", str(step + 1)) for text in patterns]
+    pids = dict(re.findall(r"(\d) is (\d+)", printed.partition("processes: ")[2].partition("\n")[0]))
+    checkpoint, damaged = newest_checkpoint(str(folder / "run" / "checkpoints"), lambda line: None)
+    problems = {
+        f"exit code {code}": code not in codes,
+        "the cause is not named": not all(re.search(pattern, printed) for pattern in patterns),
+        "the killed rank's number is nowhere": kind == "killed" and "PID" in printed and pids[str(rank)] not in printed,
+        f"it lived {lived:.1f} s on": lived > (TIMEOUT if 124 in codes else 0) + GRACE,
+        "a process is left": not no_process_is_left(job),
+        "a checkpoint is damaged": bool(damaged),
+        "no checkpoint": step >= 4 and (checkpoint is None or checkpoint.step < step - step % 2 - 2),
+    }
+    wrong = [text for text, is_wrong in problems.items() if is_wrong]
+    return lived, f"{kind}, rank {rank} of {n}, step {step}: {', '.join(wrong)}\n{printed[-1500:]}" if wrong else ""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes are left")
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_goes_wrong(tmp_path, kind):
+    rng = random.Random(kind)
+    n = rng.choice((2, 3, 4))
+    _, wrong = plant(tmp_path / "job", kind, n, rng.randrange(n), rng.randrange(1, 8))
+    assert not wrong
+
+
+@pytest.mark.long
+def test_two_hundred_failures(tmp_path):
+    rng = random.Random(5)
+    longest, kinds = {}, list(KINDS)
+    for i in range(200):
+        kind, n = kinds[i % len(kinds)], rng.choice((2, 3, 4))
+        lived, wrong = plant(tmp_path / f"{i}", kind, n, rng.randrange(n), rng.randrange(1, 30))
+        assert not wrong
+        longest[kind] = max(longest.get(kind, 0), lived)
+    print({kind: f"{seconds:.1f} s" for kind, seconds in longest.items()})
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def training(folder, n, flags, script=ROOT / "train_gpt2.py", *more):
+    (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    flags = [*SMALL.split(), "--batch-size", "8", "--micro-batch-size", "1", "--data", "text.txt", *flags.split()]
+    return start(folder, n, script, *more, *flags)
+
+
+def read_until(process, prefix, lines):
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(prefix):
+            return
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_sigusr1_saves_and_ends(tmp_path, n):
+    process, job = training(tmp_path, n, "--steps 100000")
+    lines = []
+    with process:
+        read_until(process, "step    20", lines)
+        process.send_signal(signal.SIGUSR1)
+        lines += process.stdout.readlines()
+    printed = "".join(lines)
+    assert process.returncode == 128 + signal.SIGUSR1, printed[-2000:]
+    stopped = re.search(r"^stopped after (\d+) of 100000 steps; go on with: .*--resume$", printed, re.MULTILINE)
+    checkpoint, damaged = newest_checkpoint(str(tmp_path / "run" / "checkpoints"), print)
+    assert checkpoint.step == int(stopped[1]) and not damaged and no_process_is_left(job)
+
+
+def test_a_rank_that_waits_in_mpi_obeys_a_signal(tmp_path):
+    """Rank 1 sleeps for ever; rank 0 cannot run Python's handler, because it waits inside MPI."""
+    process, job = training(tmp_path, 2, "--steps 1000 --timeout 0", ROOT / "tests" / "planted.py", "asleep", "1", "3")
+    lines = []
+    with process:
+        read_until(process, "step    3", lines)
+        time.sleep(1)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        lines += process.stdout.readlines()
+    assert time.monotonic() - begin < 20 and process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM has come, and this rank sits in collective #" in "".join(lines) and no_process_is_left(job)
+
+
+def test_nobody_stays_behind_when_mpirun_is_killed(tmp_path):
+    process, job = training(tmp_path, 2, "--steps 100000")
+    with process:
+        read_until(process, "step    20", [])
+        process.kill()
+    time.sleep(1)
+    assert no_process_is_left(job)
+    checkpoint, damaged = newest_checkpoint(str(tmp_path / "run" / "checkpoints"), print)
+    assert not damaged
+
+
+def test_other_flags_on_one_rank_are_told(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+        "flags = sys.argv[1:] + ['--lr', '0.5'] * world.rank\nworld.run(lambda: train_gpt2.main(world, flags))\n"
+    )
+    process, job = training(tmp_path, 2, "--steps 10", tmp_path / "odd.py")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and no_process_is_left(job)
+    assert "the ranks do not have the same flags: lr is 0.006 on rank 0, 0.5 on rank 1" in printed
+
+
+def test_weights_that_drift_apart_are_told_by_name(tmp_path):
+    (tmp_path / "drift.py").write_text(
+        "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+        "step = train_gpt2.Trainer.step\n"
+        "def drifting(self, loader):\n"
+        "    if self.done == 3 and world.rank == 1: self.model.h[0].mlp.c_fc.weight.data[0, 0] += 1e-7\n"
+        "    return step(self, loader)\n"
+        "train_gpt2.Trainer.step = drifting\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
+    )
+    process, job = training(tmp_path, 2, "--steps 10 --compare-every 1 --checkpoint-every 1", tmp_path / "drift.py")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and no_process_is_left(job)
+    assert "after step 4 the ranks do not have the same weights any more" in printed, printed[-2000:]
+    assert "the first to differ is h.0.mlp.c_fc.weight, on rank 1" in printed
+    checkpoint, _ = newest_checkpoint(str(tmp_path / "run" / "checkpoints"), print)
+    assert checkpoint.step == 3
+
+
+def test_another_number_of_ranks_than_expected_is_refused(tmp_path):
+    for n, ranks in ((1, 2), (2, 4)):
+        process, _ = training(tmp_path, n, f"--steps 10 --ranks {ranks}")
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == 2 and f"--ranks {ranks}: there are {n}; start them by mpirun -n {ranks}" in printed
