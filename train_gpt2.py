@@ -279,6 +279,8 @@ def main(world, argv=None):
     trainer.synchronize()
     for line in trainer.reducer.describe():
         world.print(line)
+    if world.size > 1 and (config.kernels == "reference" or not ops.have_cpu_kernels()):
+        world.print("note      BLAS rounds otherwise with other numbers of threads: the same bits need equal --threads")
     keep_freed_memory()
     model = trainer.model
     peak = gemm_peak(xp) * world.size

@@ -63,14 +63,14 @@ class TorchGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
-def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip):
-    """A function (x, y) -> loss that does one optimizer step on NumPy batches (B, T)."""
+def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None):
+    """A function (x, y) -> loss that does one optimizer step on NumPy batches (B, T); `parallel` wraps the model."""
     model = TorchGPT(config, seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    forward = torch.compile(model) if compiled else model
+    forward = parallel(model) if parallel else torch.compile(model) if compiled else model
 
     def step(x, y):
         loss = forward(torch.from_numpy(x), torch.from_numpy(y))

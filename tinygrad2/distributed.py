@@ -34,6 +34,7 @@ from tinygrad2.files import UserError
 from tinygrad2.guard import LAST, Board, Guard, leave_now
 from tinygrad2.launch import leave, limit_start, program, ranks_started, tell_hard_exits
 from tinygrad2.threads import available_cores, plan_threads, usable_cores
+from tinygrad2.wire import Wire
 
 _BUCKET = 4 << 20  # elements of one broadcast: 16 MB. Larger ones cost MPI fresh memory at every call
 _ALIVE, _DONE = 1, 2  # what rank 0, working alone, says to those who wait
@@ -50,9 +51,10 @@ class World:
     host_rank, host_size     the same as rank and size among the ranks on this host
     hosts                    how many hosts there are
     waiting, moving          seconds spent in collectives so far, waiting for others and moving data
+    wire                     how arrays travel, within a collective
     """
 
-    def __init__(self, comm=None, threads=None, node=None, guard=None):
+    def __init__(self, comm=None, threads=None, node=None, guard=None, mpi=None):
         self.comm, self.threads, self.guard = comm, threads, guard
         self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
         self.host_rank, self.host_size, self.hosts = (node.rank, node.size, 1) if node else (0, 1, 1)
@@ -60,6 +62,7 @@ class World:
         self._control = comm.Dup() if comm else None  # what the ranks tell each other about what they are going to do
         self._words = comm.Dup() if comm else None    # what rank 0 says while it works alone
         self._ending = threading.Lock()
+        self.wire = Wire(comm, mpi)
 
     @classmethod
     def join(cls, threads=None):
@@ -87,7 +90,7 @@ class World:
             )
         guard = Guard(comm.rank, comm.size, lambda text, code: world._abort(text, code, at_once=True))
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks on this host
-        world = cls(comm.Dup(), None, node, guard)
+        world = cls(comm.Dup(), None, node, guard, MPI)
         sys.excepthook = lambda *error: world._die(error)
         threading.excepthook = lambda args: world._die(args[:3])
         faulthandler.enable()
@@ -235,39 +238,7 @@ class World:
         """Overwrite `array` (1-D, NumPy) on every rank with the sum over all ranks: the same bits on each."""
         if self.size > 1:
             with self.collective(name, f"sum of {array.size} {array.dtype}"):
-                for start in range(0, array.size, _BUCKET):
-                    self.add_up(array[start : start + _BUCKET])
-
-    def add_up(self, array):
-        """MPI's own sum over all ranks, in place. Within a collective."""
-        from mpi4py import MPI
-
-        self.comm.Allreduce(MPI.IN_PLACE, array, MPI.SUM)
-
-    def exchange(self, mine, partner, theirs):
-        """Send `mine` to another rank, and receive `theirs` from it. Within a collective."""
-        self.comm.Sendrecv(mine, partner, 1, theirs, partner, 1)
-
-    def swap(self, mine, theirs):
-        """Row r of `mine` goes to rank r, row r of `theirs` comes from there. Within a collective."""
-        self.comm.Alltoall(mine, theirs)
-
-    def gather(self, mine, every):
-        """`mine` of rank r goes to row r of `every`, on all ranks. Within a collective."""
-        self.comm.Allgather(mine, every)
-
-    def gather_parts(self, array, edges):
-        """Rank r has array[edges[r] : edges[r + 1]]: give it to all. Within a collective."""
-        for rank in range(self.size):
-            self.comm.Bcast(array[edges[rank] : edges[rank + 1]], root=rank)
-
-    def send(self, array, rank):
-        """To one other rank, which receives. Within a collective."""
-        self.comm.Send(array, rank, 2)
-
-    def receive(self, array, rank):
-        """From one other rank, which sends. Within a collective."""
-        self.comm.Recv(array, rank, 2)
+                self.wire.add_up(array)
 
     def share(self, value, name="what rank 0 knows"):
         """What rank 0 has (plain Python values), on every rank."""

@@ -31,7 +31,7 @@ class Early:
         self._jobs, self._thread, self._error = None, None, None
 
     def _numbers(self, part):
-        size = self.reducer.buckets[0].stop
+        size = self.reducer.bucket
         return range(part.start // size, (part.stop - 1) // size + 1)
 
     @contextlib.contextmanager

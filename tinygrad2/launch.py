@@ -3,6 +3,7 @@
 Imports nothing that loads NumPy or MPI.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -76,6 +77,15 @@ def find_mpirun():
     if not found:
         raise UserError('there is no mpirun: pip install -e ".[mpi]"')
     return found
+
+
+def have_mpi():
+    """Are mpi4py and an mpirun here?"""
+    try:
+        find_mpirun()
+    except UserError:
+        return False
+    return importlib.util.find_spec("mpi4py") is not None
 
 
 OPEN_MPI = {  # what Open MPI wants before it runs as root, and with more ranks than cores; MPICH does not look at it

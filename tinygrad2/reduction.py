@@ -23,7 +23,8 @@ distance doubling (Thakur, Rabenseifner and Gropp, "Optimization of collective c
 r xor 2 one half of that; ... until each rank has the sum of 1 / size of all numbers; then the way back. Each rank sends
 and receives 2 (size - 1) / size n numbers, which is the least that is possible.
 
-The buffer travels in buckets of 16 MB: memory for what arrives is small and kept, and what travels is in the cache.
+The buffer travels in buckets of 16 MB (4 MB where they set out early): memory for what arrives is small and kept, and
+what travels is in the cache.
 Over one host ranks share the memory, and moving data is work of the same cores, so nothing is gained by doing it beside
 the backward pass. Over several hosts each bucket sets out as soon as backward has finished with it (early.py).
 """
@@ -41,6 +42,7 @@ from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.threads import POOL
 
 BUCKET = 4 << 20  # elements, a multiple of NORM_BLOCK
+EARLY_BUCKET = 1 << 20  # where buckets set out during backward: the sooner one is full, the better
 SUMS = ("tree", "plain")
 WIRES = ("float32", "bfloat16")
 
@@ -64,7 +66,8 @@ class Reducer:
         self.rank, self.size = world.rank, world.size
         self.is_tree = sum == "tree" and self.size & (self.size - 1) == 0
         self.wire, self.shards = wire if self.size > 1 else "float32", shards and self.size > 1
-        self.buckets = [slice(i, min(i + BUCKET, flat.size)) for i in range(0, flat.size, BUCKET)]
+        self.bucket = EARLY_BUCKET if early and self.size > 1 else BUCKET
+        self.buckets = [slice(i, min(i + self.bucket, flat.size)) for i in range(0, flat.size, self.bucket)]
         self.parts = self.parts_of(self.rank) if self.shards else [slice(0, flat.size)]
         self.run = self._odd_part(count) if self.is_tree else count           # micro-batches that add up in place
         self.done, self._waiting, self._spare = 0, [], []                     # _waiting: (level, partial sum)
@@ -194,7 +197,7 @@ class Reducer:
             yield array
             return
         if self._staging is None:
-            self._staging = pinned_empty(min(BUCKET, self.flat.size), array.dtype)
+            self._staging = pinned_empty(min(self.bucket, self.flat.size), array.dtype)
         host = self._staging[: array.size]
         array.get(out=host)
         yield host
@@ -208,23 +211,23 @@ class Reducer:
             if not self.shards:
                 self._spread(host, path)
         else:
-            self.world.add_up(host)
+            self.world.wire.add_up(host)
 
     def _halve(self, host):
         """Recursive halving: afterwards the part that this rank kept last is summed over all ranks."""
         if self._arrived is None:
-            self._arrived = np.empty(min(BUCKET, self.flat.size), host.dtype)
+            self._arrived = np.empty(min(self.bucket, self.flat.size), host.dtype)
         path = list(self._path(len(host), self.rank))
         for partner, keep, give in path:
             arrived = self._arrived[: keep.stop - keep.start]
-            self.world.exchange(host[give], partner, arrived)
+            self.world.wire.exchange(host[give], partner, arrived)
             add(host[keep], arrived)
         return path
 
     def _spread(self, host, path):
         """The way back: what each rank has is given to all."""
         for partner, keep, give in reversed(path):
-            self.world.exchange(host[keep], partner, host[give])
+            self.world.wire.exchange(host[keep], partner, host[give])
 
     def _sum_packed(self, host):
         """Each rank rounds its numbers to bfloat16, sums up its own part of all ranks' in float32, and rounds that."""
@@ -233,12 +236,12 @@ class Reducer:
         packed = np.zeros((P, share), np.uint16)
         packed.reshape(-1)[:n] = pack(host)
         every = np.empty_like(packed)
-        self.world.swap(packed, every)                                        # every[r]: rank r's version of our part
+        self.world.wire.swap(packed, every)                       # every[r]: rank r's version of our part
         parts = [unpack(row) for row in every]
-        while len(parts) > 1:                                                 # the same tree
+        while len(parts) > 1:                                     # the same tree
             pairs = [a + b for a, b in zip(parts[::2], parts[1::2])]
             parts = pairs + parts[len(parts) // 2 * 2 :]
-        self.world.gather(pack(parts[0]), packed)
+        self.world.wire.gather(pack(parts[0]), packed)
         host[...] = unpack(packed.reshape(-1)[:n])
 
     # -- with shards ---------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ class Reducer:
 
     def _spread_parts(self, host):
         edges = [self._edge(len(host), i) for i in range(self.size + 1)]
-        self.world.gather_parts(host, edges)
+        self.world.wire.gather_parts(host, edges)
 
     def whole(self, own, name, out=None):
         """On rank 0: the array of which each rank has its parts, `own`, as (flat.size,) NumPy; None on the others."""
@@ -282,7 +285,7 @@ class Reducer:
             for rank in range(self.size) if self.rank == 0 else (self.rank,):
                 for part, here in self._places(rank):
                     if rank:
-                        self.world.send(own[here], 0) if self.rank else self.world.receive(out[part], rank)
+                        self.world.wire.send(own[here], 0) if self.rank else self.world.wire.receive(out[part], rank)
                     else:
                         out[part] = own[here]
         return out
@@ -294,7 +297,7 @@ class Reducer:
             for rank in range(self.size) if self.rank == 0 else (self.rank,):
                 for part, here in self._places(rank):
                     if rank:
-                        self.world.receive(host[here], 0) if self.rank else self.world.send(whole[part], rank)
+                        self.world.wire.receive(host[here], 0) if self.rank else self.world.wire.send(whole[part], rank)
                     else:
                         host[here] = whole[part]
         if host is not own:

@@ -1,0 +1,179 @@
+"""The sum over micro-batches: its order, its buffers, and what travels. Several ranks: test_distributed.py."""
+
+import numpy as np
+import pytest
+
+from tinygrad2.bfloat16 import pack, unpack
+from tinygrad2.distributed import World
+from tinygrad2.memory import _twos
+from tinygrad2.module import FlatBuffers, Module, Parameter
+from tinygrad2.optim import NORM_BLOCK, Adam, grad_norm, norm_of, square_sums
+from tinygrad2.reduction import BUCKET, EARLY_BUCKET, Reducer
+
+
+class Weights(Module):
+    def __init__(self, sizes=(1000, 37)):
+        self.weights = [Parameter(np.zeros(size, np.float32)) for size in sizes]
+
+
+def gradients(count, size):
+    """Numbers of very different size, so that their order shows in the sum."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(size).astype(np.float32) * np.float32(10.0 ** rng.integers(0, 6)) for _ in range(count)]
+
+
+def tree(parts):
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2])]
+    return parts[0]
+
+
+def reduce(parts, **options):
+    flat = FlatBuffers(Weights())
+    reducer = Reducer(flat, World(), len(parts), **options)
+    for _ in range(2):  # the second time with buffers that have been used
+        reducer.begin()
+        for part in parts:
+            with reducer.micro_batch():
+                for parameter, place in zip(flat.parameters, flat.slices.values()):
+                    parameter.add_to_grad(part[place])
+        reducer.finish()
+    return flat, reducer
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16, 64])
+def test_micro_batches_are_summed_in_a_binary_tree(count):
+    flat = FlatBuffers(Weights())
+    parts = gradients(count, flat.size)
+    flat, reducer = reduce(parts)
+    expected, got = tree(parts), flat.grad
+    for place in flat.slices.values():
+        assert got[place].tobytes() == expected[place].tobytes()
+    assert len(reducer._spare) == _twos(count)  # what the plan of memory counts on
+    if count > 4:
+        plain = reduce(parts, sum="plain")[0].grad
+        assert plain.tobytes() != got.tobytes() and np.allclose(plain, got, rtol=1e-3, atol=1)
+
+
+@pytest.mark.parametrize("count, run", [(3, 3), (6, 3), (12, 3), (20, 5)])
+def test_an_odd_number_of_neighbours_is_summed_one_after_the_other(count, run):
+    flat = FlatBuffers(Weights())
+    parts = gradients(count, flat.size)
+    runs = []
+    for i in range(0, count, run):
+        total = np.zeros(flat.size, np.float32)
+        for part in parts[i : i + run]:
+            total += part
+        runs.append(total)
+    expected, got = tree(runs), reduce(parts)[0].grad
+    assert all(got[place].tobytes() == expected[place].tobytes() for place in flat.slices.values())
+
+
+def test_a_step_that_was_broken_off_leaves_nothing_behind():
+    flat = FlatBuffers(Weights())
+    parts = gradients(4, flat.size)
+    reducer = Reducer(flat, World(), 4)
+    reducer.begin()
+    for part in parts[:3]:
+        with reducer.micro_batch():
+            flat.parameters[0].add_to_grad(part[:1000])
+    reducer.begin()
+    for part in parts:
+        with reducer.micro_batch():
+            flat.parameters[0].add_to_grad(part[:1000])
+    reducer.finish()
+    assert flat.grad[:1000].tobytes() == tree(parts)[:1000].tobytes()
+    assert not flat.grad[1000:].any()
+
+
+@pytest.mark.parametrize("size", [1, 100, NORM_BLOCK, NORM_BLOCK + 1, 3 * NORM_BLOCK + 5, BUCKET + 7, 3 * BUCKET])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+@pytest.mark.parametrize("early", [False, True])
+def test_the_parts_of_all_ranks_are_the_whole_and_end_with_blocks(size, ranks, early):
+    class Ranks(World):
+        pass
+
+    world = Ranks()
+    world.size = ranks
+
+    class Flat:
+        parameters, slices = [], {}
+
+    Flat.size = size
+    reducer = Reducer(Flat, world, 1, shards=True, early=early)
+    assert reducer.buckets[0].stop == min(size, EARLY_BUCKET if early else BUCKET)
+    seen = np.zeros(size, int)
+    for rank in range(ranks):
+        for part in reducer.parts_of(rank):
+            seen[part] += 1
+            assert part.start == part.stop or part.start % NORM_BLOCK == 0
+    assert (seen == 1).all()
+
+
+def test_norms_of_parts_make_the_norm_of_the_whole():
+    grad = np.random.default_rng(0).standard_normal(5 * NORM_BLOCK + 99).astype(np.float32)
+    whole = square_sums(grad)
+    parts = [square_sums(grad[:NORM_BLOCK]), square_sums(grad[NORM_BLOCK : 3 * NORM_BLOCK])]
+    parts.append(square_sums(grad[3 * NORM_BLOCK :]))
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+    assert norm_of(whole, np.float32) == grad_norm(grad) == pytest.approx(np.linalg.norm(grad.astype(float)), rel=1e-6)
+    assert square_sums(grad[:5]).shape == (1,) and grad_norm(grad[:5].astype(np.float64)).dtype == np.float64
+
+
+def test_adam_on_parts_does_what_adam_on_all_does():
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(1072).astype(np.float32) for _ in range(3)]
+
+    class Mixed(Module):
+        def __init__(self):
+            self.matrix, self.vector = Parameter(np.ones((30, 33), np.float32)), Parameter(np.ones(40, np.float32))
+
+    whole = FlatBuffers(Mixed())
+    adam = Adam(whole, weight_decay=0.1)
+    shared = FlatBuffers(Mixed())
+    borders = [0, 500, 1000, 1016, whole.size]
+    parts = [slice(a, b) for a, b in zip(borders, borders[1:])]
+    sharers = [Adam(shared, weight_decay=0.1, parts=parts[::2]), Adam(shared, weight_decay=0.1, parts=parts[1::2])]
+    for grad in grads:
+        for flat in (whole, shared):
+            flat.grad = grad[: flat.size]
+        adam.step(0.01, 0.5)
+        for sharer in sharers:
+            sharer.step(0.01, 0.5)
+    assert whole.data.tobytes() == shared.data.tobytes()
+    assert sum(sharer.m.size for sharer in sharers) == whole.size
+    m, v = np.empty_like(whole.data), np.empty_like(whole.data)
+    for sharer in sharers:
+        end = 0
+        for part in sharer.parts:
+            n = part.stop - part.start
+            m[part], v[part] = sharer.m[end : end + n], sharer.v[end : end + n]
+            end += n
+    state = {f"{letter}.{name}": view for letter, array in (("m", m), ("v", v))
+             for name, view in whole.named_views(array).items()}  # fmt: skip
+    again = Adam(FlatBuffers(Mixed()), parts=parts[::2])
+    again.load_state_dict(state, 3)
+    for name, part in whole.slices.items():  # the gaps between parameters are nobody's
+        assert np.array_equal(m[part], adam.m[part]), name
+    assert again.t == 3 and np.array_equal(again.m[:500], adam.m[:500])
+
+
+def test_bfloat16_is_rounded_to_nearest_even():
+    values = np.array([0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8 + 2**-20), 3e38, np.inf, -np.inf, 1e-30],
+                      np.float32)  # fmt: skip
+    expected = [0.0, -0.0, 1.0, 1.0, 1 + 2**-6, -(1 + 2**-7), 3e38, np.inf, -np.inf, 1e-30]
+    got = unpack(pack(values))
+    assert np.allclose(got, np.array(expected, np.float32), rtol=2**-8, atol=0)
+    assert got[3] == 1.0 and got[4] == 1 + 2**-6
+    assert np.signbit(got[1]) and got[5] == -(1 + 2**-7)
+    assert np.isnan(unpack(pack(np.array([np.nan, -np.nan], np.float32)))).all()
+    weird = np.array([0x7F800001, 0xFFFFFFFF, 0x7FFF8000], np.uint32).view(np.float32)  # NaNs that rounding could lose
+    assert np.isnan(unpack(pack(weird))).all()
+
+
+def test_bfloat16_equals_pytorchs():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    values = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    values = values[~np.isnan(values)]
+    theirs = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+    assert unpack(pack(values)).tobytes() == theirs.tobytes()
