@@ -39,6 +39,7 @@ from tinygrad2.function import fastest, use_kernels
 from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
 from tinygrad2.memory import forget_peak, plan_memory, tell_memory
 from tinygrad2.module import FlatBuffers
+from tinygrad2.nccl import nccl_of
 from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
 from tinygrad2.outliers import Outliers
 from tinygrad2.progress import MetricsFile, Progress
@@ -119,7 +120,9 @@ class Trainer:
         count, early = self.micro_batches // world.size, config.overlap == "yes"
         if config.overlap == "auto":
             early = world.hosts > 1                                            # over one host there is nothing to gain
-        self.reducer = Reducer(self.flat, world, count, config.sum, config.wire, config.zero > 0, early)
+        self.reducer = Reducer(
+            self.flat, world, count, config.sum, config.wire, config.zero > 0, early, nccl_of(config, world)
+        )
         betas, parts = (config.beta1, config.beta2), self.reducer.parts
         self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)
         self.done, self.position, self.stopping = 0, (0, 0), 0

@@ -305,3 +305,37 @@ def test_mpirun_without_mpi4py_says_what_to_install(folder):
     environment = {**CLEAN, "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and result.stderr.count('pip install -e ".[mpi]"') == 1
+
+
+# -- GPUs, on the stand-in ---------------------------------------------------------------------------------------------
+
+ON_GPUS = {
+    "through the host": ("host", "--gpu-sum host", True),
+    "ZeRO": ("host", "--zero 1", True),
+    "early": ("host", "--overlap yes", True),
+    "NCCL": ("nccl", "", False),
+    "NCCL, ZeRO": ("nccl", "--zero 1", False),
+}
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(folder):
+    return outcome(1, folder, "cpu", "--steps 6 --kernels reference --threads 1")
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_ranks_on_the_stand_in_for_cupy_equal_the_cpu(folder, on_the_cpu, name):
+    stand_in, flags, same = ON_GPUS[name]
+    flags = f"{SMALL} --data text.txt {FLAGS} --steps 6 --kernels reference --threads 1 {flags}"
+    flags += " --metrics gpu.jsonl --weights-out gpu.bin --run-dir run-gpu"
+    result = mpirun(2, ROOT / "tests" / "stand_in_ranks.py", stand_in, *flags.split(), cwd=folder)
+    assert result.returncode == 0, result.stderr
+    run = result.stdout, metrics(folder / "gpu.jsonl"), load_weights(folder / "gpu.bin").tensors
+    assert ("in the order of NCCL" in run[0]) == (stand_in == "nccl")
+    assert same_bits(on_the_cpu, run) if same else nearly_the_same(on_the_cpu, run, 1e-6)
+
+
+def test_nccl_without_nccl_is_one_line(folder):
+    flags = f"{SMALL} --data text.txt --steps 2 --gpu-sum nccl".split()
+    result = mpirun(2, ROOT / "tests" / "stand_in_ranks.py", "host", *flags, cwd=folder)
+    assert result.returncode == 2 and "--gpu-sum nccl needs NCCL in CuPy and a GPU for every rank" in result.stderr

@@ -64,10 +64,18 @@ def to_device(array, device):
     return to_host(array) if device == "cpu" else array_module(device).asarray(array)
 
 
-def choose_gpu(xp, number):
-    """Work on GPU `number` of this host from now on, counted around where there are fewer. On the CPU: nothing."""
+def choose_gpu(xp, number=None):
+    """Work on GPU `number` of this host from now on, counted around where there are fewer. On the CPU: nothing.
+
+    Holds for the calling thread. `choose_gpu(xp)` in another thread chooses the same one again.
+    """
+    global _gpu
     if xp is not np:
-        xp.cuda.Device(number % xp.cuda.runtime.getDeviceCount()).use()
+        _gpu = _gpu if number is None else number % xp.cuda.runtime.getDeviceCount()
+        xp.cuda.Device(_gpu).use()
+
+
+_gpu = 0
 
 
 def pinned_empty(n, dtype):
@@ -75,3 +83,12 @@ def pinned_empty(n, dtype):
     cupy = sys.modules["cupy"]
     memory = cupy.cuda.alloc_pinned_memory(n * np.dtype(dtype).itemsize)
     return np.frombuffer(memory, dtype, n)
+
+
+def nccl_library():
+    """CuPy's NCCL, which sums from GPU to GPU (nccl.py); None where it has none."""
+    try:
+        from cupy.cuda import nccl
+    except ImportError:
+        return None
+    return nccl if nccl.available else None

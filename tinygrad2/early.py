@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 
+from tinygrad2.backend import choose_gpu, xp_of
 from tinygrad2.function import observe
 
 
@@ -82,6 +83,7 @@ class Early:
         self._jobs.put(self.reducer.buckets[number])
 
     def _work(self, jobs):
+        choose_gpu(xp_of(self.reducer.flat.data))             # CUDA chooses one per thread
         bucket = jobs.get()                                   # the collective begins when there is something to send
         try:
             with self.reducer.travelling(is_moving=False):

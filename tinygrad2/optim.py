@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, clipping by global norm, and learning-rate schedules.
+"""Adam with decoupled weight decay, and clipping by global norm. Learning rates: schedule.py.
 
     m <- beta1 m + (1 - beta1) g                 the mean of the gradient, over about 1/(1 - beta1) steps
     v <- beta2 v + (1 - beta2) g^2               the mean of its square
@@ -10,12 +10,11 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 "Decoupled weight decay regularization", ICLR 2019, algorithm 2 (AdamW). With weight_decay = 0 it is plain Adam.
 """
 
-import math
-
 import numpy as np
 
 from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.function import fastest
+from tinygrad2.schedule import SCHEDULES, learning_rate  # noqa: F401  part of this module's face
 
 _BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
 
@@ -155,27 +154,3 @@ def clip_grad_norm(grad, max_norm):
 def clip_scale(norm, max_norm):
     """The factor of clip_grad_norm, from the norm."""
     return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
-
-
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-def learning_rate(step, schedule, peak, final, warmup, total):
-    """The learning rate of step 0, 1, ..., total - 1.
-
-    Warmup: peak (step + 1) / warmup. Then, with x going from 0 to 1 over the rest:
-
-        constant   peak
-        linear     peak + x (final - peak)
-        cosine     final + (1 + cos(pi x)) / 2 (peak - final)         Loshchilov and Hutter, "SGDR", ICLR 2017, eq. 5
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    x = min(1.0, (step - warmup) / max(1, total - warmup))
-    if schedule == "constant":
-        return peak
-    if schedule == "linear":
-        return peak + x * (final - peak)
-    if schedule == "cosine":
-        return final + 0.5 * (1 + math.cos(math.pi * x)) * (peak - final)
-    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")

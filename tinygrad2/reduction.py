@@ -59,21 +59,23 @@ class Reducer:
     shards    True: each rank looks after a part of the parameters only, `parts` (ZeRO stage 1, Rajbhandari et al.,
               "ZeRO: memory optimizations toward training trillion parameter models", SC 2020, section 5.1)
     early     True: buckets travel while backward is still at work
+    nccl      an Nccl, where the ranks have a GPU each: it takes the sums, in an order of its own
     """
 
-    def __init__(self, flat, world, count, sum="tree", wire="float32", shards=False, early=False):
+    def __init__(self, flat, world, count, sum="tree", wire="float32", shards=False, early=False, nccl=None):
         self.flat, self.world, self.count = flat, world, count
         self.rank, self.size = world.rank, world.size
-        self.is_tree = sum == "tree" and self.size & (self.size - 1) == 0
+        self.nccl = nccl
+        self.is_tree = sum == "tree" and self.size & (self.size - 1) == 0 and not nccl
         self.wire, self.shards = wire if self.size > 1 else "float32", shards and self.size > 1
-        self.bucket = EARLY_BUCKET if early and self.size > 1 else BUCKET
+        self.bucket = EARLY_BUCKET if early and self.size > 1 and not nccl else BUCKET
         self.buckets = [slice(i, min(i + self.bucket, flat.size)) for i in range(0, flat.size, self.bucket)]
         self.parts = self.parts_of(self.rank) if self.shards else [slice(0, flat.size)]
         self.run = self._odd_part(count) if self.is_tree else count           # micro-batches that add up in place
         self.done, self._waiting, self._spare = 0, [], []                     # _waiting: (level, partial sum)
         self._arrived = self._staging = None
         self.name = "gradients"
-        self.early = Early(self) if early and self.size > 1 else None
+        self.early = Early(self) if early and self.size > 1 and not nccl else None
 
     @staticmethod
     def _odd_part(n):
@@ -116,11 +118,11 @@ class Reducer:
         if self.is_tree:
             order = f"in a tree over {total // self.run} of {total} micro-batches: the same bits for any 2^n ranks"
         else:
-            order = "in the order of MPI: the last bits depend on the number of ranks"
+            order = f"in the order of {'NCCL' if self.nccl else 'MPI'}: the last bits depend on the number of ranks"
         when = "while backward is at work" if self.early else "after backward"
         kind = f", {self.wire}" if self.wire != "float32" else ""
         lines.append(f"sums      {order}; {len(self.buckets)} bucket(s){kind}, {when}")
-        if self.size & (self.size - 1) and not self.is_tree:
+        if self.size & (self.size - 1):
             lines.append(f"note      {self.size} ranks are no power of 2: other ranks agree with them to rounding only")
         if self.shards:
             lines.append("sums      each rank keeps Adam's moments of its own part (--zero 1)")
@@ -168,6 +170,8 @@ class Reducer:
             with self.travelling():
                 for bucket in self.buckets:
                     self.sum_bucket(grad, bucket)
+                if self.nccl:
+                    self.nccl.wait()
         if self._waiting:
             self._spare.append(grad)
             self.flat.use_grad(self._waiting[0][1])
@@ -186,7 +190,9 @@ class Reducer:
         for _, earlier in reversed(self._waiting):
             add(earlier[bucket], total)
             total = earlier[bucket]
-        if self.size > 1:
+        if self.nccl:
+            self.nccl.sum(total)
+        elif self.size > 1:
             with self._on_host(total) as host:
                 self._sum_over_ranks(host)
 
@@ -263,6 +269,12 @@ class Reducer:
         if not self.shards:
             return
         with self.world.collective(name, f"{self.flat.size} weights"):
+            if self.nccl:
+                for rank in range(self.size):
+                    for part in self.parts_of(rank):
+                        self.nccl.broadcast(self.flat.data[part], rank)
+                self.nccl.wait()
+                return
             for bucket in self.buckets:
                 with self._on_host(self.flat.data[bucket]) as host:
                     if self.is_tree:

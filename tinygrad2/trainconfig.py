@@ -66,6 +66,9 @@ class TrainConfig:
                         "bits, less memory", choices=(0, 1))
     wire: str = flag("float32", "what gradients travel as between ranks; bfloat16 is half as much and less exact",
                      choices=WIRES)
+    gpu_sum: str = flag("auto", "how gradients of several GPUs are added up: host (in pinned memory, by MPI), nccl "
+                                "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
+                        choices=("auto", "host", "nccl"))
     overlap: str = flag("auto", "send gradients while backward is at work: yes, no, or auto (where there are several "
                                 "hosts)", choices=("auto", "yes", "no"))
     timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
