@@ -44,6 +44,12 @@ class MemoryPlan:
         """Bytes at the peak."""
         return sum(self.parts.values())
 
+    def of_ranks(self, ranks):
+        """Bytes that so many ranks on one host take, this one's Python and libraries left out; rank 0 alone writes
+        checkpoints."""
+        one = self.total - self.parts["Python and libraries"]
+        return ranks * one - (ranks - 1) * self.parts["copies while a checkpoint is written"]
+
     def table(self):
         """Lines for people to read."""
         parts = [(name, size) for name, size in self.parts.items() if size]
@@ -122,8 +128,7 @@ def tell_memory(plan, plan_with, config, gpt_config, world):
     kinds["activations kept for backward"] += f" ({layer})"
     world.print(f"memory    {megabytes(plan.total)} planned: {', '.join(kinds.values())}")
     available, ranks = available_bytes(), world.host_size
-    needed = ranks * (plan.total - plan.parts["Python and libraries"])
-    if available is not None and needed > available:
+    if available is not None and plan.of_ranks(ranks) > available:
         world.print(f"warning   this machine has {megabytes(available)} left for {ranks} rank(s); what helps:")
         for line in advice(plan_with, available / ranks, config.micro_batch_size, gpt_config.block_size):
             world.print(f"          {line}")

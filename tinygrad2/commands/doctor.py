@@ -71,7 +71,12 @@ class Missing(Failed):
 def main(argv):
     parser = Parser(prog="tinygrad2 doctor", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead (default: no)")
+    parser.add_argument("--mpi", action="store_true", help="measure messages between ranks instead (default: no)")
     args = parser.parse_args(argv)
+    if args.mpi:
+        from tinygrad2.commands import doctor_mpi
+
+        return doctor_mpi.main(args.json)
     plan_threads()
     results = []
     for name, check in CHECKS.items():

@@ -1,5 +1,7 @@
 """python -m tinygrad2 plan [flags of train_gpt2.py]: how much memory and time would this training take?
 
+--ranks 4 says how many ranks would share this host; shown is what rank 0 needs, which alone writes checkpoints.
+
 Exit code 0 where it fits into the memory that is free now, 1 where it does not (then with what would help).
 """
 
@@ -19,12 +21,17 @@ def main(argv):
     if any(word in ("--help", "-h") for word in argv):
         print(__doc__)
         return 0
-    config, gpt_config, preset = train_gpt2.parse(argv, World())
+    world = World()
+    config, gpt_config, preset = train_gpt2.parse(argv, world)
+    if config.ranks:
+        world.size = config.ranks
+        config, gpt_config, preset = train_gpt2.parse(argv, world)
     base, ranks = resident_bytes(), config.ranks or 1
     plan = train_gpt2.plan_for(config, gpt_config, ranks, base)
     rows, length = config.micro_batch_size, gpt_config.block_size
     print(f"model     {preset}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
-    print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}\n")
+    shared = f", on each of {ranks} ranks" if ranks > 1 else ""
+    print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}{shared}\n")
     for line in plan.table():
         print(line)
     print("\nwhat one layer keeps for backward" + (", one at a time (--recompute)" if config.recompute else ""))
@@ -41,12 +48,13 @@ def main(argv):
     if available is None:
         print("memory    this system does not say how much is free")
         return 0
-    fits = plan.total - base <= available
-    print(f"memory    {megabytes(plan.total)} needed, {megabytes(available + base)} free: "
+    fits = plan.of_ranks(ranks) <= available
+    others = f" ({megabytes(plan.of_ranks(ranks) + base)} by {ranks} ranks)" if ranks > 1 else ""
+    print(f"memory    {megabytes(plan.total)} needed{others}, {megabytes(available + base)} free: "
           f"{'it fits' if fits else 'it does NOT fit; what helps:'}")  # fmt: skip
     if not fits:
         changed = partial(train_gpt2.plan_for, config, gpt_config, ranks, base)
-        for line in advice(changed, available + base, rows, length):
+        for line in advice(changed, available / ranks + base, rows, length):
             print(f"    {line}")
     return 0 if fits else 1
 

@@ -1,0 +1,77 @@
+"""Gradients between two hosts: after backward, beside it, and at half the bytes, in turns. Needs Linux and root.
+
+    python -m benchmarks.hosts --rate 1gbit
+
+The hosts are network namespaces of this machine (tests/hosts.sh), one rank with one thread on each, joined by a cable
+of the given rate, over TCP. Real training of the baby GPT; figures are medians of steps, of turns that alternate.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from benchmarks.harness import ROOT, save
+from tinygrad2.launch import environment, find_mpirun
+
+WAYS = {
+    "after backward": "--overlap no",
+    "beside backward": "--overlap yes",
+    "after backward, bfloat16": "--overlap no --wire bfloat16",
+    "beside backward, bfloat16": "--overlap yes --wire bfloat16",
+}
+HOSTS = os.path.join(ROOT, "tests", "hosts.sh")
+
+
+def train(folder, flags, args):
+    """{name: median of the steps} of one training."""
+    with open(os.path.join(folder, "hosts.txt"), "w", encoding="utf-8") as file:
+        file.write("10.9.7.1:1\n10.9.7.2:1\n")
+    data = os.path.join(ROOT, "data", "dummy_data.txt")
+    flags = (f"--model baby --vocab-size 512 --batch-size {args.batch_size} --data {data} --steps {args.steps} "
+             f"--eval-every 0 --sample-every 0 --checkpoint-every 0 {flags}").split()  # fmt: skip
+    command = [find_mpirun(), "-launcher", "ssh", "-launcher-exec", os.path.join(ROOT, "tests", "hosts_ssh.sh"),
+               "-f", "hosts.txt", "-n", "2", sys.executable, os.path.join(ROOT, "train_gpt2.py"), *flags]  # fmt: skip
+    inside = "hostname tg-h0; exec " + " ".join(f"'{word}'" for word in command)
+    subprocess.run(["ip", "netns", "exec", "tg-h0", "unshare", "--uts", "sh", "-c", inside], cwd=folder, check=True,
+                   env={**environment(), "UCX_TLS": "tcp,self"}, stdout=subprocess.DEVNULL)  # fmt: skip
+    with open(os.path.join(folder, "run", "metrics.jsonl"), encoding="utf-8") as file:
+        records = [json.loads(line) for line in file][3:]
+    return {name: statistics.median(record[name] for record in records) for name in ("ms", "comm_ms", "wait_ms")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", default="1gbit", help="of the cable (default: 1gbit)")
+    parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
+    parser.add_argument("--steps", type=int, default=12, help="of a turn (default: 12)")
+    parser.add_argument("--turns", type=int, default=3, help="default: 3")
+    parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
+    args = parser.parse_args()
+    subprocess.run([HOSTS, "down"], check=False)
+    subprocess.run([HOSTS, "up", args.rate], check=True)
+    found = {way: [] for way in WAYS}
+    try:
+        for turn in range(args.turns):
+            for way, flags in WAYS.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    found[way].append(train(folder, flags, args))
+            print(f"turn {turn + 1}: " + ", ".join(f"{way} {found[way][-1]['ms']:.0f} ms" for way in WAYS), flush=True)
+    finally:
+        subprocess.run([HOSTS, "down"], check=False)
+    rows = []
+    for way, turns in found.items():
+        middle = {name: round(statistics.median(turn[name] for turn in turns), 1) for name in turns[0]}
+        rows.append(dict(way=way, rate=args.rate, batch_size=args.batch_size, **middle))
+        plain = rows[0]["comm_ms"]
+        print(f"{way:28} {middle['ms']:8.1f} ms a step, {middle['comm_ms']:7.1f} ms waiting for gradients "
+              f"({1 - middle['comm_ms'] / plain:.0%} less), {middle['wait_ms']:.1f} ms for the other rank")  # fmt: skip
+    if args.save:
+        save("hosts", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""python -m tinygrad2 doctor --mpi: how fast are messages between ranks here? The constants of docs/scaling.md.
+
+Alone it starts 2 and 4 ranks on this host. Under an mpirun of yours it measures those ranks:
+
+    mpirun -n 8 -f hosts.txt python -m tinygrad2 doctor --mpi
+
+    latency       seconds that an exchange of 4 bytes between two ranks takes
+    bandwidth     bytes per second each way, in an exchange of 8 MB, half a bucket
+    adding        bytes per second of `out += arrived`
+    guard         seconds that comparing names and setting a deadline add to a collective
+    sum           a gradient of 11 million numbers over all ranks, measured, and what the four above make of it:
+                  2 log2(P) latency + (P - 1) / P n (2 / bandwidth + 1 / adding)
+
+Between neighbours (rank r and r xor 1: with several ranks per host, the same host) and, where there are several hosts,
+between ranks of different ones.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from tinygrad2.distributed import World
+from tinygrad2.files import UserError
+from tinygrad2.launch import environment, find_mpirun, ranks_started
+from tinygrad2.threads import available_cores
+
+SIZE = 11_000_000  # numbers of the sum: the gradient of the baby GPT
+_COUNTS = 2, 4
+
+
+def main(as_json):
+    """Exit code 0 where everything could be measured."""
+    if ranks_started() > 1:
+        world = World.join(1)
+        world.run(lambda: _probe(world, as_json))
+    rows = []
+    for n in _COUNTS:
+        command = [find_mpirun(), "-n", str(n), sys.executable, "-m", "tinygrad2", "doctor", "--mpi", "--json"]
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                                  env={**environment(), "PYTHONPATH": paths})  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{n} ranks gave no answer within 120 s; try: mpirun -n {n} hostname") from None
+        if done.returncode:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise UserError(f"{n} ranks could not be measured: {''.join(last)}; try: python -m tinygrad2 doctor")
+        rows.append(json.loads(done.stdout))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _show(rows)
+    return 0
+
+
+def _probe(world, as_json):
+    row = dict(ranks=world.size, hosts=world.hosts, cores=len(available_cores()))
+    row["neighbours"] = _between(world, 1)
+    if world.hosts > 1 and world.size > world.host_size:
+        row["hosts apart"] = _between(world, world.host_size)
+    row["adding"] = _adding(world)
+    row["guard"] = _time(world, lambda: world.barrier("nothing"), 200) - _time(world, world.comm.Barrier, 200)
+    row["sum"] = _sum(world)
+    if world.rank == 0:
+        print(json.dumps(row)) if as_json else _show([row])
+    return 0
+
+
+def _time(world, work, count):
+    """The median of so many times, of the slowest rank."""
+    times = []
+    for _ in range(count):
+        world.comm.Barrier()
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return max(world.collect(statistics.median(times)))
+
+
+def _between(world, distance):
+    import numpy as np
+
+    partner = world.rank ^ distance
+    small, large = (np.ones(n, np.float32) for n in (1, 2 << 20))
+    arrived = np.empty_like(large)
+
+    def exchange(array):
+        if partner < world.size:
+            world.wire.exchange(array, partner, arrived[: len(array)])
+
+    with world.collective(f"exchanges over a distance of {distance}"):
+        latency = min(_time_alone(lambda: exchange(small), 500))
+        seconds = statistics.median(_time_alone(lambda: exchange(large), 12)[2:])
+    latency, seconds = (max(values) for values in zip(*world.collect((latency, seconds))))
+    return dict(latency=latency, bandwidth=large.nbytes / seconds)
+
+
+def _time_alone(work, count):
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def _adding(world):
+    import numpy as np
+
+    from tinygrad2.reduction import add
+
+    out, other = np.ones(2 << 20, np.float32), np.ones(2 << 20, np.float32)
+    return out.nbytes / _time(world, lambda: add(out, other), 20)
+
+
+def _sum(world):
+    import numpy as np
+
+    from tinygrad2.module import FlatBuffers, Module, Parameter
+    from tinygrad2.reduction import Reducer
+
+    class Numbers(Module):
+        def __init__(self):
+            self.numbers = Parameter(np.ones(SIZE, np.float32))
+
+    flat = FlatBuffers(Numbers())
+    reducer = Reducer(flat, world, 1)
+
+    def work():
+        reducer.begin("a sum")
+        reducer.finish()
+
+    return _time(world, work, 10)
+
+
+def predicted(row):
+    """Seconds of the sum by the model."""
+    P, n = row["ranks"], 4 * SIZE
+    link = row.get("hosts apart", row["neighbours"])
+    rounds = P.bit_length() - 1
+    return 2 * rounds * link["latency"] + (P - 1) / P * n * (2 / link["bandwidth"] + 1 / row["adding"])
+
+
+def _show(rows):
+    print("ranks hosts  between          latency     bandwidth       adding      guard   sum of 44 MB   by the model")
+    for row in rows:
+        for name in ("neighbours", "hosts apart"):
+            if name in row:
+                link = row[name]
+                print(f"{row['ranks']:5} {row['hosts']:5}  {name:12} {1e6 * link['latency']:8.1f} us "
+                      f"{link['bandwidth'] / 1e9:8.2f} GB/s {row['adding'] / 1e9:7.1f} GB/s "
+                      f"{1e6 * row['guard']:7.1f} us {1e3 * row['sum']:11.1f} ms "
+                      f"{1e3 * predicted(row):11.1f} ms")  # fmt: skip
+        if row["ranks"] > row["cores"] * row["hosts"]:
+            print(f"      {row['ranks']} ranks on {row['cores']} core(s): they take turns, and wait for each other")
