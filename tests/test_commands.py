@@ -13,6 +13,7 @@ from test_train import ROOT, SMALL, TEXT, python, train
 from tinygrad2 import curves
 from tinygrad2.commands import COMMANDS
 from tinygrad2.files import UserError
+from tinygrad2.launch import have_mpi
 from tinygrad2.metrics import read_metrics, smooth, thin
 from tinygrad2.outliers import WINDOW, Outliers
 
@@ -71,9 +72,9 @@ def test_verify_passes_on_a_sound_program(run):
     result = command("verify", *SMALL.split(), "--data", "text.txt", "--dropout", "0.1", cwd=run)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        [name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients")
-    ]
+    ranks = ["ranks", "PASS"] if have_mpi() else ["ranks", "not"]
+    passed = [[name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients")]
+    assert [line.split()[:2] for line in lines] == [*passed[:3], ranks, *passed[3:]]
     assert "max difference 0 (none allowed): 12 steps, one training killed after step 7 and resumed" in lines[0]
     assert "with 1, 2, 4, 8 micro-batches, dropout 0.1, clipped at 0.5 in 12 of them" in lines[1]
 
@@ -85,15 +86,19 @@ SPOILT = {
              " old(self, 0, x, y)",  # every micro-batch gets the masks of the first
     "determinism": "import os\ntrain_gpt2.set_dropout = lambda model, seed, step, row, old=train_gpt2.set_dropout:"
                    " old(model, os.getpid(), step, row)",
+    "ranks": "train_gpt2.Trainer.micro_step = lambda self, row, x, y, old=train_gpt2.Trainer.micro_step:"
+             " old(self, row - self.world.rank * 8 // self.world.size, x, y)",  # each rank counts from its own first row
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
     """The training script in question is another one, with a fault of the kind that the property is about."""
+    if name == "ranks" and not have_mpi():
+        pytest.skip("there is no mpirun, or no mpi4py")
     (tmp_path / "spoilt.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
-        f"{SPOILT[name]}\nWorld().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tinygrad2.distributed import World\nworld = World.join()\n"
+        f"import train_gpt2\n{SPOILT[name]}\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
     )
     (tmp_path / "verify.py").write_text(
         f"import sys, train_gpt2\ntrain_gpt2.__file__ = {str(tmp_path / 'spoilt.py')!r}\n"

@@ -19,6 +19,7 @@ fight for them with eight threads, and lose most of their speed. So a program ca
 Without mpirun the process has all cores, and mpi4py is not imported.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -94,6 +95,7 @@ class World:
         sys.excepthook = lambda *error: world._die(error)
         threading.excepthook = lambda args: world._die(args[:3])
         faulthandler.enable()
+        atexit.register(guard.over)
         tell_hard_exits(comm.rank, comm.size, guard.over)
         guard.start()
         with world.collective("sharing out the cores"):
