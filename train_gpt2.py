@@ -37,7 +37,7 @@ from tinygrad2.files import UserError, check_writable
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import fastest, use_kernels
 from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
-from tinygrad2.memory import forget_peak, plan_memory, tell_memory
+from tinygrad2.memory import forget_peak, peak_resident_bytes, plan_memory, tell_memory
 from tinygrad2.module import FlatBuffers
 from tinygrad2.nccl import nccl_of
 from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
@@ -172,6 +172,8 @@ class Trainer:
         if self.world.rank == 0 and copy:  # into the same memory each time: fresh memory costs ten times as much
             self.copies = self.copies or [np.empty(self.flat.size, self.flat.data.dtype) for _ in range(3)]
         outs = self.copies if copy and self.copies else [None] * 3
+        if not copy and self.reducer.shards and self.config.device == "cpu":
+            outs = [None, self.flat.grad, None]                   # the training ends: gradients are needed no more
         whole = [self.flat.data, *(self.reducer.whole(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
         if self.world.rank:
             return None
@@ -367,10 +369,11 @@ def main(world, argv=None):
 
         # -- results ---------------------------------------------------------------------------------------------------
 
+        peaks = world.collect(peak_resident_bytes(), "peaks of memory")
         with world.alone("writing the results") as mine:
             if mine:
                 seconds, steps = time.perf_counter() - training_begin, trainer.done - first
-                tell_results(trainer, config, tokenizer, plan, steps, loader.tokens_per_batch, seconds, begin)
+                tell_results(trainer, config, tokenizer, plan, peaks, steps * loader.tokens_per_batch, seconds, begin)
                 run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
                 weights = model.state_dict(copy=False)
                 save_weights(config.weights_out, weights, gpt_config.to_dict(), data.tokenizer_json, run)

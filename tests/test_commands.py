@@ -87,7 +87,7 @@ SPOILT = {
     "determinism": "import os\ntrain_gpt2.set_dropout = lambda model, seed, step, row, old=train_gpt2.set_dropout:"
                    " old(model, os.getpid(), step, row)",
     "ranks": "train_gpt2.Trainer.micro_step = lambda self, row, x, y, old=train_gpt2.Trainer.micro_step:"
-             " old(self, row - self.world.rank * 8 // self.world.size, x, y)",  # each rank counts from its own first row
+             " old(self, row - self.world.rank * 8 // self.world.size, x, y)",  # ranks count from their own rows
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
     if name == "ranks" and not have_mpi():
         pytest.skip("there is no mpirun, or no mpi4py")
     (tmp_path / "spoilt.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tinygrad2.distributed import World\nworld = World.join()\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\nfrom tinygrad2.distributed import World\nworld = World.join()\n"
         f"import train_gpt2\n{SPOILT[name]}\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
     )
     (tmp_path / "verify.py").write_text(

@@ -19,7 +19,8 @@ from tinygrad2.checkpoint import newest_checkpoint
 TIMEOUT = 4  # seconds that a collective may take
 GRACE = 10   # seconds after which the job must be over, the deadline past
 
-# what goes wrong: (exit codes, all that is said of it); {rank} is the one that went wrong
+# what goes wrong: (exit codes, 9 where mpirun reports a rank that it killed itself; all that is said of it);
+# {rank} is the one that went wrong
 LATE = r"collective #\d+ '(gradients|losses) of step {number}' was not over within 4 s"
 MISSING = r"missing: rank {rank} \(pid \d+\) .* and is "
 DIFFERENT = r"the ranks do not do the same: "
@@ -28,13 +29,13 @@ DIED = r"rank {rank} \(pid \d+\) has died without a word, (in|after) #\d+ '(?!th
 OTHERS = r"at #\d+ 'gradients of step {number}' \((tree|plain sum) of \d+ float32"
 KINDS = {
     "killed": ((9, 137), [DIED + r"|(?i:killed by signal|signal 9|killed)"]),
-    "crashed": ((11, 139), ["Segmentation fault", r"planted.py\", line \d+ in mishap"]),
+    "crashed": ((11, 139, 9), ["Segmentation fault", r"planted.py\", line \d+ in mishap"]),
     "stopped": ((124,), [LATE, MISSING + r"stopped \(as by SIGSTOP"]),
     "raised": ((1,), [TRACEBACK + "RuntimeError: planted"]),
     "raised in a thread": ((1,), [TRACEBACK + "KeyError: 'planted'"]),
     "exit 3": ((3,), [TRACEBACK + "SystemExit: 3"]),
     "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
-    "exited hard": ((5,), [r"\[rank {rank} of \d\] left by os._exit\(5\) at planted.py:\d+"]),
+    "exited hard": ((5, 9, 137), [r"\[rank {rank} of \d\] left by os._exit\(5\) at planted.py:\d+"]),
     "asleep": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
     "busy": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
     "returned": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'the end of the program'"]),

@@ -1,6 +1,8 @@
 """The memory plan is what a training takes: its sums against the arrays, the whole against the system's word."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.function import Function, kernels
+from tinygrad2.launch import environment, find_mpirun, have_mpi
 from tinygrad2.memory import (
     advice,
     available_bytes,
@@ -118,6 +121,30 @@ def test_the_peak_is_near_the_plan_in_many_ways(tmp_path, flags):
     peak, plan = measured(tmp_path, flags)
     print(flags, peak, plan)
     assert plan == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+def test_ranks_keep_to_their_plans_and_zero_takes_less(tmp_path):
+    if not have_mpi():
+        pytest.skip("there is no mpirun, or no mpi4py")
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    peaks = {}
+    for more in ("--sum plain", "--sum plain --zero 1", "--sum tree", "--sum tree --zero 1"):
+        flags = f"{MIDDLE} --n-embd 512 --block-size 64 --micro-batch-size 2 --data text.txt {more}"
+        command = [find_mpirun(), "-n", "2", sys.executable, str(ROOT / "train_gpt2.py"), *flags.split()]
+        result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        both = [re.search(rf"^{words} the plan was ([\d.,]+) MB$", result.stdout, re.MULTILINE)
+                for words in (r"memory +([\d.,]+) MB at the peak;", r" +([\d.,]+) MB at most on other ranks;")]
+        for line in both:
+            peak, plan = (float(number.replace(",", "")) for number in line.groups())
+            assert plan == pytest.approx(peak, rel=0.15)
+        peaks[more] = peak  # of rank 1, which has no whole moments at the end
+    n = 4e-6 * (4 * 12 * 512 * 512 + 2256 * 512)  # MB of all weights, about
+    print(peaks, n)
+    assert peaks["--sum plain"] - peaks["--sum plain --zero 1"] == pytest.approx(n, rel=0.2)  # half of m and v
+    assert peaks["--sum tree"] - peaks["--sum tree --zero 1"] == pytest.approx(n, rel=0.2)
+    assert peaks["--sum tree"] - peaks["--sum plain"] == pytest.approx(2 * n, rel=0.2)  # 4 micro-batches: 2 buffers
 
 
 def test_advice_names_flags_and_what_they_save():

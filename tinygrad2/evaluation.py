@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from tinygrad2.memory import megabytes, peak_resident_bytes
+from tinygrad2.memory import megabytes
 from tinygrad2.progress import duration
 from tinygrad2.tensor import no_grad
 from tinygrad2.trainconfig import TrainConfig
@@ -38,14 +38,17 @@ def sample_text(model, tokenizer, config, rng=None):
     return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
-def tell_results(trainer, config, tokenizer, plan, steps, tokens_per_step, seconds, begin):
-    """What a training has done: `steps` steps in `seconds`; `begin` is when the program began."""
-    tokens = steps * tokens_per_step
+def tell_results(trainer, config, tokenizer, plan, peaks, tokens, seconds, begin):
+    """What a training has done: so many tokens in `seconds`; `begin` is when the program began, `peaks` the ranks'."""
+    steps = tokens // (config.batch_size * trainer.model.config.block_size)
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
           f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
           f"{duration(time.perf_counter() - begin)} in all")
-    if config.device == "cpu" and (most := peak_resident_bytes()):
-        print(f"memory    {megabytes(most)} at the peak; the plan was {megabytes(plan.total)}")
+    if config.device == "cpu" and peaks[0]:
+        print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
+        if len(peaks) > 1:
+            others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
+            print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
     print(f"greedy    {sample_text(trainer.model, tokenizer, config)}")
 
 

@@ -43,6 +43,7 @@ _ASKED = 40  # the offset of `asked` in a row
 leave_now = os._exit  # as it is before launch.py makes it speak
 LAST = "the end of the program"  # the collective after which ranks may end
 _OVER = "over"
+_OWN = ("distributed.py", "guard.py", "wire.py")  # where a rank that waits is anyway
 _TICK = 0.2  # seconds between two looks
 _PATIENCE = 10.0  # seconds that a rank may sit in one collective after a signal
 
@@ -125,6 +126,7 @@ class Guard:
         self._died = None  # when the first of them did
         self._next_word = 0.0
         self._pipe = None
+        self.last_look = time.monotonic()
 
     def start(self):
         """Begin to watch. Call it in the main thread."""
@@ -176,11 +178,15 @@ class Guard:
             handles = [self._pipe, *self._lives]
             ready, _, _ = select.select(handles, [], [], min(_TICK, self.timeout / 5 or _TICK))
             now = time.monotonic()
+            if now - self.last_look > _PATIENCE / 2:  # we were suspended, and the others perhaps as well
+                self.since += now - self.last_look
+            self.last_look = now
             for handle in ready:
                 if handle == self._pipe:
                     self._take_signals(now)
                 else:
                     self._one_has_died(self._lives.pop(handle))
+                    os.close(handle)
             if self._died and now - self._died > _PATIENCE / 2:  # mpirun should have ended us by now
                 self.end("a rank has died; ending the job\n", 1)
             if self.board.beat():
@@ -289,7 +295,7 @@ def where_is_main():
     libraries = tuple(filter(None, {*sysconfig.get_paths().values()}))
     while frame is not None:
         path = os.path.abspath(frame.f_code.co_filename)
-        if not path.startswith(libraries) and not path.endswith(("distributed.py", "guard.py")):
+        if not path.startswith(libraries) and os.path.basename(path) not in _OWN:
             break
         frame = frame.f_back
     frame = frame or innermost

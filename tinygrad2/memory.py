@@ -113,6 +113,8 @@ def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False
         name: work,
         "copies while a checkpoint is written": 3 * _F * n_parameters if keeps_copies else 0,
     }
+    if shards and ranks > 1 and not keeps_copies:  # at the end rank 0 has a whole moment, where activations were
+        parts["copies while a checkpoint is written"] = max(0, _F * n_parameters - activations - head - work)
     return MemoryPlan(parts, layer)
 
 

@@ -1,0 +1,140 @@
+"""The guard's parts alone; what it does for a whole job: test_failures.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_train import ROOT
+
+from tinygrad2.guard import Board, Guard, process_state, where_is_main
+from tinygrad2.threads import core_quota, usable_cores
+
+
+def test_a_board_shows_each_rank_what_the_others_do():
+    path = Board.make_file(2)
+    try:
+        first, second = Board(path, 2, 0), Board(path, 2, 1)
+    finally:
+        os.unlink(path)
+    first.write(7, 1, 12.5, "gradients of step 3")
+    second.write(6, 0, 11.0, "é" * 300)  # too long, and cut in the middle of a character
+    row = second.read(0)
+    assert (row.number, row.inside, row.since, row.pid, row.name) == (7, 1, 12.5, os.getpid(), "gradients of step 3")
+    assert first.read(1).name.startswith("é" * 50)
+    assert not second.beat()
+    first.ask(1)
+    assert second.beat() and second.read(1).beat == pytest.approx(time.monotonic(), abs=1)
+    second.answer("train_gpt2.py:131 in step")
+    assert not second.beat() and first.read(1).place == "train_gpt2.py:131 in step"
+    assert first.read(0).name == "gradients of step 3"
+
+
+def test_the_guard_ends_what_takes_too_long_and_nothing_else():
+    ended = threading.Event()
+    words = []
+    guard = Guard(0, 2, lambda text, code: (words.append((text, code)), ended.set(), time.sleep(60)), timeout=0.5)
+    guard.start()
+    for i in range(4):  # each in time, although all together are not
+        guard.enter(f"sum of step {i}")
+        time.sleep(0.25)
+        guard.leave()
+    time.sleep(0.8)  # no collective: nobody waits
+    assert not ended.is_set()
+    guard.enter("a sum that hangs")
+    assert ended.wait(5)
+    text, code = words[0]
+    assert code == 124 and "collective #5 'a sum that hangs' was not over within 0.5 s" in text
+    assert "no rank of" in text and "is missing: it is a rank of another host, or the network" in text
+    guard.leave()
+    signal.set_wakeup_fd(-1)
+
+
+def test_a_guard_that_was_asleep_itself_does_not_count_that_time():
+    """All ranks of a job may be suspended and go on later: nobody was late then."""
+    ended = []
+    guard = Guard(0, 1, lambda text, code: ended.append(code), timeout=8)
+    guard.start()
+    guard.enter("a sum")
+    since = guard.since
+    guard.last_look -= 100  # as if this thread had not run for 100 s
+    guard.since -= 100
+    time.sleep(0.5)
+    assert not ended and guard.since == pytest.approx(since, abs=1)
+    guard.leave()
+    signal.set_wakeup_fd(-1)
+
+
+def test_where_is_main_names_this_file():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(where_is_main()))
+    thread.start()
+    thread.join()
+    assert "test_guard.py:" in found[0] and "in test_where_is_main_names_this_file" in found[0]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")
+def test_the_state_of_a_process():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert process_state(process.pid) in ("R", "S", "D")
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(50):
+            if process_state(process.pid) == "T":
+                break
+            time.sleep(0.02)
+        assert process_state(process.pid) == "T"
+    finally:
+        process.kill()
+        process.wait()
+    assert process_state(process.pid) == ""
+
+
+# -- cores that the system grants --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "files, quota",
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "250000 100000"}, 2.5),
+        ({"jobs/cpu.max": "400000 100000", "jobs/mine/cpu.max": "max 100000"}, 4.0),
+        ({"jobs/cpu.max": "100000 100000", "jobs/mine/cpu.max": "800000 100000"}, 1.0),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "rubbish"}, None),
+    ],
+)
+def test_limits_of_containers_and_batch_systems_are_seen(tmp_path, files, quota):
+    own = tmp_path / "own"
+    own.write_text("1:name=systemd:/x\n0::/jobs/mine\n")
+    root = tmp_path / "root"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    assert core_quota(str(root), str(own)) == quota
+
+
+def test_ranks_share_cores_and_quota(monkeypatch):
+    from tinygrad2 import threads
+
+    monkeypatch.setattr(threads, "core_quota", lambda: None)
+    assert usable_cores(range(8)) == 8 and usable_cores(range(8), 3) == 2 and usable_cores(range(2), 4) == 1
+    monkeypatch.setattr(threads, "core_quota", lambda: 4.0)
+    assert usable_cores(range(64)) == 4 and usable_cores(range(64), 2) == 2 and usable_cores(range(64), 8) == 1
+
+
+def test_messages_between_ranks_are_measured():
+    from tinygrad2.launch import have_mpi
+
+    if not have_mpi():
+        pytest.skip("there is no mpirun, or no mpi4py")
+    result = subprocess.run([sys.executable, "-m", "tinygrad2", "doctor", "--mpi"], cwd=ROOT, capture_output=True,
+                            text=True, timeout=120)  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[:3] for line in lines if "neighbours" in line] == [[n, "1", "neighbours"] for n in "24"]
