@@ -144,16 +144,15 @@ class Trainer:
         self.reducer.finish()
         xp, dtype = array_module(self.config.device), self.flat.data.dtype
         sums = self.reducer.square_sums(fastest("square_sums", xp, square_sums))
-        norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # the sum becomes the mean here: once,
-        scale = clip_scale(norm, self.config.grad_clip) / self.micro_batches   # after all ranks' parts are in it
+        norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # of the mean over micro-batches
         own = to_host(xp.stack([*losses, norm])).tolist()         # the one place that waits for the device
         own.append(self.stop.signal or 0 if self.stop else 0)
         every = self.world.collect_numbers(np.array(own), f"losses of step {self.done + 1}")
-        loss, norm = math.fsum(every[:, :-2].flat) / self.micro_batches, own[-2]
+        loss, norm = math.fsum(every[:, :-2].flat) / self.micro_batches, float(every[0, -2])  # all take rank 0's norm
         self.stopping = int(every[:, -1].max())
-        self.world.require_same_numbers("gradient", every[:, -2])
         if math.isfinite(loss + norm):
-            self.optimizer.step(self.lr(), scale)
+            scale = clip_scale(dtype.type(norm), self.config.grad_clip) / self.micro_batches
+            self.optimizer.step(self.lr(), float(scale))          # here the sum becomes the mean, once
             self.reducer.spread_weights(f"weights of step {self.done + 1}")
             self.position = loader.after(self.position)
             self.done += 1

@@ -38,6 +38,13 @@ class Ranks(Side):
         )
 
 
+def blas_library():
+    """The name of the library that does our products."""
+    from ops.kernels.cpu import blas
+
+    return blas.library or "NumPy"
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -108,6 +115,7 @@ def report(args, model, losses, ms, shares, limits, first):
         moving, waiting, guard = (statistics.median(column) for column in zip(*shares[name]))
         row = dict(
             model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, side=name, flags=args.flags,
+            products="PyTorch's own" if name.startswith("torch") else blas_library(),
             min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ranks_are_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
             communication=round(moving, 4), waiting=round(waiting, 4), guard=round(guard, 5),

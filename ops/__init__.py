@@ -66,5 +66,7 @@ def describe_kernels(device, mode):
     if device == "cpu" and _missing:
         return f'none, because {_missing} is missing: pip install -e ".[fast]" makes training about twice as fast'
     if device == "cpu":
-        return "compiled loops of ops/kernels/cpu"
+        from ops.kernels.cpu import blas
+
+        return f"compiled loops of ops/kernels/cpu, products by {blas.library or 'NumPy'}"
     return "none yet for this device: the pages of maths in ops/"

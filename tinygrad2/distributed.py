@@ -295,12 +295,6 @@ class World:
             lines.append(f"{host}: {len(ranks)} rank(s) with {threads} thread(s) in all; processes: {pids}")
         return lines + [f"and {len(hosts) - 8} more hosts"] * (len(hosts) > 8)
 
-    def require_same_numbers(self, what, numbers):
-        """Raises UserError on all ranks where numbers[r], of rank r, are not the same bits. All ranks give all."""
-        if len({number.tobytes() for number in numbers}) > 1:
-            each = ", ".join(f"{number:.9g} on rank {rank}" for rank, number in enumerate(numbers[:8]))
-            raise UserError(f"the ranks do not have the same {what} any more: {each}; the last checkpoint is of before")
-
     def require_same(self, what, value):
         """Raises UserError on all ranks where `value` (plain Python) is not the same on all."""
         values = self.collect(value, f"comparing {what}")

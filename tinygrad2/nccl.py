@@ -35,6 +35,8 @@ def nccl_of(config, world):
     want one that cannot be."""
     if config.device == "cpu" or world.size == 1 or config.gpu_sum == "host":
         return None
+    if config.wire != "float32":  # that is packed on the host
+        return None
     if all(world.collect(_have_nccl(world.host_size), "who has NCCL")):
         return Nccl(world.rank, world.size, world.share)
     if config.gpu_sum == "nccl":

@@ -1,20 +1,18 @@
-"""Matrix products through NumPy's own BLAS, called directly.
+"""Matrix products through a BLAS library (libraries.py), called directly.
 
-NumPy's wheels carry OpenBLAS; its C interface can do three things that `np.matmul` cannot:
+Its C interface can do three things that `np.matmul` cannot:
 
 - add the product to what is in `out` (beta = 1): a weight's gradient goes straight to its place, and a bias that was
   written to `out` first costs no pass of its own;
 - run on one thread for a while, so that many small products (the heads of attention) can run side by side;
 - be called from compiled loops, by its address.
 
-Where that library is not found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
+Where none is found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
 call it from compiled loops leave the work to their pages.
 """
 
 import contextlib
 import ctypes
-import glob
-import os
 
 import numpy as np
 from llvmlite import ir
@@ -22,21 +20,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ops.kernels.cpu.compiler import jit
+from ops.kernels.cpu.libraries import find
 from tinygrad2.threads import POOL
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of cblas.h
-_SGEMM, _SET_THREADS = "scipy_cblas_sgemm64_", "scipy_openblas_set_num_threads64_"
-
-
-def _load():
-    """(sgemm, set_num_threads) of the OpenBLAS that NumPy has loaded, or (None, None)."""
-    folder = os.path.dirname(np.__file__)
-    for pattern in ("../numpy.libs/*openblas*", ".dylibs/*openblas*"):
-        for path in glob.glob(os.path.join(folder, pattern)):
-            with contextlib.suppress(OSError, AttributeError):
-                library = ctypes.CDLL(path)                       # the copy that is loaded already
-                return getattr(library, _SGEMM), getattr(library, _SET_THREADS)
-    return None, None
 
 
 # Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
@@ -47,7 +34,7 @@ def _load():
 _PART = 1 << 20                                                   # multiplications that a part has at least
 _EDGE = 32                                                        # parts end at multiples of this
 
-_sgemm, _set_threads = _load()
+_sgemm, _set_threads, library = find()
 available = _sgemm is not None
 address = ctypes.cast(_sgemm, ctypes.c_void_p).value if available else 0
 if available:

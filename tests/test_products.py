@@ -1,0 +1,81 @@
+"""Matrix products have the same bits for any number of threads, and wherever their arrays lie in memory."""
+
+import numpy as np
+import pytest
+
+import ops
+
+if not ops.have_cpu_kernels():
+    pytest.skip("Numba is not installed", allow_module_level=True)
+
+from ops.kernels.cpu import blas
+from ops.kernels.cpu.libraries import _openblas, find
+from tinygrad2.threads import POOL
+
+if not blas.available:
+    pytest.skip("no BLAS library can be called directly here", allow_module_level=True)
+
+# rows of a micro-batch, in, out: those of the demo, the baby, GPT-2 (its head in part), and odd ones
+LAYERS = [(512, 128, 384), (2048, 128, 512), (256, 128, 1024), (1536, 384, 1152), (256, 768, 3072), (256, 768, 5003),
+          (192, 100, 100), (37, 128, 384), (37, 512, 128), (130, 36, 1000), (33, 33, 33), (1, 64, 64),
+          (40, 40000, 40)]  # fmt: skip
+
+
+def products(rows, inner, outer):
+    """(a, b) of the three products of a linear layer: forward, and the gradients of its input and of its weight."""
+    rng = np.random.default_rng(0)
+    x, weight, dout = (rng.standard_normal(shape, dtype=np.float32)
+                       for shape in ((rows, inner), (inner, outer), (rows, outer)))  # fmt: skip
+    return (x, weight), (dout, weight.T), (x.T, dout)
+
+
+@pytest.fixture(params=["preferred", "OpenBLAS"])
+def library(request, monkeypatch):
+    """The library that is used here, and OpenBLAS where that is another."""
+    if request.param == "OpenBLAS":
+        if find()[2] == "OpenBLAS" or not _openblas():
+            pytest.skip("there is no second library here")
+        sgemm, set_threads, _ = _openblas()
+        sgemm.argtypes, sgemm.restype = blas._sgemm.argtypes, None
+        monkeypatch.setattr(blas, "_sgemm", sgemm)
+        monkeypatch.setattr(blas, "_set_threads", set_threads)
+    before = POOL.threads
+    yield
+    POOL.resize(before)
+    blas._set_threads(before or 1)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_threads_do_not_show_in_the_bits(library, layer):
+    for a, b in products(*layer):
+        start = np.random.default_rng(1).standard_normal((len(a), b.shape[1]), dtype=np.float32)
+        for add in (False, True):
+            results = []
+            for threads in (1, 2, 3, 4):
+                POOL.resize(threads)
+                blas._set_threads(threads)
+                results.append(blas.gemm(a, b, start.copy(), add).tobytes())
+            assert len(set(results)) == 1
+            exact = a.astype(np.float64) @ b.astype(np.float64) + add * start
+            assert np.allclose(np.frombuffer(results[0], np.float32).reshape(start.shape), exact, rtol=1e-4, atol=1e-3)
+
+
+def placed(array, offset):
+    """A copy that begins `offset` bytes after a line of the cache."""
+    memory = np.empty(array.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    copy = memory[start : start + array.nbytes].view(np.float32).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2] + LAYERS[6:9], ids=str)
+def test_places_in_memory_do_not_show_in_the_bits(library, layer):
+    for a, b in products(*layer):
+        results = set()
+        for offset in (0, 16, 32, 48, 4):
+            one = placed(a, offset) if a.flags.c_contiguous else placed(a.T, offset).T
+            other = placed(b, 48 - offset) if b.flags.c_contiguous else placed(b.T, 48 - offset).T
+            out = placed(np.zeros((len(a), b.shape[1]), np.float32), offset)
+            results.add(blas.gemm(one, other, out).tobytes())
+        assert len(results) == 1
