@@ -11,6 +11,7 @@ up)
         ip netns exec tg-h$i ip link set tg-v$i up
         [ -z "$2" ] || ip netns exec tg-h$i tc qdisc add dev tg-v$i root tbf rate "$2" burst 256kb latency 50ms
     done
+    ip netns exec tg-h0 unshare --uts true
     sleep 2 ;; # until the addresses are in use
 down) for i in 0 1; do ip netns del tg-h$i 2>/dev/null || true; done ;;
 cut) ip netns exec tg-h0 ip link set tg-v0 down ;;

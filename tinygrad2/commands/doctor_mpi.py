@@ -5,7 +5,7 @@ Alone it starts 2 and 4 ranks on this host. Under an mpirun of yours it measures
     mpirun -n 8 -f hosts.txt python -m tinygrad2 doctor --mpi
 
     latency       seconds that an exchange of 4 bytes between two ranks takes
-    bandwidth     bytes per second each way, in an exchange of 8 MB, half a bucket
+    bandwidth     bytes per second each way, in exchanges of 8 MB (half a bucket) out of 88 MB: more than a cache holds
     adding        bytes per second of `out += arrived`
     guard         seconds that comparing names and setting a deadline add to a collective
     sum           a gradient of 11 million numbers over all ranks, measured, and what the four above make of it:
@@ -28,6 +28,7 @@ from tinygrad2.launch import environment, find_mpirun, ranks_started
 from tinygrad2.threads import available_cores
 
 SIZE = 11_000_000  # numbers of the sum: the gradient of the baby GPT
+_PIECE = 2 << 20  # numbers of half a bucket
 _COUNTS = 2, 4
 
 
@@ -85,27 +86,22 @@ def _between(world, distance):
     import numpy as np
 
     partner = world.rank ^ distance
-    small, large = (np.ones(n, np.float32) for n in (1, 2 << 20))
-    arrived = np.empty_like(large)
+    numbers, arrived = np.ones(2 * SIZE, np.float32), np.empty(_PIECE, np.float32)
 
-    def exchange(array):
-        if partner < world.size:
-            world.wire.exchange(array, partner, arrived[: len(array)])
+    def times_of(n, count):
+        times = []
+        for i in range(count):
+            begin = time.perf_counter()
+            if partner < world.size:
+                start = i * n % (len(numbers) - n)
+                world.wire.exchange(numbers[start : start + n], partner, arrived[:n])
+            times.append(time.perf_counter() - begin)
+        return times
 
     with world.collective(f"exchanges over a distance of {distance}"):
-        latency = min(_time_alone(lambda: exchange(small), 500))
-        seconds = statistics.median(_time_alone(lambda: exchange(large), 12)[2:])
+        latency, seconds = min(times_of(1, 500)), statistics.median(times_of(_PIECE, 20)[2:])
     latency, seconds = (max(values) for values in zip(*world.collect((latency, seconds))))
-    return dict(latency=latency, bandwidth=large.nbytes / seconds)
-
-
-def _time_alone(work, count):
-    times = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begin)
-    return times
+    return dict(latency=latency, bandwidth=4 * _PIECE / seconds)
 
 
 def _adding(world):
@@ -113,8 +109,14 @@ def _adding(world):
 
     from tinygrad2.reduction import add
 
-    out, other = np.ones(2 << 20, np.float32), np.ones(2 << 20, np.float32)
-    return out.nbytes / _time(world, lambda: add(out, other), 20)
+    numbers, other = np.ones(2 * SIZE, np.float32), np.ones(_PIECE, np.float32)
+    starts = iter(range(0, 20 * _PIECE, _PIECE))
+
+    def work():
+        start = next(starts) % (len(numbers) - _PIECE)
+        add(numbers[start : start + _PIECE], other)
+
+    return other.nbytes / _time(world, work, 20)
 
 
 def _sum(world):
