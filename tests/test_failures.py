@@ -11,7 +11,7 @@ import time
 import uuid
 
 import pytest
-from test_distributed import CLEAN, MPIRUN
+from test_distributed import CLEAN, MPIRUN, needs_mpich
 from test_train import ROOT, SMALL, TEXT
 
 from tinygrad2.checkpoint import newest_checkpoint
@@ -167,6 +167,7 @@ def test_sigusr1_saves_and_ends(tmp_path, n):
     assert checkpoint.step == int(stopped[1]) and not damaged and no_process_is_left(job)
 
 
+@needs_mpich
 def test_a_rank_that_waits_in_mpi_obeys_a_signal(tmp_path):
     """Rank 1 sleeps for ever; rank 0 cannot run Python's handler, because it waits inside MPI."""
     process, job = training(tmp_path, 2, "--steps 1000 --timeout 0", ROOT / "tests" / "planted.py", "asleep", "1", "3")

@@ -27,13 +27,18 @@ def duration(seconds):
     return f"{hours}h{minutes:02d}m"
 
 
+def is_live(stream):
+    """Can a line on this stream be written over? Open MPI gives its ranks a terminal even where it writes to a file."""
+    return stream.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
+
+
 class Progress:
     """Steps done of `total`, of which `start` were done before. Only rank 0 gets an enabled one."""
 
     def __init__(self, total, keep_every=1, enabled=True, stream=None, start=0):
         self.total, self.keep_every, self.enabled, self.start = total, keep_every, enabled, start
         self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
+        self.live = is_live(self.stream)
         self.begin = time.perf_counter()
         self.first_done = None  # when step 1 was over, and how many were done then
         self._open = False  # a line that may still be written over stands on the terminal
@@ -82,7 +87,7 @@ class Meter:
     def __init__(self, what, total, done=0, stream=None):
         self.what, self.total, self.done, self.start = what, total, done, done
         self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
+        self.live = is_live(self.stream)
         self.begin = time.perf_counter()
         self.last = self.begin + 2 - (0.2 if self.live else 10)  # the first line comes after two seconds
         self._shown = False
