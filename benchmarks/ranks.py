@@ -9,27 +9,23 @@ ranks it also shows the share of a step that is communication (moving gradients)
 
 import argparse
 import json
+import os
 import socket
 import statistics
+import subprocess
 import sys
 
-from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
-from tinygrad2.launch import find_mpirun
+from benchmarks.harness import ROOT, Side, installed, load_average, machine, ratio_of, save
+from tinygrad2.launch import environment, find_mpirun
 from tinygrad2.threads import available_cores
 
 
 class Ranks(Side):
     """A side of several ranks under mpirun."""
 
-    def __init__(self, name, ranks, config, prefix=()):
-        import os
-        import subprocess
-
-        from benchmarks.harness import ROOT
-        from tinygrad2.launch import environment
-
+    def __init__(self, name, ranks, config):
         self.name = name
-        launcher = [*prefix, find_mpirun(), "-n", str(ranks)] if ranks > 1 else []
+        launcher = [find_mpirun(), "-n", str(ranks)] if ranks > 1 else []
         command = [*launcher, sys.executable, "-m", "benchmarks.ranks_side", "ours", json.dumps(config)]
         clean = {k: v for k, v in environment().items() if not k.endswith("_NUM_THREADS")}
         clean["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -38,11 +34,11 @@ class Ranks(Side):
         )
 
 
-def blas_library():
-    """The name of the library that does our products."""
+def products_by():
+    """Whose matrix products ours are."""
     from ops.kernels.cpu import blas
 
-    return blas.library or "NumPy"
+    return blas.vendor or "NumPy"
 
 
 def free_port():
@@ -115,7 +111,7 @@ def report(args, model, losses, ms, shares, limits, first):
         moving, waiting, guard = (statistics.median(column) for column in zip(*shares[name]))
         row = dict(
             model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, side=name, flags=args.flags,
-            products="PyTorch's own" if name.startswith("torch") else blas_library(),
+            products="PyTorch's own" if name.startswith("torch") else products_by(),
             min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ranks_are_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
             communication=round(moving, 4), waiting=round(waiting, 4), guard=round(guard, 5),

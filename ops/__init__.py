@@ -68,5 +68,5 @@ def describe_kernels(device, mode):
     if device == "cpu":
         from ops.kernels.cpu import blas
 
-        return f"compiled loops of ops/kernels/cpu, products by {blas.library or 'NumPy'}"
+        return f"compiled loops of ops/kernels/cpu, products by {blas.vendor or 'NumPy'}"
     return "none yet for this device: the pages of maths in ops/"

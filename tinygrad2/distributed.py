@@ -14,7 +14,7 @@ they are about to do: MPI itself would hang, add up wrong numbers or destroy mem
 else. And whatever ends one rank ends the job.
 
 Threads come first. NumPy's BLAS starts one thread per core when it is imported; four ranks on two cores would then
-fight for them with eight threads, and lose most of their speed. So a program calls `World.join()` before its first
+fight for them with eight threads, and lose half their speed. So a program calls `World.join()` before its first
 `import numpy`, the ranks share out the cores (threads.py), and this file imports nothing that loads NumPy.
 Without mpirun the process has all cores, and mpi4py is not imported.
 """

@@ -95,12 +95,6 @@ class Early:
 
     def finish(self):
         """Send what is left, and wait until all has arrived."""
-        if self.order is None:
-            self._learn()
-            with self.reducer.travelling():
-                for bucket in self.reducer.buckets:
-                    self.reducer.sum_bucket(self.reducer.flat.grad, bucket)
-            return
         while self._sent < len(self.order):
             self._send()
         self._jobs.put(None)
@@ -110,7 +104,8 @@ class Early:
         if self._error:
             raise self._error
 
-    def _learn(self):
+    def learn(self):
+        """After the first step, which nothing could be sent early in: what came when?"""
         self.expected = self._arrivals
         when = {key: place for place, key in enumerate(self._last)}
         ready = {number: max(when.get(id(p), -1) for p in within) for number, within in self._within.items()}

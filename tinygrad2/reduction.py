@@ -164,7 +164,7 @@ class Reducer:
         With shards each rank then has the sum of its own `parts` only.
         """
         grad = self.flat.grad                                                 # with the zeros of unused parameters
-        if self.early:
+        if self.early and self.early.order is not None:
             self.early.finish()
         else:
             with self.travelling():
@@ -172,6 +172,8 @@ class Reducer:
                     self.sum_bucket(grad, bucket)
                 if self.nccl:
                     self.nccl.wait()
+            if self.early:
+                self.early.learn()
         if self._waiting:
             self._spare.append(grad)
             self.flat.use_grad(self._waiting[0][1])

@@ -34,7 +34,7 @@ _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of
 _PART = 1 << 20                                                   # multiplications that a part has at least
 _EDGE = 32                                                        # parts end at multiples of this
 
-_sgemm, _set_threads, library = find()
+_sgemm, _set_threads, vendor = find()
 available = _sgemm is not None
 address = ctypes.cast(_sgemm, ctypes.c_void_p).value if available else 0
 if available:
