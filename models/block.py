@@ -15,9 +15,9 @@ class Block(Module):
     """
 
     def __init__(self, config):
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = LayerNorm(config.n_embd, config.bias, config.norm_eps)
         self.attn = MultiHeadAttention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias, config.norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None

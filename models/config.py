@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from tinygrad2.flags import flag
 
 ACTIVATIONS = ("gelu", "gelu_erf")
+_NEWER = {"n_inner", "norm_eps"}  # fields that the first weights files do not have
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class GPTConfig:
     bias: bool = flag(True, "biases in linear layers and layernorms, as in GPT-2")
     tied_head: bool = flag(True, "the head that makes logits is the token embedding, transposed")
     activation: str = flag("gelu", "gelu: tanh form, as GPT-2; gelu_erf: exact", choices=ACTIVATIONS)
+    n_inner: int = flag(0, "width inside the MLP; 0 means 4 n_embd, as in GPT-2")
+    norm_eps: float = flag(1e-5, "what layernorms add to the variance before its root")
 
     def __post_init__(self):
         for f in fields(self):
@@ -37,6 +40,10 @@ class GPTConfig:
             raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; heads share it evenly")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.n_inner < 0:
+            raise ValueError(f"n_inner must be at least 1, or 0 for 4 n_embd, not {self.n_inner}")
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps must be above 0 and below 1, not {self.norm_eps}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
 
@@ -47,14 +54,19 @@ class GPTConfig:
             raise ValueError(f"there is no model {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
 
+    @property
+    def inner(self):
+        """Width inside the MLP."""
+        return self.n_inner or 4 * self.n_embd
+
     def to_dict(self):
         return asdict(self)
 
     def count_parameters(self):
         """How many numbers a model of this shape learns, without making one."""
-        C = self.n_embd
-        matrices = 3 * C * C + C * C + 4 * C * C + 4 * C * C      # c_attn, attn.c_proj, c_fc, mlp.c_proj
-        biases = 3 * C + C + 4 * C + C + 2 * C if self.bias else 0   # theirs, and those of two layernorms
+        C, H = self.n_embd, self.inner
+        matrices = 3 * C * C + C * C + C * H + H * C              # c_attn, attn.c_proj, c_fc, mlp.c_proj
+        biases = 3 * C + C + H + C + 2 * C if self.bias else 0    # theirs, and those of two layernorms
         tables = self.vocab_size * (1 if self.tied_head else 2) + self.block_size
         final = 2 * C if self.bias else C                         # ln_f
         return tables * C + self.n_layer * (matrices + biases + 2 * C) + final
@@ -68,7 +80,7 @@ class GPTConfig:
         for name in values:
             if name not in known:
                 raise ValueError(f"{source}: unknown config field {name!r}; written by a newer version?")
-        for name in sorted(known - set(values)):
+        for name in sorted(known - set(values) - _NEWER):
             raise ValueError(f"{source}: config field {name!r} is missing")
         try:
             return cls(**values)

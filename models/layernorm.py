@@ -7,13 +7,14 @@ from tinygrad2.module import Module, Parameter
 class LayerNorm(Module):
     """Normalise each token's channels, then scale and shift them (ops/layernorm.py)."""
 
-    def __init__(self, n_embd, bias=True):
+    def __init__(self, n_embd, bias=True, eps=1e-5):
+        self.eps = eps
         self.weight = Parameter(np.ones(n_embd, np.float32))
         self.bias = Parameter(np.zeros(n_embd, np.float32)) if bias else None
 
     def forward(self, x):                                         # (..., C)
-        return ops.layernorm(x, self.weight, self.bias)           # (..., C)
+        return ops.layernorm(x, self.weight, self.bias, self.eps)  # (..., C)
 
     def of_sum(self, x, delta):                                   # (..., C), both
         """(x + delta, and the same normalised), in one visit (ops/add_layernorm.py)."""
-        return ops.add_layernorm(x, delta, self.weight, self.bias)
+        return ops.add_layernorm(x, delta, self.weight, self.bias, self.eps)

@@ -5,7 +5,7 @@ from tinygrad2.module import Module
 
 
 class MLP(Module):
-    """Each token thinks for itself: widen to 4C channels, bend (GELU), narrow again:
+    """Each token thinks for itself: widen to H channels (4C, mostly), bend (GELU), narrow again:
 
         c_proj(gelu(c_fc(x)))
 
@@ -13,9 +13,9 @@ class MLP(Module):
     """
 
     def __init__(self, config):
-        C = config.n_embd
-        self.c_fc = Linear(C, 4 * C, config.bias)
-        self.c_proj = Linear(4 * C, C, config.bias)
+        C, H = config.n_embd, config.inner
+        self.c_fc = Linear(C, H, config.bias)
+        self.c_proj = Linear(H, C, config.bias)
         self.exact = config.activation == "gelu_erf"
         self.resid_dropout = Dropout(config.dropout)
 

@@ -9,7 +9,7 @@ The plan is arithmetic. With N = micro-batch rows x T tokens and C channels, a b
     attention: its output         N C
     attention: the weights        (ln sum e^s) N nh  N nh T
     ln_2: the sum x + attn        N C
-    mlp: its input, and h         5 N C
+    mlp: its input, and h         5 N C              (h is n_inner wide, 4 C mostly)
     layernorms: mean, rstd        4 N
 
 which is 12 N C and some; with --recompute N C per block, and all of the above for one block at a time. Dropout keeps
@@ -68,7 +68,7 @@ def layer_activations(config, rows, length, pages):
         "attention: weights": _F * N * nh * (length if pages else 1),
         "ln_2: x + attention": _F * N * C,
         "mlp: input": _F * N * C,
-        "mlp: h": _F * 4 * N * C,
+        "mlp: h": _F * N * config.inner,
         "layernorms: mean and rstd": _F * 4 * N,
     }
 
@@ -94,11 +94,11 @@ def plan_memory(config, n_parameters, rows, length, recompute=False, pages=False
     if pages:                                                     # logits, e^logits, dlogits, and one in between; freed
         head = 4 * logits                                         # before the blocks' backward begins
         masks = 6 if config.dropout else 0                        # three arrays of 64-bit numbers at a time
-        work = max(head, 26 * _F * N * C, (4 + masks) * _F * N * config.n_head * length)
+        work = max(head, _F * N * (6 * config.inner + 2 * C), (4 + masks) * _F * N * config.n_head * length)
         name, head = "logits, or work space of backward", 0
     else:
         head = min(logits, LOGITS_CHUNK) + (_F * N * C if logits > LOGITS_CHUNK else 0)
-        work = (2 * 4 + 3) * _F * N * C                           # the MLP's backward: g, dh, and some of C
+        work = (2 * config.inner + 3 * C) * _F * N                # the MLP's backward: g, dh, and some of C
         name = "work space of backward"
     work += one if recompute else 0
     parts = {
