@@ -24,8 +24,8 @@ import numpy as np
 
 from tinygrad2.files import UserError, atomic_write
 
-_HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
-_FOREIGN = {
+HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
+FOREIGN = {
     20240326: "a model of llm.c",
     20240327: "a debug state of llm.c",
     20240328: "a tokenizer of llm.c",
@@ -63,10 +63,10 @@ class TokenFile:
             self._examine_npy(file)
             return
         magic, version, n = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
-        if magic in _FOREIGN:
-            raise self._broken(f"it is {_FOREIGN[magic]} (magic {magic})")
-        if magic in _HEADERED:
-            expected, self.kind, dtype = _HEADERED[magic]
+        if magic in FOREIGN:
+            raise self._broken(f"it is {FOREIGN[magic]} (magic {magic})")
+        if magic in HEADERED:
+            expected, self.kind, dtype = HEADERED[magic]
             self.dtype, self.n, self.offset = np.dtype(dtype), n, _HEADER
             if version != expected:
                 raise self._broken(f"version is {version}, not {expected}")
@@ -244,7 +244,7 @@ def write_tokens(path, ids):
     """Write ids as llm.c does: uint16 where they fit, else uint32, behind a header. Atomic."""
     ids = np.asarray(ids)
     magic = 20240520 if not len(ids) or ids.max() < 1 << 16 else 20240801
-    version, _, dtype = _HEADERED[magic]
+    version, _, dtype = HEADERED[magic]
     if len(ids) >= 1 << 31:
         raise ValueError(f"{len(ids):,} ids do not fit into one file; its header counts up to 2^31 - 1")
     header = np.zeros(_HEADER // 4, "<i4")

@@ -1,9 +1,4 @@
-"""trained_weights.bin: everything inference needs, in one file that any safetensors reader opens.
-
-    8 bytes      N, the length of the header (little-endian)
-    N bytes      JSON: {"__metadata__": {...}, "wte.weight": {"dtype": "F32", "shape": [V, C], "data_offsets": [a, b]},
-                 ...}
-    the rest     the tensors one behind the other; offsets count from here
+"""trained_weights.bin: everything inference needs, in one safetensors container (safetensors.py).
 
 The tensors have GPT-2's names. The metadata are strings: "tinygrad2" (version of this layout), "config" and "training"
 (JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of all the rest). A file is believed only after its
@@ -11,23 +6,18 @@ sizes, names and checksum have been found right; nothing in it is ever executed.
 
 The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with
 other metadata.
-
-https://github.com/huggingface/safetensors#format
 """
 
 import json
-import math
-import mmap
-import os
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinygrad2.files import UserError, atomic_write
+from tinygrad2.safetensors import Broken, open_container, pack_header
 
 VERSION = "1"
-_MAX_HEADER = 100_000_000  # as in the safetensors library
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -71,8 +61,8 @@ def load_weights(path):
         config, training = _object(metadata, "config"), _object(metadata, "training")
         for name, array in tensors.items():
             if array.dtype != np.float32:
-                raise _Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
-    except _Broken as error:
+                raise Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
+    except Broken as error:
         raise _broken(path, error) from None
     return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
 
@@ -96,10 +86,7 @@ def write_tensors(file, tensors, **metadata):
     header = {"__metadata__": metadata, **header}
     arrays = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8) for name in sorted(tensors)]
     metadata["checksum"] = _checksum(header, arrays)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors then start on an 8-byte boundary
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
+    file.write(pack_header(header))
     for array in arrays:
         file.write(array)
     return metadata["checksum"]
@@ -111,68 +98,39 @@ def read_tensors(path, fields=()):
     `fields` names the metadata that must be there. Raises UserError, one line, for anything that is not a whole file.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise _Broken(f"only {size} bytes long")
-            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        container = open_container(path)
+        return _believe(container, fields)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; train first (python train_gpt2.py) or say --weights FILE") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except _Broken as error:
+    except Broken as error:
         raise _broken(path, error) from None
-    try:
-        return _parse(buffer, fields)
-    except _Broken as error:
-        raise _broken(path, error) from None
-
-
-class _Broken(Exception):
-    """What is wrong with the file, to be completed by its name."""
 
 
 def _broken(path, error):
     return UserError(f"{path}: not a whole tinygrad2 weights file: {error}; copy it again or train anew")
 
 
-def _parse(buffer, fields):
-    N = int.from_bytes(buffer[:8], "little")
-    if N > min(_MAX_HEADER, len(buffer) - 8):
-        raise _Broken(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
-    try:
-        header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError):
-        raise _Broken("the header is not valid JSON") from None
-    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or "tinygrad2" not in metadata:
-        raise _Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
+def _believe(container, fields):
+    metadata = dict(container.metadata)
+    if "tinygrad2" not in metadata:
+        raise Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
     if metadata["tinygrad2"] != VERSION:
-        raise _Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
+        raise Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
     for name in (*fields, "checksum"):
-        if not isinstance(metadata.get(name), str):
-            raise _Broken(f"metadata field {name!r} is missing or no text")
-
-    data = buffer[8 + N :]
-    tensors, end = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
-        start, stop = _offsets(name, entry)
-        shape = entry.get("shape")
-        dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry.get("dtype"), str) else None
+        if name not in metadata:
+            raise Broken(f"metadata field {name!r} is missing or no text")
+    tensors = {}
+    for name, entry in container.entries.items():
+        dtype = _DTYPES.get(entry.code)
         if dtype is None:
-            raise _Broken(f"tensor {name!r} has dtype {entry.get('dtype')!r}, only F32 and I64 are written here")
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise _Broken(f"tensor {name!r} has shape {shape!r}")
-        if start != end or stop - start != dtype.itemsize * math.prod(shape) or stop > len(data):
-            raise _Broken(f"tensor {name!r} of shape {shape} claims bytes {start:,} to {stop:,} of {len(data):,}")
-        tensors[name] = np.frombuffer(data[start:stop], dtype=dtype).reshape(shape)
-        end = stop
-    if end != len(data):
-        raise _Broken(f"{len(data) - end:,} bytes behind the last tensor")
-
+            raise Broken(f"tensor {name!r} has dtype {entry.code!r}, only F32 and I64 are written here")
+        tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
-    if claimed != _checksum({"__metadata__": metadata, **header}, [data]):
-        raise _Broken("the checksum does not match, the file is damaged")
+    if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):
+        raise Broken("the checksum does not match, the file is damaged")
+    container.release()
     return tensors, metadata | {"checksum": claimed}
 
 
@@ -184,24 +142,11 @@ def _checksum(header, parts):
     return f"crc32:{crc:08x}"
 
 
-def _offsets(name, entry):
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
-        raise _Broken(f"tensor {name!r} has data_offsets {offsets!r}")
-    return offsets
-
-
 def _object(metadata, name):
     try:
         value = json.loads(metadata[name])
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _Broken(f"metadata field {name!r} is no JSON object")
+        raise Broken(f"metadata field {name!r} is no JSON object")
     return value
-
-
-def _no_duplicates(pairs):
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
