@@ -6,10 +6,10 @@ import ops
 from models.block import Block
 from models.dropout import Dropout
 from models.embedding import Embedding
-from models.kv_cache import KVCache
+from models.generation import generate
 from models.layernorm import LayerNorm
 from models.linear import Linear
-from models.sampling import sample
+from models.sampling import Sampling
 from ops.embedding import check_ids
 from tinygrad2.backend import to_device
 from tinygrad2.module import Module
@@ -36,7 +36,7 @@ class GPT(Module):
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
-        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.ln_f = LayerNorm(config.n_embd, config.bias, config.norm_eps)
         self.lm_head = None if config.tied_head else Linear(config.n_embd, config.vocab_size, bias=False)
         if seed is not None:
             initialize(self, seed)
@@ -59,15 +59,13 @@ class GPT(Module):
     def hidden(self, tokens, cache=None):                         # (B, T)
         """What the model has understood after each token: (B, T, C).
 
-        With a KVCache the tokens follow those that are in it, and are added to it.
+        With a KVCache (or CacheRows) the tokens follow those that are in it, and are added to it.
         """
-        (B, T), start = tokens.shape, 0
-        if cache is not None:
-            cache.check_room(B, T)
-            start = cache.position
-        elif T > self.config.block_size:
+        B, T = tokens.shape
+        if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
-        positions = to_device(np.arange(start, start + T), self.wpe.weight.device)   # (T,)
+        places = np.arange(T) if cache is None else cache.places(B, T)
+        positions = to_device(places, self.wpe.weight.device)     # (T,), or (B, T)
         x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))        # (B, T, C)
         for i, block in enumerate(self.h):
             if cache is not None:
@@ -75,7 +73,7 @@ class GPT(Module):
             else:
                 x = recompute(block, x) if self.recompute else block(x)
         if cache is not None:
-            cache.position += T
+            cache.advance(T)
         return self.ln_f(x)                                       # (B, T, C)
 
     def logits(self, x):                                          # (..., C)
@@ -90,26 +88,13 @@ class GPT(Module):
         stop      id that ends the text (it is not yielded)
         n_vocab   only ids below are drawn (where the tokenizer has fewer than the model has rows)
 
-        Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs.
+        Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs, and
+        models/generation.py for several texts at once.
         """
-        tokens = list(tokens)
-        if not tokens:
-            raise ValueError("generate needs at least one token to start from")
-        cache = KVCache(self.config, device=self.wpe.weight.device)
-        logits = self.next_logits([tokens[-cache.size :]], cache)                 # prefill: the prompt at once
-        for done in range(max_new_tokens):
-            token = sample(logits.numpy()[0, :n_vocab], rng, temperature, top_k, top_p)
-            if token == stop:
-                return
-            tokens.append(token)
-            yield token
-            if done + 1 == max_new_tokens:
-                return
-            if cache.full:                                        # every token moves to another position: begin again
-                cache.reset()
-                logits = self.next_logits([tokens[-cache.size :]], cache)
-            else:                                                 # decode: the new token alone
-                logits = self.next_logits([[token]], cache)
+        knobs = Sampling(temperature, top_k, top_p)
+        for step in generate(self, [tokens], max_new_tokens, [rng], knobs, stop, n_vocab):
+            if step.token is not None:
+                yield step.token
 
     def next_logits(self, tokens, cache):                         # (B, T) lists of ids
         """The scores of the token that follows each sequence, (B, V); the tokens are added to the KVCache."""

@@ -1,3 +1,6 @@
+import numpy as np
+
+import ops
 from tinygrad2.backend import array_module
 from tinygrad2.tensor import Tensor
 
@@ -8,18 +11,18 @@ class KVCache:
     What attention needs of the past is k and v only, and these never change once computed: a token does not see what
     comes after it. They lie in arrays of full length, allocated once:
 
-        k[layer], v[layer]    (B, nh, block_size, hs), filled up to `position`
+        k[layer], v[layer]    (B, nh, size, hs), filled up to `position`
 
     A forward pass over T new tokens appends to every layer and then moves `position` on by T. Pope et al., "Efficiently
     scaling transformer inference", 2022, section 2.
     """
 
-    def __init__(self, config, batch=1, device="cpu"):
+    def __init__(self, config, batch=1, device="cpu", size=None):
         xp = array_module(device)
-        shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.size = min(size or config.block_size, config.block_size)
+        shape = (batch, config.n_head, self.size, config.n_embd // config.n_head)
         self.k = [xp.zeros(shape, dtype=xp.float32) for _ in range(config.n_layer)]
         self.v = [xp.zeros(shape, dtype=xp.float32) for _ in range(config.n_layer)]
-        self.size = config.block_size
         self.position = 0
 
     @property
@@ -30,18 +33,55 @@ class KVCache:
         """Forget all tokens; the memory stays."""
         self.position = 0
 
-    def check_room(self, batch, T):
-        """Raises ValueError where T more tokens of so many sequences do not fit."""
+    def copy_from(self, other):
+        """Take over what another cache of the same size has seen: the same text is to be continued twice."""
+        for mine, theirs in zip(self.k + self.v, other.k + other.v):
+            mine[:, :, : other.position] = theirs[:, :, : other.position]
+        self.position = other.position
+
+    def places(self, batch, T):
+        """Positions of the next T tokens, (T,). Raises ValueError where so many, of so many sequences, do not fit."""
         if batch != len(self.k[0]):
             raise ValueError(f"the cache is for {len(self.k[0])} sequence(s), not {batch}")
         if self.position + T > self.size:
             raise ValueError(
                 f"{self.position} + {T} tokens do not fit in a cache for {self.size}; reset() it and begin again"
             )
+        return np.arange(self.position, self.position + T)
+
+    def advance(self, T):
+        """T tokens have gone through all layers."""
+        self.position += T
 
     def layer(self, i):
         """The part of one layer, as MultiHeadAttention takes it."""
         return _Layer(self, i)
+
+
+class CacheRows:
+    """Caches of one sequence each, of any lengths, that get one new token each in the same forward pass.
+
+    All the matrix products see the rows together; only attention, where each row has a past of its own, goes row by
+    row. So no row is padded, and none needs a mask.
+    """
+
+    def __init__(self, caches):
+        self.caches = caches
+
+    def places(self, batch, T):
+        """Positions of the next T tokens of each row, (B, T)."""
+        if batch != len(self.caches):
+            raise ValueError(f"there are {len(self.caches)} caches for {batch} sequences")
+        return np.stack([cache.places(1, T) for cache in self.caches])
+
+    def advance(self, T):
+        """T tokens of each row have gone through all layers."""
+        for cache in self.caches:
+            cache.advance(T)
+
+    def layer(self, i):
+        """The parts of one layer."""
+        return _LayerRows([cache.layer(i) for cache in self.caches])
 
 
 class _Layer:
@@ -55,3 +95,16 @@ class _Layer:
         self.k[:, :, start:end] = k.data
         self.v[:, :, start:end] = v.data
         return Tensor(self.k[:, :, :end]), Tensor(self.v[:, :, :end])
+
+    def attend(self, head, q, k, v):
+        """What the new tokens find in all tokens so far, (B, nh, T, hs)."""
+        return head(q, *self.append(k, v))
+
+
+class _LayerRows:
+    def __init__(self, layers):
+        self.layers = layers
+
+    def attend(self, head, q, k, v):                              # each (B, nh, T, hs)
+        rows = [layer.attend(head, *(x[i : i + 1] for x in (q, k, v))) for i, layer in enumerate(self.layers)]
+        return ops.concatenate(rows, axis=0)                      # (B, nh, T, hs)

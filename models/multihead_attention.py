@@ -25,7 +25,6 @@ class MultiHeadAttention(Module):
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
         q, k, v = ops.split_heads(self.c_attn(x), self.n_head)    # each (B, nh, T, hs)
-        if cache is not None:
-            k, v = cache.append(k, v)                             # those of the past, too
-        out = ops.merge_heads(self.head(q, k, v))                 # (B, T, C)
+        out = self.head(q, k, v) if cache is None else cache.attend(self.head, q, k, v)   # (B, nh, T, hs)
+        out = ops.merge_heads(out)                                # (B, T, C)
         return self.resid_dropout(self.c_proj(out))               # (B, T, C)
