@@ -15,7 +15,7 @@ from tinygrad2.files import UserError
 
 def flag(value, text, **more):
     """A dataclass field with its default value and help text. `more`: choices=(...), kind=int where the value is None,
-    default="what the help shows in its place"."""
+    default="what the help shows in its place". A field whose default is a tuple may be given several times."""
     return field(default=value, metadata={"help": text, **more})
 
 
@@ -38,7 +38,9 @@ def add_flags(group, dataclass, default_text=None):
             "default": None,
             "help": f"{f.metadata['help']} (default: {shown})".replace("%", "%%"),
         }
-        if kind is bool:
+        if kind is tuple:
+            options.update(action="append", metavar="TEXT")
+        elif kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default else "store_true"
         elif "choices" in f.metadata:
             options.update(type=kind, choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
@@ -49,7 +51,8 @@ def add_flags(group, dataclass, default_text=None):
 
 def given(dataclass, args):
     """{field: value} of those flags that were given."""
-    return {f.name: getattr(args, f.name) for f in fields(dataclass) if getattr(args, f.name) is not None}
+    values = {f.name: getattr(args, f.name) for f in fields(dataclass) if getattr(args, f.name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def from_flags(dataclass, args):
