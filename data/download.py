@@ -39,7 +39,10 @@ def add_common_flags(parser, out):
 
 def state_needs(out, download_mb, disk_mb, memory_mb, minutes):
     """Say what is needed, and refuse where the disk has not so much."""
-    os.makedirs(out, exist_ok=True)
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
     print(f"needs     {download_mb:,.0f} MB of download, {disk_mb:,.0f} MB of disk in {out}, {memory_mb:,.0f} MB of "
           f"memory, about {minutes:,.0f} minute(s)", flush=True)  # fmt: skip
     free = shutil.disk_usage(out).free / 1e6
@@ -121,6 +124,13 @@ def _download(url, part):
 
 
 def _check(path, name, sha256, size):
+    problem = _problem(path, sha256, size)
+    if problem:
+        os.remove(path)
+        raise UserError(f"{name}: what was fetched is another file ({problem}); it has been removed, run this again")
+
+
+def _problem(path, sha256, size):
     found = os.path.getsize(path)
     problem = f"{found:,} bytes long instead of {size:,}" if size is not None and found != size else ""
     if not problem and sha256:
@@ -130,14 +140,49 @@ def _check(path, name, sha256, size):
                 whole.update(block)
         if whole.hexdigest() != sha256:
             problem = f"its SHA-256 is {whole.hexdigest()[:16]}... instead of {sha256[:16]}..."
-    if problem:
-        os.remove(path)
-        raise UserError(f"{name}: what was fetched is another file ({problem}); it has been removed, run this again")
+    return problem
 
 
-def hub_files(repo, folder, revision="main", mirror="", ending=""):
-    """[(path, size, sha256)] of the files in a folder of a data set on the Hugging Face hub, by its public listing."""
-    url = f"{HUB}/api/datasets/{repo}/tree/{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/")
+def fetch_all(files, mirror=""):
+    """Make sure that all of [(url, path, size, sha256)] are there, whole and right (None: whatever it is).
+
+    Files that are there may have been put there by hand: they are checked, and neither fetched nor removed. Where one
+    cannot be had, all that are missing are listed.
+    """
+    for _, path, size, sha256 in files:
+        if not os.path.exists(path):
+            continue
+        try:
+            problem = _problem(path, sha256, size)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); move it away and run this again") from None
+        if problem:
+            raise UserError(f"{path}: is another file than wanted ({problem}); move it away and run this again")
+        print(f"there     {path}", flush=True)
+    try:
+        for url, path, size, sha256 in files:
+            if not os.path.exists(path):
+                fetch(url, path, sha256, size, mirror)
+                print(f"fetched   {path}", flush=True)
+    except UserError:
+        list_missing(files)
+        raise
+
+
+def list_missing(files):
+    """Say which of [(url, path, size, sha256)] are not there, and how to get them there by hand."""
+    print("missing   fetch these on a machine that can, and put them here; then run this again to have them checked:")
+    for url, path, _, _ in files:
+        if not os.path.exists(path):
+            print(f"          {url}\n              -> {os.path.abspath(path)}", flush=True)
+
+
+def hub_files(repo, folder, revision="main", mirror="", ending="", kind="datasets"):
+    """[(path, size, sha256)] of the files in a folder on the Hugging Face hub, by its public listing.
+
+    `kind` is "datasets" or "models". The SHA-256 is None for small files, of which the listing does not have it.
+    """
+    url = f"{HUB}/api/{kind}/{repo}/tree/{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/")
     url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path if mirror else url
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
@@ -154,9 +199,10 @@ def hub_files(repo, folder, revision="main", mirror="", ending=""):
     return sorted(files)
 
 
-def hub_url(repo, path, revision="main"):
-    """Where a file of a data set is."""
-    return f"{HUB}/datasets/{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{path}"
+def hub_url(repo, path, revision="main", kind="datasets"):
+    """Where a file of a data set or a model is."""
+    folder = "" if kind == "models" else f"{kind}/"
+    return f"{HUB}/{folder}{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{path}"
 
 
 def gpt2_tokenizer(out, merges, mirror):
