@@ -137,7 +137,7 @@ def test_equals_tiktoken(which, request):
     twin = tiktoken_twin(ours)
     for text in [*TEXTS, *awkward_strings(2000)]:
         assert ours.encode(text) == twin.encode_ordinary(text), ascii(text)
-        assert ours.encode(text, allow_special=True) == twin.encode(text, allowed_special="all"), ascii(text)
+        assert ours.encode(text, special="allowed") == twin.encode(text, allowed_special="all"), ascii(text)
         ids = ours.encode(text)
         assert ours.decode(ids) == twin.decode(ids) and ours.decode_bytes(ids) == twin.decode_bytes(ids)
 
@@ -311,10 +311,10 @@ def test_special_token(small):
     assert small.eot not in small.encode(text) and small.decode(small.encode(text)) == text
     one, two, eot = small.encode("one"), small.encode(" two"), small.eot
     expected = [*one, eot, eot, *two, eot]
-    assert small.encode(text, allow_special=True) == expected
-    assert small.encode(text.encode(), allow_special=True) == expected
+    assert small.encode(text, special="allowed") == expected
+    assert small.encode(text.encode(), special="allowed") == expected
     assert small.decode(expected) == text
-    assert small.encode("<|endoftext|", allow_special=True) == small.encode("<|endoftext|")
+    assert small.encode("<|endoftext|", special="allowed") == small.encode("<|endoftext|")
 
 
 @pytest.mark.parametrize("id", [-1, 330, 50257])

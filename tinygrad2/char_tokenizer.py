@@ -12,7 +12,7 @@ import json
 from array import array
 
 from tinygrad2.files import atomic_write
-from tinygrad2.tokenizer import TokenizerError
+from tinygrad2.tokenizer import SPECIAL, TokenizerError, short
 
 FORMAT, VERSION = "tinygrad2-char", 1
 
@@ -41,8 +41,12 @@ class CharTokenizer:
         text = _as_str(text, "the text")
         return cls("".join(sorted(set(text))))
 
-    def encode(self, text, allow_special=False):
-        """The ids of a text (str or bytes). Raises TokenizerError for a character that is not known."""
+    def encode(self, text, special="ordinary"):
+        """The ids of a text (str or bytes). Raises TokenizerError for a character that is not known.
+
+        `special` is as in Tokenizer.encode, and changes nothing: there are no special tokens."""
+        if special not in SPECIAL:
+            raise TokenizerError(f"special is {short(special)}, which is no choice; use one of {', '.join(SPECIAL)}")
         return self.encode_array(text).tolist()
 
     def encode_array(self, text):

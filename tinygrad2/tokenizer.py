@@ -36,8 +36,9 @@ last id is <|endoftext|>, which stands between two documents. With GPT-2's merge
 
 import codecs
 import json
+import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad2.bpe import N_BYTES, Pair, apply_merges, train_merges
@@ -46,7 +47,8 @@ from tinygrad2.files import UserError, atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "tinygrad2-bpe", 1
-_REPLACE = "train the tokenizer again, or fetch the file again"
+SPECIAL = ("ordinary", "allowed", "refused")  # what encode may do with the text of a special token
+REPLACE = "train the tokenizer again, or fetch the file again"
 
 # GPT-2 wrote its tokens in a text file, so it gave each byte a visible character: printable Latin-1 characters stand
 # for themselves, the other 68 bytes take U+0100, U+0101, ... (the space is "Ġ"). Sorting by character gave the ids.
@@ -74,15 +76,44 @@ def chunk_to_ids(chunk: str) -> tuple[int, ...]:
     return tuple(chunk.encode("utf-8", "surrogateescape").translate(BYTE_TO_ID))
 
 
-class _WordIds(dict):
-    """word -> its ids, as the bytes of an array("i"). A word that is asked for the first time is encoded then."""
+def special_parts(text: str, special: str, ids: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
+    """Cut a text at its special tokens: (plain text, id of the special token behind it; None behind the last).
 
-    def __init__(self, merges):
-        self.merges = merges
+    `ids` has the special tokens; where one begins another, the longer one wins. `special` is one of SPECIAL.
+    Raises TokenizerError for another value, and where it is "refused" and the text has a special token.
+
+    >>> list(special_parts("ab<|x|>c", "allowed", {"<|x|>": 7}))
+    [('ab', 7), ('c', None)]
+    >>> list(special_parts("ab<|x|>c", "ordinary", {"<|x|>": 7}))
+    [('ab<|x|>c', None)]
+    """
+    if special not in SPECIAL:
+        raise TokenizerError(f"special is {short(special)}, which is no choice; use one of {', '.join(SPECIAL)}")
+    start = 0
+    if special != "ordinary" and ids:
+        for match in re.finditer("|".join(map(re.escape, sorted(ids, key=len, reverse=True))), text):
+            if special == "refused":
+                problem = f"the text has the special token {short(match[0])} at character {match.start()}"
+                remedy = "special='allowed' gives it its id, special='ordinary' takes it for plain text"
+                raise TokenizerError(f"{problem}; {remedy}")
+            yield text[start : match.start()], ids[match[0]]
+            start = match.end()
+    yield text[start:], None
+
+
+class WordIds(dict):
+    """word -> its ids, as the bytes of an array("i"). A word that is asked for the first time is encoded then.
+
+    `merges` are those of a Tokenizer; `table`, where there is one, has the id to write for each of its ids.
+    """
+
+    def __init__(self, merges, table=None):
+        self.merges, self.table = merges, table
 
     def __missing__(self, word):
         if SPLIT.match(word).end() == len(word):
-            ids = array("i", apply_merges(chunk_to_ids(word), self.merges)).tobytes()
+            ids = apply_merges(chunk_to_ids(word), self.merges)
+            ids = array("i", ids if self.table is None else map(self.table.__getitem__, ids)).tobytes()
         else:
             ids = b"".join(self[match[0]] for match in SPLIT.finditer(word))  # a chunk is a word of one chunk
         if len(word) <= MAX_CACHED_WORD:
@@ -109,22 +140,23 @@ class Tokenizer:
         vocab_bytes = N_BYTES
         for k, (left, right) in enumerate(merges):
             if not (0 <= left < N_BYTES + k and 0 <= right < N_BYTES + k):
-                problem = f"is {_short([left, right])}, but may only join ids from 0 to {N_BYTES + k - 1}"
-                raise TokenizerError(f"{source}: merges[{k}] {problem}; {_REPLACE}")
+                problem = f"is {short([left, right])}, but may only join ids from 0 to {N_BYTES + k - 1}"
+                raise TokenizerError(f"{source}: merges[{k}] {problem}; {REPLACE}")
             if (left, right) in self.merges:
                 problem = f"is {[left, right]}, as is merges[{self.merges[left, right] - N_BYTES}] already"
-                raise TokenizerError(f"{source}: merges[{k}] {problem}; {_REPLACE}")
+                raise TokenizerError(f"{source}: merges[{k}] {problem}; {REPLACE}")
             size = len(self._token_bytes[left]) + len(self._token_bytes[right])
             vocab_bytes += size
             if vocab_bytes > MAX_VOCAB_BYTES:
                 problem = f"makes a token of {size} bytes and a vocabulary of {vocab_bytes}, beyond all use"
-                raise TokenizerError(f"{source}: merges[{k}] {problem}; {_REPLACE}")
+                raise TokenizerError(f"{source}: merges[{k}] {problem}; {REPLACE}")
             self.merges[left, right] = N_BYTES + k
             self._token_bytes.append(self._token_bytes[left] + self._token_bytes[right])
         self._token_bytes.append(END_OF_TEXT.encode())
         self.eot = N_BYTES + len(self.merges)
         self.n_vocab = self.eot + 1
-        self._cache = _WordIds(self.merges)
+        self.special = {END_OF_TEXT: self.eot}
+        self._cache = WordIds(self.merges)
 
     @classmethod
     def train(
@@ -148,24 +180,24 @@ class Tokenizer:
         words = {chunk_to_ids(chunk): count for chunk, count in count_chunks(documents).items()}
         return cls(train_merges(words, vocab_size - N_BYTES - 1, progress))
 
-    def encode(self, text: str | bytes, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str | bytes, special: str = "ordinary") -> list[int]:
         """The ids of a text, or of any bytes.
 
-        A text that happens to contain "<|endoftext|>" is encoded like any other, because what strangers write should
-        not end a document; `allow_special=True` gives it the id `eot`.
+        `special` says what becomes of "<|endoftext|>" in it. As "ordinary" it is text like any other, because what
+        strangers write should not end a document; if "allowed" it gets the id `eot`; if "refused" it is an error,
+        TokenizerError.
 
         >>> tokenizer = Tokenizer([(83, 71)])
-        >>> tokenizer.encode("th<|endoftext|>", allow_special=True)
+        >>> tokenizer.encode("th<|endoftext|>", special="allowed")
         [256, 257]
         >>> tokenizer.encode("th<|endoftext|>")
         [256, 27, 91, 68, 77, 67, 78, 69, 83, 68, 87, 83, 91, 29]
         """
-        text = as_text(text)
         ids = array("i")
-        for k, part in enumerate(text.split(END_OF_TEXT) if allow_special else [text]):
-            if k > 0:
-                ids.append(self.eot)
+        for part, id in special_parts(as_text(text), special, self.special):
             self._encode_into(ids, part)
+            if id is not None:
+                ids.append(id)
         return ids.tolist()
 
     def encode_array(self, text: str | bytes) -> "array[int]":
@@ -236,25 +268,25 @@ class Tokenizer:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{source}: is no JSON ({error}); {_REPLACE}") from error
+            raise TokenizerError(f"{source}: is no JSON ({error}); {REPLACE}") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             found = fields.get("format") if isinstance(fields, dict) else fields
-            raise TokenizerError(f"{source}: format is {_short(found)}, not {FORMAT!r}; {_REPLACE}")
+            raise TokenizerError(f"{source}: format is {short(found)}, not {FORMAT!r}; {REPLACE}")
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
-            problem = f"version is {_short(fields.get('version'))}, but this tinygrad2 reads version {VERSION}"
+            problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads version {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2, or train the tokenizer again")
         if fields.get("pattern") != PATTERN:
-            problem = f"pattern is {_short(fields.get('pattern'))}, but only GPT-2's pattern is known"
-            raise TokenizerError(f"{source}: {problem}; {_REPLACE}")
+            problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is known"
+            raise TokenizerError(f"{source}: {problem}; {REPLACE}")
         merges = fields.get("merges")
         if not isinstance(merges, list):
-            raise TokenizerError(f"{source}: merges is {_short(merges)}, not a list of [left, right]; {_REPLACE}")
+            raise TokenizerError(f"{source}: merges is {short(merges)}, not a list of [left, right]; {REPLACE}")
         for k, pair in enumerate(merges):
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(id) is int for id in pair)):
-                raise TokenizerError(f"{source}: merges[{k}] is {_short(pair)}, not two ids; {_REPLACE}")
+                raise TokenizerError(f"{source}: merges[{k}] is {short(pair)}, not two ids; {REPLACE}")
         special = {END_OF_TEXT: N_BYTES + len(merges)}
         if fields.get("special") != special or type(fields["special"][END_OF_TEXT]) is not int:
-            raise TokenizerError(f"{source}: special is {_short(fields.get('special'))}, not {special}; {_REPLACE}")
+            raise TokenizerError(f"{source}: special is {short(fields.get('special'))}, not {special}; {REPLACE}")
         return cls(merges, source)
 
     def save(self, path: str | Path) -> None:
@@ -265,7 +297,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read what save wrote."""
-        return cls.from_json(_read_text(path), source=str(path))
+        return cls.from_json(read_text(path), source=str(path))
 
     @classmethod
     def from_merges_txt(cls, path: str | Path) -> "Tokenizer":
@@ -276,16 +308,16 @@ class Tokenizer:
         """
         ids = {symbol: id for id, symbol in enumerate(ID_TO_SYMBOL)}
         merges: list[Pair] = []
-        for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line or (number == 1 and line.startswith("#version")):
                 continue
             parts = line.split(" ")
             if len(parts) != 2 or not all(part in ids for part in parts):
-                problem = f"line {number} is {_short(line)}, not two tokens of earlier lines with a space between"
-                raise TokenizerError(f"{path}: {problem}; {_REPLACE}")
+                problem = f"line {number} is {short(line)}, not two tokens of earlier lines with a space between"
+                raise TokenizerError(f"{path}: {problem}; {REPLACE}")
             token = parts[0] + parts[1]
             if token in ids:
-                raise TokenizerError(f"{path}: line {number} makes token {_short(token)} a second time; {_REPLACE}")
+                raise TokenizerError(f"{path}: line {number} makes token {short(token)} a second time; {REPLACE}")
             merges.append((ids[parts[0]], ids[parts[1]]))
             ids[token] = N_BYTES + len(merges) - 1
         return cls(merges, str(path))
@@ -315,19 +347,20 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def _read_text(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8. Raises TokenizerError where it cannot be read, or is none."""
     try:
         return Path(path).read_bytes().decode("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: byte {error.start} is no UTF-8 text; {_REPLACE}") from error
+        raise TokenizerError(f"{path}: byte {error.start} is no UTF-8 text; {REPLACE}") from error
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value for an error message: on one line, and not longer than a person wants to read.
 
-    >>> _short("x" * 1000)
+    >>> short("x" * 1000)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
     """
     text = repr(value)
