@@ -4,6 +4,7 @@ COMMANDS = {
     "doctor": "is everything here that tinygrad2 needs, and does it work?",
     "plan": "how much memory and time would a training take?",
     "verify": "prove, on your own data and flags, that a resumed, split or fast training is the same training",
+    "convert": "models, tokenizers and tokens: to and from Hugging Face, llm.c, nanoGPT",
     "plot": "curves of one or several runs, as a picture and as a page",
     "compare": "is my loss normal? Compare a run with the curves of the presets",
     "replay": "see again, under a debugger, how a training came to a value that is not finite",

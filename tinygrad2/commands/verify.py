@@ -6,7 +6,11 @@
     ranks         1, 2 and 4 ranks of mpirun give the same bits, with dropout, accumulation and clipping at work
     kernels       fast kernels and pages of maths give the same loss and gradients
     gradients     the gradient is the slope of the loss, measured in float64
+    kvcache       texts written with a cache of keys and values, several at once, are those written without
     all           each of them (this is the default)
+
+    hf MODEL                    the same logits, loss and text as transformers, where that is installed
+    llmc MODEL DEBUG_STATE      the same logits, loss and gradients as in a debug state of llm.c
 
 The first four run train_gpt2.py itself, for a few steps and in a folder of their own; nothing of yours is touched.
 Exit code 0 where all pass, 1 where one fails, 2 where something is wrong with flags or data.
@@ -18,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +30,10 @@ import ops
 import train_gpt2
 from models import GPT
 from models.dropout import set_dropout
+from models.generation import generate
+from models.pretrained import load_pretrained
+from models.sampling import Sampling, sample
+from tinygrad2.commands import verify_models
 from tinygrad2.dataloader import DataLoader
 from tinygrad2.dataset import open_dataset
 from tinygrad2.distributed import World
@@ -53,7 +61,9 @@ class Result:
 
 
 def main(argv):
-    words = [word for word in _leading(argv)]
+    words = list(_leading(argv))
+    if words and words[0] in ("hf", "llmc"):
+        return verify_models.main(words[0], argv[1:])
     flags = argv[len(words) :]
     if any(flag in ("--help", "-h") for flag in flags):
         print(__doc__)
@@ -272,11 +282,39 @@ def _gradients(trial):
     return Result(errors[worst], GRADIENT_TOLERANCE, text)
 
 
-PROPERTIES = {  # later ones join here: kvcache, hf, gpu
+def _kvcache(trial):
+    """Three texts of different lengths, together and with caches, past the context; then each alone and without."""
+    T = min(48, trial.gpt_config.block_size)
+    if trial.config.init_from:
+        model = load_pretrained(trial.config.init_from, T)[0]
+    else:
+        model = GPT(replace(trial.gpt_config, block_size=T), seed=trial.config.seed).eval()
+    V, new = model.config.vocab_size, T + 8
+    rng = np.random.default_rng(trial.config.seed)
+    prompts = [rng.integers(0, V, length).tolist() for length in (1, T // 2 or 1, T + 3)]
+    different, knobs = 0, Sampling(temperature=1.0, top_k=50)
+    for draws in (False, True):
+        rngs = [np.random.default_rng(n) if draws else None for n in range(3)]
+        texts = [list(prompt) for prompt in prompts]
+        for step in generate(model, prompts, new, rngs, knobs):
+            texts[step.text].append(step.token)
+        for n, prompt in enumerate(prompts):
+            rng, text = np.random.default_rng(n) if draws else None, list(prompt)
+            for _ in range(new):
+                with no_grad():
+                    logits = model(np.array([text[-T:]]))[0].numpy()[0, -1]
+                text.append(sample(logits, rng, **vars(knobs)))
+            different += sum(a != b for a, b in zip(text, texts[n]))
+    how = f"prompts of {', '.join(str(len(prompt)) for prompt in prompts)} tokens in a context of {T}"
+    return Result(different, 0, f"6 texts of {new} tokens, greedy and drawn, {how}: tokens")
+
+
+PROPERTIES = {  # later ones join here: gpu
     "resume": _resume,
     "accum": _accum,
     "determinism": _determinism,
     "ranks": _ranks,
     "kernels": _kernels,
     "gradients": _gradients,
+    "kvcache": _kvcache,
 }

@@ -1,0 +1,202 @@
+"""python -m tinygrad2 convert IN OUT --to FORM: models, tokenizers and tokens, from anybody's form to anybody's.
+
+IN is told by its content. A model (ours, a Hugging Face folder or model.safetensors, llm.c's .bin, nanoGPT's ckpt.pt)
+becomes
+
+    hf            a folder that transformers loads: config.json, model.safetensors, the tokenizer's files
+    llmc          llm.c's .bin: version 3 (float32), or 5 with --dtype bfloat16
+    llmc-debug    what the model answers to a batch of --tokens, with all gradients: llm.c's debug state
+    nanogpt       nanoGPT's ckpt.pt (also called nanogpt-bin)
+    trained       trained_weights.bin
+
+a tokenizer (any that load_tokenizer knows) becomes hf, llmc (gpt2_tokenizer.bin), tiktoken (a file of ranks) or trained
+(our JSON), and a file of tokens llmc, llmc-legacy or nanogpt-bin (its train.bin). What was written is read again.
+"""
+
+import os
+import sys
+
+import numpy as np
+
+from models.pretrained import config_of, load_pretrained
+from tinygrad2.files import UserError, atomic_write
+from tinygrad2.flags import Parser
+from tinygrad2.interop import hf, llmc, nanogpt
+from tinygrad2.interop.pretrained import kind_of_model, open_model
+from tinygrad2.interop.tokenizer_out import write_tokenizer
+from tinygrad2.tokenfiles import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
+from tinygrad2.tokenizers import load_tokenizer
+from tinygrad2.weights import save_weights
+
+FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
+_TOKENIZER_MAGIC = 20240328
+_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
+
+
+def main(argv):
+    parser = Parser(prog="tinygrad2 convert", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("source", metavar="IN", help="model, tokenizer or file of tokens")
+    parser.add_argument("target", metavar="OUT", help="file, or folder for --to hf")
+    parser.add_argument("--to", required=True, choices=FORMS, metavar="FORM", help=f"one of: {', '.join(FORMS)}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="numbers in the new file, for hf and llmc: float32 or bfloat16 (default: float32)")
+    parser.add_argument("--block-size", type=int, metavar="N", help="crop the context (default: as it is)")
+    parser.add_argument("--tokenizer", default="", metavar="FILE",
+                        help="the model's tokenizer (default: what lies beside it)")
+    parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a file of tokens (default: none)")
+    parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
+    parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
+    args = parser.parse_args(argv)
+    kind = what_is(args.source)
+    {"model": _model, "tokenizer": _tokenizer, "tokens": _tokens}[kind](args)
+    return 0
+
+
+def what_is(path):
+    """"model", "tokenizer" or "tokens". Raises UserError for a path that is none of them."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file or folder; check the path")
+    if os.path.isdir(path):
+        return "model" if any(os.path.exists(os.path.join(path, name)) for name in _MODEL_FILES) else "tokenizer"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    magic = int.from_bytes(head[:4], "little")
+    if magic in HEADERED or path.endswith(".npy"):
+        return "tokens"
+    text = head.lstrip()[:1] == b"{" or head.startswith(b"#version")
+    if magic == _TOKENIZER_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
+        return "tokenizer"
+    try:
+        kind_of_model(path)
+    except UserError:
+        if magic in FOREIGN or not path.endswith(".bin"):
+            raise
+        return "tokens"  # a headerless file of tokens has no first bytes of its own
+    return "model"
+
+
+def _wrong_form(args, kind, forms):
+    raise UserError(f"--to {args.to}: {args.source} is a {kind}, which can become: {', '.join(forms)}")
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def _model(args):
+    if args.to == "llmc-debug":
+        _debug_state(args)
+        return
+    found = open_model(args.source, args.tokenizer)
+    if args.block_size is not None:
+        found.crop(args.block_size)
+    config = config_of(found).to_dict()
+    tokenizer, notes = found.tokenizer, list(found.notes)
+    eot = tokenizer.eot if tokenizer else None
+    if args.dtype != "float32" and args.to not in ("hf", "llmc"):
+        raise UserError(f"--dtype {args.dtype}: only hf and llmc have such numbers")
+    if args.to == "hf":
+        notes += hf.write_folder(args.target, found.tensors, config, eot, args.dtype)
+        if tokenizer:
+            write_tokenizer(tokenizer, args.target, "hf")
+        else:
+            notes.append("its tokenizer is not known (--tokenizer FILE), so the folder has none")
+    elif args.to == "llmc":
+        notes += llmc.write_model(args.target, found.tensors, config, 3 if args.dtype == "float32" else 5)
+    elif args.to in ("nanogpt", "nanogpt-bin"):
+        notes += nanogpt.write_nanogpt(args.target, found.tensors, config) or []
+    elif args.to == "trained":
+        arrays = {name: stored.astype(np.float32) for name, stored in found.tensors.items()}
+        training = found.training | ({} if found.trained_here else {"converted_from": found.kind})
+        save_weights(args.target, arrays, config, tokenizer.to_json() if tokenizer else "", training)
+    else:
+        _wrong_form(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))
+    for note in notes:
+        print(f"note      {note}", file=sys.stderr)
+    again = open_model(args.target)
+    print(f"wrote     {args.target}: {found.kind} -> {again.kind}, {_compare(found, again)}")
+
+
+def _compare(found, again):
+    """Both models in a sentence: what was written is read again and compared, number by number."""
+    worst, count = 0.0, 0
+    for name, stored in found.tensors.items():
+        other = again.tensors.get(name)
+        if other is None or other.shape != stored.shape:
+            raise UserError(f"{again.path}: {name} is not there again as it was written; is the disk full?")
+        difference = np.abs(stored.astype(np.float32) - other.astype(np.float32))
+        worst, count = max(worst, float(difference.max(initial=0.0))), count + stored.size
+        stored.release(), other.release()
+    return f"{count:,} parameters, read again " + ("equal" if worst == 0 else f"within {worst:.1e}")
+
+
+def _debug_state(args):
+    """What the model answers to the first tokens of a file, as llm.c's train_gpt2.py keeps it."""
+    if not args.tokens:
+        raise UserError("--to llmc-debug: needs --tokens FILE, for example llm.c's tiny_shakespeare_val.bin")
+    rows, _, length = args.batch.partition("x")
+    if not (rows.isdecimal() and length.isdecimal() and int(rows) and int(length)):
+        raise UserError(f"--batch {args.batch}: is no size such as 4x64")
+    B, T = int(rows), int(length)
+    model, _, found = load_pretrained(args.source, args.block_size)
+    file = TokenFile(args.tokens)
+    if len(file) < B * T + 1:
+        raise UserError(f"{args.tokens}: {len(file)} ids are too few for --batch {args.batch}, which needs {B * T + 1}")
+    ids = file.read(0, B * T + 1)
+    if ids.max() >= found.config["vocab_size"]:
+        raise UserError(f"{args.tokens}: id {ids.max()} is outside the model's vocabulary of "
+                        f"{found.config['vocab_size']}")  # fmt: skip
+    if T > model.config.block_size:
+        raise UserError(f"--batch {args.batch}: this model reads {model.config.block_size} tokens at most")
+    state = answer(model, ids[:-1].reshape(B, T), ids[1:].reshape(B, T))
+    llmc.write_debug_state(args.target, state, model.config.to_dict())
+    print(f"wrote     {args.target}: {B} x {T} tokens, loss {state.loss:.6f}, {len(state.grads)} gradients")
+
+
+def answer(model, x, y):
+    """The DebugState of a batch x, y (B, T): logits, loss and gradients."""
+    model.zero_grad()
+    logits, loss = model(x, y)
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return llmc.DebugState(x, y, logits.numpy(), loss.item(), grads)
+
+
+# -- tokenizers and tokens ---------------------------------------------------------------------------------------------
+
+
+def _tokenizer(args):
+    tokenizer = load_tokenizer(args.source)
+    if args.to == "trained":
+        with atomic_write(args.target) as file:
+            file.write(tokenizer.to_json().encode() + b"\n")
+    elif args.to in ("hf", "llmc", "tiktoken"):
+        write_tokenizer(tokenizer, args.target, args.to)
+    else:
+        _wrong_form(args, "tokenizer", ("hf", "llmc", "tiktoken", "trained"))
+    again = load_tokenizer(args.target)
+    same = all(tokenizer.token_bytes(id) == again.token_bytes(id) for id in range(tokenizer.n_vocab))
+    if again.n_vocab != tokenizer.n_vocab or not same:
+        raise UserError(f"{args.target}: reads otherwise than it was written; is the disk full?")
+    print(f"wrote     {args.target}: {tokenizer.n_vocab:,} tokens, read again equal")
+
+
+def _tokens(args):
+    file = TokenFile(args.source)
+    ids = file.read(0, len(file))
+    if args.to == "llmc":
+        write_tokens(args.target, ids)
+    elif args.to == "llmc-legacy":
+        write_raw(args.target, ids, np.int32)
+    elif args.to == "nanogpt-bin":
+        if ids.max() >= 1 << 16:
+            raise UserError(f"{args.source}: id {ids.max()} does not fit nanoGPT's 16 bits; use --to llmc")
+        write_raw(args.target, ids, np.uint16)
+    else:
+        _wrong_form(args, "file of tokens", ("llmc", "llmc-legacy", "nanogpt-bin"))
+    again = TokenFile(args.target)
+    if not np.array_equal(again.read(0, len(again)), ids):
+        raise UserError(f"{args.target}: reads otherwise than it was written; is the disk full?")
+    print(f"wrote     {args.target}: {file.kind} -> {again.kind}, {len(ids):,} tokens, read again equal")

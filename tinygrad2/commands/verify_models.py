@@ -1,0 +1,132 @@
+"""Proofs beside other programs: the same model there and here, number by number.
+
+    python -m tinygrad2 verify hf MODEL                    logits, loss and greedy text of transformers
+    python -m tinygrad2 verify llmc MODEL DEBUG_STATE      logits, loss and all gradients that llm.c's program wrote
+
+MODEL may be in any form that inference.py reads. transformers (and PyTorch below it) runs in a process of its own, so
+nothing of it is ever loaded here. Differences are told as they are; allowed is, in float32, 1e-4 for logits up to 10
+and in proportion for larger ones, 1e-4 for the loss, and a thousandth of each tensor's largest gradient. (A model in
+bfloat16 is compared with answers of the float32 one, so it is allowed a hundred times that.)
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+import ops
+from models.pretrained import config_of, load_pretrained
+from tinygrad2.commands.convert import answer
+from tinygrad2.files import UserError
+from tinygrad2.interop import hf, llmc
+from tinygrad2.interop.pretrained import open_model
+from tinygrad2.tensor import no_grad
+
+TOLERANCE = 1e-4
+_GREEDY = 20  # tokens
+
+# What the other process does: folder, file of ids (B, T), file for the results.
+_PEER = """
+import sys
+import numpy, torch, transformers
+transformers.utils.logging.disable_progress_bar()
+folder, ids, out, new = sys.argv[1], torch.from_numpy(numpy.load(sys.argv[2])), sys.argv[3], int(sys.argv[4])
+model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+model.eval()
+with torch.no_grad():
+    logits = model(ids).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten())
+    text, greedy = ids[:1, :4], []
+    for _ in range(new):
+        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
+        greedy.append(int(text[0, -1]))
+numpy.savez(out, logits=logits.numpy(), loss=loss.numpy(), greedy=greedy, version=transformers.__version__,
+            odd=[str(name) for kind in ("missing_keys", "unexpected_keys") for name in info[kind]])
+"""
+
+
+def main(what, argv):
+    """Run `verify hf` or `verify llmc`; gives the exit code."""
+    if any(flag in ("--help", "-h") for flag in argv):
+        print(__doc__)
+        return 0
+    wanted = ["MODEL"] if what == "hf" else ["MODEL", "DEBUG_STATE"]
+    if len(argv) != len(wanted) or any(word.startswith("-") for word in argv):
+        raise UserError(f"verify {what} takes {' and '.join(wanted)}: python -m tinygrad2 verify {what} "
+                        + " ".join(wanted))
+    ops.announce_compiling(print)
+    lines = verify_hf(*argv) if what == "hf" else verify_llmc(*argv)
+    failed = 0
+    for name, difference, allowed, text in lines:
+        good = difference <= allowed  # False for NaN
+        failed += not good
+        print(f"{name:28s} {'PASS' if good else 'FAIL'}  max difference {difference:.2g} ({allowed:.1g} allowed)"
+              f"{': ' if text else ''}{text}", flush=True)  # fmt: skip
+    return 1 if failed else 0
+
+
+def verify_hf(path):
+    """Yields (name, difference, allowed, text) for logits, loss and greedy text beside transformers."""
+    for library in ("transformers", "torch"):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"verify hf needs {library} to compare with: pip install torch transformers")
+    model, _, found = load_pretrained(path)
+    V, T = found.config["vocab_size"], min(256, found.config["block_size"])
+    ids = np.random.default_rng(0).integers(0, V, (2, T))
+    new = min(_GREEDY, found.config["block_size"] - 4)
+    with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
+        if found.kind != "Hugging Face" or not os.path.isdir(path):
+            path = os.path.join(folder, "model")
+            hf.write_folder(path, found.tensors, config_of(found).to_dict())
+        peer = _ask_transformers(path, ids, os.path.join(folder, "answers.npz"), new)
+    if peer["odd"].size:
+        yield "tensors", np.inf, 0, f"transformers finds missing or unknown: {', '.join(peer['odd'][:5])}"
+    with no_grad():
+        logits = model(ids)[0].numpy()
+    text = f"{ids.size:,} tokens, beside transformers {peer['version']}"
+    yield "logits", _difference(logits, peer["logits"]), _allowed(peer["logits"]), text
+    with no_grad():
+        loss = model.loss(ids[:, :-1], ids[:, 1:]).item()
+    yield "loss", abs(loss - float(peer["loss"])), TOLERANCE, f"{loss:.6f} and {float(peer['loss']):.6f}"
+    greedy = list(model.generate(ids[0, :4].tolist(), new))
+    yield "greedy text", float(np.sum(np.array(greedy) != peer["greedy"])), 0, f"{new} tokens"
+
+
+def _ask_transformers(path, ids, out, new):
+    asked = out.replace(".npz", ".npy")
+    np.save(asked, ids)
+    command = [sys.executable, "-W", "ignore", "-c", _PEER, path, asked, out, str(new)]
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or ["no word"]
+        raise UserError(f"{path}: transformers cannot load it or run it: {said[-1]}")
+    with np.load(out) as answers:
+        return dict(answers)
+
+
+def verify_llmc(path, debug_state):
+    """Yields (name, difference, allowed, text) for logits, loss and each gradient of a debug state."""
+    found = open_model(path)
+    state = llmc.read_debug_state(debug_state, config_of(found).to_dict())
+    model, _, found = load_pretrained(path)
+    ours = answer(model, state.x, state.y)
+    factor = 100 if found.tensors["wte.weight"].code == "BF16" else 1
+    text = f"{state.x.shape[0]} x {state.x.shape[1]} tokens"
+    yield "logits", _difference(ours.logits, state.logits), factor * _allowed(state.logits), text
+    loss = f"{ours.loss:.6f} and {state.loss:.6f}"
+    yield "loss", abs(ours.loss - state.loss), factor * TOLERANCE, loss
+    for name, grad in state.grads.items():
+        largest = float(np.abs(grad).max(initial=0.0))
+        difference = _difference(ours.grads[name], grad)
+        yield f"d {name}", difference, factor * (1e-3 * largest + 1e-7), f"the largest is {largest:.2g}"
+
+
+def _difference(a, b):
+    return float(np.abs(a - b).max(initial=0.0))
+
+
+def _allowed(logits):
+    return TOLERANCE * max(1.0, float(np.abs(logits).max()) / 10)

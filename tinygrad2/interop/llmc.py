@@ -1,0 +1,221 @@
+"""Models and debug states of llm.c (Karpathy, 2024): GPT-2 in C.
+
+    header    int32[256]: magic 20240326, version, longest context T, V, layers L, heads, C, padded vocabulary Vp, 0...
+    tensors   wte (Vp, C), wpe (T, C), then each kind of a block's tensors for all layers together, ln_f
+
+    version   numbers     rows of wte
+    1         float32     V
+    3         float32     Vp, the multiple of 128 above V; rows from V on are zeros
+    5         bfloat16    Vp
+
+Matrices are (out, in), ours are (in, out); the head is the token embedding. A debug state holds what a model answered
+to one batch: x, y, logits (V wide), loss, and all gradients in the order of the model's tensors, in float32.
+
+    header    int32[256]: magic 20240327, version 2, B, T, 0...       (version 1: gradients without padding)
+
+https://github.com/karpathy/llm.c
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad2.files import UserError, atomic_write
+from tinygrad2.interop.hf import write_numbers
+from tinygrad2.stored import BYTES, Stored, map_file
+
+MODEL, DEBUG_STATE = 20240326, 20240327
+_HEADER = 1024  # bytes
+_VERSIONS = {1: "F32", 3: "F32", 5: "BF16"}
+_BLOCK = (  # kinds of tensors of a block, in the order of the file: name, shape as a function of C
+    ("ln_1.weight", lambda C: (C,)),
+    ("ln_1.bias", lambda C: (C,)),
+    ("attn.c_attn.weight", lambda C: (3 * C, C)),
+    ("attn.c_attn.bias", lambda C: (3 * C,)),
+    ("attn.c_proj.weight", lambda C: (C, C)),
+    ("attn.c_proj.bias", lambda C: (C,)),
+    ("ln_2.weight", lambda C: (C,)),
+    ("ln_2.bias", lambda C: (C,)),
+    ("mlp.c_fc.weight", lambda C: (4 * C, C)),
+    ("mlp.c_fc.bias", lambda C: (4 * C,)),
+    ("mlp.c_proj.weight", lambda C: (C, 4 * C)),
+    ("mlp.c_proj.bias", lambda C: (C,)),
+)
+
+
+def layout(n_layer, C, rows, T):
+    """(our name, shape in the file, is it transposed) of every tensor, in the order of the file."""
+    yield "wte.weight", (rows, C), False
+    yield "wpe.weight", (T, C), False
+    for name, shape in _BLOCK:
+        for i in range(n_layer):
+            yield f"h.{i}.{name}", shape(C), len(shape(C)) == 2
+    yield "ln_f.weight", (C,), False
+    yield "ln_f.bias", (C,), False
+
+
+def read_model(path):
+    """(tensors {our name: Stored}, config fields, notes). Raises UserError, one line, where it is no whole model."""
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < _HEADER:
+            raise _broken(path, f"only {size} bytes long")
+        buffer, _ = map_file(file)
+    magic, version, T, V, L, heads, C, padded = np.frombuffer(buffer[:32], "<i4").tolist()
+    if magic != MODEL:
+        raise _broken(path, f"its magic is {magic}, not {MODEL}")
+    if version not in _VERSIONS:
+        raise _broken(path, f"version is {version}; 1 and 3 (float32) and 5 (bfloat16) are supported")
+    for name, value in (("max_seq_len", T), ("vocab_size", V), ("num_layers", L), ("num_heads", heads),
+                        ("channels", C)):  # fmt: skip
+        if not 0 < value < 1 << 24:
+            raise _broken(path, f"{name} is {value}")
+    if L > 10_000 or C % heads:
+        raise _broken(path, f"{L} layers and {heads} heads for {C} channels")
+    rows = V if version == 1 else padded
+    if not V <= rows < 1 << 24:
+        raise _broken(path, f"padded_vocab_size is {padded}, with a vocab_size of {V}")
+    code = _VERSIONS[version]
+    expected = _HEADER + BYTES[code] * sum(math.prod(shape) for _, shape, _ in layout(L, C, rows, T))
+    if size != expected:
+        raise _broken(path, f"{size:,} bytes long instead of {expected:,}")
+    tensors = _tensors(buffer[_HEADER:], code, layout(L, C, rows, T))
+    tensors["wte.weight"] = tensors["wte.weight"].first(V)
+    config = dict(block_size=T, vocab_size=V, n_layer=L, n_head=heads, n_embd=C, dropout=0.0, bias=True,
+                  tied_head=True, activation="gelu", n_inner=0, norm_eps=1e-5)  # fmt: skip
+    return tensors, config, []
+
+
+def _tensors(buffer, code, entries):
+    tensors, start = {}, 0
+    for name, shape, transposed in entries:
+        stop = start + BYTES[code] * math.prod(shape)
+        tensors[name] = Stored(buffer[start:stop], code, shape, transposed)
+        start = stop
+    return tensors
+
+
+def write_model(path, tensors, config, version=3):
+    """Write a model of version 3 (float32) or 5 (bfloat16); gives notes for the user.
+
+    tensors   {our name: array or Stored};  config   our config's fields
+
+    Raises UserError for a model that llm.c has no form for.
+    """
+    notes, code = _refuse_others(path, config), _VERSIONS[version]
+    header = np.zeros(256, "<i4")
+    V, T, L, C = (config[name] for name in ("vocab_size", "block_size", "n_layer", "n_embd"))
+    rows = V if version == 1 else padded_vocabulary(V)
+    header[:8] = MODEL, version, T, V, L, config["n_head"], C, 0 if version == 1 else rows
+    with atomic_write(path) as file:
+        file.write(header.tobytes())
+        _write_tensors(file, tensors, layout(L, C, rows, T), code)
+    return notes
+
+
+def padded_vocabulary(V):
+    """V rounded up to a multiple of 128: products of such a width are fast on a GPU."""
+    return -(-V // 128) * 128
+
+
+def _refuse_others(path, config):
+    C = config["n_embd"]
+    if config.get("n_inner", 0) not in (0, 4 * C):
+        raise UserError(f"{path}: llm.c's MLPs are 4 x {C} wide, this model's {config['n_inner']}; use --to hf")
+    if config.get("norm_eps", 1e-5) != 1e-5:
+        raise UserError(f"{path}: llm.c's layernorms add 1e-5, this model's {config['norm_eps']}; use --to hf")
+    if not config["tied_head"]:
+        raise UserError(f"{path}: llm.c's head is the token embedding, this model's is not; use --to hf")
+    notes = []
+    if config["activation"] != "gelu":
+        notes.append("the model was made with GELU's exact form; llm.c computes the tanh form (off by 5e-4 at most)")
+    if not config["bias"]:
+        notes.append("the model has no biases; llm.c's always has, so zeros were written")
+    return notes
+
+
+def _write_tensors(file, tensors, entries, code):
+    for name, shape, transposed in entries:
+        tensor = tensors.get(name)
+        if tensor is None:  # a bias that the model does not have
+            write_numbers(file, np.zeros(shape, np.float32), code)
+            continue
+        array = tensor.astype(np.float32, copy=False)
+        write_numbers(file, array.T if transposed else array, code)
+        if len(array) < shape[0] and name == "wte.weight":
+            write_numbers(file, np.zeros((shape[0] - len(array), shape[1]), np.float32), code)
+
+
+# -- debug states ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DebugState:
+    """One batch and the answers to it: x, y (B, T), logits (B, T, V), loss, grads {our name: array, as ours are}."""
+
+    x: np.ndarray
+    y: np.ndarray
+    logits: np.ndarray
+    loss: float
+    grads: dict
+
+
+def read_debug_state(path, config):
+    """The DebugState of a model with this config. Raises UserError, one line, where it is no whole one, or not its."""
+    V, L, C = (config[name] for name in ("vocab_size", "n_layer", "n_embd"))
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_HEADER)
+        if len(head) < _HEADER:
+            raise _broken(path, f"only {size} bytes long", "debug state")
+        buffer, _ = map_file(file)
+    magic, version, B, T = np.frombuffer(head[:16], "<i4").tolist()
+    if magic != DEBUG_STATE or version not in (1, 2):
+        raise _broken(path, f"magic {magic}, version {version}, not {DEBUG_STATE}, 1 or 2", "debug state")
+    if not (0 < B < 1 << 20 and 0 < T <= config["block_size"]):
+        raise _broken(path, f"B is {B} and T {T}, with a model for {config['block_size']} tokens", "debug state")
+    rows = V if version == 1 else padded_vocabulary(V)
+    n_grads = sum(math.prod(shape) for _, shape, _ in layout(L, C, rows, config["block_size"]))
+    expected = _HEADER + 4 * (2 * B * T + B * T * V + 1 + n_grads)
+    more, ragged = divmod(size - expected, 4 * C)  # a model may be padded to another number of rows
+    if ragged or rows + more < V or version == 1 and more:
+        raise _broken(path, f"{size:,} bytes long instead of {expected:,} for this model", "debug state")
+    ids = np.frombuffer(buffer[_HEADER : _HEADER + 8 * B * T], "<i4").reshape(2, B, T)
+    if ids.min() < 0 or ids.max() >= V:
+        raise _broken(path, f"ids from {ids.min()} to {ids.max()} in a vocabulary of {V}", "debug state")
+    start = _HEADER + 8 * B * T
+    stop = start + 4 * B * T * V
+    logits = np.frombuffer(buffer[start:stop], "<f4").reshape(B, T, V)
+    loss = float(np.frombuffer(buffer[stop : stop + 4], "<f4")[0])
+    tensors = _tensors(buffer[stop + 4 :], "F32", layout(L, C, rows + more, config["block_size"]))
+    tensors["wte.weight"] = tensors["wte.weight"].first(V)
+    return DebugState(ids[0], ids[1], logits, loss, {name: stored.astype() for name, stored in tensors.items()})
+
+
+def write_debug_state(path, state, config):
+    """Write a DebugState as llm.c's own program makes it (version 2)."""
+    _refuse_others(path, config)
+    header = np.zeros(256, "<i4")
+    header[:4] = DEBUG_STATE, 2, *state.x.shape
+    rows = padded_vocabulary(config["vocab_size"])
+    with atomic_write(path) as file:
+        file.write(header.tobytes())
+        file.write(np.ascontiguousarray(state.x, "<i4"))
+        file.write(np.ascontiguousarray(state.y, "<i4"))
+        write_numbers(file, state.logits.reshape(-1, state.logits.shape[-1]), "F32")
+        file.write(np.array([state.loss], "<f4"))
+        entries = layout(config["n_layer"], config["n_embd"], rows, config["block_size"])
+        _write_tensors(file, state.grads, entries, "F32")
+
+
+def _opened(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _broken(path, problem, what="model"):
+    return UserError(f"{path}: not a whole {what} of llm.c: {problem}; copy it again, or make it again")
