@@ -1,10 +1,13 @@
-"""Write text with a trained GPT. One file holds all it takes: weights, config and tokenizer.
+"""Write text with a trained GPT: one of yours, or GPT-2 as Hugging Face, llm.c or nanoGPT keep it.
 
     python inference.py --prompt "Once upon a time"
     python inference.py --prompt "One sunny morning," --temperature 1.0 --top-p 0.9 --seed 7 --num-samples 3
-    python inference.py --greedy --max-new-tokens 50
+    python inference.py --greedy --max-new-tokens 50 --prompt "Tom" --prompt "Anna"
+    python inference.py --weights data/gpt2/gpt2 --prompt "Hello, I'm a language model," --stop "."
+    python inference.py --interactive
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -16,33 +19,48 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from models import GPT, GPTConfig
+from models.generation import generate
+from models.pretrained import load_pretrained
 from models.quantize import quantize
+from models.sampling import Sampling
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.distributed import EarlyExit, World
-from tinygrad2.files import UserError
+from tinygrad2.files import UserError, read_bytes
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
-from tinygrad2.module import FlatBuffers
-from tinygrad2.tokenizer import StreamDecoder
-from tinygrad2.tokenizers import load_tokenizer, tokenizer_from_json
-from tinygrad2.weights import load_weights
+from tinygrad2.textout import TextStream, write
+from tinygrad2.tokenizer import END_OF_TEXT
+
+SPECIAL = ("refused", "allowed", "ordinary")
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
     """The flags of inference.py, checked."""
 
-    weights: str = flag("trained_weights.bin", "file written by train_gpt2.py")
-    tokenizer: str = flag("", "tokenizer file, for weights that were trained without", default="that of the weights")
-    prompt: str = flag("Once upon a time", "how the text begins")
+    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a model of others: a Hugging Face "
+                                               "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
+    tokenizer: str = flag("", "tokenizer file or folder, where the weights bring none", default="that of the weights")
+    block_size: int = flag(None, "crop the context to so many tokens", kind=int, default="that of the weights")
+    prompt: tuple = flag((), "how the text begins; several times for several texts", default="Once upon a time")
+    prompt_file: str = flag("", "file with the prompt; a line <|endoftext|> between several", default="none")
+    interactive: bool = flag(False, "ask for prompts; an empty line goes on with the last text")
+    special: str = flag("refused", "what <|endoftext|> in a prompt is: refused; allowed: the end of a text; ordinary: "
+                                   "letters like any others", choices=SPECIAL)
+    start_token: str = flag("auto", "put the end-of-text token before the prompt: yes, no, or auto (yes for models "
+                                    "that were trained here, where every text began so)", choices=("auto", "yes", "no"))
     max_new_tokens: int = flag(200, "longest continuation, in tokens; it ends earlier where the model ends the text")
     greedy: bool = flag(False, "always take the likeliest token (the same text every time)")
     temperature: float = flag(0.7, "below 1 safer, above 1 bolder; 0 is --greedy")
     top_k: int = flag(0, "draw among the k likeliest tokens only; 0 means all")
     top_p: float = flag(0.9, "draw among the likeliest tokens that together have this probability; 1 means all")
-    num_samples: int = flag(1, "how many texts")
+    min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest; 0 means all")
+    repetition_penalty: float = flag(1.0, "above 1: what is in the text already becomes less likely")
+    stop: tuple = flag((), "end the text where this comes up; may be given several times", default="none")
+    num_samples: int = flag(1, "how many texts per prompt")
+    batch_size: int = flag(8, "texts that are written at the same time")
     seed: int = flag(1337, "fixes the draws; sample n of seed s is always the same")
+    json: bool = flag(False, "one JSON object per text: prompt, text, token ids, log-probabilities, why it ended")
     quantize: str = flag("none", "int8: read the weights as whole numbers, faster at a small cost in quality",
                          choices=("none", "int8"))
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
@@ -51,15 +69,25 @@ class InferenceConfig:
                         choices=("auto", "reference"))
 
     def __post_init__(self):
-        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("top_k", 0), ("seed", 0), ("temperature", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, not {self.threads}")
+        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("top_k", 0), ("seed", 0), ("temperature", 0),
+                            ("batch_size", 1), ("block_size", 1), ("threads", 1)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
-        if not self.prompt:
-            raise ValueError('--prompt is empty: the model needs a beginning, for example --prompt "Once upon a time"')
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"--min-p must be in 0 .. 1, not {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"--repetition-penalty must be above 0, not {self.repetition_penalty}")
+        if self.interactive + bool(self.prompt_file) + bool(self.prompt) > 1:
+            raise ValueError("--prompt, --prompt-file and --interactive exclude each other")
+
+    @property
+    def sampling(self):
+        """The knobs of drawing."""
+        temperature = 0.0 if self.greedy else self.temperature
+        return Sampling(temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
 
 
 def parse(argv):
@@ -71,53 +99,156 @@ def parse(argv):
         raise EarlyExit from None
 
 
-def load(path, device="cpu", tokenizer=""):
-    """(model in evaluation mode, tokenizer) from a weights file. Raises UserError, one line, for anything wrong."""
-    weights = load_weights(path)
-    if not weights.tokenizer and not tokenizer:
-        raise UserError(f"{path}: was trained on tokens whose tokenizer is not known; give it with --tokenizer FILE")
-    try:
-        config = GPTConfig.from_dict(weights.config, source=path)
-        tokenizer = load_tokenizer(tokenizer) if tokenizer else tokenizer_from_json(weights.tokenizer, path)
-        model = GPT(config)
-        model.load_state_dict(weights.tensors)
-    except ValueError as error:
-        named = isinstance(error, UserError) or str(error).startswith(str(path))
-        raise UserError(str(error) if named else f"{path}: {error}") from None
-    if tokenizer.n_vocab > config.vocab_size:
-        raise UserError(f"{path}: {tokenizer.n_vocab} tokens in the tokenizer, {config.vocab_size} in the model")
-    FlatBuffers(model, device)                                    # moves the parameters
-    return model.eval(), tokenizer
+def load(path, device="cpu", tokenizer="", block_size=None):
+    """(model in evaluation mode, tokenizer) of a model on disk. Raises UserError, one line, for anything wrong."""
+    return _load(path, device, tokenizer, block_size)[:2]
+
+
+def _load(path, device, tokenizer, block_size):
+    model, tokenizer, found = load_pretrained(path, block_size, device, tokenizer)
+    for note in found.notes:
+        print(f"note      {note}", file=sys.stderr)
+    if tokenizer is None:
+        raise UserError(f"{path}: its tokenizer is not known; give it with --tokenizer (GPT-2's: python "
+                        "data/gpt2/prepare.py --tokenizer-only)")
+    return model, tokenizer, found
+
+
+class Writer:
+    """A model that writes: what `main` needs of it. `begin` holds the tokens before every prompt."""
+
+    def __init__(self, config):
+        self.config = config
+        self.model, self.tokenizer, found = _load(config.weights, config.device, config.tokenizer, config.block_size)
+        eot, wanted = self.tokenizer.eot, config.start_token
+        if wanted == "auto":
+            wanted = "yes" if found.trained_here else "no"
+        if config.start_token == "yes" and eot is None:
+            raise UserError("--start-token yes: this tokenizer has no end-of-text token")
+        self.begin = [eot] if wanted == "yes" and eot is not None else []
+        if config.quantize == "int8":
+            quantize(self.model)
+
+    def encode(self, prompt):
+        """The ids of a prompt, with the start token where there is one."""
+        special = self.config.special
+        ids = self.begin + self.tokenizer.encode(os.fsencode(prompt), special)   # bytes: it need not be valid Unicode
+        if ids:
+            return ids
+        if self.tokenizer.eot is None:
+            raise UserError('--prompt is empty: the model needs a beginning, for example --prompt "Once upon a time"')
+        return [self.tokenizer.eot]
+
+    def steps(self, ids, number, ended):
+        """(number of the text, token, log-probability, is it the last one) as texts grow; all prompts together."""
+        c = self.config
+        rngs = [None if c.sampling.temperature == 0 else np.random.default_rng([c.seed, n]) for n in number]
+        stop, n_vocab = self.tokenizer.eot, self.tokenizer.n_vocab
+        return generate(self.model, ids, c.max_new_tokens, rngs, c.sampling, stop, n_vocab, c.batch_size, c.json, ended)
 
 
 def main(argv=None):
     config = parse(argv)
     use_kernels(config.kernels)
     array_module(config.device)
-    model, tokenizer = load(config.weights, config.device, config.tokenizer)
-    if config.quantize == "int8":
-        quantize(model)
-    prompt = tokenizer.encode(os.fsencode(config.prompt))          # bytes: a prompt need not be valid Unicode
-    for n in range(config.num_samples):
-        if config.num_samples > 1:
-            print(f"--- sample {n + 1} of {config.num_samples}")
-        write(config.prompt)
-        decoder = StreamDecoder(tokenizer)                        # holds back half characters until they are whole
-        rng = None if config.greedy else np.random.default_rng([config.seed, n])
-        begin = [] if tokenizer.eot is None else [tokenizer.eot]  # every document began after an end-of-text
-        for token in model.generate(
-            begin + prompt, config.max_new_tokens, rng, config.temperature, config.top_k, config.top_p,
-            stop=tokenizer.eot, n_vocab=tokenizer.n_vocab,
-        ):  # fmt: skip
-            write(decoder.feed(token))
-        write(decoder.flush() + "\n")
+    writer = Writer(config)
+    if config.interactive:
+        return converse(writer)
+    write_texts(writer, _prompts(config))
     return 0
 
 
-def write(text):
-    """To stdout at once, in UTF-8 whatever the terminal's encoding is called."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
+def _prompts(config):
+    if not config.prompt_file:
+        return list(config.prompt) or ["Once upon a time"]
+    text = os.fsdecode(read_bytes(config.prompt_file))
+    parts = text.replace("\r\n", "\n").split(f"\n{END_OF_TEXT}\n")
+    return [*parts[:-1], parts[-1].removesuffix("\n")]            # the end of the last line is the editor's
+
+
+def write_texts(writer, prompts):
+    """Continue all prompts, num_samples times each: the first text as it comes, the others when their turn comes."""
+    config, tokenizer = writer.config, writer.tokenizer
+    texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
+    ids = [writer.encode(prompt) for prompt in texts]
+    streams = [TextStream(tokenizer, config.stop) for _ in texts]
+    shown, said, finished, ended = 0, [""] * len(texts), {}, set()
+    tokens, logprobs = [[] for _ in texts], [[] for _ in texts]
+    if not config.json:
+        write(_head(config, texts, 0) + texts[0])
+    samples = [n % config.num_samples for n in range(len(texts))]
+    for step in writer.steps(ids, samples, ended):
+        n, stream = step.text, streams[step.text]
+        if n in finished:
+            continue
+        if step.token is not None:
+            said[n] += stream.feed(step.token)
+            tokens[n].append(step.token)
+            logprobs[n].append(step.logprob)
+        if step.last or stream.stopped:
+            said[n] += stream.flush()
+            finished[n] = "stop string" if stream.stopped else "end of text" if step.token is None else "length"
+            ended.add(n)
+        while shown < len(texts) and not config.json:
+            write(said[shown])
+            said[shown] = ""
+            if shown not in finished:
+                break
+            shown += 1
+            write("\n" + (_head(config, texts, shown) + texts[shown] if shown < len(texts) else ""))
+        while shown in finished and config.json:
+            write(json.dumps(dict(
+                prompt=texts[shown].encode("utf-8", "replace").decode(), sample=samples[shown], text=said[shown],
+                prompt_ids=ids[shown], ids=tokens[shown], logprobs=logprobs[shown], ended_by=finished[shown],
+            )) + "\n")  # fmt: skip
+            shown += 1
+
+
+def _head(config, texts, n):
+    if len(texts) == 1:
+        return ""
+    sample = f"sample {n % config.num_samples + 1} of {config.num_samples}"
+    if len(texts) == config.num_samples:
+        return f"--- {sample}\n"
+    prompt = f"prompt {n // config.num_samples + 1}"
+    return f"--- {prompt}, {sample}\n" if config.num_samples > 1 else f"--- {prompt}\n"
+
+
+def converse(writer):
+    """Ask for a beginning, write what follows, and again, until the input ends. Ctrl-C ends a text, not the program."""
+    asking, ids, number = sys.stdin.isatty(), [], 0
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if asking:
+        write("A line is continued; an empty line goes on with the last text; Ctrl-C stops it, Ctrl-D ends.\n")
+    while True:
+        if asking:
+            write("> ")
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            write("\n")
+            return 0
+        if not line:
+            return 0
+        prompt = line.rstrip("\n")
+        try:
+            ids = writer.encode(prompt) if prompt or not ids else ids
+        except UserError as error:
+            write(f"{error}\n")
+            continue
+        stream, ended = TextStream(writer.tokenizer, writer.config.stop), set()
+        write(prompt)
+        try:
+            for step in writer.steps([ids], [number], ended):
+                if step.token is not None:
+                    ids = [*ids, step.token]
+                    write(stream.feed(step.token))
+                if stream.stopped:
+                    break
+        except KeyboardInterrupt:
+            pass
+        write(stream.flush() + "\n")
+        number += 1
 
 
 if __name__ == "__main__":

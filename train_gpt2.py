@@ -27,15 +27,18 @@ import numpy as np
 import ops
 from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
+from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
-from tinygrad2.checkpoint import Checkpoint, CheckpointWriter, newest_checkpoint
+from tinygrad2.checkpoint import CheckpointWriter, newest_checkpoint
 from tinygrad2.dataloader import DataLoader
 from tinygrad2.dataset import open_dataset
 from tinygrad2.dump import explain_nonfinite
 from tinygrad2.evaluation import sample_text, tell_results, tell_what_next, validate
 from tinygrad2.files import UserError, check_writable
+from tinygrad2.finetune import look_at
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import fastest, use_kernels
+from tinygrad2.interop.pretrained import open_model
 from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
 from tinygrad2.memory import forget_peak, peak_resident_bytes, plan_memory, tell_memory
 from tinygrad2.module import FlatBuffers
@@ -46,6 +49,7 @@ from tinygrad2.progress import MetricsFile, Progress
 from tinygrad2.reduction import Reducer, compare_weights
 from tinygrad2.runfolder import RunFolder
 from tinygrad2.signals import StopRequest
+from tinygrad2.snapshots import Snapshots
 from tinygrad2.tensorboard import TensorBoard
 from tinygrad2.tokenizers import tokenizer_from_json
 from tinygrad2.trainconfig import RECIPES, TrainConfig, tell_changes
@@ -72,6 +76,10 @@ def parse(argv, world, saved=None):
         world.print(parser.format_help())
         raise EarlyExit
     preset, flags, model_flags = args.model or "demo", given(TrainConfig, args), given(GPTConfig, args)
+    if args.init_from and not saved:
+        preset = "--init-from"
+        if args.model:
+            raise UserError(f"--model {args.model}: --init-from brings the shape of its model; leave one of them out")
     values = RECIPES[preset]
     if saved:
         preset, values = saved["preset"], saved_values(TrainConfig, saved["training"])
@@ -79,7 +87,10 @@ def parse(argv, world, saved=None):
         if args.model not in (None, preset):
             raise UserError(f"--resume: the training to go on with is of --model {preset}, not {args.model}")
     config = build(TrainConfig, values | flags)
-    gpt_config = build(GPTConfig, PRESETS.get(preset, {}) | model_flags)
+    if config.init_from and not saved:
+        gpt_config = config_for_training(config.init_from, model_flags, config.tokenizer)
+    else:
+        gpt_config = build(GPTConfig, PRESETS.get(preset, {}) | model_flags)
     for name in () if saved is None else ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias"):
         if getattr(gpt_config, name) != saved["model"].get(name):
             flag = "--" + name.replace("_", "-")
@@ -103,8 +114,8 @@ def fit_batch(config, ranks, micro_is_fixed):
 # -- trainer -----------------------------------------------------------------------------------------------------------
 
 
-class Trainer:
-    """Model, optimizer and the place in the data; `step` moves all three on.
+class Trainer(Snapshots):
+    """Model, optimizer and the place in the data; `step` moves all three on. (Snapshots: to a checkpoint and back.)
 
     done       optimizer steps done
     position   where the next batch begins, two integers (see DataLoader)
@@ -113,7 +124,7 @@ class Trainer:
 
     def __init__(self, config, gpt_config, world, stop=None):
         self.config, self.world, self.stop = config, world, stop
-        self.model = GPT(gpt_config, seed=config.seed)
+        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed)
         self.model.recompute = config.recompute
         self.flat = FlatBuffers(self.model, config.device)
         self.micro_batches = config.batch_size // config.micro_batch_size      # of all ranks together
@@ -126,7 +137,6 @@ class Trainer:
         betas, parts = (config.beta1, config.beta2), self.reducer.parts
         self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)
         self.done, self.position, self.stopping = 0, (0, 0), 0
-        self.copies, self.loaded = None, None                                  # of weights and moments, whole
 
     def lr(self):
         """The learning rate of the next step."""
@@ -164,51 +174,6 @@ class Trainer:
         loss = self.model.loss(x, y)
         loss.backward()
         return loss.data
-
-    def gather(self, copy=True):
-        """On rank 0: weights and both moments, whole, on the host; copies where the training goes on."""
-        m, v = self.optimizer.m, self.optimizer.v
-        if self.world.rank == 0 and copy:  # into the same memory each time: fresh memory costs ten times as much
-            self.copies = self.copies or [np.empty(self.flat.size, self.flat.data.dtype) for _ in range(3)]
-        outs = self.copies if copy and self.copies else [None] * 3
-        if not copy and self.reducer.shards and self.config.device == "cpu":
-            outs = [None, self.flat.grad, None]                   # the training ends: gradients are needed no more
-        whole = [self.flat.data, *(self.reducer.whole(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
-        if self.world.rank:
-            return None
-        whole = [to_host(array) for array in whole]
-        for out, array in zip(outs, whole):
-            if out is not None and out is not array:
-                np.copyto(out, array)
-        return [array if out is None else out for out, array in zip(outs, whole)]
-
-    def checkpoint(self, arrays, state, tokenizer, history):
-        """Everything, with the arrays of `gather`. `state` is what the loop wants back besides."""
-        state = state | {"step": self.done, "position": list(self.position)}
-        weights, m, v = map(self.flat.named_views, arrays)
-        moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
-        return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, self.model.config.to_dict(), history)
-
-    def restore(self, checkpoint):
-        """Go back to where the checkpoint was made."""
-        try:
-            self.model.load_state_dict(checkpoint.weights)
-            self.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
-            self.loaded = self.optimizer.whole_moments(checkpoint.moments) if self.reducer.shards else None
-        except ValueError as error:
-            raise UserError(f"{checkpoint.path}: {error}") from None
-        self.done, self.position = checkpoint.step, tuple(checkpoint.state["position"])
-
-    def synchronize(self):
-        """Every rank takes over what rank 0 has: it alone reads checkpoints."""
-        self.optimizer.t, self.done, self.position = self.world.share((self.optimizer.t, self.done, self.position))
-        self.world.broadcast(self.flat.data, "weights")
-        for i, moment in enumerate((self.optimizer.m, self.optimizer.v) if self.done else ()):
-            if self.reducer.shards:
-                self.reducer.scatter(self.loaded and self.loaded[i], moment, "moments")
-            else:
-                self.world.broadcast(moment, "moments")
-        self.loaded = None
 
 
 def main(world, argv=None):
@@ -250,7 +215,14 @@ def main(world, argv=None):
 
     V, T = gpt_config.vocab_size, gpt_config.block_size
     known = tokenizer_from_json(state["tokenizer"], config.run_dir) if state and state["tokenizer"] else None
-    data = open_dataset(config.data, config.dataset, config.tokenizer, V, config.val_fraction, world, known)
+    found = open_model(config.init_from, config.tokenizer) if config.init_from and not state else None
+    if found:
+        found.crop(T)
+        known = found.tokenizer
+        for line in (f"{found.path} ({found.kind})", *found.notes):
+            world.print(f"begin     with {line}")
+    flags = config.data, config.dataset, config.tokenizer, V, config.val_fraction
+    data = open_dataset(*flags, world, known, may_train=not config.init_from)
     tokenizer = data.tokenizer
     if state and state["data"] != data.fingerprint:
         raise UserError(f"{config.data}: these are not the data that the training in {config.run_dir} began with; "
@@ -280,6 +252,9 @@ def main(world, argv=None):
     trainer = Trainer(config, gpt_config, world, stop)
     if checkpoint:
         trainer.restore(checkpoint)
+    with world.alone("reading the model to begin with") as mine:
+        if mine and found:
+            load_into(trainer.model, found)
     trainer.synchronize()
     for line in trainer.reducer.describe():
         world.print(line)
@@ -310,6 +285,9 @@ def main(world, argv=None):
     writer = CheckpointWriter(folder.checkpoints, config.keep_checkpoints, damaged)
     windows = {name: Outliers(state["windows"][name] if state else ()) for name in ("loss", "grad_norm")}
     best, loss = (state["best"], state["loss"]) if state else (None, None)
+    before = state.get("before") if state else None
+    if found:
+        before = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "before")
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:
@@ -321,7 +299,7 @@ def main(world, argv=None):
                 explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, progress.note)
             done, last = trainer.done, trainer.done == config.steps
             ms, tokens_per_s = seconds * 1e3, loader.tokens_per_batch / seconds
-            if step == 0:
+            if step == 0 and not config.init_from:
                 progress.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
             share = f" | comm {moved / seconds:.1%}, wait {waited / seconds:.1%}" if world.size > 1 else ""
             progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
@@ -353,7 +331,7 @@ def main(world, argv=None):
             if not goes_on or (every and (is_best or done % every == 0)):
                 state = dict(
                     training=asdict(config), model=gpt_config.to_dict(), preset=preset, data=data.fingerprint,
-                    loss=loss, best=best, val_loss=record.get("val_loss"),
+                    loss=loss, best=best, val_loss=record.get("val_loss"), before=before,
                     windows={name: list(window.values) for name, window in windows.items()},
                 )  # fmt: skip
                 with world.alone("writing the last checkpoint") as mine:
@@ -368,6 +346,9 @@ def main(world, argv=None):
 
         # -- results ---------------------------------------------------------------------------------------------------
 
+        if before is not None:
+            after = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "after")
+            world.print(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {trainer.done} steps")
         peaks = world.collect(peak_resident_bytes(), "peaks of memory")
         with world.alone("writing the results") as mine:
             if mine:

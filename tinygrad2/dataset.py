@@ -25,7 +25,7 @@ from tinygrad2.tokenizers import load_tokenizer
 _TEXTS, _TOKENS = (".txt", ".text", ".md"), (".bin", ".npy")
 _NOT_TOKENS = re.compile(r"(weights|optimizer|tokenizer)[^/]*\.bin$|^gpt2_|^model_|^state_")
 _SPLIT = re.compile(r"(?:(?P<name>.+?)[_-])??(?P<split>train|val|valid|validation)(?:[_-]?\d+)?$")
-_TOKENIZERS = ("tokenizer.json", "vocab.bpe", "merges.txt")
+_TOKENIZERS = ("tokenizer.json", "vocab.bpe", "merges.txt", "vocab.json", "encoder.json")
 
 
 @dataclass
@@ -48,13 +48,14 @@ class Dataset:
         return self.tokenizer.to_json() if self.tokenizer else ""
 
 
-def open_dataset(data, name, tokenizer, vocab_size, val_fraction, world, known_tokenizer=None):
+def open_dataset(data, name, tokenizer, vocab_size, val_fraction, world, known_tokenizer=None, may_train=True):
     """The Dataset that `data` (path or pattern) stands for.
 
     name              which one, where there are several ("" where not)
     tokenizer         file of a tokenizer, "" for none given
     known_tokenizer   the tokenizer itself, where a checkpoint has brought it
     world             rank 0 makes what is missing, the others wait and then open it
+    may_train         a tokenizer may be trained on a text, where none is known
 
     Raises UserError, one line, for anything that cannot be used.
     """
@@ -66,6 +67,9 @@ def open_dataset(data, name, tokenizer, vocab_size, val_fraction, world, known_t
     if known_tokenizer is None and tokenizer:
         known_tokenizer = load_tokenizer(tokenizer)
         _check_fits(known_tokenizer, tokenizer, vocab_size)
+    if known_tokenizer is None and not may_train:
+        raise UserError(f"{data}: is text, and the tokenizer of the model to begin with is not known; give it with "
+                        "--tokenizer (GPT-2's: python data/gpt2/prepare.py --tokenizer-only)")
     return _of_texts(texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
 
 
@@ -188,9 +192,8 @@ def _tokenizer_beside(path, given):
         return load_tokenizer(given)
     folder = os.path.dirname(os.path.abspath(path))
     for place in (folder, os.path.dirname(folder)):
-        for name in _TOKENIZERS:
-            if os.path.isfile(os.path.join(place, name)):
-                return load_tokenizer(os.path.join(place, name))
+        if any(os.path.isfile(os.path.join(place, name)) for name in _TOKENIZERS):
+            return load_tokenizer(place)
     return None
 
 

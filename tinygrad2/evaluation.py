@@ -26,10 +26,11 @@ def validate(model, loader, config, world):
     return math.fsum(every.flat) / every.size                     # fsum: the order does not matter
 
 
-def sample_text(model, tokenizer, config, rng=None):
-    """The prompt and what the model makes of it; greedy without `rng`. Without a tokenizer: numbers."""
+def sample_text(model, tokenizer, config, rng=None, ids=None):
+    """The prompt (or the text of `ids`) and what the model makes of it; greedy without `rng`. Without a tokenizer:
+    numbers."""
     model.eval()
-    ids = tokenizer.encode(config.prompt) if tokenizer else []
+    ids = ids or (tokenizer.encode(config.prompt) if tokenizer else [])
     eot = tokenizer.eot if tokenizer else None
     start = [*([] if eot is None else [eot]), *ids] or [0]        # every document began after an end-of-text
     n_vocab = tokenizer.n_vocab if tokenizer else None

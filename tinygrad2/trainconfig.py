@@ -19,6 +19,7 @@ RECIPES = {  # steps, batch size and learning rate depend on the model
     "gpt2-medium": dict(steps=20000,  batch_size=8,   lr=3e-4),
     "gpt2-large":  dict(steps=20000,  batch_size=8,   lr=2.5e-4),
     "gpt2-xl":     dict(steps=20000,  batch_size=8,   lr=2e-4),
+    "--init-from": dict(steps=200,    batch_size=8,   lr=3e-5, warmup_steps=10),
 }  # fmt: skip
 
 
@@ -37,15 +38,18 @@ class TrainConfig:
     data: str = flag(os.path.join(_ROOT, "data", "dummy_data.txt"), default="the stories",
                      text="what to learn from: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
     dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
+    init_from: str = flag("", "begin with this model instead of random weights (finetuning): one of yours, or a "
+                              "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
+                          default="none")
     order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, or sequential", choices=ORDERS)
-    tokenizer: str = flag("", "tokenizer file (JSON, or GPT-2's vocab.bpe) to use instead of training one on the text",
-                          default="train one")
+    tokenizer: str = flag("", "tokenizer file or folder (ours, or GPT-2's as others keep it) to use instead of "
+                              "training one on the text", default="train one, or that of --init-from")
     batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
     micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
     lr: float = _by_model("lr", "highest learning rate")
     final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
     schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
-    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr")
+    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr", default="100, 10 for --init-from")
     weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
     beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
     beta2: float = flag(0.99, "Adam: memory of the gradient's square")
@@ -56,6 +60,9 @@ class TrainConfig:
     sample_every: int = flag(200, "steps between samples; 0 means none but the last")
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples begin")
+    hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to try at every validation",
+                          default="none")
+    hellaswag_examples: int = flag(200, "how many of its examples")
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
                                   "a quarter more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
@@ -92,7 +99,8 @@ class TrainConfig:
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
                             ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
                             ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
-                            ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0)):  # fmt: skip
+                            ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0),
+                            ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
