@@ -74,10 +74,10 @@ class Stored:
     def release(self):
         """Give back the memory that reading the file has taken; what is looked at again is read again."""
         base = self.raw
-        while isinstance(base, np.ndarray):
-            base = base.base
-        if isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap):
-            release(base.obj)
+        while isinstance(base, (np.ndarray, memoryview)):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        if isinstance(base, mmap.mmap):
+            release(base)
 
     def _numbers(self, part):
         return unpack(np.ascontiguousarray(part)) if self.code == "BF16" else part

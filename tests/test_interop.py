@@ -1,0 +1,567 @@
+"""Models of others: read as they are on disk, computed as they compute them, written so that they read them again."""
+
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from models import GPT, GPTConfig
+from models.pretrained import load_pretrained
+from tinygrad2.bfloat16 import pack, unpack
+from tinygrad2.commands import convert
+from tinygrad2.files import UserError
+from tinygrad2.interop import hf, llmc
+from tinygrad2.interop.pretrained import kind_of_model, open_model
+from tinygrad2.stored import Stored
+from tinygrad2.tensor import no_grad
+from tinygrad2.tokenfiles import write_raw, write_tokens
+from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.weights import save_weights
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = GPTConfig(block_size=16, vocab_size=300, n_layer=2, n_head=4, n_embd=32)
+FIELDS = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 16, "n_layer": 2, "n_head": 4, "n_embd": 32}
+
+
+def a_model(seed=1, **changes):
+    model = GPT(GPTConfig(**{**CONFIG.to_dict(), **changes}), seed=seed)
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():  # no zeros and ones: everything must arrive
+        parameter.data += 0.05 * rng.standard_normal(parameter.shape).astype(np.float32)
+    return model
+
+
+def logits(model, T=16):
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, T))
+    with no_grad():
+        return model(ids)[0].numpy()
+
+
+def equal(model, other):
+    mine, theirs = model.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
+
+
+def container(path, tensors, metadata=None):
+    """A safetensors file, written here in another way than the product does: {name: (dtype, array of its bytes)}."""
+    header, data = {} if metadata is None else {"__metadata__": metadata}, b""
+    for name, (code, array) in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def folder(path, tensors, **fields):
+    path.mkdir(exist_ok=True)
+    container(path / "model.safetensors", tensors, {"format": "pt"})
+    (path / "config.json").write_text(json.dumps({**FIELDS, **fields}))
+    return path
+
+
+def float32(model, prefix="transformer."):
+    return {prefix + name: ("F32", array) for name, array in model.state_dict().items()}
+
+
+# -- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_names_with_and_without_prefix(tmp_path, prefix):
+    model = a_model()
+    assert equal(load_pretrained(folder(tmp_path / "m", float32(model, prefix)))[0], model)
+
+
+def test_masks_of_old_files_are_no_biases(tmp_path):
+    """attn.bias is a mask; attn.c_attn.bias, which ends almost the same, is not."""
+    model, tensors = a_model(), float32(a_model(), "")
+    for i in range(2):
+        tensors[f"h.{i}.attn.bias"] = ("F32", np.tril(np.ones((1, 1, 16, 16), np.float32)))
+        tensors[f"h.{i}.attn.masked_bias"] = ("F32", np.array(-1e4, np.float32))
+    tensors["h.0.attn.bias"] = ("BOOL", np.tril(np.ones((1, 1, 16, 16), bool)))
+    assert equal(load_pretrained(folder(tmp_path / "m", tensors))[0], model)
+
+
+def test_a_head_that_is_a_copy_stays_tied_and_another_one_is_its_own(tmp_path):
+    model, tensors = a_model(), float32(a_model())
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    loaded, _, found = load_pretrained(folder(tmp_path / "copy", tensors, tie_word_embeddings=False))
+    assert equal(loaded, model) and loaded.lm_head is None and not found.notes
+    untied = a_model(tied_head=False)
+    tensors = float32(untied)
+    tensors["lm_head.weight"] = ("F32", tensors.pop("transformer.lm_head.weight")[1].T)
+    for tied in (False, True):
+        loaded, _, found = load_pretrained(folder(tmp_path / "own", tensors, tie_word_embeddings=tied))
+        assert equal(loaded, untied) and len(found.notes) == tied
+
+
+@pytest.mark.parametrize("code", ["F64", "F16", "BF16"])
+def test_other_kinds_of_numbers(tmp_path, code):
+    model = a_model()
+    for parameter in model.parameters():  # numbers that all of these can hold
+        parameter.data[...] = unpack(pack(np.round(parameter.data.reshape(-1) * 64) / 64)).reshape(parameter.shape)
+    make = {"F64": lambda a: a.astype("<f8"), "F16": lambda a: a.astype("<f2"),
+            "BF16": lambda a: pack(a.reshape(-1)).reshape(a.shape)}[code]  # fmt: skip
+    tensors = {f"transformer.{name}": (code, make(array)) for name, array in model.state_dict().items()}
+    assert equal(load_pretrained(folder(tmp_path / "m", tensors))[0], model)
+
+
+def test_tensors_spread_over_several_files(tmp_path):
+    model, tensors = a_model(), float32(a_model())
+    names, where = list(tensors), {}
+    (tmp_path / "m").mkdir()
+    for i, part in enumerate((names[:5], names[5:11], names[11:])):
+        file = f"model-{i + 1:05d}-of-00003.safetensors"
+        container(tmp_path / "m" / file, {name: tensors[name] for name in part})
+        where |= dict.fromkeys(part, file)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(FIELDS))
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    assert equal(load_pretrained(tmp_path / "m")[0], model)
+    for change, says in (
+        ({names[0]: "../elsewhere.safetensors"}, "no file beside it"),
+        ({names[0]: "model-00003-of-00003.safetensors"}, "the index says it has"),
+        ({names[0]: "model-00009-of-00003.safetensors"}, "cannot be read (No such file"),
+    ):
+        index.write_text(json.dumps({"weight_map": where | change}))
+        assert says in refused(tmp_path / "m")
+    index.write_text("{}")
+    assert "weight_map is missing" in refused(tmp_path / "m")
+
+
+def test_a_file_alone_finds_its_config_beside_it(tmp_path):
+    model = a_model()
+    path = folder(tmp_path / "m", float32(model)) / "model.safetensors"
+    assert equal(load_pretrained(path)[0], model)
+    (tmp_path / "m" / "config.json").unlink()
+    assert "no config.json beside it" in refused(path)
+
+
+@pytest.mark.parametrize("changes", [{"n_inner": 50}, {"activation": "gelu_erf"}, {"norm_eps": 1e-3}], ids=str)
+def test_what_a_config_says_is_computed(tmp_path, changes):
+    model = a_model(**changes)
+    names = {"activation": "activation_function", "norm_eps": "layer_norm_epsilon"}
+    fields = {names.get(name, name): "gelu" if value == "gelu_erf" else value for name, value in changes.items()}
+    loaded = load_pretrained(folder(tmp_path / "m", float32(model), **fields))[0]
+    assert loaded.config == model.config
+    assert np.array_equal(logits(loaded), logits(model)) and not np.array_equal(logits(loaded), logits(a_model()))
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"activation_function": ["gelu"]}, "activation_function is ['gelu']"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is not empty"),
+        ({"n_layer": 2.5}, "n_layer is 2.5"),
+        ({"n_embd": -1}, "n_embd is -1"),
+        ({"n_head": True}, "n_head is True"),
+        ({"n_inner": 10**30}, "n_inner is 1000000"),
+        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
+        ({"n_head": 5}, "n_head = 5 does not divide n_embd = 32"),
+        ({"n_layer": 3}, "h.2.ln_1.weight is missing"),
+        ({"n_layer": 1}, "h.1.ln_1.weight is not a parameter"),
+        ({"vocab_size": 301}, "wte.weight has shape (300, 32), the model's has (301, 32)"),
+        ({"n_positions": 8}, "wpe.weight has shape (16, 32)"),
+    ],
+)  # fmt: skip
+def test_what_is_not_supported_or_does_not_fit_is_refused_in_one_line(tmp_path, fields, says):
+    assert says in refused(folder(tmp_path / "m", float32(a_model()), **fields))
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        load_pretrained(path)
+    text = str(error.value)
+    assert "\n" not in text and 20 < len(text) < 700 and str(path) in text
+    return text
+
+
+def test_a_turned_square_matrix_is_not_noticed_by_shapes_but_by_the_orientation_test(tmp_path):
+    """attn.c_proj is square: a transpose too many would pass every check of shapes."""
+    model = a_model()
+    llmc.write_model(tmp_path / "m.bin", model.state_dict(), CONFIG.to_dict())
+    tensors, _, _ = llmc.read_model(tmp_path / "m.bin")
+    raw = tensors["h.0.attn.c_proj.weight"].raw
+    assert np.array_equal(raw, model.h[0].attn.c_proj.weight.data.T) and not np.array_equal(raw, raw.T)
+
+
+PEER = """
+import sys
+import numpy, torch, transformers
+transformers.utils.logging.disable_progress_bar()
+torch.manual_seed(0)
+model = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **{fields})).eval()
+with torch.no_grad():
+    for p in model.parameters():
+        p.add_(0.1 * torch.randn_like(p))
+model.save_pretrained(sys.argv[1], **{save})
+"""
+SHAPES = {
+    "plain": dict(vocab_size=97, n_positions=32, n_embd=48, n_layer=3, n_head=4),
+    "one head, inner": dict(vocab_size=300, n_positions=20, n_embd=16, n_layer=1, n_head=1, n_inner=50),
+    "erf, eps": dict(vocab_size=64, n_positions=64, n_embd=64, n_layer=2, n_head=8, activation_function="gelu",
+                     layer_norm_epsilon=1e-4),
+    "untied": dict(vocab_size=97, n_positions=32, n_embd=48, n_layer=2, n_head=4, tie_word_embeddings=False),
+    "sharded": dict(vocab_size=500, n_positions=32, n_embd=64, n_layer=4, n_head=4),
+}  # fmt: skip
+
+
+@pytest.fixture
+def transformers():
+    for library in ("torch", "transformers"):
+        pytest.importorskip(library, reason=f"{library}, the oracle, is not installed") if library == "torch" else None
+    import importlib.util
+
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers, the oracle, is not installed")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_transformers_saved_gives_the_same_there_and_back(tmp_path, shape, transformers):
+    save = {"max_shard_size": "200KB"} if shape == "sharded" else {}
+    script = PEER.format(fields=SHAPES[shape], save=save)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, tmp_path / "theirs"], check=True, capture_output=True)
+    assert (shape == "sharded") == os.path.exists(tmp_path / "theirs" / "model.safetensors.index.json")
+    agree = run("verify", "hf", tmp_path / "theirs")
+    assert agree.returncode == 0 and agree.stdout.count("PASS") == 3, agree.stdout + agree.stderr
+    run("convert", tmp_path / "theirs", tmp_path / "ours.bin", "--to", "trained", check=True)
+    agree = run("verify", "hf", tmp_path / "ours.bin")  # writes a folder, which transformers reads
+    assert agree.returncode == 0 and agree.stdout.count("PASS") == 3, agree.stdout + agree.stderr
+
+
+def run(*command, check=False, cwd=None):
+    words = [sys.executable, "-m", "tinygrad2", *map(str, command)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=300, cwd=cwd or ROOT, env=env)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def test_verify_hf_sees_a_difference(tmp_path, transformers, monkeypatch):
+    from tinygrad2.commands import verify_models
+
+    hf.write_folder(tmp_path / "m", a_model().state_dict(), CONFIG.to_dict())
+
+    def spoilt(*args):
+        model, tokenizer, found = load_pretrained(*args)
+        model.h[1].attn.c_proj.weight.data[...] = model.h[1].attn.c_proj.weight.data.T.copy()
+        return model, tokenizer, found
+
+    monkeypatch.setattr(verify_models, "load_pretrained", spoilt)
+    assert verify_models.main("hf", [str(tmp_path / "m")]) == 1
+
+
+# -- llm.c -----------------------------------------------------------------------------------------------------------
+
+
+def llmc_bytes(model, version):
+    """A model of llm.c, written from its description and not by the product."""
+    c, state = model.config, model.state_dict()
+    padded = {1: 0, 3: 384, 5: 384}[version]
+    header = np.zeros(256, np.int32)
+    header[:8] = 20240326, version, c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, padded
+    wte = np.zeros((padded or c.vocab_size, c.n_embd), np.float32)
+    wte[: c.vocab_size] = state["wte.weight"]
+    parts = [wte, state["wpe.weight"]]
+    for kind in ("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
+                 "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+                 "mlp.c_proj.weight", "mlp.c_proj.bias"):  # fmt: skip
+        parts += [state[f"h.{i}.{kind}"].T for i in range(c.n_layer)]
+    flat = np.concatenate([np.ravel(part) for part in [*parts, state["ln_f.weight"], state["ln_f.bias"]]])
+    return header.tobytes() + (pack(flat) if version == 5 else flat).tobytes()
+
+
+@pytest.mark.parametrize("version", [1, 3, 5])
+def test_llmc_models_are_read_and_written_byte_for_byte(tmp_path, version):
+    model = a_model()
+    if version == 5:
+        for parameter in model.parameters():
+            parameter.data[...] = unpack(pack(parameter.data.reshape(-1))).reshape(parameter.shape)
+    path = tmp_path / "theirs.bin"
+    path.write_bytes(llmc_bytes(model, version))
+    loaded, _, found = load_pretrained(path)
+    assert found.kind == "llm.c" and equal(loaded, model)
+    llmc.write_model(tmp_path / "ours.bin", loaded.state_dict(), found.config, version)
+    assert (tmp_path / "ours.bin").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "place, value, says",
+    [
+        (0, 20240327, "is a debug state of llm.c, not a model"),
+        (1, 2, "version is 2"),
+        (1, 4, "version is 4"),
+        (2, 0, "max_seq_len is 0"),
+        (3, -5, "vocab_size is -5"),
+        (3, 2**31 - 1, "vocab_size is 2147483647"),
+        (4, 2**20, "layers"),
+        (4, 3, "bytes long instead of"),
+        (5, 5, "5 heads for 32 channels"),
+        (7, 128, "padded_vocab_size is 128"),
+        (7, 512, "bytes long instead of"),
+    ],
+)
+def test_headers_of_llmc_that_cannot_be_are_refused(tmp_path, place, value, says):
+    raw = bytearray(llmc_bytes(a_model(), 3))
+    raw[4 * place : 4 * place + 4] = struct.pack("<i", value)
+    (tmp_path / "m.bin").write_bytes(raw)
+    assert says in refused(tmp_path / "m.bin")
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"n_inner": 50}, "MLPs are 4 x 32 wide, this model's 50"),
+        ({"norm_eps": 1e-3}, "layernorms add 1e-5"),
+        ({"tied_head": False}, "head is the token embedding"),
+    ],
+)
+def test_models_that_llmc_has_no_form_for_are_refused(tmp_path, changes, says):
+    model = a_model(**changes)
+    with pytest.raises(UserError, match=says):
+        llmc.write_model(tmp_path / "m.bin", model.state_dict(), model.config.to_dict())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_without_biases_gets_zeros(tmp_path):
+    model = a_model(bias=False)
+    notes = llmc.write_model(tmp_path / "m.bin", model.state_dict(), model.config.to_dict())
+    assert "zeros" in notes[0] and np.allclose(logits(load_pretrained(tmp_path / "m.bin")[0]), logits(model), atol=1e-6)
+    notes = hf.write_folder(tmp_path / "m", model.state_dict(), model.config.to_dict())
+    assert "zeros" in notes[0] and np.allclose(logits(load_pretrained(tmp_path / "m")[0]), logits(model), atol=1e-6)
+
+
+def test_debug_states_come_back_and_are_compared(tmp_path):
+    model = a_model()
+    llmc.write_model(tmp_path / "m.bin", model.state_dict(), CONFIG.to_dict())
+    ids = np.random.default_rng(0).integers(0, 300, 33)
+    write_tokens(tmp_path / "t.bin", ids)
+    run("convert", tmp_path / "m.bin", tmp_path / "d.bin", "--to", "llmc-debug", "--tokens", tmp_path / "t.bin",
+        "--batch", "2x16", check=True)  # fmt: skip
+    raw = (tmp_path / "d.bin").read_bytes()
+    numbers = 384 * 32 + sum(a.size for name, a in model.state_dict().items() if name != "wte.weight")
+    assert len(raw) == 1024 + 4 * (2 * 32 + 32 * 300 + 1 + numbers)
+    assert np.array_equal(np.frombuffer(raw[1024 : 1024 + 128], "<i4"), ids[:-1])
+    assert np.array_equal(np.frombuffer(raw[1024 + 128 : 1024 + 256], "<i4"), ids[1:])
+    state = llmc.read_debug_state(tmp_path / "d.bin", CONFIG.to_dict())
+    model.zero_grad()
+    found, loss = model(state.x, state.y)
+    loss.backward()
+    assert np.allclose(found.numpy(), state.logits, atol=1e-6) and abs(state.loss - loss.item()) < 1e-6
+    for name, parameter in model.named_parameters():
+        assert np.allclose(parameter.grad, state.grads[name], rtol=1e-4, atol=1e-7), name
+    agree = run("verify", "llmc", tmp_path / "m.bin", tmp_path / "d.bin")
+    assert agree.returncode == 0 and agree.stdout.count("PASS") == 2 + 28, agree.stdout
+    spoilt = bytearray(raw)
+    place = len(raw) - 4 * (numbers - 384 * 32)  # the first number of wpe's gradient
+    spoilt[place : place + 4] = struct.pack("<f", 0.5)
+    (tmp_path / "d.bin").write_bytes(spoilt)
+    differ = run("verify", "llmc", tmp_path / "m.bin", tmp_path / "d.bin")
+    assert differ.returncode == 1 and differ.stdout.count("FAIL") == 1
+    assert [line for line in differ.stdout.splitlines() if "FAIL" in line][0].startswith("d wpe.weight")
+    (tmp_path / "d.bin").write_bytes(raw[:-4])
+    cut = run("verify", "llmc", tmp_path / "m.bin", tmp_path / "d.bin")
+    assert cut.returncode == 2 and "bytes long instead of" in cut.stderr and len(cut.stderr.splitlines()) == 1
+
+
+LLMC = os.environ.get("LLMC", "")  # folder with llm.c's train_gpt2 and test_gpt2, compiled
+
+
+@pytest.mark.skipif(not os.path.exists(os.path.join(LLMC, "train_gpt2")),
+                    reason="LLMC does not name a folder with llm.c's train_gpt2 and test_gpt2")  # fmt: skip
+def test_llmcs_own_program_trains_from_our_checkpoint_with_our_losses(tmp_path):
+    model = a_model(block_size=64, vocab_size=1000)
+    llmc.write_model(tmp_path / "gpt2_124M.bin", model.state_dict(), model.config.to_dict())
+    data = tmp_path / "dev" / "data" / "tinyshakespeare"
+    data.mkdir(parents=True)
+    batch = np.random.default_rng(0).integers(0, 1000, 256)  # the same batch again and again: its order is its own
+    for name in ("train", "val"):
+        write_tokens(data / f"tiny_shakespeare_{name}.bin", np.append(np.tile(batch, 40), batch[:1]))
+    theirs = subprocess.run([os.path.join(LLMC, "train_gpt2")], cwd=tmp_path, capture_output=True, timeout=300)
+    lines = [line for line in theirs.stdout.decode(errors="replace").splitlines() if line.startswith("step")]
+    flags = "--order sequential --batch-size 4 --lr 1e-4 --schedule constant --warmup-steps 0 --weight-decay 0"
+    flags += " --beta2 0.999 --grad-clip 0 --steps 20 --eval-every 0 --sample-tokens 0"
+    command = [sys.executable, ROOT / "train_gpt2.py", "--init-from", "gpt2_124M.bin", "--data", data, *flags.split()]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    ours = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [float(line.split("loss ")[1].split(" ")[0]) for line in lines[:20]]
+    assert len(losses) == len(ours) == 20 and np.abs(np.array(losses) - ours).max() < 1e-4
+    tokens = data / "tiny_shakespeare_val.bin"
+    run("convert", tmp_path / "gpt2_124M.bin", tmp_path / "gpt2_124M_debug_state.bin", "--to", "llmc-debug",
+        "--tokens", tokens, check=True)  # fmt: skip
+    tested = subprocess.run([os.path.join(LLMC, "test_gpt2")], cwd=tmp_path, capture_output=True, timeout=300)
+    said = tested.stdout.decode(errors="replace")
+    assert "OK (LOGITS)" in said and "LOSS OK" in said and said.count("TENSOR OK") == 16
+
+
+# -- convert ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path):
+    tokenizer = Tokenizer.train("the cat sat on the mat. " * 20, 270)
+    save_weights(tmp_path / "w.bin", a_model().state_dict(), CONFIG.to_dict(), tokenizer.to_json(), {"steps_done": 3})
+    return tmp_path / "w.bin"
+
+
+def test_round_trips_are_exact_and_keep_the_tokenizer(trained, tmp_path):
+    path, original = trained, open_model(trained)
+    for i, (form, target) in enumerate((("hf", "hf"), ("llmc", "hf/c.bin"), ("nanogpt-bin", "hf/ckpt.pt"),
+                                        ("trained", "t.bin"), ("hf", "hf2"), ("trained", "t2.bin"))):  # fmt: skip
+        result = run("convert", path, tmp_path / target, "--to", form, check=True)
+        assert "read again equal" in result.stdout, result.stdout
+        path = tmp_path / target
+        if i == 2:  # nanoGPT computes erf's GELU, and says so: our own tanh comes back by hand
+            assert "erf" in result.stderr
+            path = tmp_path / "hf"
+    again = open_model(path)
+    assert again.tokenizer.to_json() == original.tokenizer.to_json() and not again.trained_here
+    assert equal(load_pretrained(path)[0], load_pretrained(trained)[0]) and again.config == original.config
+
+
+def test_a_model_can_be_cropped(trained, tmp_path):
+    run("convert", trained, tmp_path / "small", "--to", "hf", "--block-size", "5", check=True)
+    small, whole = load_pretrained(tmp_path / "small")[0], load_pretrained(trained)[0]
+    assert small.config.block_size == 5 and np.array_equal(logits(small, 5), logits(whole, 5))
+    longer = run("convert", trained, tmp_path / "large", "--to", "hf", "--block-size", "17")
+    assert longer.returncode == 2 and "can only be cropped" in longer.stderr
+
+
+@pytest.mark.parametrize("form", ["hf", "llmc"])
+def test_bfloat16_rounds_to_nearest(trained, tmp_path, form):
+    target = tmp_path / "half"
+    said = run("convert", trained, target, "--to", form, "--dtype", "bfloat16", check=True).stdout
+    assert "read again within" in said
+    for name, array in load_pretrained(trained)[0].state_dict().items():
+        stored = open_model(target).tensors[name]
+        rounded = unpack(pack(array.reshape(-1))).reshape(array.shape)
+        assert stored.code == "BF16" and np.array_equal(stored.astype(), rounded)
+
+
+def test_tokens_change_their_form(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 50257, 1000)
+    write_tokens(tmp_path / "a.bin", ids)
+    for form, target in (("nanogpt-bin", "b.bin"), ("llmc", "c.bin"), ("llmc-legacy", "d.bin"), ("llmc", "e.bin")):
+        run("convert", tmp_path / "a.bin", tmp_path / target, "--to", form, check=True)
+    assert (tmp_path / "b.bin").read_bytes() == ids.astype("<u2").tobytes()
+    assert (tmp_path / "d.bin").read_bytes() == ids.astype("<i4").tobytes()
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "c.bin").read_bytes() == (tmp_path / "e.bin").read_bytes()
+    write_tokens(tmp_path / "large.bin", [100_000, 1])
+    large = run("convert", tmp_path / "large.bin", tmp_path / "f.bin", "--to", "nanogpt-bin")
+    assert large.returncode == 2 and "does not fit nanoGPT's 16 bits" in large.stderr
+
+
+def test_tokenizers_change_their_form(trained, tmp_path):
+    tokenizer = open_model(trained).tokenizer
+    tokenizer.save(tmp_path / "t.json")
+    for form, target in (("hf", "folder"), ("tiktoken", "t.tiktoken"), ("llmc", "gpt2_tokenizer.bin")):
+        run("convert", tmp_path / "t.json", tmp_path / target, "--to", form, check=True)
+    run("convert", tmp_path / "folder", tmp_path / "back.json", "--to", "trained", check=True)
+    assert (tmp_path / "back.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["nowhere", "x", "--to", "hf"], "nowhere: no such file or folder"),
+        (["w.bin", "x", "--to", "tiktoken"], "is a model, which can become"),
+        (["w.bin", "x", "--to", "onnx"], "invalid choice: 'onnx'"),
+        (["w.bin", "x"], "--to"),
+        (["w.bin", "x", "--to", "trained", "--dtype", "bfloat16"], "only hf and llmc"),
+        (["w.bin", "x", "--to", "llmc-debug"], "needs --tokens FILE"),
+        (["w.bin", "x", "--to", "llmc-debug", "--tokens", "t.bin", "--batch", "4"], "is no size such as 4x64"),
+        (["w.bin", "x", "--to", "llmc-debug", "--tokens", "t.bin", "--batch", "4x64"], "ids are too few"),
+        (["t.bin", "x", "--to", "hf"], "is a file of tokens, which can become"),
+        (["text.xyz", "x", "--to", "hf"], "is no model that is known here"),
+        (["w.bin", "no/such/folder/x", "--to", "llmc"], "no/such/folder"),
+    ],
+)
+def test_bad_input_for_convert_gets_one_line_and_exit_code_2(trained, tmp_path, words, says):
+    write_raw(tmp_path / "t.bin", np.arange(100))
+    (tmp_path / "text.xyz").write_text("just a text that somebody wrote\n" * 3)
+    result = run("convert", *words, cwd=tmp_path)
+    assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not os.path.exists(tmp_path / "x")
+
+
+# -- what is common --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "is no model that is known here"),
+        (b"\x80\x02}q\x00.", "is a bare pickle, which could run anything"),
+        (struct.pack("<i", 20240520) + bytes(2000), "is a file of tokens, not a model"),
+        (struct.pack("<i", 20240328) + bytes(2000), "is a tokenizer of llm.c, not a model"),
+        (struct.pack("<Q", 2**63) + b"{}", "header length"),
+        (b"\x93NUMPY" + bytes(100), "is no model that is known here"),
+    ],
+)
+def test_what_is_no_model_is_told_what_it_is(tmp_path, content, says):
+    (tmp_path / "m.bin").write_bytes(content)
+    assert says in refused(tmp_path / "m.bin")
+
+
+def test_kinds_are_told_by_content_whatever_the_name(trained, tmp_path):
+    hf.write_folder(tmp_path / "hf", a_model().state_dict(), CONFIG.to_dict())
+    llmc.write_model(tmp_path / "weights.safetensors", a_model().state_dict(), CONFIG.to_dict())
+    run("convert", trained, tmp_path / "model.bin", "--to", "nanogpt", check=True)
+    names = ("w.bin", "hf/model.safetensors", "weights.safetensors", "model.bin")
+    kinds = [kind_of_model(tmp_path / name) for name in names]
+    assert kinds == ["tinygrad2", "Hugging Face", "llm.c", "nanoGPT"]
+
+
+@pytest.mark.parametrize("code", ["F32", "BF16", "F16", "F64"])
+def test_stored_numbers_are_the_array(code):
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal((70, 30)).astype(np.float32)
+    raw = {"F32": array, "F16": array.astype("<f2"), "F64": array.astype("<f8")}.get(code)
+    raw = pack(array.reshape(-1)).reshape(array.shape) if raw is None else raw
+    stored = Stored(memoryview(raw.tobytes()), code, raw.shape)
+    expected = unpack(raw.reshape(-1)).reshape(raw.shape) if code == "BF16" else raw.astype(np.float32)
+    assert np.array_equal(stored.astype(), expected) and stored.shape == (70, 30) and stored.size == 2100
+    assert np.array_equal(stored.turned().astype(), expected.T) and stored.turned().shape == (30, 70)
+    assert np.array_equal(stored.first(7).astype(np.float64), expected[:7].astype(np.float64))
+
+
+MEASURE = """
+import os, sys
+sys.path.insert(0, {root!r})
+import numpy as np
+from models.pretrained import load_pretrained
+from tinygrad2.memory import forget_peak, peak_resident_bytes, resident_bytes
+before = resident_bytes()
+forget_peak()
+model, _, _ = load_pretrained({path!r})
+print(peak_resident_bytes() - before, sum(p.data.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are measured on Linux only")
+@pytest.mark.parametrize("form", ["hf", "llmc", "nanogpt", "trained"])
+def test_loading_needs_little_more_than_the_weights(tmp_path, form):
+    config = GPTConfig(block_size=64, vocab_size=20_000, n_layer=8, n_head=8, n_embd=512)
+    state, target = GPT(config, seed=0).state_dict(), str(tmp_path / "m")
+    if form == "trained":
+        save_weights(target, state, config.to_dict(), "", {})
+    else:
+        write = {"hf": hf.write_folder, "llmc": llmc.write_model, "nanogpt": convert.nanogpt.write_nanogpt}[form]
+        write(target, state, config.to_dict())
+    script = MEASURE.format(root=str(ROOT), path=target)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    extra, weights = map(int, result.stdout.split())
+    assert weights > 140e6 and extra < 1.35 * weights, f"{extra / weights:.2f} times the weights"
