@@ -20,7 +20,7 @@ PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 # Which characters are letters changes from one version of Unicode to the next, and `regex` is ahead of tiktoken and
 # Hugging Face's tokenizers, which both have version 16. Ids must not depend on that, so here version 16 holds: these,
 # letters and digits since then, are marks like all that is not known yet.
-_NEWER = (
+NEWER = (
     "0558 058B-058C 088F 0C5C 0CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D "
     "107BB-107BF 10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DE0-11DE9 11DF1 1246F "
     "12475-1247F 12550-12686 16EA0-16EB8 16EBB-16ED3 16FF2-16FF6 187F8-187FF 18CD6-18CDA 18D09-18D20 "
@@ -28,7 +28,7 @@ _NEWER = (
     "1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4 1E6FE-1E6FF 2B73A-2B73F "
     "2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F "
 ).split()  # fmt: skip
-_RANGES = "".join("-".join(rf"\U{int(end, 16):08X}" for end in part.split("-")) for part in _NEWER)
+_RANGES = "".join("-".join(rf"\U{int(end, 16):08X}" for end in part.split("-")) for part in NEWER)
 _LETTERS, _DIGITS = rf"[\p{{L}}--[{_RANGES}]]", rf"[\p{{N}}--[{_RANGES}]]"
 _MARKS = rf"[[^\s\p{{L}}\p{{N}}]||[{_RANGES}]]"
 SPLIT = regex.compile(
@@ -76,16 +76,25 @@ def as_text(text: str | bytes) -> str:
 def word_blocks(text: str) -> Iterator[list[str]]:
     """The words of a text in lists, each list from about BLOCK characters.
 
-    A block ends where a word does and white space follows, so no word and no chunk is cut.
-
     >>> list(word_blocks("Don't  stop!"))
     [["Don't", ' ', ' stop!']]
+    """
+    for start, end in text_blocks(text):
+        yield WORDS.findall(text, start, end)
+
+
+def text_blocks(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of parts of about BLOCK characters. Each ends where a word does and white space follows, so no word
+    and no chunk is cut.
+
+    >>> list(text_blocks("Don't  stop!"))
+    [(0, 12)]
     """
     start = 0
     while start < len(text):
         cut = WORD_END.search(text, start + BLOCK)
         end = cut.end() if cut else len(text)
-        yield WORDS.findall(text, start, end)
+        yield start, end
         start = end
 
 

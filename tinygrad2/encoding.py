@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tinygrad2.chunks import as_text
 from tinygrad2.distributed import ranks_started
+from tinygrad2.fastencode import fast_encoder
 from tinygrad2.files import UserError
 from tinygrad2.threads import available_cores
 from tinygrad2.tokenizer import Tokenizer
@@ -62,14 +63,15 @@ def encode_stream(documents, tokenizer, workers=None):
     if workers > 1:
         with contextlib.suppress(_CannotStart):
             return _encode_in_parallel(documents, tokenizer, workers)
-    return _encode_texts(documents, True, tokenizer)
+    encode = fast_encoder(tokenizer) if size >= PARALLEL_FROM else None
+    return _encode_texts(documents, True, tokenizer, encode)
 
 
-def _encode_texts(texts, last_is_whole, tokenizer):
+def _encode_texts(texts, last_is_whole, tokenizer, encode=None):
     """The ids of texts, an end-of-text token after each; the last gets one only if it is a whole document."""
     ids = array("i")
     for text in texts:
-        ids += tokenizer.encode_array(text)
+        ids += (encode or tokenizer.encode_array)(text)
         if tokenizer.eot is not None:
             ids.append(tokenizer.eot)
     if texts and not last_is_whole and tokenizer.eot is not None:
@@ -194,10 +196,11 @@ def serve():
     """Answer shares from stdin on stdout until the parent closes the pipe."""
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     tokenizer = Tokenizer.from_json(stdin.readline().decode())
+    encode = fast_encoder(tokenizer)
     stdout.write(b"ready\n")
     stdout.flush()
     while line := stdin.readline():
         lengths, last_is_whole = json.loads(line)
-        ids = _encode_texts([stdin.read(length) for length in lengths], last_is_whole, tokenizer).tobytes()
+        ids = _encode_texts([stdin.read(length) for length in lengths], last_is_whole, tokenizer, encode).tobytes()
         stdout.write(b"%d\n" % len(ids) + ids)
         stdout.flush()
