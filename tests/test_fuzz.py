@@ -16,9 +16,11 @@ import inference
 from models import GPT, GPTConfig
 from tinygrad2.char_tokenizer import CharTokenizer
 from tinygrad2.checkpoint import read_checkpoint, write_checkpoint
+from tinygrad2.commands.convert import answer
 from tinygrad2.curves import load_curves
 from tinygrad2.dump import read_dump, write_dump
 from tinygrad2.files import UserError, read_record, write_record
+from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.memory import resident_bytes
 from tinygrad2.metrics import read_metrics, read_run_config
 from tinygrad2.textcache import _shards
@@ -173,7 +175,35 @@ def cached_tokens(folder):
     return [folder / "progress.json", folder / "tokens_000000.bin"], read
 
 
+def others_model(form):
+    """A model in a form that has no checksum: it must be read, or refused in a line, and no more."""
+
+    def make(folder):
+        config = GPTConfig(block_size=4, vocab_size=258, n_layer=1, n_head=1, n_embd=4)
+        path, state = folder / "m", GPT(config, seed=1).state_dict()
+        {"hf": hf.write_folder, "llm.c": llmc.write_model, "nanoGPT": nanogpt.write_nanogpt}[form](
+            path, state, config.to_dict()
+        )
+        files = [path / "config.json", path / "model.safetensors"] if form == "hf" else [path]
+
+        def read():
+            with np.errstate(all="ignore"):
+                inference.load_pretrained(path)
+
+        return files, read
+
+    return make
+
+
+def a_debug_state(folder):
+    config = GPTConfig(block_size=4, vocab_size=258, n_layer=1, n_head=1, n_embd=4)
+    x = np.arange(8).reshape(2, 4)
+    llmc.write_debug_state(folder / "d", answer(GPT(config, seed=1), x, x), config.to_dict())
+    return [folder / "d"], lambda: llmc.read_debug_state(folder / "d", config.to_dict()) and None
+
+
 READERS = {
+    **{f"model of {form}": others_model(form) for form in ("hf", "llm.c", "nanoGPT")}, "debug state": a_debug_state,
     "weights": weights, "model": a_model, "checkpoint": a_checkpoint, "dump": a_dump, "metrics": some_metrics,
     "run config": run_config, "cached tokens": cached_tokens,
     **{f"tokens {kind}": token_files(kind) for kind in ("llm.c", "llm.c, llama-3", "llm.c, legacy", "nanoGPT", "npy")},
