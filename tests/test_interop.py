@@ -89,6 +89,22 @@ def test_masks_of_old_files_are_no_biases(tmp_path):
     assert equal(load_pretrained(folder(tmp_path / "m", tensors))[0], model)
 
 
+def test_the_older_file_of_torch(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    model, path = a_model(), tmp_path / "m"
+    tensors = {f"transformer.{name}": torch.from_numpy(array) for name, array in model.state_dict().items()}
+    tensors |= {"lm_head.weight": tensors["transformer.wte.weight"], "h.0.attn.bias": torch.ones(1, 1, 16, 16).bool()}
+    folder(path, {})
+    torch.save(tensors, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    loaded, _, found = load_pretrained(path)
+    assert equal(loaded, model) and loaded.lm_head is None and found.kind == "Hugging Face"
+    torch.save([1, 2], path / "pytorch_model.bin")
+    assert "no table of tensors" in refused(path)
+    torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert "pytorch_model.bin" in refused(path)
+
+
 def test_a_head_that_is_a_copy_stays_tied_and_another_one_is_its_own(tmp_path):
     model, tensors = a_model(), float32(a_model())
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]

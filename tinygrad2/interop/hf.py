@@ -7,6 +7,7 @@ for the four matrices of a block. What is different:
     h.0.attn.bias               the causal mask (1, 1, T, T), in old files; not a bias, and not needed
     h.0.attn.masked_bias        what stood for minus infinity in it; not needed
     model.safetensors.index.json   where the tensors are spread over several files
+    pytorch_model.bin              the same tensors in torch.save's form, before there was safetensors
 
 https://huggingface.co/docs/transformers/model_doc/gpt2
 """
@@ -18,7 +19,9 @@ import numpy as np
 
 from tinygrad2.bfloat16 import pack
 from tinygrad2.files import UserError, atomic_write, read_json, write_json
+from tinygrad2.interop.torchfile import read_torch_file
 from tinygrad2.safetensors import Broken, make_header, open_container
+from tinygrad2.stored import Stored
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
 _SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # HF's own defaults
@@ -32,14 +35,13 @@ _INDEX = "model.safetensors.index.json"
 
 def read_folder(folder):
     """(tensors {our name: Stored}, config fields, notes) of a model's folder. Raises UserError, one line."""
-    path = os.path.join(folder, _INDEX)
-    if os.path.exists(path):
-        entries = _of_shards(folder, path)
+    for name, read in ((_INDEX, _of_shards), ("model.safetensors", _of_file), ("pytorch_model.bin", _of_torch)):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            entries = read(path)
+            break
     else:
-        path = os.path.join(folder, "model.safetensors")
-        if not os.path.exists(path):
-            raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; is it a model's folder?")
-        entries = _of_file(path)
+        raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; is it a model's folder?")
     return model_of(entries, read_config(os.path.join(folder, "config.json")), path)
 
 
@@ -112,8 +114,20 @@ def _of_file(path):
         raise UserError(f"{path}: not a whole safetensors file of weights: {error}; fetch it again") from None
 
 
-def _of_shards(folder, path):
-    index = read_json(path)
+def _of_torch(path):
+    """The same from torch.save, as transformers did before safetensors; nothing in it is executed."""
+    value = read_torch_file(path)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{path}: is no table of tensors with names; fetch model.safetensors instead")
+    entries = {name: tensor for name, tensor in value.items() if not name.endswith(_MASKS)}
+    for name, tensor in entries.items():
+        if not isinstance(tensor, Stored):
+            raise UserError(f"{path}: {_short(name)} is no tensor of floats; fetch model.safetensors instead")
+    return entries
+
+
+def _of_shards(path):
+    folder, index = os.path.dirname(path), read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path}: weight_map is missing or empty; fetch it again")
