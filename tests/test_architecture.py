@@ -19,6 +19,11 @@ LAYERS = {"tinygrad2": set(), "ops": {"tinygrad2"}, "models": {"tinygrad2", "ops
 OPTIONAL = {  # library -> the only files that may import it, late
     "cupy": {"tinygrad2/backend.py"},
     "mpi4py": {"tinygrad2/distributed.py"},
+    "tiktoken": {"tinygrad2/fastencode.py"},
+    "lm_eval": {"tinygrad2/commands/lm_eval.py"},
+    "tokenizers": set(),
+    "safetensors": set(),
+    "transformers": set(),
     "torch": set(),
 }
 KERNELS = "ops/kernels/cpu/"  # the folder that is only imported where Numba is

@@ -73,10 +73,22 @@ def test_verify_passes_on_a_sound_program(run):
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     ranks = ["ranks", "PASS"] if have_mpi() else ["ranks", "not"]
-    passed = [[name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients")]
+    passed = [[name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients", "kvcache")]
     assert [line.split()[:2] for line in lines] == [*passed[:3], ranks, *passed[3:]]
     assert "max difference 0 (none allowed): 12 steps, one training killed after step 7 and resumed" in lines[0]
     assert "with 1, 2, 4, 8 micro-batches, dropout 0.1, clipped at 0.5 in 12 of them" in lines[1]
+
+
+def test_verify_kvcache_sees_a_position_that_is_off(run, monkeypatch, capsys):
+    from models.kv_cache import KVCache
+    from tinygrad2.commands import verify
+
+    flags = ["kvcache", *SMALL.split(), "--data", str(run / "text.txt")]
+    assert verify.main(flags) == 0
+    places = KVCache.places
+    monkeypatch.setattr(KVCache, "places", lambda self, B, T: np.maximum(places(self, B, T) - (self.position > 0), 0))
+    assert verify.main(flags) == 1
+    assert "kvcache      FAIL  max difference" in capsys.readouterr().out
 
 
 SPOILT = {

@@ -7,5 +7,7 @@ COMMANDS = {
     "convert": "models, tokenizers and tokens: to and from Hugging Face, llm.c, nanoGPT",
     "plot": "curves of one or several runs, as a picture and as a page",
     "compare": "is my loss normal? Compare a run with the curves of the presets",
+    "eval": "how good is a model? HellaSwag, or the perplexity of a text",
+    "lm_eval": "the tasks of lm-evaluation-harness, with a model of ours (pip install lm_eval)",
     "replay": "see again, under a debugger, how a training came to a value that is not finite",
 }

@@ -1,0 +1,321 @@
+"""python -m tinygrad2 eval TASK [flags]: how good is a model? Yours, or GPT-2 as others keep it.
+
+    python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is right? 10,042 times
+    python -m tinygrad2 eval hellaswag --limit 500                      the first 500 only
+    python -m tinygrad2 eval perplexity --data my.txt                   how surprised is it by this text?
+    python -m tinygrad2 eval perplexity --data val.bin --stride 64      a token file of nanoGPT or llm.c
+
+hellaswag writes each answer into a file in the folder eval/, and a second run goes on where the first was stopped.
+Flags: python -m tinygrad2 eval hellaswag --help, and the same with perplexity.
+"""
+
+import json
+import math
+import os
+import sys
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.pretrained import load_pretrained
+from tinygrad2.backend import DEVICES, array_module
+from tinygrad2.files import UserError, read_bytes
+from tinygrad2.flags import Parser, add_flags, flag, from_flags
+from tinygrad2.hellaswag import (
+    BLOCK,
+    CHANCE,
+    REFERENCE,
+    Answer,
+    answer,
+    count_cropped,
+    load_examples,
+    summary,
+)
+from tinygrad2.live import Live
+from tinygrad2.perplexity import ids_of_text, perplexity
+from tinygrad2.scoring import BATCH_TOKENS
+from tinygrad2.tokenfiles import TokenFile, TokenStream
+from tinygrad2.tokenizer import TokenizerError, short
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_QUESTIONS = os.path.join(_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
+_METHOD = 1  # of scoring: another number where answers would be others
+
+
+@dataclass(frozen=True)
+class _Config:
+    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a model of others: a Hugging Face "
+                                               "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
+    tokenizer: str = flag("", "tokenizer file or folder, where the weights bring none", default="that of the weights")
+    block_size: int = flag(None, "crop the context to so many tokens", kind=int, default="that of the weights")
+    batch_tokens: int = flag(BATCH_TOKENS, "tokens that go through the model at a time")
+    json: bool = flag(False, "print the result as one JSON object")
+    threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
+    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+
+    def __post_init__(self):
+        for name in ("block_size", "batch_tokens", "threads", "limit", "stride"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class HellaSwagConfig(_Config):
+    """The flags of `eval hellaswag`, checked."""
+
+    data: str = flag("", "hellaswag_val.jsonl, or llm.c's hellaswag_val.bin", default="data/hellaswag/hellaswag_val."
+                                                                                      "jsonl in the project")
+    limit: int = flag(None, "only the first so many questions", kind=int, default="all")
+    results: str = flag("", "file of answers, a JSON line each; where it has some, go on", default="eval/hellaswag-"
+                                                                                "<digits of model and data>.jsonl")
+
+
+@dataclass(frozen=True)
+class PerplexityConfig(_Config):
+    """The flags of `eval perplexity`, checked."""
+
+    data: str = flag("", "a text, or a token file (.bin, .npy)", default="must be given")
+    limit: int = flag(None, "only the first so many tokens", kind=int, default="all")
+    stride: int = flag(None, "tokens by which the window moves", kind=int, default="half of the context")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.data:
+            raise ValueError("--data is missing: a text, or a token file (.bin, .npy)")
+
+
+def main(argv):
+    if not argv or argv[0] in ("--help", "-h"):
+        print(__doc__)
+        return 0
+    if argv[0] not in TASKS:
+        raise UserError(f"there is no task {argv[0]!r}; choose one of: {', '.join(TASKS)}")
+    kind, run, description = TASKS[argv[0]]
+    parser = Parser(prog=f"python -m tinygrad2 eval {argv[0]}", description=description, allow_abbrev=False)
+    add_flags(parser, kind)
+    try:
+        config = from_flags(kind, parser.parse_args(argv[1:]))
+    except SystemExit:                                            # --help has been printed
+        return 0
+    array_module(config.device)
+    return run(config)
+
+
+def _load(config):
+    model, tokenizer, found = load_pretrained(config.weights, config.block_size, config.device, config.tokenizer)
+    for note in found.notes:
+        print(f"note      {note}", file=sys.stderr)
+    size = f"{model.count_parameters():,} parameters, context {model.config.block_size:,}"
+    _tell(config, f"model     {config.weights}: {size}")
+    return model, tokenizer
+
+
+def _tell(config, line):
+    if not config.json:
+        print(line, flush=True)
+
+
+def _stream(config):
+    return sys.stderr if config.json else sys.stdout
+
+
+# -- hellaswag ---------------------------------------------------------------------------------------------------------
+
+
+def _hellaswag(config):
+    path = config.data or _QUESTIONS
+    if not config.data and not os.path.exists(path):
+        raise UserError(f"{path}: the questions are not here yet; fetch them: python data/hellaswag/prepare.py")
+    model, tokenizer = _load(config)
+    examples = load_examples(path, tokenizer, config.limit)
+    _tell(config, f"data      {path}: {len(examples):,} questions")
+    cropped = count_cropped(examples, model.config.block_size)
+    if cropped:
+        _tell(config, f"note      {cropped:,} of them are longer than the context: there the model sees only the end")
+    facts = _facts(model, tokenizer, path)
+    file = ResultsFile(config.results or _default_results(facts), facts, {"weights": config.weights, "questions": path})
+    answers = file.read(examples)
+    if answers:
+        _tell(config, f"note      going on with {file.path}, which has {len(answers):,} answers")
+    live = Live("hellaswag", "questions", len(examples), len(answers), _stream(config))
+    right = sum(a.right_norm for a in answers)
+    while len(answers) < len(examples):
+        new = answer(model, examples[len(answers) : len(answers) + BLOCK], config.batch_tokens)
+        file.append(new, len(answers))
+        answers += new
+        right += sum(a.right_norm for a in new)
+        live.add(len(new), f"acc_norm {right / len(answers):.4f}")
+    live.close()
+    result = summary(answers[: len(examples)])
+    if config.json:
+        fields = {"task": "hellaswag", "weights": config.weights, "data": path, "results": file.path}
+        print(json.dumps(fields | result | {"cropped": cropped, "chance": CHANCE, "reference": REFERENCE}))
+        return 0
+    for name in ("acc", "acc_norm"):
+        error = result[name + "_stderr"]
+        print(f"{name:10s}{result[name]:.4f}" + ("" if error is None else f" +- {error:.4f}"))
+    print(f"questions {result['n']:,}; one standard error is given; by chance {CHANCE}")
+    print("to compare acc / acc_norm of OpenAI's models, all questions, by the same method:")
+    for name, figures in REFERENCE.items():
+        print(f"          {name:12s}{' / '.join('   -  ' if x is None else f'{x:.4f}' for x in figures)}")
+    print(f"answers   {file.path}")
+    return 0
+
+
+def _facts(model, tokenizer, path):
+    """What answers depend on."""
+    weights, names = 0, []
+    for name, parameter in model.named_parameters():
+        weights = zlib.crc32(np.ascontiguousarray(parameter.numpy()), weights)
+        names.append((name, parameter.shape))
+    shape = zlib.crc32(repr((names, sorted(model.config.to_dict().items()))).encode())
+    return {"task": "hellaswag", "method": _METHOD, "model": f"{weights:08x}-{shape:08x}",
+            "tokenizer": _tokenizer_crc(tokenizer), "data": f"{zlib.crc32(read_bytes(path)):08x}",
+            "block_size": model.config.block_size}  # fmt: skip
+
+
+def _tokenizer_crc(tokenizer):
+    if tokenizer is None:
+        return "none"
+    try:
+        return f"{zlib.crc32(tokenizer.to_json().encode()):08x}"
+    except TokenizerError:                                        # one that can only decode
+        return f"{zlib.crc32(tokenizer.decode_bytes(range(tokenizer.n_vocab))):08x}"
+
+
+def _default_results(facts):
+    try:
+        os.makedirs("eval", exist_ok=True)
+    except OSError as error:
+        raise UserError(f"eval: cannot be made ({error.strerror}); name a file with --results") from None
+    return os.path.join("eval", f"hellaswag-{zlib.crc32(json.dumps(facts).encode()):08x}.jsonl")
+
+
+class ResultsFile:
+    """Answers in a file, a JSON line each; the first line says what they depend on. Half a last line, left by a crash,
+    is dropped."""
+
+    def __init__(self, path, facts, more):
+        self.path, self.facts = path, facts
+        self.head = json.dumps({"facts": facts} | more).encode() + b"\n"
+
+    def read(self, examples):
+        """The answers so far, whole blocks of them. The file is made where there is none.
+
+        Raises UserError for a file of something else, which stays as it is.
+        """
+        content = b""
+        if os.path.exists(self.path):
+            content = read_bytes(self.path)
+        if self.head.startswith(content):                         # none, or killed while it was made
+            self._write("wb", self.head)
+            return []
+        head, *lines = content.split(b"\n")[:-1] or [b""]
+        self._check(head)
+        answers = [self._answer(line, i, examples) for i, line in enumerate(lines[: len(examples)])]
+        if len(answers) < len(examples):
+            answers = answers[: len(answers) // BLOCK * BLOCK]    # a block begins at the beginning
+            self._truncate(sum(len(line) + 1 for line in (head, *lines[: len(answers)])))
+        return answers
+
+    def append(self, answers, first):
+        """Write answers, the first of them to question `first`. Raises UserError where the disk is full."""
+        lines = [{"index": first + i} | vars(a) for i, a in enumerate(answers)]
+        self._write("ab", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def _check(self, head):
+        fields = _parse(head)
+        facts = fields.get("facts")
+        if not isinstance(facts, dict):
+            raise UserError(f"{self.path}: is no file of answers; name another one with --results")
+        for name, value in self.facts.items():
+            if facts.get(name) != value:
+                raise UserError(f"{self.path}: its answers are of another {name} ({short(facts.get(name))}, here "
+                                f"{short(value)}); name another file with --results")
+
+    def _answer(self, line, index, examples):
+        fields, example = _parse(line), examples[index]
+        expected = {"index": index, "label": example.label, "tokens": list(map(len, example.endings))}
+        for name, value in expected.items():
+            if fields.get(name) != value:
+                raise UserError(f"{self.path}: line {index + 2}: {name} is {short(fields.get(name))}, not {value}; "
+                                "delete the file, or name another one with --results")
+        nats = fields.get("nats")
+        sound = isinstance(nats, list) and len(nats) == 4 and all(type(x) is float and math.isfinite(x) for x in nats)
+        if not sound:
+            raise UserError(f"{self.path}: line {index + 2}: nats is {short(nats)}, not 4 numbers; delete the file, "
+                            "or name another one with --results")
+        return Answer(example.label, nats, fields["tokens"])
+
+    def _write(self, mode, data):
+        try:
+            with open(self.path, mode) as file:
+                file.write(data)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another file with --results, or "
+                            "run again when there is room: what is there stays") from None
+
+    def _truncate(self, size):
+        try:
+            os.truncate(self.path, size)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another with --results") from None
+
+
+def _parse(line):
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+# -- perplexity --------------------------------------------------------------------------------------------------------
+
+
+def _perplexity(config):
+    model, tokenizer = _load(config)
+    stream, block_size = _open(config, model, tokenizer), model.config.block_size
+    if config.limit:
+        stream = stream.part(0, min(config.limit, len(stream)))
+    if config.stride and config.stride > block_size:
+        raise UserError(f"--stride {config.stride}: windows have {block_size} tokens, so some would be left out; use "
+                        f"{block_size} or less")
+    _tell(config, f"data      {config.data}: {len(stream):,} tokens")
+    live = Live("perplexity", "tokens", len(stream), stream=_stream(config))
+    result = perplexity(model, stream, tokenizer, config.stride, config.batch_tokens, live.add).to_dict()
+    live.close()
+    if not result["tokens"]:
+        raise UserError(f"{config.data}: {len(stream)} token(s) are too few; give a longer text")
+    if config.json:
+        print(json.dumps({"task": "perplexity", "weights": config.weights, "data": config.data} | result))
+        return 0
+    print(f"loss             {result['loss']:.4f} nats per token, {result['tokens']:,} tokens")
+    print(f"perplexity       {result['perplexity']:,.4f}")
+    if result["bytes"]:
+        print(f"bits per byte    {result['bits_per_byte']:.4f}, {result['bytes']:,} bytes")
+        print(f"word perplexity  {result['word_perplexity']:,.4f}, {result['words']:,} words")
+    return 0
+
+
+def _open(config, model, tokenizer):
+    if config.data.endswith((".bin", ".npy")):
+        return TokenStream([TokenFile(config.data)], model.config.vocab_size)
+    if tokenizer is None:
+        raise UserError(f"{config.weights}: its tokenizer is not known; give it with --tokenizer (GPT-2's: python "
+                        "data/gpt2/prepare.py --tokenizer-only)")
+    try:
+        ids = ids_of_text(read_bytes(config.data), tokenizer)
+    except TokenizerError as error:
+        raise UserError(f"{config.data}: {error}") from None
+    if not len(ids):
+        raise UserError(f"{config.data}: the file is empty; give a text")
+    return TokenStream.of(ids, model.config.vocab_size)
+
+
+TASKS = {
+    "hellaswag": (HellaSwagConfig, _hellaswag, "Which of four endings is right? acc and acc_norm of HellaSwag."),
+    "perplexity": (PerplexityConfig, _perplexity, "Loss per token, perplexity, bits per byte of a text."),
+}
