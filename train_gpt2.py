@@ -38,6 +38,7 @@ from tinygrad2.files import UserError, check_writable
 from tinygrad2.finetune import look_at
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import fastest, use_kernels
+from tinygrad2.hellaswag import accuracy, load_examples
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
 from tinygrad2.memory import forget_peak, peak_resident_bytes, plan_memory, tell_memory
@@ -288,6 +289,8 @@ def main(world, argv=None):
     before = state.get("before") if state else None
     if found:
         before = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "before")
+    if config.hellaswag:
+        examples = load_examples(config.hellaswag, tokenizer, config.hellaswag_examples)
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:
@@ -320,6 +323,9 @@ def main(world, argv=None):
                 progress.note(f"validation loss {record['val_loss']:.4f} after {done} steps")
                 is_best = best is None or record["val_loss"] < best
                 best = record["val_loss"] if is_best else best
+            if config.hellaswag and config.eval_every and (last or done % config.eval_every == 0):
+                record["hellaswag"], n = accuracy(model, examples, world)
+                progress.note(f"HellaSwag {record['hellaswag']:.3f} of {n} examples after {done} steps")
             if config.sample_every and done % config.sample_every == 0 and not last:
                 with world.alone(f"sampling after step {done}") as mine:
                     if mine:
