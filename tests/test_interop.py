@@ -1,5 +1,6 @@
 """Models of others: read as they are on disk, computed as they compute them, written so that they read them again."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
 from tinygrad2.bfloat16 import pack, unpack
-from tinygrad2.commands import convert
+from tinygrad2.commands import convert, verify_models
 from tinygrad2.files import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
@@ -214,47 +215,88 @@ def test_a_turned_square_matrix_is_not_noticed_by_shapes_but_by_the_orientation_
     assert np.array_equal(raw, model.h[0].attn.c_proj.weight.data.T) and not np.array_equal(raw, raw.T)
 
 
-PEER = """
+MAKE = """
 import sys
 import numpy, torch, transformers
 transformers.utils.logging.disable_progress_bar()
-torch.manual_seed(0)
-model = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **{fields})).eval()
-with torch.no_grad():
-    for p in model.parameters():
-        p.add_(0.1 * torch.randn_like(p))
-model.save_pretrained(sys.argv[1], **{save})
+for name, fields in {shapes}.items():
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=0, eos_token_id=0, **fields)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(f"{{sys.argv[1]}}/{{name}}", max_shard_size="200KB" if name == "sharded" else "1GB")
+"""
+ASK = """
+import os, sys, warnings
+import numpy, torch, transformers
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("error")
+for name in sorted(os.listdir(sys.argv[1])):
+    folder = f"{sys.argv[1]}/{name}"
+    model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    x = torch.arange(40).reshape(2, 20) * 7 % model.config.vocab_size
+    with torch.no_grad():
+        logits = model(x).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+        text = model.generate(x[:1, :3], attention_mask=torch.ones(1, 3), max_new_tokens=12, do_sample=False,
+                              eos_token_id=None, pad_token_id=0)
+    numpy.savez(f"{folder}/answers.npz", logits=logits.numpy(), loss=loss.numpy(), text=text[0, 3:].numpy())
 """
 SHAPES = {
     "plain": dict(vocab_size=97, n_positions=32, n_embd=48, n_layer=3, n_head=4),
-    "one head, inner": dict(vocab_size=300, n_positions=20, n_embd=16, n_layer=1, n_head=1, n_inner=50),
-    "erf, eps": dict(vocab_size=64, n_positions=64, n_embd=64, n_layer=2, n_head=8, activation_function="gelu",
-                     layer_norm_epsilon=1e-4),
+    "inner": dict(vocab_size=300, n_positions=20, n_embd=16, n_layer=1, n_head=1, n_inner=50),
+    "erf": dict(vocab_size=64, n_positions=64, n_embd=64, n_layer=2, n_head=8, activation_function="gelu",
+                layer_norm_epsilon=1e-4),
     "untied": dict(vocab_size=97, n_positions=32, n_embd=48, n_layer=2, n_head=4, tie_word_embeddings=False),
     "sharded": dict(vocab_size=500, n_positions=32, n_embd=64, n_layer=4, n_head=4),
 }  # fmt: skip
 
 
-@pytest.fixture
-def transformers():
-    for library in ("torch", "transformers"):
-        pytest.importorskip(library, reason=f"{library}, the oracle, is not installed") if library == "torch" else None
-    import importlib.util
-
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("transformers, the oracle, is not installed")
+def need_transformers():
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name}, the oracle, is not installed")
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Folders of models that transformers has made and answered for, and the same written by us, with its answers."""
+    need_transformers()
+    top = tmp_path_factory.mktemp("transformers")
+    (top / "theirs").mkdir()
+
+    def ask(script, folder):
+        command = [sys.executable, "-W", "ignore", "-c", script, folder]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+    ask(MAKE.format(shapes=SHAPES), top / "theirs")
+    ask(ASK, top / "theirs")
+    for shape in SHAPES:
+        found = open_model(top / "theirs" / shape)
+        hf.write_folder(top / "ours" / shape, found.tensors, found.config)
+    ask(ASK, top / "ours")
+    return top
+
+
+@pytest.mark.parametrize("who", ["theirs", "ours"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_transformers_saved_gives_the_same_there_and_back(tmp_path, shape, transformers):
-    save = {"max_shard_size": "200KB"} if shape == "sharded" else {}
-    script = PEER.format(fields=SHAPES[shape], save=save)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script, tmp_path / "theirs"], check=True, capture_output=True)
-    assert (shape == "sharded") == os.path.exists(tmp_path / "theirs" / "model.safetensors.index.json")
-    agree = run("verify", "hf", tmp_path / "theirs")
-    assert agree.returncode == 0 and agree.stdout.count("PASS") == 3, agree.stdout + agree.stderr
-    run("convert", tmp_path / "theirs", tmp_path / "ours.bin", "--to", "trained", check=True)
-    agree = run("verify", "hf", tmp_path / "ours.bin")  # writes a folder, which transformers reads
+def test_the_same_logits_loss_and_greedy_text_as_transformers(theirs, shape, who):
+    """`theirs`: saved by transformers and read here. `ours`: written here, and read by transformers, without a word."""
+    folder = theirs / who / shape
+    assert (shape == "sharded" and who == "theirs") == os.path.exists(folder / "model.safetensors.index.json")
+    model = load_pretrained(folder)[0]
+    x = np.arange(40).reshape(2, 20) * 7 % model.config.vocab_size
+    with np.load(folder / "answers.npz") as answers, no_grad():
+        assert np.abs(model(x)[0].numpy() - answers["logits"]).max() < 1e-5
+        assert abs(model.loss(x[:, :-1], x[:, 1:]).item() - answers["loss"]) < 1e-5
+        assert list(model.generate(x[0, :3], 12)) == answers["text"].tolist()
+
+
+def test_verify_hf_says_so(theirs, tmp_path):
+    run("convert", theirs / "theirs" / "inner", tmp_path / "w.bin", "--to", "trained", check=True)
+    agree = run("verify", "hf", tmp_path / "w.bin")  # writes a folder, which transformers reads
     assert agree.returncode == 0 and agree.stdout.count("PASS") == 3, agree.stdout + agree.stderr
 
 
@@ -266,9 +308,8 @@ def run(*command, check=False, cwd=None):
     return result
 
 
-def test_verify_hf_sees_a_difference(tmp_path, transformers, monkeypatch):
-    from tinygrad2.commands import verify_models
-
+def test_verify_hf_sees_a_difference(tmp_path, monkeypatch):
+    need_transformers()
     hf.write_folder(tmp_path / "m", a_model().state_dict(), CONFIG.to_dict())
 
     def spoilt(*args):

@@ -34,8 +34,8 @@ import sys
 import numpy, torch, transformers
 transformers.utils.logging.disable_progress_bar()
 folder, ids, out, new = sys.argv[1], torch.from_numpy(numpy.load(sys.argv[2])), sys.argv[3], int(sys.argv[4])
-model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-model.eval()
+model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+model = model.float().eval()
 with torch.no_grad():
     logits = model(ids).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten())
