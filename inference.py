@@ -7,8 +7,12 @@
     python inference.py --interactive
 """
 
+import codecs
+import contextlib
+import importlib
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 
@@ -28,6 +32,7 @@ from tinygrad2.distributed import EarlyExit, World
 from tinygrad2.files import UserError, read_bytes
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
+from tinygrad2.signals import StopRequest
 from tinygrad2.textout import TextStream, write
 from tinygrad2.tokenizer import END_OF_TEXT
 
@@ -56,11 +61,13 @@ class InferenceConfig:
     top_p: float = flag(0.9, "draw among the likeliest tokens that together have this probability; 1 means all")
     min_p: float = flag(0.0, "draw among the tokens at least this share as likely as the likeliest; 0 means all")
     repetition_penalty: float = flag(1.0, "above 1: what is in the text already becomes less likely")
-    stop: tuple = flag((), "end the text where this comes up; may be given several times", default="none")
+    stop: tuple = flag((), "end the text before this; may be given several times (in bash a new line is $'\\n')",
+                       default="none")
     num_samples: int = flag(1, "how many texts per prompt")
     batch_size: int = flag(8, "texts that are written at the same time")
     seed: int = flag(1337, "fixes the draws; sample n of seed s is always the same")
-    json: bool = flag(False, "one JSON object per text: prompt, text, token ids, log-probabilities, why it ended")
+    json: bool = flag(False, "one JSON object per text and line: prompt, text, token ids, their log-probabilities (the "
+                             "model's own, before any knob), why it ended")
     quantize: str = flag("none", "int8: read the weights as whole numbers, faster at a small cost in quality",
                          choices=("none", "int8"))
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
@@ -80,8 +87,14 @@ class InferenceConfig:
             raise ValueError(f"--min-p must be in 0 .. 1, not {self.min_p}")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ValueError(f"--repetition-penalty must be above 0, not {self.repetition_penalty}")
+        if self.temperature == float("inf"):
+            raise ValueError("--temperature must be a number that is finite, not inf")
+        if "" in self.stop:
+            raise ValueError("--stop must not be empty")
         if self.interactive + bool(self.prompt_file) + bool(self.prompt) > 1:
             raise ValueError("--prompt, --prompt-file and --interactive exclude each other")
+        if self.interactive and (self.json or self.num_samples > 1):
+            raise ValueError("--interactive writes one text at a time, as it comes: without --json and --num-samples")
 
     @property
     def sampling(self):
@@ -132,6 +145,9 @@ class Writer:
     def encode(self, prompt):
         """The ids of a prompt, with the start token where there is one."""
         special = self.config.special
+        if special == "refused" and END_OF_TEXT in prompt and self.tokenizer.eot is not None:
+            raise UserError(f"{END_OF_TEXT} is in the prompt; --special allowed takes it for the end of a text, "
+                            "--special ordinary for letters like any others")
         ids = self.begin + self.tokenizer.encode(os.fsencode(prompt), special)   # bytes: it need not be valid Unicode
         if ids:
             return ids
@@ -161,9 +177,18 @@ def main(argv=None):
 def _prompts(config):
     if not config.prompt_file:
         return list(config.prompt) or ["Once upon a time"]
-    text = os.fsdecode(read_bytes(config.prompt_file))
-    parts = text.replace("\r\n", "\n").split(f"\n{END_OF_TEXT}\n")
-    return [*parts[:-1], parts[-1].removesuffix("\n")]            # the end of the last line is the editor's
+    text = os.fsdecode(read_bytes(config.prompt_file).removeprefix(codecs.BOM_UTF8))
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")     # the end of the last line is the editor's
+    prompts = [[]]
+    for line in lines:
+        if line == END_OF_TEXT:
+            prompts.append([])
+        else:
+            prompts[-1].append(line)
+    prompts = [prompt for prompt in map("\n".join, prompts) if prompt]
+    if not prompts:
+        raise UserError(f"{config.prompt_file}: there is no prompt in it")
+    return prompts
 
 
 def write_texts(writer, prompts):
@@ -198,8 +223,9 @@ def write_texts(writer, prompts):
             write("\n" + (_head(config, texts, shown) + texts[shown] if shown < len(texts) else ""))
         while shown in finished and config.json:
             write(json.dumps(dict(
-                prompt=texts[shown].encode("utf-8", "replace").decode(), sample=samples[shown], text=said[shown],
-                prompt_ids=ids[shown], ids=tokens[shown], logprobs=logprobs[shown], ended_by=finished[shown],
+                prompt=os.fsencode(texts[shown]).decode("utf-8", "replace"), sample=samples[shown] + 1,
+                text=said[shown], prompt_ids=ids[shown], ids=tokens[shown], logprobs=logprobs[shown],
+                ended_by=finished[shown],
             )) + "\n")  # fmt: skip
             shown += 1
 
@@ -216,39 +242,43 @@ def _head(config, texts, n):
 
 def converse(writer):
     """Ask for a beginning, write what follows, and again, until the input ends. Ctrl-C ends a text, not the program."""
-    asking, ids, number = sys.stdin.isatty(), [], 0
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if asking:
-        write("A line is continued; an empty line goes on with the last text; Ctrl-C stops it, Ctrl-D ends.\n")
-    while True:
-        if asking:
-            write("> ")
-        try:
-            line = sys.stdin.readline()
-        except KeyboardInterrupt:
-            write("\n")
-            return 0
-        if not line:
-            return 0
-        prompt = line.rstrip("\n")
+    ids = []
+    for number, prompt in enumerate(_lines()):
         try:
             ids = writer.encode(prompt) if prompt or not ids else ids
         except UserError as error:
-            write(f"{error}\n")
+            print(error, file=sys.stderr)
             continue
-        stream, ended = TextStream(writer.tokenizer, writer.config.stop), set()
+        stream = TextStream(writer.tokenizer, writer.config.stop)
         write(prompt)
-        try:
-            for step in writer.steps([ids], [number], ended):
+        with StopRequest(talk=False) as stop:                     # the text ends after the token that is being made
+            for step in writer.steps([ids], [number], set()):
                 if step.token is not None:
                     ids = [*ids, step.token]
                     write(stream.feed(step.token))
-                if stream.stopped:
+                if stream.stopped or stop.signal:
                     break
-        except KeyboardInterrupt:
-            pass
         write(stream.flush() + "\n")
-        number += 1
+        if stop.signal not in (None, signal.SIGINT):
+            return 128 + stop.signal
+    return 0
+
+
+def _lines():
+    """What is typed, line by line; from a keyboard with editing and history, where Python has them."""
+    if sys.stdin is None:
+        raise UserError("--interactive: there is no input")
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if not sys.stdin.isatty():
+        yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")                       # input() makes use of it
+    write("A line is continued; an empty line goes on with the last text. Ctrl-C stops a text; Ctrl-D ends.\n")
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input("> ")
+    write("\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ A text that has ended makes room for the next one that waits. Each has its own g
 what is drawn does not depend on which texts happen to be beside it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class _Text:
     tokens: list
     rng: object
     cache: KVCache
+    first: np.ndarray                                             # the scores after the prompt, and the present ones
     logits: np.ndarray
     done: int = 0
 
@@ -48,10 +49,15 @@ def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_v
     batch      texts that are worked on at the same time
     ended      a set to which the caller may add numbers of texts that need not go on
 
-    Raises ValueError for an empty prompt.
+    Raises ValueError for an empty prompt, another number of rngs than of prompts and a batch of none, and UserError
+    where the model's scores are no numbers.
     """
     if not all(map(len, prompts)):
         raise ValueError("generate needs at least one token to start from")
+    if len(rngs) != len(prompts) or batch < 1:
+        raise ValueError(f"{len(prompts)} prompts with {len(rngs)} rngs, in batches of {batch}")
+    if max_new_tokens < 1:
+        return
     knobs = vars(sampling or Sampling())
     waiting, texts = list(range(len(prompts)))[::-1], []
     while waiting or texts:
@@ -71,16 +77,18 @@ def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_v
 
 
 def _begin(model, number, prompts, rngs, max_new_tokens, others):
-    """A new text; the pass over its prompt is spared where another one that has just begun has the same."""
+    """A new text; the pass over its prompt is spared where another one has the same, and has not slid out of it."""
     prompt = list(prompts[number])
     window = prompt[-model.config.block_size :]
-    cache = KVCache(model.config, 1, model.wpe.weight.device, len(window) + max_new_tokens)
+    cache = KVCache(model.config, 1, model.wpe.weight.device, len(window) + max_new_tokens - 1)  # none follows the last
     for other in others:
-        if other.done == 0 and other.tokens == prompt and other.cache.size == cache.size:
-            cache.copy_from(other.cache)
-            return replace(other, number=number, tokens=prompt, rng=rngs[number], cache=cache)
-    logits = model.next_logits([window], cache).numpy()[0]
-    return _Text(number, prompt, rngs[number], cache, logits)
+        if len(window) + other.done <= cache.size and prompt == list(prompts[other.number]):
+            cache.copy_from(other.cache, len(window))
+            logits = other.first
+            break
+    else:
+        logits = model.next_logits([window], cache).numpy()[0]
+    return _Text(number, prompt, rngs[number], cache, logits, logits)
 
 
 def _advance(model, texts):

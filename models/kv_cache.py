@@ -33,11 +33,12 @@ class KVCache:
         """Forget all tokens; the memory stays."""
         self.position = 0
 
-    def copy_from(self, other):
-        """Take over what another cache of the same size has seen: the same text is to be continued twice."""
+    def copy_from(self, other, position=None):
+        """Take over the first tokens that another cache has seen (all of them where no position is given): the same
+        text is to be continued twice."""
+        self.position = other.position if position is None else position
         for mine, theirs in zip(self.k + self.v, other.k + other.v):
-            mine[:, :, : other.position] = theirs[:, :, : other.position]
-        self.position = other.position
+            mine[:, :, : self.position] = theirs[:, :, : self.position]
 
     def places(self, batch, T):
         """Positions of the next T tokens, (T,). Raises ValueError where so many, of so many sequences, do not fit."""

@@ -6,7 +6,8 @@ from tinygrad2.tokenizer import StreamDecoder
 
 
 class TextStream:
-    """Tokens in, text out. Where one of the `stops` comes up the text ends before it.
+    """Tokens in, text out. As soon as one of the `stops` is complete the text ends, before it; how the text is cut into
+    tokens makes no difference. (Where the same character completes two of them, the longer one counts.)
 
     What might be the beginning of a stop string is held back until it is clear:
 
@@ -35,10 +36,10 @@ class TextStream:
         if self.stopped:
             return ""
         text = self.waiting + new
-        places = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
-        if places:
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops if stop in text]   # end, begin
+        if found:
             self.stopped, self.waiting = True, ""
-            return text[: min(places)]
+            return text[: min(found)[1]]
         held = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.waiting = text[len(text) - held :]
         return text[: len(text) - held]
