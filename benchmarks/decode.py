@@ -1,6 +1,7 @@
-"""Writing text one token at a time, batch 1: ours in float32 and int8, and Hugging Face's transformers, in turns.
+"""Writing text one token at a time: ours in float32 and int8, and Hugging Face's transformers, in turns.
 
     python -m benchmarks.decode --model gpt2 --prompt-len 64 --new-tokens 64
+    python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times are of a token of each
     python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     what int8 costs in quality
 
 The prompt is read at once (prefill), timed apart; then each token is one pass over all weights. Weights are random:
@@ -16,11 +17,14 @@ import statistics
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
 from tinygrad2.threads import available_cores
 
+OURS = ("ours", "ours-int8")  # int8 is made for a text alone
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--prompt-len", type=int, default=64, help="tokens of the prompt (default: 64)")
+    parser.add_argument("--texts", type=int, default=1, help="texts that are written together (default: 1)")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
     parser.add_argument("--against", default="transformers-generate,transformers",
                         help="transformers-generate: as users call it; transformers: a bare loop over its forward pass")
@@ -47,12 +51,12 @@ def time_it(args):
     if rivals and not (installed("transformers") and installed("torch")):
         print("transformers is not installed and left out: pip install transformers torch==2.13.0")
         rivals = []
-    sides = [Side(name, "benchmarks.decode_side", name, config) for name in ("ours", "ours-int8", *rivals)]
-    prompt = [(7 * i + 3) % model.vocab_size for i in range(args.prompt_len)]
+    sides = [Side(name, "benchmarks.decode_side", name, config) for name in (*OURS[: 1 + (args.texts == 1)], *rivals)]
+    prompts = [[(7 * i + 3 + 11 * n) % model.vocab_size for i in range(args.prompt_len)] for n in range(args.texts)]
     ms, prefill, limits = {s.name: [] for s in sides}, {s.name: [] for s in sides}, []
     for turn in range(-1, args.turns):                            # turn -1 warms up
         for side in sides:
-            answer = side.ask(prompt=prompt, n=args.new_tokens)
+            answer = side.ask(prompts=prompts, n=args.new_tokens)
             if turn >= 0:
                 ms[side.name].append(answer["ms"])
                 prefill[side.name].append(answer["prefill_ms"])
@@ -66,7 +70,8 @@ def time_it(args):
 def report(args, model, ms, prefill, bandwidth):
     C, L, V = model.n_embd, model.n_layer, model.vocab_size
     weights = 12 * L * C * C + V * C
-    print(f"{args.model}, prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} thread(s); "
+    print(f"{args.model}, {args.texts} text(s), prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} "
+          f"thread(s); "
           f"{bandwidth / 1e9:.1f} GB/s through memory; load {load_average()}\n")
     rows = []
     for name, turns in ms.items():
@@ -75,12 +80,14 @@ def report(args, model, ms, prefill, bandwidth):
         ratio, low, high = ratio_of(turns, ms["ours"])
         read = weights * (1 if name.endswith("int8") else 4) / median * 1e3
         rows.append(dict(
-            model=args.model, side=name, threads=args.threads, prompt=args.prompt_len, min_ms=round(min(flat), 2),
-            median_ms=round(median, 2), tokens_per_s=round(1e3 / median, 1), times_ours=round(ratio, 3),
+            model=args.model, side=name, threads=args.threads, texts=args.texts, prompt=args.prompt_len,
+            min_ms=round(min(flat), 2), median_ms=round(median, 2),
+            tokens_per_s=round(args.texts * 1e3 / median, 1), times_ours=round(ratio, 3),
             lowest=round(low, 3), highest=round(high, 3), prefill_ms=round(statistics.median(prefill[name]), 1),
             weights_gb_s=round(read / 1e9, 1), share_of_memory=round(read / bandwidth, 2),
         ))  # fmt: skip
-        print(f"{name:21} min {min(flat):7.2f}  median {median:7.2f} ms a token  {1e3 / median:6.1f} tok/s  "
+        rate = args.texts * 1e3 / median
+        print(f"{name:21} min {min(flat):7.2f}  median {median:7.2f} ms a token  {rate:6.1f} tok/s  "
               f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "
               f"{read / 1e9:5.1f} GB/s of weights")
     if args.save:

@@ -8,10 +8,11 @@ from benchmarks.harness import answer_requests, peak_rss
 
 
 def our_writer(config, int8):
-    """A function (prompt ids, n) -> (seconds of the prefill, seconds of each further token, ids), greedy."""
+    """A function (prompts, n) -> (seconds of the prefill, seconds of each further token of all, first ids), greedy."""
     import numpy as np
 
     from models import GPT, GPTConfig
+    from models.generation import generate
     from models.kv_cache import KVCache
     from models.quantize import quantize
     from tinygrad2.module import FlatBuffers
@@ -23,7 +24,19 @@ def our_writer(config, int8):
         quantize(model)
     cache = KVCache(model.config)
 
-    def write(prompt, n):
+    def write_together(prompts, n):
+        steps, ids = [time.perf_counter()], []
+        for step in generate(model, prompts, n, [None] * len(prompts), batch=len(prompts)):
+            if step.text == 0:                                    # all texts have gone through once more
+                steps.append(time.perf_counter())
+                ids.append(step.token)
+        seconds = np.diff(steps).tolist()
+        return seconds[0], seconds[1:], ids
+
+    def write(prompts, n):
+        if len(prompts) > 1:
+            return write_together(prompts, n)
+        (prompt,) = prompts
         cache.reset()
         start = time.perf_counter()
         ids = [int(np.argmax(model.next_logits([prompt], cache).numpy()))]
@@ -49,25 +62,27 @@ def transformers_writer(config, generate):
     model = GPT2LMHeadModel(GPT2Config(**names)).eval()
 
     @torch.inference_mode()
-    def write(prompt, n):
+    def write(prompts, n):
         start = time.perf_counter()
-        out = model(torch.tensor([prompt]), use_cache=True)
-        ids = [int(out.logits[0, -1].argmax())]
+        out = model(torch.tensor(prompts), use_cache=True)
+        new = out.logits[:, -1:].argmax(-1)
+        ids = [int(new[0])]
         prefill, seconds = time.perf_counter() - start, []
         for _ in range(n - 1):
             start = time.perf_counter()
-            out = model(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
-            ids.append(int(out.logits[0, -1].argmax()))
+            out = model(new, past_key_values=out.past_key_values, use_cache=True)
+            new = out.logits[:, -1:].argmax(-1)
+            ids.append(int(new[0]))
             seconds.append(time.perf_counter() - start)
         return prefill, seconds, ids
 
     @torch.inference_mode()
-    def write_by_generate(prompt, n):
+    def write_by_generate(prompts, n):
         def run(n):
-            start, ids = time.perf_counter(), torch.tensor([prompt])
+            start, ids = time.perf_counter(), torch.tensor(prompts)
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
                                  do_sample=False, use_cache=True, pad_token_id=0)  # fmt: skip
-            return time.perf_counter() - start, out[0, len(prompt) :].tolist()
+            return time.perf_counter() - start, out[0, ids.shape[1] :].tolist()
 
         prefill, _ = run(1)
         whole, ids = run(n)
@@ -86,8 +101,8 @@ def main():
         plan_threads(config["threads"])
         write = our_writer(config, int8=side.endswith("int8"))
 
-    def handle(prompt, n):
-        prefill, seconds, ids = write(prompt, n)
+    def handle(prompts, n):
+        prefill, seconds, ids = write(prompts, n)
         return dict(prefill_ms=prefill * 1e3, ms=[s * 1e3 for s in seconds], ids=ids, peak_rss=peak_rss())
 
     answer_requests(handle)

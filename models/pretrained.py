@@ -6,6 +6,7 @@ from models.config import GPTConfig
 from models.gpt import GPT
 from tinygrad2.files import UserError
 from tinygrad2.interop.pretrained import open_model
+from tinygrad2.interop.shapes import check_shapes
 from tinygrad2.module import FlatBuffers
 
 
@@ -28,11 +29,12 @@ def load_pretrained(path, block_size=None, device="cpu", tokenizer=""):
 
 
 def config_of(found):
-    """The GPTConfig of a Pretrained, which fits its tokenizer. Raises UserError where it does not."""
+    """The GPTConfig of a Pretrained, which fits its tensors and its tokenizer. Raises UserError where it does not."""
     try:
         config = GPTConfig.from_dict(found.config, source=found.path)
     except ValueError as error:
         raise UserError(str(error)) from None
+    check_shapes(found.tensors, config.to_dict(), found.path)
     if found.tokenizer and found.tokenizer.n_vocab > config.vocab_size:
         raise UserError(f"{found.path}: {found.tokenizer.n_vocab} tokens in the tokenizer, {config.vocab_size} in the "
                         "model; give the tokenizer that it was trained with")
@@ -40,11 +42,8 @@ def config_of(found):
 
 
 def load_into(model, found):
-    """Copy the weights into a GPT, or a part of its layers. Raises UserError where names or shapes differ."""
-    try:
-        model.load_state_dict(_OneByOne(found.tensors))
-    except ValueError as error:
-        raise UserError(f"{found.path}: {_shorter(str(error))}") from None
+    """Copy the weights into a GPT of the same config."""
+    model.load_state_dict(_OneByOne(found.tensors))
     for stored in found.tensors.values():
         stored.release()
 
@@ -73,7 +72,3 @@ class _OneByOne(dict):
             self.last.release()
         self.last = super().__getitem__(name)
         return self.last
-
-
-def _shorter(text):
-    return text if len(text) <= 400 else f"{text[:380]} ... ({text.count(';') + 1} problems)"

@@ -8,8 +8,9 @@ import ops
 if not ops.have_cpu_kernels():
     pytest.skip("Numba is not installed", allow_module_level=True)
 
-from ops.kernels.cpu import blas
+from ops.kernels.cpu import blas, few_rows
 from ops.kernels.cpu.libraries import _openblas, find
+from ops.kernels.cpu.linear import product
 from tinygrad2.threads import POOL
 
 if not blas.available:
@@ -79,3 +80,42 @@ def test_places_in_memory_do_not_show_in_the_bits(library, layer):
             out = placed(np.zeros((len(a), b.shape[1]), np.float32), offset)
             results.add(blas.gemm(one, other, out).tobytes())
         assert len(results) == 1
+
+
+# -- few rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_out", [1, 7, 384, 385, 768, 3000])
+@pytest.mark.parametrize("n_in", [1, 8, 13, 768])
+def test_few_rows_are_multiplied_by_loops_of_their_own(n_in, n_out):
+    rng, before = np.random.default_rng(0), POOL.threads
+    weight = rng.standard_normal((n_in, n_out), dtype=np.float32)
+    bias = rng.standard_normal(n_out, dtype=np.float32)
+    for n in range(2, few_rows.MOST + 1):
+        rows = rng.standard_normal((n, n_in), dtype=np.float32)
+        exact = rows.astype(np.float64) @ weight
+        for layout in (weight, np.ascontiguousarray(weight.T).T):
+            assert few_rows.fits(rows, layout)
+            results = set()
+            for threads in (1, 2, 3):
+                POOL.resize(threads)
+                results.add(product(rows, layout, bias).tobytes())
+            assert len(results) == 1
+            with_bias = np.frombuffer(results.pop(), np.float32).reshape(exact.shape)
+            assert np.allclose(with_bias, exact + bias, rtol=1e-5, atol=2e-4)
+            assert np.allclose(product(rows, layout), exact, rtol=1e-5, atol=2e-4)
+    POOL.resize(before)
+
+
+def test_other_products_are_left_to_blas():
+    weight = np.ones((40, 60), np.float32)
+    for rows, other in ((1, weight), (few_rows.MOST + 1, weight), (3, weight[:, ::2]), (3, weight[::2].T)):
+        assert not few_rows.fits(np.ones((rows, len(other)), np.float32), other)
+
+
+def test_nan_and_infinity_come_through_few_rows():
+    weight = np.ones((16, 400), np.float32)
+    weight[3, 5], weight[4, 399] = np.nan, np.inf
+    for layout in (weight, np.ascontiguousarray(weight.T).T):
+        out = product(np.ones((3, 16), np.float32), layout)
+        assert np.isnan(out[:, 5]).all() and np.isinf(out[:, 399]).all() and np.isfinite(out).sum() == 3 * 398

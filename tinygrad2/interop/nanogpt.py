@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinygrad2.files import UserError, atomic_write
+from tinygrad2.interop.shapes import shapes_of
 from tinygrad2.interop.torchfile import UnknownName, read_torch_file
 from tinygrad2.interop.zipped import Writer, short
 from tinygrad2.stored import Stored
@@ -62,21 +63,6 @@ def read_nanogpt(path):
         tensors["lm_head.weight"] = head.turned()
         config["tied_head"] = False
     return tensors, config
-
-
-def shapes_of(config):
-    """{our name: shape} of the model that nanoGPT makes of a config, in the order of its state dict, without head."""
-    C, L = config["n_embd"], config["n_layer"]
-    shapes = {"wte.weight": (config["vocab_size"], C), "wpe.weight": (config["block_size"], C)}
-    for i in range(L):
-        shapes |= {f"h.{i}.ln_1.weight": (C,), f"h.{i}.ln_1.bias": (C,)}
-        shapes |= {f"h.{i}.attn.c_attn.weight": (C, 3 * C), f"h.{i}.attn.c_attn.bias": (3 * C,)}
-        shapes |= {f"h.{i}.attn.c_proj.weight": (C, C), f"h.{i}.attn.c_proj.bias": (C,)}
-        shapes |= {f"h.{i}.ln_2.weight": (C,), f"h.{i}.ln_2.bias": (C,)}
-        shapes |= {f"h.{i}.mlp.c_fc.weight": (C, 4 * C), f"h.{i}.mlp.c_fc.bias": (4 * C,)}
-        shapes |= {f"h.{i}.mlp.c_proj.weight": (4 * C, C), f"h.{i}.mlp.c_proj.bias": (C,)}
-    shapes |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
-    return {name: shape for name, shape in shapes.items() if config["bias"] or name.endswith("weight")}
 
 
 # -- in ----------------------------------------------------------------------------------------------------------------
