@@ -1,20 +1,23 @@
 """Continue texts: several at a time, of any lengths, each as if it were alone.
 
-    prefill    a prompt goes through the model at once, and fills a KVCache of its own
-    decode     the last token of every text goes through together: one product for all
-    slide      a text that has reached block_size loses its oldest token; every other one then stands elsewhere, so its
-               window goes through again
+    prefill    a prompt goes through the model, and fills a KVCache of its own
+    decode     the last token goes through
+    slide      at block_size the oldest token leaves; all others then stand elsewhere, so they go through again
 
-A text that has ended makes room for the next one that waits. Each has its own generator of random numbers, so that
-what is drawn does not depend on which texts happen to be beside it.
+What all texts have to send through goes in one pass, one behind the other (CachePack). A text that has ended makes room
+for the next one. Each has its own random numbers, so what is drawn does not depend on who happens to be beside it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from models.kv_cache import CacheRows, KVCache
+from models.kv_cache import CachePack, KVCache
 from models.sampling import Sampling, log_probability, sample
+from tinygrad2.backend import to_device
+from tinygrad2.tensor import no_grad
+
+_TOKENS = 2048  # that go through at a time, unless a single text has more
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,22 @@ class _Text:
     tokens: list
     rng: object
     cache: KVCache
-    first: np.ndarray                                             # the scores after the prompt, and the present ones
-    logits: np.ndarray
+    first: np.ndarray | None = None                               # the scores after the prompt,
+    logits: np.ndarray | None = None                              # and the present ones
     done: int = 0
+    slid: bool = False
 
 
 def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_vocab=None, batch=8, logprobs=False,
              ended=frozenset()):  # fmt: skip
     """Continue each of `prompts` (lists of ids) by up to max_new_tokens; yields Steps.
 
-    rngs       NumPy Generators, one a prompt; None in one's place means greedy
-    stop       id that ends a text (it is not part of it)
-    n_vocab    only ids below are drawn (where the tokenizer has fewer than the model has rows)
-    batch      texts that are worked on at the same time
-    ended      a set to which the caller may add numbers of texts that need not go on
+    rngs             NumPy Generators, one a prompt; None in one's place means greedy
+    stop, n_vocab    id that ends a text (it is not part of it); only ids below are drawn (as in GPT.generate)
+    batch            texts that are worked on at the same time
+    ended            a set to which the caller may add numbers of texts that need not go on
 
-    Raises ValueError for an empty prompt, another number of rngs than of prompts and a batch of none, and UserError
-    where the model's scores are no numbers.
+    Raises ValueError for an empty prompt, more or fewer rngs than prompts, a batch of none; UserError for NaN scores.
     """
     if not all(map(len, prompts)):
         raise ValueError("generate needs at least one token to start from")
@@ -61,10 +63,9 @@ def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_v
     knobs = vars(sampling or Sampling())
     waiting, texts = list(range(len(prompts)))[::-1], []
     while waiting or texts:
-        while waiting and len(texts) < batch:
-            number = waiting.pop()
-            if number not in ended:
-                texts.append(_begin(model, number, prompts, rngs, max_new_tokens, texts))
+        numbers = [waiting.pop() for _ in range(min(len(waiting), batch - len(texts)))]
+        numbers = [number for number in numbers if number not in ended]
+        texts += _begin(model, numbers, prompts, rngs, max_new_tokens, texts)
         for text in texts:
             logits = text.logits[:n_vocab]
             token = sample(logits, text.rng, **knobs, seen=text.tokens)
@@ -76,31 +77,44 @@ def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_v
         _advance(model, texts)
 
 
-def _begin(model, number, prompts, rngs, max_new_tokens, others):
-    """A new text; the pass over its prompt is spared where another one has the same, and has not slid out of it."""
-    prompt = list(prompts[number])
-    window = prompt[-model.config.block_size :]
-    cache = KVCache(model.config, 1, model.wpe.weight.device, len(window) + max_new_tokens - 1)  # none follows the last
-    for other in others:
-        if len(window) + other.done <= cache.size and prompt == list(prompts[other.number]):
-            cache.copy_from(other.cache, len(window))
-            logits = other.first
-            break
-    else:
-        logits = model.next_logits([window], cache).numpy()[0]
-    return _Text(number, prompt, rngs[number], cache, logits, logits)
+def _begin(model, numbers, prompts, rngs, max_new_tokens, others):
+    """New texts. The pass over a prompt is spared where another text has the same, and has not slid out of it."""
+    new, known = [], {tuple(prompts[text.number]): text for text in others if not text.slid}
+    for number in numbers:
+        prompt = list(prompts[number])
+        room = min(len(prompt), model.config.block_size) + max_new_tokens - 1    # none follows the last token
+        text = _Text(number, prompt, rngs[number], KVCache(model.config, 1, model.wpe.weight.device, room))
+        new.append((text, known.setdefault(tuple(prompt), text)))
+    _feed(model, [(text, text.tokens[-text.cache.size :]) for text, like in new if like is text])
+    for text, like in new:
+        if like is not text:
+            text.cache.copy_from(like.cache, min(len(text.tokens), text.cache.size))
+            text.first = text.logits = like.first
+    return [text for text, _ in new]
 
 
 def _advance(model, texts):
     """The scores of the token after the newest one, for every text."""
+    work = []
     for text in texts:
-        if text.cache.full:                                       # every token moves to another position: begin again
+        slides = text.cache.full                                  # every token moves to another position: begin again
+        if slides:
             text.cache.reset()
-            text.logits = model.next_logits([text.tokens[-text.cache.size :]], text.cache).numpy()[0]
-    moving = [text for text in texts if not text.cache.full]      # (full ones have just begun again)
-    if len(moving) == 1:
-        moving[0].logits = model.next_logits([moving[0].tokens[-1:]], moving[0].cache).numpy()[0]
-    elif moving:
-        rows = CacheRows([text.cache for text in moving])
-        for text, logits in zip(moving, model.next_logits([text.tokens[-1:] for text in moving], rows).numpy()):
-            text.logits = logits
+            text.slid = True
+        work.append((text, text.tokens[-text.cache.size :] if slides else text.tokens[-1:]))
+    _feed(model, work)
+
+
+def _feed(model, work):
+    """The scores after new tokens, for all of [(text, tokens)], in as few passes as room allows."""
+    while work:
+        sizes = np.cumsum([len(tokens) for _, tokens in work])
+        n = max(1, int(np.searchsorted(sizes, _TOKENS, side="right")))
+        part, work = work[:n], work[n:]
+        pack = CachePack([text.cache for text, _ in part], [len(tokens) for _, tokens in part])
+        with no_grad():
+            x = model.hidden(np.array([[id for _, tokens in part for id in tokens]]), pack)      # (1, T, C)
+            logits = model.logits(x[0, to_device(sizes[:n] - 1, x.device)]).numpy()              # (n, V)
+        for (text, _), row in zip(part, logits):
+            text.logits = row
+            text.first = row if text.first is None else text.first

@@ -59,7 +59,7 @@ class GPT(Module):
     def hidden(self, tokens, cache=None):                         # (B, T)
         """What the model has understood after each token: (B, T, C).
 
-        With a KVCache (or CacheRows) the tokens follow those that are in it, and are added to it.
+        With a KVCache (or CachePack) the tokens follow those that are in it, and are added to it.
         """
         B, T = tokens.shape
         if cache is None and T > self.config.block_size:

@@ -59,30 +59,31 @@ class KVCache:
         return _Layer(self, i)
 
 
-class CacheRows:
-    """Caches of one sequence each, of any lengths, that get one new token each in the same forward pass.
+class CachePack:
+    """Caches of several texts that go through the model in one pass, their new tokens one behind the other in one row.
 
-    All the matrix products see the rows together; only attention, where each row has a past of its own, goes row by
-    row. So no row is padded, and none needs a mask.
+    lengths[i] tokens belong to text i: a whole prompt, or one new token. All the matrix products see the tokens of all
+    texts together; only attention, where each text has a past of its own, goes text by text. So nothing is padded, and
+    nothing needs a mask.
     """
 
-    def __init__(self, caches):
-        self.caches = caches
+    def __init__(self, caches, lengths):
+        self.caches, self.lengths = caches, lengths
 
     def places(self, batch, T):
-        """Positions of the next T tokens of each row, (B, T)."""
-        if batch != len(self.caches):
-            raise ValueError(f"there are {len(self.caches)} caches for {batch} sequences")
-        return np.stack([cache.places(1, T) for cache in self.caches])
+        """Positions of the tokens, (T,)."""
+        if (batch, T) != (1, sum(self.lengths)):
+            raise ValueError(f"texts of {self.lengths} tokens make one row of {sum(self.lengths)}, not {batch} of {T}")
+        return np.concatenate([cache.places(1, length) for cache, length in zip(self.caches, self.lengths)])
 
     def advance(self, T):
-        """T tokens of each row have gone through all layers."""
-        for cache in self.caches:
-            cache.advance(T)
+        """The tokens have gone through all layers."""
+        for cache, length in zip(self.caches, self.lengths):
+            cache.advance(length)
 
     def layer(self, i):
         """The parts of one layer."""
-        return _LayerRows([cache.layer(i) for cache in self.caches])
+        return _LayerPack([cache.layer(i) for cache in self.caches], self.lengths)
 
 
 class _Layer:
@@ -102,10 +103,12 @@ class _Layer:
         return head(q, *self.append(k, v))
 
 
-class _LayerRows:
-    def __init__(self, layers):
-        self.layers = layers
+class _LayerPack:
+    def __init__(self, layers, lengths):
+        self.layers, self.ends = layers, np.cumsum([0, *lengths]).tolist()
 
-    def attend(self, head, q, k, v):                              # each (B, nh, T, hs)
-        rows = [layer.attend(head, *(x[i : i + 1] for x in (q, k, v))) for i, layer in enumerate(self.layers)]
-        return ops.concatenate(rows, axis=0)                      # (B, nh, T, hs)
+    def attend(self, head, q, k, v):                              # each (1, nh, T, hs)
+        parts = []
+        for layer, start, end in zip(self.layers, self.ends, self.ends[1:]):
+            parts.append(layer.attend(head, q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]))
+        return ops.concatenate(parts, axis=2)                     # (1, nh, T, hs)

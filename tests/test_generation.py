@@ -312,7 +312,7 @@ def test_equal_prompts_share_the_pass_over_them_and_differ_by_their_draws():
         texts[step.text].append(step.token)
         if step.text == 0 and len(texts[0]) == 2:
             ended.add(0)                                          # from now on they do not begin together
-    assert passes[0] == (1, 4) and set(passes[1:]) <= {(1, 1), (2, 1), (3, 1)}
+    assert passes[0] == (1, 4) and set(passes[1:]) <= {(1, 1), (1, 2), (1, 3)}
     assert len(set(map(tuple, texts))) > 3
     for i, text in enumerate(texts):
         assert text == list(model.generate(prompt, 6, np.random.default_rng(i)))[: len(text)]

@@ -47,37 +47,54 @@ def _strips(lo, hi, x, weight, bias, out):
             out[i, a:b] = bias[a:b]
         for k in range(0, whole, 8):
             for i in range(0, len(x) - 1, 2):
-                _add_eight(x[i, k:], x[i + 1, k:], weight, k, a, b, out[i, a:b], out[i + 1, a:b])
+                out_x, out_y = out[i, a:b], out[i + 1, a:b]
+                _add_to_two(x[i, k:], x[i + 1, k:], weight[k:], a, b, out_x, out_y)
             if len(x) % 2:
-                _add_eight_to_one(x[len(x) - 1, k:], weight, k, a, b, out[len(x) - 1, a:b])
+                last = len(x) - 1
+                _add_to_one(x[last, k:], weight[k:], a, b, out[last, a:b])
         for k in range(whole, n_in):
+            row = weight[k, a:b]
             for i in range(len(x)):
-                row, total, number = weight[k, a:b], out[i, a:b], x[i, k]
+                total, number = out[i, a:b], x[i, k]
                 for j in range(row.size):
                     total[j] += number * row[j]
 
 
 @jit
-def _add_eight(x, y, w, k, lo, hi, out_x, out_y):
-    """Add what the eight weights from row k on make of x and of y, in columns lo .. hi - 1."""
-    x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-    y0, y1, y2, y3, y4, y5, y6, y7 = y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7]
-    w0, w1, w2, w3 = w[k, lo:hi], w[k + 1, lo:hi], w[k + 2, lo:hi], w[k + 3, lo:hi]
-    w4, w5, w6, w7 = w[k + 4, lo:hi], w[k + 5, lo:hi], w[k + 6, lo:hi], w[k + 7, lo:hi]
+def _add_to_two(x, y, w, lo, hi, out_x, out_y):
+    """Add what the first eight rows of w make of x and of y, in columns lo .. hi - 1."""
+    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
+    x4, x5, x6, x7 = x[4], x[5], x[6], x[7]
+    y0, y1, y2, y3 = y[0], y[1], y[2], y[3]
+    y4, y5, y6, y7 = y[4], y[5], y[6], y[7]
+    w0, w1 = w[0, lo:hi], w[1, lo:hi]
+    w2, w3 = w[2, lo:hi], w[3, lo:hi]
+    w4, w5 = w[4, lo:hi], w[5, lo:hi]
+    w6, w7 = w[6, lo:hi], w[7, lo:hi]
     for j in range(out_x.size):
-        a, b, c, d, e, f, g, h = w0[j], w1[j], w2[j], w3[j], w4[j], w5[j], w6[j], w7[j]
-        out_x[j] += x0 * a + x1 * b + x2 * c + x3 * d + x4 * e + x5 * f + x6 * g + x7 * h
-        out_y[j] += y0 * a + y1 * b + y2 * c + y3 * d + y4 * e + y5 * f + y6 * g + y7 * h
+        a, b = w0[j], w1[j]
+        c, d = w2[j], w3[j]
+        e, f = w4[j], w5[j]
+        g, h = w6[j], w7[j]
+        out_x[j] += (
+            x0 * a + x1 * b + x2 * c + x3 * d
+            + x4 * e + x5 * f + x6 * g + x7 * h
+        )  # fmt: skip
+        out_y[j] += (
+            y0 * a + y1 * b + y2 * c + y3 * d
+            + y4 * e + y5 * f + y6 * g + y7 * h
+        )  # fmt: skip
 
 
 @jit
-def _add_eight_to_one(x, w, k, lo, hi, out):
-    x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-    w0, w1, w2, w3 = w[k, lo:hi], w[k + 1, lo:hi], w[k + 2, lo:hi], w[k + 3, lo:hi]
-    w4, w5, w6, w7 = w[k + 4, lo:hi], w[k + 5, lo:hi], w[k + 6, lo:hi], w[k + 7, lo:hi]
-    for j in range(out.size):
-        some = x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
-        out[j] += some + x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
+def _add_to_one(x, w, lo, hi, out):
+    for start in (0, 4):
+        x0, x1 = x[start], x[start + 1]
+        x2, x3 = x[start + 2], x[start + 3]
+        w0, w1 = w[start, lo:hi], w[start + 1, lo:hi]
+        w2, w3 = w[start + 2, lo:hi], w[start + 3, lo:hi]
+        for j in range(out.size):
+            out[j] += x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
 
 
 @jit
