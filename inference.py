@@ -85,8 +85,8 @@ class InferenceConfig:
             raise ValueError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"--min-p must be in 0 .. 1, not {self.min_p}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"--repetition-penalty must be above 0, not {self.repetition_penalty}")
+        if not 0 < self.repetition_penalty <= 1000:
+            raise ValueError(f"--repetition-penalty must be above 0 and at most 1000, not {self.repetition_penalty}")
         if self.temperature == float("inf"):
             raise ValueError("--temperature must be a number that is finite, not inf")
         if "" in self.stop:
@@ -133,7 +133,7 @@ class Writer:
     def __init__(self, config):
         self.config = config
         self.model, self.tokenizer, found = _load(config.weights, config.device, config.tokenizer, config.block_size)
-        eot, wanted = self.tokenizer.eot, config.start_token
+        self.end, eot, wanted = found.end, self.tokenizer.eot, config.start_token
         if wanted == "auto":
             wanted = "yes" if found.trained_here else "no"
         if config.start_token == "yes" and eot is None:
@@ -145,9 +145,10 @@ class Writer:
     def encode(self, prompt):
         """The ids of a prompt, with the start token where there is one."""
         special = self.config.special
-        if special == "refused" and END_OF_TEXT in prompt and self.tokenizer.eot is not None:
-            raise UserError(f"{END_OF_TEXT} is in the prompt; --special allowed takes it for the end of a text, "
-                            "--special ordinary for letters like any others")
+        for token in getattr(self.tokenizer, "special", ()) if special == "refused" else ():
+            if token in prompt:
+                raise UserError(f"{token} is in the prompt; --special allowed takes it for the token of that name, "
+                                "--special ordinary for letters like any others")
         ids = self.begin + self.tokenizer.encode(os.fsencode(prompt), special)   # bytes: it need not be valid Unicode
         if ids:
             return ids
@@ -159,8 +160,10 @@ class Writer:
         """(number of the text, token, log-probability, is it the last one) as texts grow; all prompts together."""
         c = self.config
         rngs = [None if c.sampling.temperature == 0 else np.random.default_rng([c.seed, n]) for n in number]
-        stop, n_vocab = self.tokenizer.eot, self.tokenizer.n_vocab
-        return generate(self.model, ids, c.max_new_tokens, rngs, c.sampling, stop, n_vocab, c.batch_size, c.json, ended)
+        n_vocab = self.tokenizer.n_vocab
+        return generate(
+            self.model, ids, c.max_new_tokens, rngs, c.sampling, self.end, n_vocab, c.batch_size, c.json, ended
+        )
 
 
 def main(argv=None):

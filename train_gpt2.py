@@ -85,6 +85,8 @@ def parse(argv, world, saved=None):
     if saved:
         preset, values = saved["preset"], saved_values(TrainConfig, saved["training"])
         model_flags = saved["model"] | model_flags
+        if args.init_from not in (None, saved["training"].get("init_from", "")):
+            raise UserError(f"--resume --init-from {args.init_from}: this training has begun already; leave one out")
         if args.model not in (None, preset):
             raise UserError(f"--resume: the training to go on with is of --model {preset}, not {args.model}")
     config = build(TrainConfig, values | flags)
@@ -228,6 +230,8 @@ def main(world, argv=None):
     if state and state["data"] != data.fingerprint:
         raise UserError(f"{config.data}: these are not the data that the training in {config.run_dir} began with; "
                         "bring them back, or begin a new training with another --run-dir")
+    if config.hellaswag:
+        examples = load_examples(config.hellaswag, tokenizer, config.hellaswag_examples)
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     val_loader = None
     if config.eval_every and data.val:
@@ -289,8 +293,6 @@ def main(world, argv=None):
     before = state.get("before") if state else None
     if found:
         before = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "before")
-    if config.hellaswag:
-        examples = load_examples(config.hellaswag, tokenizer, config.hellaswag_examples)
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:

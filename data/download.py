@@ -18,7 +18,7 @@ import urllib.request
 import numpy as np
 
 from tinygrad2.encoding import encode_stream
-from tinygrad2.files import UserError, read_record, write_record
+from tinygrad2.files import UserError, make_folder, read_record, write_record
 from tinygrad2.progress import Meter
 from tinygrad2.tokenfiles import write_tokens
 from tinygrad2.tokenizers import load_tokenizer
@@ -39,10 +39,7 @@ def add_common_flags(parser, out):
 
 def state_needs(out, download_mb, disk_mb, memory_mb, minutes):
     """Say what is needed, and refuse where the disk has not so much."""
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
+    make_folder(out)
     print(f"needs     {download_mb:,.0f} MB of download, {disk_mb:,.0f} MB of disk in {out}, {memory_mb:,.0f} MB of "
           f"memory, about {minutes:,.0f} minute(s)", flush=True)  # fmt: skip
     free = shutil.disk_usage(out).free / 1e6

@@ -102,6 +102,20 @@ def test_a_killed_finetuning_goes_on_and_remembers_what_was_before(folder):
     assert weights(folder) == expected
 
 
+def test_a_training_that_goes_on_does_not_begin_with_another_model(folder):
+    assert finetune(folder, "--init-from", "hf").returncode == 0
+    result = finetune(folder, "--resume", "--init-from", "own.bin", "--steps", "14")
+    assert result.returncode == 2 and "has begun already" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert finetune(folder, "--resume", "--init-from", "hf", "--steps", "14").returncode == 0
+
+
+def test_a_wrong_hellaswag_file_is_noticed_before_the_work_begins(folder):
+    assert finetune(folder, "--init-from", "hf").returncode == 0
+    result = finetune(folder, "--init-from", "hf", "--hellaswag", "nofile")
+    assert result.returncode == 2 and "nofile: cannot be read" in result.stderr and "before" not in result.stdout
+    assert "previous-1" not in [path.name for path in (folder / "run").iterdir()]
+
+
 @pytest.mark.skipif(not have_mpi(), reason="there is no mpirun, or no mpi4py")
 def test_ranks_finetune_together_to_the_same_bits(folder):
     flags = ("--init-from", "hf", "--micro-batch-size", "2")

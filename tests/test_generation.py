@@ -618,7 +618,7 @@ def test_greedy_is_temperature_0(say):
 def test_special_tokens_in_a_prompt(objects, folder, monkeypatch):
     tokenizer = inference.load(str(folder / "trained_weights.bin"))[1]
     flags = ["--prompt", "a<|endoftext|>b", "--max-new-tokens", 1, "--start-token", "no"]
-    with pytest.raises(UserError, match="--special allowed takes it for the end of a text, --special ordinary for"):
+    with pytest.raises(UserError, match="--special allowed takes it for the token of that name, --special"):
         objects(*flags)
     (a,), (b,) = tokenizer.encode("a"), tokenizer.encode("b")
     assert objects(*flags, "--special", "allowed")[0]["prompt_ids"] == [a, tokenizer.eot, b]
@@ -653,7 +653,7 @@ def test_a_shorter_context(objects, folder):
     [
         ("--min-p 1.5", "--min-p must be in 0 .. 1, not 1.5"),
         ("--min-p nan", "--min-p must be in 0 .. 1, not nan"),
-        ("--repetition-penalty 0", "--repetition-penalty must be above 0, not 0.0"),
+        ("--repetition-penalty 0", "--repetition-penalty must be above 0 and at most 1000, not 0.0"),
         ("--repetition-penalty inf", "--repetition-penalty must be above 0"),
         ("--temperature inf", "--temperature must be a number that is finite"),
         ("--top-k -1", "--top-k must be at least 0, not -1"),

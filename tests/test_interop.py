@@ -7,6 +7,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tinygrad2.commands import convert, verify_models
 from tinygrad2.files import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
+from tinygrad2.interop.tokenizer_out import write_tokenizer
 from tinygrad2.stored import Stored
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenfiles import write_raw, write_tokens
@@ -555,6 +557,135 @@ def test_bad_input_for_convert_gets_one_line_and_exit_code_2(trained, tmp_path, 
     result = run("convert", *words, cwd=tmp_path)
     assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
     assert not os.path.exists(tmp_path / "x")
+
+
+def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
+    """Files of the older one must not be taken for the new one's: neither by us nor by transformers."""
+    old, where = tmp_path / "m", {}
+    old.mkdir()
+    for i, name in enumerate(float32(a_model(seed=5))):
+        where[name] = f"model-{i % 2 + 1:05d}-of-00002.safetensors"
+    for file in set(where.values()):
+        container(old / file, {name: float32(a_model(seed=5))[name] for name in where if where[name] == file})
+    (old / "config.json").write_text(json.dumps(FIELDS))
+    (old / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert equal(load_pretrained(old)[0], a_model(seed=5))
+    run("convert", old, old, "--to", "hf", "--block-size", "8", check=True)  # in its own place
+    assert load_pretrained(old)[0].config.block_size == 8
+    assert "read again equal" in run("convert", trained, old, "--to", "hf", check=True).stdout
+    assert equal(load_pretrained(old)[0], a_model())
+    llmc.write_model(tmp_path / "x.bin", a_model().state_dict(), CONFIG.to_dict())
+    stale = run("convert", tmp_path / "x.bin", old, "--to", "hf")  # its tokenizer would be the other model's
+    assert stale.returncode == 2 and "has a tokenizer already" in stale.stderr
+    assert equal(load_pretrained(old)[0], a_model())
+
+
+def test_convert_notices_what_is_not_as_it_was_written(trained, tmp_path, monkeypatch, capsys):
+    assert convert.main([str(trained), str(tmp_path / "a"), "--to", "hf"]) == 0
+    opened = convert.open_model
+
+    def spoilt(path, *more):
+        found = opened(path, *more)
+        if str(path) == str(tmp_path / "b"):
+            array = found.tensors["h.0.ln_1.bias"].astype(copy=True)
+            array[3] = np.nan
+            found.tensors["h.0.ln_1.bias"] = Stored.of(array)
+        return found
+
+    monkeypatch.setattr(convert, "open_model", spoilt)
+    with pytest.raises(UserError, match="h.0.ln_1.bias is not there again as it was written"):
+        convert.main([str(trained), str(tmp_path / "b"), "--to", "hf"])
+
+
+def test_texts_end_with_the_token_that_the_config_names(tmp_path):
+    """Not every model ends its texts with <|endoftext|>; what it says goes on from form to form."""
+    model = a_model()
+    greedy = list(model.generate([5], 6))
+    path = folder(tmp_path / "m", float32(model), eos_token_id=greedy[2])
+    vocab = Tokenizer.train("the cat sat on the mat. " * 20, 270)
+    write_tokenizer(vocab, path, "hf")
+    run("convert", path, tmp_path / "w.bin", "--to", "trained", check=True)
+    run("convert", tmp_path / "w.bin", tmp_path / "again", "--to", "hf", check=True)
+    for place in (path, tmp_path / "w.bin", tmp_path / "again"):
+        assert open_model(place).end == greedy[2]
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == greedy[2]
+    prompt = vocab.decode([5])
+    for place in (path, tmp_path / "w.bin"):
+        command = [sys.executable, ROOT / "inference.py", "--weights", place, "--prompt", prompt, "--greedy", "--json"]
+        said = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        end = greedy.index(greedy[2])
+        assert said["prompt_ids"] == [5] and said["ids"] == greedy[:end] and said["ended_by"] == "end of text"
+
+
+@pytest.mark.parametrize(
+    "shape, offsets",
+    [([1] * 100, [0, 4]), ([0, 2**63], [0, 0]), ([0, 2**40, 2**40], [0, 0]), ([10**3999] * 600, [0, 4]), ([], [0, 4]),
+     ([9] * 500_000, [0, 4])],
+)  # fmt: skip
+def test_shapes_that_no_tensor_has_are_refused_at_once(tmp_path, shape, offsets):
+    header = {"transformer.wte.weight": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(json.dumps(FIELDS))
+    text = json.dumps(header).encode()
+    raw = struct.pack("<Q", len(text)) + text + bytes(offsets[1])
+    (tmp_path / "m" / "model.safetensors").write_bytes(raw)
+    begin = time.perf_counter()
+    refused(tmp_path / "m")
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize("name", ["\0.safetensors", "\ud800.safetensors", "/etc/x.safetensors", 7, "x" * 10**5])
+def test_an_index_that_names_no_file_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(FIELDS))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert "no file beside it" in refused(tmp_path)
+
+
+def test_verify_llmc_of_models_that_llmc_does_not_know(tmp_path):
+    model = a_model(bias=False)
+    llmc.write_model(tmp_path / "m.bin", model.state_dict(), model.config.to_dict())
+    save_weights(tmp_path / "own.bin", model.state_dict(), model.config.to_dict(), "", {})
+    write_tokens(tmp_path / "t.bin", np.arange(40))
+    run("convert", tmp_path / "m.bin", tmp_path / "d.bin", "--to", "llmc-debug", "--tokens", tmp_path / "t.bin",
+        "--batch", "2x16", check=True)  # fmt: skip
+    agree = run("verify", "llmc", tmp_path / "own.bin", tmp_path / "d.bin", "--threads", "1")
+    assert agree.returncode == 0 and "bias" not in agree.stdout and agree.stdout.count("PASS") == 2 + 15
+    wide = a_model(n_inner=50)
+    save_weights(tmp_path / "wide.bin", wide.state_dict(), wide.config.to_dict(), "", {})
+    other = run("verify", "llmc", tmp_path / "wide.bin", tmp_path / "d.bin")
+    assert other.returncode == 2 and len(other.stderr.splitlines()) == 1 and "no such form" in other.stderr
+
+
+def test_pipes_and_files_in_the_way_are_told(trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe or socket" in refused(tmp_path / "pipe")
+    (tmp_path / "file").write_text("x")
+    for words, says in (
+        (["w.bin", "file", "--to", "hf"], "cannot be made a folder"),
+        (["pipe", "x", "--to", "hf"], "pipe or socket"),
+        (["w.bin", "w.bin", "--to", "hf"], "cannot be made a folder"),
+        (["t.bin", "x", "--to", "llmc", "--block-size", "5"], "--block-size: is for models"),
+    ):
+        write_raw(tmp_path / "t.bin", np.arange(100))
+        result = run("convert", *words, cwd=tmp_path)
+        assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_other_names_for_the_same_fields(tmp_path):
+    model, path = a_model(), folder(tmp_path / "m", float32(a_model()))
+    fields = {"model_type": "gpt2", "vocab_size": 300, "max_position_embeddings": 16, "num_hidden_layers": 2,
+              "num_attention_heads": 4, "hidden_size": 32}  # fmt: skip
+    (path / "config.json").write_text(json.dumps(fields))
+    assert equal(load_pretrained(path)[0], model)
+
+
+def test_a_torch_file_alone_with_its_config_beside_it(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    model, path = a_model(), folder(tmp_path / "m", {})
+    tensors = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
+    torch.save(tensors, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    assert equal(load_pretrained(path / "pytorch_model.bin")[0], model)
 
 
 # -- what is common --------------------------------------------------------------------------------------------------

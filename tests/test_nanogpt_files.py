@@ -16,7 +16,7 @@ import pytest
 from tinygrad2.files import UserError
 from tinygrad2.interop import zipped
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
-from tinygrad2.interop.torchfile import UnknownName, read_torch_file
+from tinygrad2.interop.torchfile import UnknownName, _Machine, read_torch_file
 from tinygrad2.stored import Stored
 
 CONFIG = dict(
@@ -589,3 +589,20 @@ def test_a_program_with_a_wrong_checksum_is_not_run(tmp_path):
     before, after = (zlib.crc32(b"\x80\x02K" + n + b".").to_bytes(4, "little") for n in (b"\x01", b"\x02"))
     path.write_bytes(raw.replace(b"K\x01.", b"K\x02.").replace(before, after))
     assert read_torch_file(path) == 2
+
+
+def test_keys_that_share_a_hash_are_refused_before_they_cost_time():
+    """All multiples of 2^61 - 1 hash to 0: a dict of n such keys takes n^2 steps to fill."""
+    prime, begin = 2**61 - 1, time.monotonic()
+    keys = [((i + 1) * prime).to_bytes(12, "little") for i in range(200_000)]
+    program = b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u."
+    with pytest.raises(zipped.Broken, match="for a key"):
+        _Machine(program).run()
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("shape", [(0, 2**61), (0, 2**40, 2**40), (1,) * 9])
+def test_shapes_that_no_tensor_has(shape):
+    from tinygrad2.stored import is_shape
+
+    assert not is_shape(shape) and is_shape(()) and is_shape((0, 3)) and is_shape([2**20, 2**20])

@@ -77,6 +77,14 @@ def _check_replaceable(path):
         raise UserError(f"{path}: this is a device, pipe or socket; give the name of an ordinary file")
 
 
+def make_folder(path):
+    """Make a folder where it is missing. Raises UserError where that cannot be."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another place") from None
+
+
 def check_writable(path):
     """Raise UserError now, not after hours of work, where `atomic_write(path)` would fail."""
     folder = os.path.dirname(os.path.realpath(path))

@@ -11,6 +11,18 @@ _RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no
 _ROWS = 1 << 22  # numbers that are converted at a time
 
 
+def is_shape(shape):
+    """Can this be the shape of a tensor in a file: few whole numbers, whose product no file exceeds?"""
+    if not isinstance(shape, (list, tuple)) or len(shape) > 8:
+        return False
+    size = 1
+    for n in shape:
+        if type(n) is not int or not 0 <= n < 1 << 48:
+            return False
+        size *= max(1, n)
+    return size < 1 << 48
+
+
 class Stored:
     """A tensor in a file, with as much of an array's face as `Module.load_state_dict` needs: `shape` and `astype`.
 
@@ -22,7 +34,8 @@ class Stored:
     """
 
     def __init__(self, buffer, code, shape, transposed=False, rows=None):
-        self.raw = np.frombuffer(buffer, _RAW[code]).reshape(shape)[:rows]
+        self.raw = np.frombuffer(buffer, _RAW[code]).reshape(shape)
+        self.raw = self.raw if rows is None else self.raw[:rows]
         self.code, self.transposed = code, transposed
 
     @classmethod

@@ -72,11 +72,11 @@ class MappedTokenizer:
         self._cache = WordIds(_pairs_of(self.merges, source), array("i", map(vocab.__getitem__, tokens)))
 
     def token_bytes(self, id):
-        """The bytes of one token. Raises TokenizerError for an id that stands for none."""
-        if id not in self._token_bytes:
-            known = f"one of its {len(self._token_bytes)} ids, the last of which is {self.n_vocab - 1}"
-            raise TokenizerError(f"token id {id} is not in this vocabulary; use {known}")
-        return self._token_bytes[id]
+        """The bytes of one token; none for an id in a gap, which a model may draw all the same. Raises TokenizerError
+        for an id beyond the last."""
+        if not 0 <= id < self.n_vocab:
+            raise TokenizerError(f"token id {id} is not in this vocabulary; use 0 to {self.n_vocab - 1}")
+        return self._token_bytes.get(id, b"")
 
     def to_json(self):
         """All that is needed to make this tokenizer again, as one line of JSON."""

@@ -125,7 +125,7 @@ def _believe(container, fields):
     for name, entry in container.entries.items():
         dtype = _DTYPES.get(entry.code)
         if dtype is None:
-            raise Broken(f"tensor {name!r} has dtype {entry.code!r}, only F32 and I64 are written here")
+            raise Broken(f"tensor {name[:60]!r} has dtype {entry.code!r}, only F32 and I64 are written here")
         tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
     if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):

@@ -1,4 +1,4 @@
-"""The commands: python -m tinygrad2 NAME. One file each; nothing imports them, they may import everything."""
+"""The commands: python -m tinygrad2 NAME. One file each; only commands import them, they may import everything."""
 
 COMMANDS = {
     "doctor": "is everything here that tinygrad2 needs, and does it work?",

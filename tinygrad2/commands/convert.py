@@ -19,17 +19,19 @@ import sys
 import numpy as np
 
 from models.pretrained import config_of, load_pretrained
+from tinygrad2.bfloat16 import pack, unpack
 from tinygrad2.files import UserError, atomic_write
 from tinygrad2.flags import Parser
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.interop.pretrained import kind_of_model, open_model
-from tinygrad2.interop.tokenizer_out import write_tokenizer
+from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
+from tinygrad2.interop.tokenizer_out import check_hugging_face, write_tokenizer
 from tinygrad2.tokenfiles import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.tokenizers import load_tokenizer
 from tinygrad2.weights import save_weights
 
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _TOKENIZER_MAGIC = 20240328
+_NAMES = {"tokenizer": "tokenizer", "tokens": "file of tokens"}
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
 
 
@@ -48,8 +50,17 @@ def main(argv):
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
     args = parser.parse_args(argv)
     kind = what_is(args.source)
+    if kind != "model":
+        _refuse_flags(args, kind)
     {"model": _model, "tokenizer": _tokenizer, "tokens": _tokens}[kind](args)
     return 0
+
+
+def _refuse_flags(args, kind):
+    for name, default in (("dtype", "float32"), ("block_size", None), ("tokenizer", ""), ("tokens", "")):
+        if getattr(args, name) != default:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag}: is for models, and {args.source} is a {_NAMES[kind]}; leave it out")
 
 
 def what_is(path):
@@ -58,6 +69,8 @@ def what_is(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     if os.path.isdir(path):
         return "model" if any(os.path.exists(os.path.join(path, name)) for name in _MODEL_FILES) else "tokenizer"
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: is a device, pipe or socket; give the name of an ordinary file")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -94,13 +107,13 @@ def _model(args):
         found.crop(args.block_size)
     config = config_of(found).to_dict()
     tokenizer, notes = found.tokenizer, list(found.notes)
-    eot = tokenizer.eot if tokenizer else None
     if args.dtype != "float32" and args.to not in ("hf", "llmc"):
         raise UserError(f"--dtype {args.dtype}: only hf and llmc have such numbers")
     if args.to == "hf":
-        notes += hf.write_folder(args.target, found.tensors, config, eot, args.dtype)
+        _check_tokenizer(args.target, tokenizer)
+        notes += hf.write_folder(args.target, found.tensors, config, found.end, args.dtype)
         if tokenizer:
-            write_tokenizer(tokenizer, args.target, "hf")
+            write_tokenizer(tokenizer, args.target, "hf", end=found.end)
         else:
             notes.append("its tokenizer is not known (--tokenizer FILE), so the folder has none")
     elif args.to == "llmc":
@@ -110,26 +123,45 @@ def _model(args):
     elif args.to == "trained":
         arrays = {name: stored.astype(np.float32) for name, stored in found.tensors.items()}
         training = found.training | ({} if found.trained_here else {"converted_from": found.kind})
+        training |= {} if found.eos is None else {"eos": found.eos}
         save_weights(args.target, arrays, config, tokenizer.to_json() if tokenizer else "", training)
     else:
         _wrong_form(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))
     for note in notes:
         print(f"note      {note}", file=sys.stderr)
     again = open_model(args.target)
-    print(f"wrote     {args.target}: {found.kind} -> {again.kind}, {_compare(found, again)}")
+    print(f"wrote     {args.target}: {found.kind} -> {again.kind}, {_compare(found, again, args.dtype)}")
 
 
-def _compare(found, again):
-    """Both models in a sentence: what was written is read again and compared, number by number."""
+def _check_tokenizer(folder, tokenizer):
+    """Raise UserError where a folder could not get this tokenizer, or would keep another model's. Before anything is
+    written."""
+    if tokenizer:
+        check_hugging_face(tokenizer)
+        return
+    stale = [name for name in TOKENIZERS if os.path.exists(os.path.join(folder, name))]
+    if stale:
+        raise UserError(f"{folder}: has a tokenizer already ({', '.join(stale)}), and that of the model is not known; "
+                        "give it with --tokenizer, or choose another folder")
+
+
+def _compare(found, again, dtype):
+    """What was written, in words: read again and compared, number by number. Raises UserError where it differs."""
     worst, count = 0.0, 0
     for name, stored in found.tensors.items():
-        other = again.tensors.get(name)
-        if other is None or other.shape != stored.shape:
+        other, exact = again.tensors.get(name), stored.astype(np.float32)
+        expected = exact if dtype == "float32" else unpack(pack(exact.reshape(-1))).reshape(exact.shape)
+        if other is None or other.shape != stored.shape or not _same_bits(other.astype(np.float32), expected):
             raise UserError(f"{again.path}: {name} is not there again as it was written; is the disk full?")
-        difference = np.abs(stored.astype(np.float32) - other.astype(np.float32))
-        worst, count = max(worst, float(difference.max(initial=0.0))), count + stored.size
+        if dtype != "float32":
+            worst = max(worst, float(np.abs(exact - expected).max(initial=0.0)))
+        count += stored.size
         stored.release(), other.release()
-    return f"{count:,} parameters, read again " + ("equal" if worst == 0 else f"within {worst:.1e}")
+    return f"{count:,} parameters, read again " + ("equal" if dtype == "float32" else f"within {worst:.1e}")
+
+
+def _same_bits(a, b):
+    return np.array_equal(np.ascontiguousarray(a).view(np.uint32), np.ascontiguousarray(b).view(np.uint32))
 
 
 def _debug_state(args):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 from tinygrad2.bfloat16 import pack
-from tinygrad2.files import UserError, atomic_write, read_json, write_json
+from tinygrad2.files import UserError, atomic_write, make_folder, read_json, write_json
 from tinygrad2.interop.torchfile import read_torch_file
 from tinygrad2.safetensors import Broken, make_header, open_container
 from tinygrad2.stored import Stored
@@ -29,15 +29,24 @@ _OTHERWISE = {  # fields that change the maths, and the only value that we compu
     "model_type": "gpt2", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False, "quantization_config": None, "is_encoder_decoder": False,
 }  # fmt: skip
+_ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer"}  # other names for the same, as transformers has them  # fmt: skip
 _MASKS = (".attn.bias", ".attn.masked_bias")
 _INDEX = "model.safetensors.index.json"
 
 
 def read_folder(folder):
-    """(tensors {our name: Stored}, config fields, notes) of a model's folder. Raises UserError, one line."""
-    for name, read in ((_INDEX, _of_shards), ("model.safetensors", _of_file), ("pytorch_model.bin", _of_torch)):
+    """(tensors {our name: Stored}, config fields, notes, id that ends a text or None) of a model's folder.
+
+    Where there are several forms, the one that transformers takes. Raises UserError, one line.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    for name, read in (("model.safetensors", _of_file), (_INDEX, _of_shards), ("pytorch_model.bin", _of_torch)):
         path = os.path.join(folder, name)
-        if os.path.exists(path):
+        if name in names:
             entries = read(path)
             break
     else:
@@ -46,8 +55,11 @@ def read_folder(folder):
 
 
 def read_file(path):
-    """The same of a model.safetensors alone; its config.json is looked for beside it, or guessed from the sizes."""
-    entries, beside = _of_file(path), os.path.join(os.path.dirname(path), "config.json")
+    """The same of a model.safetensors (or pytorch_model.bin) alone; its config.json is looked for beside it, or guessed
+    from the sizes."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
+    entries, beside = (_of_torch if zipped else _of_file)(path), os.path.join(os.path.dirname(path), "config.json")
     if os.path.exists(beside):
         return model_of(entries, read_config(beside), path)
     names = {name.removeprefix("transformer."): stored for name, stored in entries.items()}
@@ -55,8 +67,9 @@ def read_file(path):
     for n_layer, n_head, n_embd in ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)):
         if "wte.weight" in names and len(layers) == n_layer and names["wte.weight"].shape[1:] == (n_embd,):
             config = _SIZES | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-            tensors, config, notes = model_of(entries, _checked(config, path), path)
-            return tensors, config, [*notes, "no config.json beside it: taken for a GPT-2 of OpenAI's, by its sizes"]
+            tensors, config, notes, eos = model_of(entries, _checked(config, path), path)
+            notes.append("no config.json beside it: taken for a GPT-2 of OpenAI's, by its sizes")
+            return tensors, config, notes, eos
     raise UserError(f"{path}: there is no config.json beside it, and only that knows the number of heads; copy it, too")
 
 
@@ -64,7 +77,8 @@ def read_file(path):
 
 
 def read_config(path):
-    """Our config's fields from a config.json. Raises UserError for what we would compute in another way."""
+    """(our config's fields, id of the token that ends a text or None) of a config.json. Raises UserError for what we
+    would compute in another way."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file; it belongs to the weights, copy it, too")
     fields = read_json(path)
@@ -80,6 +94,7 @@ def _checked(fields, path):
             raise UserError(f"{path}: {name} is {_short(found)}; only GPT-2 with {name} = {expected!r} is supported")
     if fields.get("pruned_heads"):
         raise UserError(f"{path}: pruned_heads is not empty; models with heads taken out are not supported")
+    fields = {ours: fields[theirs] for theirs, ours in _ALIASES.items() if theirs in fields} | fields
     activation = fields.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -96,7 +111,10 @@ def _checked(fields, path):
     if sizes["n_inner"] == 4 * sizes["n_embd"]:
         sizes["n_inner"] = 0
     tied = fields.get("tie_word_embeddings", True) is not False
-    return sizes | dict(dropout=0.0, bias=True, tied_head=tied, activation=ACTIVATIONS[activation], norm_eps=eps)
+    eos = fields.get("eos_token_id")
+    eos = eos if type(eos) is int and 0 <= eos < sizes["vocab_size"] else None
+    config = dict(dropout=0.0, bias=True, tied_head=tied, activation=ACTIVATIONS[activation], norm_eps=eps)
+    return sizes | config, eos
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -133,7 +151,8 @@ def _of_shards(path):
         raise UserError(f"{path}: weight_map is missing or empty; fetch it again")
     shards, entries = {}, {}
     for name, file in places.items():
-        if not isinstance(file, str) or file != os.path.basename(file) or not file.endswith(".safetensors"):
+        plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
+        if not plain or not file.endswith(".safetensors"):
             raise UserError(f"{path}: weight_map sends {_short(name)} to {_short(file)}, no file beside it")
         if file not in shards:
             shards[file] = _of_file(os.path.join(folder, file))
@@ -146,8 +165,9 @@ def _of_shards(path):
     return entries
 
 
-def model_of(entries, config, path):
-    """(tensors under our names, config, notes); whether the head is tied is seen from the tensors."""
+def model_of(entries, config_and_eos, path):
+    """(tensors under our names, config, notes, eos); whether the head is tied is seen from the tensors."""
+    config, eos = config_and_eos
     entries = {name: stored for name, stored in entries.items() if not name.endswith(_MASKS)}
     tensors, notes = {}, []
     for name, stored in entries.items():
@@ -163,7 +183,7 @@ def model_of(entries, config, path):
         if config["tied_head"]:
             notes.append("its lm_head is not its token embedding, though the config says so: taken as it is")
         tensors["lm_head.weight"], config = head.turned(), config | {"tied_head": False}
-    return tensors, config, notes
+    return tensors, config, notes, eos
 
 
 def _same(a, b):
@@ -188,7 +208,7 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
     eot       id of the end-of-text token, or None;  dtype   "float32" or "bfloat16"
     """
     notes, code = [], {"float32": "F32", "bfloat16": "BF16"}[dtype]
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     shapes = {f"transformer.{name}": tensor.shape for name, tensor in tensors.items() if name != "lm_head.weight"}
     if not config["bias"]:
         shapes |= {name.removesuffix("weight") + "bias": shape[-1:] for name, shape in shapes.items()

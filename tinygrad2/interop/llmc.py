@@ -104,7 +104,7 @@ def write_model(path, tensors, config, version=3):
 
     Raises UserError for a model that llm.c has no form for.
     """
-    notes, code = _refuse_others(path, config), _VERSIONS[version]
+    notes, code = check_known(path, config), _VERSIONS[version]
     header = np.zeros(256, "<i4")
     V, T, L, C = (config[name] for name in ("vocab_size", "block_size", "n_layer", "n_embd"))
     rows = V if version == 1 else padded_vocabulary(V)
@@ -120,14 +120,15 @@ def padded_vocabulary(V):
     return -(-V // 128) * 128
 
 
-def _refuse_others(path, config):
+def check_known(path, config):
+    """Notes about what llm.c computes otherwise. Raises UserError for a model that it has no form for."""
     C = config["n_embd"]
     if config.get("n_inner", 0) not in (0, 4 * C):
-        raise UserError(f"{path}: llm.c's MLPs are 4 x {C} wide, this model's {config['n_inner']}; use --to hf")
+        raise UserError(f"{path}: llm.c's MLPs are 4 x {C} wide, this model's {config['n_inner']}: no such form")
     if config.get("norm_eps", 1e-5) != 1e-5:
-        raise UserError(f"{path}: llm.c's layernorms add 1e-5, this model's {config['norm_eps']}; use --to hf")
+        raise UserError(f"{path}: llm.c's layernorms add 1e-5, this model's {config['norm_eps']}: it has no such form")
     if not config["tied_head"]:
-        raise UserError(f"{path}: llm.c's head is the token embedding, this model's is not; use --to hf")
+        raise UserError(f"{path}: llm.c's head is the token embedding, this model's is not: it has no such form")
     notes = []
     if config["activation"] != "gelu":
         notes.append("the model was made with GELU's exact form; llm.c computes the tanh form (off by 5e-4 at most)")
@@ -196,7 +197,7 @@ def read_debug_state(path, config):
 
 def write_debug_state(path, state, config):
     """Write a DebugState as llm.c's own program makes it (version 2)."""
-    _refuse_others(path, config)
+    check_known(path, config)
     header = np.zeros(256, "<i4")
     header[:4] = DEBUG_STATE, 2, *state.x.shape
     rows = padded_vocabulary(config["vocab_size"])

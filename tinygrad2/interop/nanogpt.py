@@ -33,6 +33,10 @@ _MASKS = (".attn.bias", ".attn.masked_bias")
 _ROWS = 1 << 20  # numbers that are written at a time
 
 
+class NoCheckpoint(UserError):
+    """A file of torch.save, but nothing that nanoGPT has saved."""
+
+
 def read_nanogpt(path):
     """(tensors {our name: Stored}, config {field of GPTConfig: value}) of a ckpt.pt; nothing in it is executed.
 
@@ -51,7 +55,7 @@ def read_nanogpt(path):
             " mean to run what the file says; only tensors are read; save its model there as safetensors"
         ) from None
     if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
-        raise UserError(f"{path}: has no model; give the ckpt.pt that nanoGPT's train.py saved")
+        raise NoCheckpoint(f"{path}: has no model; give the ckpt.pt that nanoGPT's train.py saved")
     if not isinstance(value.get("model_args"), dict):
         raise UserError(f"{path}: has no model_args, so its shape is unknown; give a ckpt.pt of nanoGPT's train.py")
     tensors = _ours(value["model"], path)

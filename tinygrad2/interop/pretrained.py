@@ -32,6 +32,7 @@ class Pretrained:
     tokenizer   a tokenizer, or None where none is known
     notes       lines that the user should see
     training    what our own file remembers of its training
+    eos         id of the token with which its texts end, where the model says so
     """
 
     path: str
@@ -41,6 +42,12 @@ class Pretrained:
     tokenizer: object = None
     notes: list = field(default_factory=list)
     training: dict = field(default_factory=dict)
+    eos: int | None = None
+
+    @property
+    def end(self):
+        """Id of the token that ends a text: the model's word, or its tokenizer's; None where neither has one."""
+        return self.tokenizer.eot if self.eos is None and self.tokenizer else self.eos
 
     @property
     def trained_here(self):
@@ -72,17 +79,32 @@ def open_model(path, tokenizer=""):
         weights = load_weights(path)
         found = Pretrained(path, kind, {name: Stored.of(array) for name, array in weights.tensors.items()},
                            weights.config, training=weights.training)  # fmt: skip
+        eos, V = weights.training.get("eos"), weights.config.get("vocab_size")
+        found.eos = eos if type(eos) is type(V) is int and 0 <= eos < V else None
         own = weights.tokenizer
     else:
-        read = {"llm.c": llmc.read_model, "nanoGPT": nanogpt.read_nanogpt}.get(kind, hf.read_file)
-        parts = (hf.read_folder if os.path.isdir(path) else read)(path)
-        found, own = Pretrained(path, kind, *parts[:2], None, list(*parts[2:])), ""
+        found, own = _of_others(path, kind), ""
     found.tokenizer = _tokenizer(found, own, tokenizer)
     return found
 
 
+def _of_others(path, kind):
+    if kind == "llm.c":
+        return Pretrained(path, kind, *llmc.read_model(path)[:2])
+    if kind == "nanoGPT":
+        try:
+            return Pretrained(path, kind, *nanogpt.read_nanogpt(path))
+        except nanogpt.NoCheckpoint:
+            if not os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
+                raise  # else it is Hugging Face's pytorch_model.bin
+    tensors, config, notes, eos = (hf.read_folder if os.path.isdir(path) else hf.read_file)(path)
+    return Pretrained(path, "Hugging Face", tensors, config, None, notes, eos=eos)
+
+
 def kind_of_model(path):
     """"tinygrad2", "Hugging Face", "llm.c" or "nanoGPT", by a file's first bytes. Raises UserError for others."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: is a device, pipe or socket; give the name of an ordinary file")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -127,4 +149,7 @@ def _tokenizer(found, own, given):
         found.notes.append(f"the tokenizer beside it is not its own: {tokenizer.n_vocab:,} tokens, the model has "
                            f"{found.config['vocab_size']:,}; give one with --tokenizer")
         return None
+    if tokenizer.n_vocab < found.config["vocab_size"] and not os.path.isdir(found.path):
+        found.notes.append(f"the tokenizer beside it is taken for its own: {tokenizer.n_vocab:,} tokens, the model has "
+                           f"{found.config['vocab_size']:,} rows; if it is not, give another with --tokenizer")
     return tokenizer

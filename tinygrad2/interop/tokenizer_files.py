@@ -35,7 +35,10 @@ _AGAIN = "fetch or write the file again"
 
 def find_in_folder(folder):
     """The path of the file to read in a folder. Raises TokenizerError where it has none."""
-    names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
+    try:
+        names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
+    except OSError as error:
+        raise TokenizerError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
     ranks = sorted(name for name in names if name.endswith(".tiktoken"))
     if "tokenizer.json" in names:
         return os.path.join(folder, "tokenizer.json")
@@ -193,6 +196,9 @@ def _added_tokens(tokens, source):
             if token.get(field, False) is not False:
                 problem = f"added_tokens[{k}].{field} is {short(token[field])} for {short(text)}"
                 raise TokenizerError(f"{source}: {problem}; only false is supported")
+        if token.get("special", True) is not True:  # Hugging Face finds such a one in any text
+            problem = f"added_tokens[{k}], {short(text)}, is not special"
+            raise TokenizerError(f"{source}: {problem}; only special tokens may be added to a vocabulary")
         special[text] = token.get("id")
     return special
 

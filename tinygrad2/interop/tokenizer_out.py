@@ -15,7 +15,7 @@ import os
 import struct
 
 from tinygrad2.bpe import N_BYTES
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import atomic_write, make_folder
 from tinygrad2.interop.tokenizer_files import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
 from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError, short
 from tinygrad2.tokenizers import MappedTokenizer
@@ -23,7 +23,7 @@ from tinygrad2.tokenizers import MappedTokenizer
 KINDS = ("hf", "tiktoken", "llmc")
 
 
-def write_tokenizer(tokenizer, path, kind, version=2):
+def write_tokenizer(tokenizer, path, kind, version=2, end=None):
     """Write a Tokenizer or a MappedTokenizer for another program; each file is there whole or not at all.
 
     kind        path        what is written
@@ -31,12 +31,13 @@ def write_tokenizer(tokenizer, path, kind, version=2):
     "tiktoken"  a file      tokens in base64 and their ranks, as r50k_base.tiktoken
     "llmc"      a file      gpt2_tokenizer.bin, the bytes of each token; `version` is 2, or 1 for GPT-2's own tokens
 
+    `end` is the id with which texts end, where that is another special token than <|endoftext|> (for "hf").
     Raises TokenizerError where the format cannot hold this tokenizer, UserError where nothing can be written.
     """
     if kind not in KINDS:
         raise TokenizerError(f"kind is {short(kind)}, which is no choice; use one of {', '.join(KINDS)}")
     if kind == "hf":
-        _write_files(path, _hugging_face(tokenizer))
+        _write_files(path, _hugging_face(tokenizer, end))
     else:
         content = _rank_file(tokenizer) if kind == "tiktoken" else _llmc_table(tokenizer, version)
         with atomic_write(path) as file:
@@ -44,10 +45,7 @@ def write_tokenizer(tokenizer, path, kind, version=2):
 
 
 def _write_files(folder, contents):
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None
+    make_folder(folder)
     for name, content in contents.items():
         with atomic_write(os.path.join(folder, name)) as file:
             file.write(content.encode())
@@ -58,8 +56,8 @@ def _in_symbols(tokenizer, kind):
     if isinstance(tokenizer, MappedTokenizer):
         return tokenizer.vocab, tokenizer.merges
     if not isinstance(tokenizer, Tokenizer):
-        problem = f"a {type(tokenizer).__name__} has no merges of bytes, so it cannot be written as {kind!r}"
-        raise TokenizerError(f"{problem}; write a BPE tokenizer, as train makes it")
+        problem = f"a tokenizer without merges of bytes (characters, or llm.c's table) has no form as {kind!r}"
+        raise TokenizerError(f"{problem}; give a BPE tokenizer, such as vocab.bpe, with --tokenizer")
     tokens, merges = list(ID_TO_SYMBOL), []
     for left, right in tokenizer.merges:
         merges.append((tokens[left], tokens[right]))
@@ -80,7 +78,12 @@ def _unique(tokens, kind):
 # -- Hugging Face ------------------------------------------------------------------------------------------------------
 
 
-def _hugging_face(tokenizer):
+def check_hugging_face(tokenizer):
+    """Raise TokenizerError where write_tokenizer would, for the kind "hf"; nothing is written."""
+    _in_symbols(tokenizer, "hf")
+
+
+def _hugging_face(tokenizer, end):
     """{name of a file: its text}."""
     vocab, merges = _in_symbols(tokenizer, "hf")
     vocab = dict(sorted({**vocab, **tokenizer.special}.items(), key=lambda item: item[1]))
@@ -99,7 +102,8 @@ def _hugging_face(tokenizer):
         "decoder": level,
         "model": model | {"vocab": vocab, "merges": lines},  # as "a b", since older readers know nothing else
     }
-    end = END_OF_TEXT if tokenizer.eot is not None else None
+    names = {id: text for text, id in tokenizer.special.items()}
+    end = names.get(tokenizer.eot if end is None else end)
     config = {"tokenizer_class": "GPT2Tokenizer" if end else "PreTrainedTokenizerFast", "add_prefix_space": False}
     config |= {"bos_token": end, "eos_token": end, "unk_token": end, "clean_up_tokenization_spaces": False}
     return {

@@ -23,7 +23,7 @@ import numpy as np
 
 from tinygrad2.files import UserError
 from tinygrad2.interop.zipped import Broken, members_of, short, text
-from tinygrad2.stored import Stored, map_file, release
+from tinygrad2.stored import Stored, is_shape, map_file, release
 
 _MAX_STEPS = 2_000_000  # of its program
 _MAX_DEPTH = 32  # dicts in lists in dicts ...
@@ -220,7 +220,7 @@ class _Machine:
         if len(pairs) % 2:
             raise Broken("its pickle has a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2]):
-            if not isinstance(key, (str, int, float, type(None))):
+            if not (isinstance(key, str) or type(key) is int and abs(key) < 1 << 60):  # others could share one hash
                 raise Broken(f"its pickle has a {type(key).__name__.strip('_')} for a key")
             target[key] = value
 
@@ -342,7 +342,7 @@ class _Value:
         storage, offset, shape, strides = call.arguments[:4]
         member, code, wide = self.storage(storage)
         shape, strides = _sizes(shape), _sizes(strides)
-        if len(shape) != len(strides) or not _is_size(offset):
+        if len(shape) != len(strides) or not is_shape(shape) or not _is_size(offset):
             raise Broken("its shape and its strides do not agree")
         start, stop = offset * wide, (offset + math.prod(shape)) * wide
         if stop > member.size:
