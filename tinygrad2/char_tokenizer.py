@@ -11,8 +11,8 @@ the text is refused. What BPE does better is told in tokenizer.py.
 import json
 from array import array
 
-from tinygrad2.files import atomic_write
-from tinygrad2.tokenizer import SPECIAL, TokenizerError, short
+from tinygrad2.files import atomic_write, short
+from tinygrad2.tokenizer import SPECIAL, TokenizerError
 
 FORMAT, VERSION = "tinygrad2-char", 1
 

@@ -13,6 +13,27 @@ class UserError(Exception):
     The commands print it without a traceback and leave with exit code 2."""
 
 
+def short(value):
+    """A value for an error message: on one line, and not longer than a person wants to read.
+
+    >>> short("x" * 1000)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else text[:37] + "..."
+
+
+def first_bytes(path, n=64):
+    """The first n bytes of an ordinary file. Raises UserError for anything else: opening a pipe would wait for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is a folder, device, pipe or socket; give the name of an ordinary file")
+    try:
+        with open(path, "rb") as file:
+            return file.read(n)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """Open a binary file that takes the name `path` only when the block ends well.

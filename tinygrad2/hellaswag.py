@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.files import UserError, atomic_write, read_bytes
+from tinygrad2.files import UserError, atomic_write, read_bytes, short
 from tinygrad2.scoring import BATCH_TOKENS, score_long
-from tinygrad2.tokenizer import TokenizerError, short
+from tinygrad2.tokenizer import TokenizerError
 
 MAGIC, VERSION = 20240522, 1
 BLOCK = 16  # examples that are scored together, always the same ones: so the bits do not depend on who scores them

@@ -13,6 +13,7 @@ import math
 import os
 from dataclasses import dataclass
 
+from tinygrad2.files import short
 from tinygrad2.stored import BYTES, Stored, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
@@ -42,7 +43,7 @@ class Container:
         """The tensor as a Stored. Raises Broken for kinds of numbers that no weights have."""
         entry = self.entries[name]
         if entry.code not in BYTES:
-            raise Broken(f"tensor {_short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
+            raise Broken(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
         return Stored(self.data[entry.start : entry.stop], entry.code, entry.shape)
 
     def release(self):
@@ -83,7 +84,7 @@ def open_container(path):
         raise Broken("the header's __metadata__ is no JSON object")
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise Broken(f"metadata field {_short(name)} is missing or no text")
+            raise Broken(f"metadata field {short(name)} is missing or no text")
     data = buffer[8 + N :]
     return Container(_entries(header, len(data)), metadata, header, data, whole)
 
@@ -94,12 +95,12 @@ def _entries(header, size):
         start, stop = _offsets(name, entry)
         shape, code = entry.get("shape"), entry.get("dtype")
         if not isinstance(code, str) or code not in _BITS:
-            raise Broken(f"tensor {_short(name)} has dtype {_short(code)}")
+            raise Broken(f"tensor {short(name)} has dtype {short(code)}")
         if not is_shape(shape):
-            raise Broken(f"tensor {_short(name)} has shape {_short(shape)}")
+            raise Broken(f"tensor {short(name)} has shape {short(shape)}")
         if start != end or 8 * (stop - start) != _BITS[code] * math.prod(shape) or stop > size:
             kind = f"of dtype {code!r} and shape {shape}"
-            raise Broken(f"tensor {_short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
+            raise Broken(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
         entries[name] = Entry(code, shape, start, stop)
         end = stop
     if end != size:
@@ -111,13 +112,8 @@ def _offsets(name, entry):
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     pair = isinstance(offsets, list) and len(offsets) == 2
     if not pair or not all(type(n) is int and 0 <= n < 1 << 62 for n in offsets):
-        raise Broken(f"tensor {_short(name)} has data_offsets {_short(offsets)}")
+        raise Broken(f"tensor {short(name)} has data_offsets {short(offsets)}")
     return offsets
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _no_duplicates(pairs):

@@ -43,7 +43,7 @@ from pathlib import Path
 
 from tinygrad2.bpe import N_BYTES, Pair, apply_merges, train_merges
 from tinygrad2.chunks import PATTERN, SPLIT, as_text, count_chunks, word_blocks
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import UserError, atomic_write, short
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "tinygrad2-bpe", 1
@@ -355,13 +355,3 @@ def read_text(path: str | Path) -> str:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: byte {error.start} is no UTF-8 text; {REPLACE}") from error
-
-
-def short(value: object) -> str:
-    """A value for an error message: on one line, and not longer than a person wants to read.
-
-    >>> short("x" * 1000)
-    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
-    """
-    text = repr(value)
-    return text if len(text) <= 60 else text[:37] + "..."

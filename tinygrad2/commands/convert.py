@@ -20,7 +20,7 @@ import numpy as np
 
 from models.pretrained import config_of, load_pretrained
 from tinygrad2.bfloat16 import pack, unpack
-from tinygrad2.files import UserError, atomic_write
+from tinygrad2.files import UserError, atomic_write, first_bytes
 from tinygrad2.flags import Parser
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
@@ -69,13 +69,7 @@ def what_is(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     if os.path.isdir(path):
         return "model" if any(os.path.exists(os.path.join(path, name)) for name in _MODEL_FILES) else "tokenizer"
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: is a device, pipe or socket; give the name of an ordinary file")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    head = first_bytes(path)
     magic = int.from_bytes(head[:4], "little")
     if magic in HEADERED or path.endswith(".npy"):
         return "tokens"

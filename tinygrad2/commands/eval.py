@@ -20,7 +20,7 @@ import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.files import UserError, read_bytes
+from tinygrad2.files import UserError, read_bytes, short
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.hellaswag import (
     BLOCK,
@@ -36,7 +36,7 @@ from tinygrad2.live import Live
 from tinygrad2.perplexity import ids_of_text, perplexity
 from tinygrad2.scoring import BATCH_TOKENS
 from tinygrad2.tokenfiles import TokenFile, TokenStream
-from tinygrad2.tokenizer import TokenizerError, short
+from tinygrad2.tokenizer import TokenizerError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _QUESTIONS = os.path.join(_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 from tinygrad2.bfloat16 import pack
-from tinygrad2.files import UserError, atomic_write, make_folder, read_json, write_json
+from tinygrad2.files import UserError, atomic_write, first_bytes, make_folder, read_json, short, write_json
 from tinygrad2.interop.torchfile import read_torch_file
 from tinygrad2.safetensors import Broken, make_header, open_container
 from tinygrad2.stored import Stored
@@ -57,8 +57,7 @@ def read_folder(folder):
 def read_file(path):
     """The same of a model.safetensors (or pytorch_model.bin) alone; its config.json is looked for beside it, or guessed
     from the sizes."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
+    zipped = first_bytes(path, 2) == b"PK"
     entries, beside = (_of_torch if zipped else _of_file)(path), os.path.join(os.path.dirname(path), "config.json")
     if os.path.exists(beside):
         return model_of(entries, read_config(beside), path)
@@ -91,22 +90,22 @@ def _checked(fields, path):
     for name, expected in _OTHERWISE.items():
         found = fields.get(name, expected)
         if found != expected:
-            raise UserError(f"{path}: {name} is {_short(found)}; only GPT-2 with {name} = {expected!r} is supported")
+            raise UserError(f"{path}: {name} is {short(found)}; only GPT-2 with {name} = {expected!r} is supported")
     if fields.get("pruned_heads"):
         raise UserError(f"{path}: pruned_heads is not empty; models with heads taken out are not supported")
     fields = {ours: fields[theirs] for theirs, ours in _ALIASES.items() if theirs in fields} | fields
     activation = fields.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise UserError(f"{path}: activation_function is {_short(activation)}; supported are {known}")
+        raise UserError(f"{path}: activation_function is {short(activation)}; supported are {known}")
     sizes = {name: fields.get(name, default) for name, default in _SIZES.items()}
     sizes["n_inner"] = fields.get("n_inner") or 0
     for name, value in sizes.items():
         if type(value) is not int or not (name == "n_inner" or value > 0) or not 0 <= value < 1 << 31:
-            raise UserError(f"{path}: {name} is {_short(value)}, not a whole number above 0; fetch it again")
+            raise UserError(f"{path}: {name} is {short(value)}, not a whole number above 0; fetch it again")
     eps = fields.get("layer_norm_epsilon", 1e-5)
     if type(eps) is not float or not 0 < eps < 1:
-        raise UserError(f"{path}: layer_norm_epsilon is {_short(eps)}, not a small number; fetch it again")
+        raise UserError(f"{path}: layer_norm_epsilon is {short(eps)}, not a small number; fetch it again")
     sizes["block_size"] = sizes.pop("n_positions")
     if sizes["n_inner"] == 4 * sizes["n_embd"]:
         sizes["n_inner"] = 0
@@ -140,7 +139,7 @@ def _of_torch(path):
     entries = {name: tensor for name, tensor in value.items() if not name.endswith(_MASKS)}
     for name, tensor in entries.items():
         if not isinstance(tensor, Stored):
-            raise UserError(f"{path}: {_short(name)} is no tensor of floats; fetch model.safetensors instead")
+            raise UserError(f"{path}: {short(name)} is no tensor of floats; fetch model.safetensors instead")
     return entries
 
 
@@ -153,13 +152,13 @@ def _of_shards(path):
     for name, file in places.items():
         plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
         if not plain or not file.endswith(".safetensors"):
-            raise UserError(f"{path}: weight_map sends {_short(name)} to {_short(file)}, no file beside it")
+            raise UserError(f"{path}: weight_map sends {short(name)} to {short(file)}, no file beside it")
         if file not in shards:
             shards[file] = _of_file(os.path.join(folder, file))
         if name.endswith(_MASKS):
             continue
         if name not in shards[file]:
-            raise UserError(f"{os.path.join(folder, file)}: has no tensor {_short(name)}, the index says it has; "
+            raise UserError(f"{os.path.join(folder, file)}: has no tensor {short(name)}, the index says it has; "
                             "fetch the folder again")
         entries[name] = shards[file][name]
     return entries
@@ -173,10 +172,10 @@ def model_of(entries, config_and_eos, path):
     for name, stored in entries.items():
         short = name.removeprefix("transformer.")
         if short in tensors:
-            raise UserError(f"{path}: has tensor {_short(short)} twice, with 'transformer.' and without")
+            raise UserError(f"{path}: has tensor {short(short)} twice, with 'transformer.' and without")
         tensors[short] = stored
     head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
-    if head is not None and wte is not None and _same(head, wte):
+    if head is not None and wte is not None and head.equals(wte):
         head = None  # a copy of the embedding: transformers ties them, too
         config = config | {"tied_head": True}
     if head is not None:
@@ -184,18 +183,6 @@ def model_of(entries, config_and_eos, path):
             notes.append("its lm_head is not its token embedding, though the config says so: taken as it is")
         tensors["lm_head.weight"], config = head.turned(), config | {"tied_head": False}
     return tensors, config, notes, eos
-
-
-def _same(a, b):
-    if a.shape != b.shape or a.code != b.code:
-        return False
-    parts = (slice(i, i + 4096) for i in range(0, a.shape[0], 4096))
-    return all(np.array_equal(a.raw[part], b.raw[part]) for part in parts)
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def read_nanogpt(path):
     head = tensors.pop("lm_head.weight", None)
     _check_shapes(tensors, head, config, path)
     tensors = {name: stored.turned() if name.endswith(_TURNED) else stored for name, stored in tensors.items()}
-    if head is not None and not _same(head, tensors["wte.weight"]):
+    if head is not None and not head.equals(tensors["wte.weight"]):
         tensors["lm_head.weight"] = head.turned()
         config["tied_head"] = False
     return tensors, config
@@ -140,17 +140,6 @@ def _check_shapes(tensors, head, config, path):
 def _check_shape(name, stored, shape, path):
     if stored.shape != shape:
         raise UserError(f"{path}: {name} has shape {stored.shape}, its model_args ask for {shape}; copy it again")
-
-
-def _same(a, b):
-    """Are they the same numbers, best in the same place? Both (V, C)."""
-    if a.code != b.code or a.transposed != b.transposed:
-        return False
-    if a.raw.ctypes.data == b.raw.ctypes.data:
-        return True
-    step = max(1, _ROWS // a.raw.shape[1])
-    parts = [slice(i, i + step) for i in range(0, len(a.raw), step)]
-    return all(np.array_equal(a.raw[part], b.raw[part]) for part in parts)
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@
 import os
 from dataclasses import dataclass, field
 
-from tinygrad2.files import UserError
+from tinygrad2.files import UserError, first_bytes
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.safetensors import Broken, open_container
 from tinygrad2.stored import Stored
@@ -103,13 +103,7 @@ def _of_others(path, kind):
 
 def kind_of_model(path):
     """"tinygrad2", "Hugging Face", "llm.c" or "nanoGPT", by a file's first bytes. Raises UserError for others."""
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: is a device, pipe or socket; give the name of an ordinary file")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    head = first_bytes(path)
     magic = int.from_bytes(head[:4], "little")
     if magic == llmc.MODEL:
         return "llm.c"

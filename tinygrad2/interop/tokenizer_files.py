@@ -19,7 +19,8 @@ import struct
 from itertools import count
 
 from tinygrad2.bpe import N_BYTES, apply_merges
-from tinygrad2.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text, short
+from tinygrad2.files import short
+from tinygrad2.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
 from tinygrad2.tokenizers import DecodeOnlyTokenizer, tokenizer_from_json, tokenizer_from_vocab
 
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}

@@ -15,9 +15,9 @@ import os
 import struct
 
 from tinygrad2.bpe import N_BYTES
-from tinygrad2.files import atomic_write, make_folder
+from tinygrad2.files import atomic_write, make_folder, short
 from tinygrad2.interop.tokenizer_files import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
-from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError, short
+from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
 from tinygrad2.tokenizers import MappedTokenizer
 
 KINDS = ("hf", "tiktoken", "llmc")
