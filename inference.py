@@ -119,6 +119,9 @@ def load(path, device="cpu", tokenizer="", block_size=None):
 
 def _load(path, device, tokenizer, block_size):
     model, tokenizer, found = load_pretrained(path, block_size, device, tokenizer)
+    if tokenizer and tokenizer.n_vocab < found.config["vocab_size"] - 1000:
+        found.notes.append(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {found.config['vocab_size']:,}: "
+                           "is it the one that the model has learned with?")
     for note in found.notes:
         print(f"note      {note}", file=sys.stderr)
     if tokenizer is None:
@@ -150,6 +153,9 @@ class Writer:
                 raise UserError(f"{token} is in the prompt; --special allowed takes it for the token of that name, "
                                 "--special ordinary for letters like any others")
         ids = self.begin + self.tokenizer.encode(os.fsencode(prompt), special)   # bytes: it need not be valid Unicode
+        T = self.model.config.block_size
+        if len(ids) > T:
+            print(f"note      a prompt of {len(ids):,} tokens: the model sees the last {T:,} of them", file=sys.stderr)
         if ids:
             return ids
         if self.tokenizer.eot is None:

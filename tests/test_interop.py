@@ -24,6 +24,7 @@ from tinygrad2.stored import Stored
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenfiles import write_raw, write_tokens
 from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.tokenizers import load_tokenizer
 from tinygrad2.weights import save_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -578,6 +579,27 @@ def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
     stale = run("convert", tmp_path / "x.bin", old, "--to", "hf")  # its tokenizer would be the other model's
     assert stale.returncode == 2 and "has a tokenizer already" in stale.stderr
     assert equal(load_pretrained(old)[0], a_model())
+
+
+def test_files_that_only_transformers_would_read_are_in_the_way(trained, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "added_tokens.json").write_text('{"[X]": 300}')
+    result = run("convert", trained, tmp_path / "m", "--to", "hf")
+    assert result.returncode == 2 and "added_tokens.json of another model" in result.stderr
+    assert os.listdir(tmp_path / "m") == ["added_tokens.json"]
+
+
+def test_the_tokenizer_inside_weights_is_one_like_any_other(trained, tmp_path):
+    assert load_tokenizer(trained).to_json() == open_model(trained).tokenizer.to_json()
+    save_weights(tmp_path / "bare.bin", a_model().state_dict(), CONFIG.to_dict(), "", {})
+    with pytest.raises(UserError, match="have no tokenizer in them"):
+        load_tokenizer(tmp_path / "bare.bin")
+
+
+def test_a_text_is_no_file_of_tokens(trained, tmp_path):
+    (tmp_path / "my.txt").write_text("words " * 500)
+    result = run("convert", trained, tmp_path / "d", "--to", "llmc-debug", "--tokens", tmp_path / "my.txt")
+    assert result.returncode == 2 and "is no file of tokens" in result.stderr
 
 
 def test_convert_notices_what_is_not_as_it_was_written(trained, tmp_path, monkeypatch, capsys):

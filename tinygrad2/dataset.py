@@ -199,4 +199,5 @@ def _tokenizer_beside(path, given):
 
 def _check_fits(tokenizer, source, vocab_size):
     if tokenizer.n_vocab > vocab_size:
-        raise UserError(f"{source}: its {tokenizer.n_vocab} tokens do not fit --vocab-size {vocab_size}")
+        raise UserError(f"{source}: its {tokenizer.n_vocab} tokens do not fit --vocab-size {vocab_size}; "
+                        f"say --vocab-size {tokenizer.n_vocab}")

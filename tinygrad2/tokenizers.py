@@ -221,6 +221,8 @@ def load_tokenizer(path):
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    if data[8:9] == b"{" and b'"tinygrad2"' in data[:1000]:
+        return _of_weights(path)
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"{path}: is too large for a tokenizer; give the JSON that a training saved")
     head = data[:256].lstrip()
@@ -234,6 +236,16 @@ def load_tokenizer(path):
         vocab = files.vocab_beside(path)
         return files.read_pair(vocab, path) if vocab else Tokenizer.from_merges_txt(Path(path))
     raise TokenizerError(f"{path}: is no tokenizer; give the JSON that a training saved, or GPT-2's vocab.bpe")
+
+
+def _of_weights(path):
+    """The tokenizer that travels inside a weights file of ours."""
+    from tinygrad2.weights import load_weights  # late: it needs NumPy
+
+    text = load_weights(path).tokenizer
+    if not text:
+        raise TokenizerError(f"{path}: these weights have no tokenizer in them; give vocab.bpe or a tokenizer.json")
+    return tokenizer_from_json(text, str(path))
 
 
 def tokenizer_from_json(text, source="tokenizer JSON"):

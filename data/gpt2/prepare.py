@@ -75,7 +75,8 @@ def main():
     state_needs(out, megabytes, megabytes, 200, 1 + megabytes / 300)
     if args.tokenizer_only:
         fetch_all(files, args.mirror)
-        print(f"now: python train_gpt2.py --data my.txt --tokenizer {os.path.join(out, 'merges.txt')}")
+        merges = os.path.join(out, "merges.txt")
+        print(f"now: python train_gpt2.py --data my.txt --tokenizer {merges} --vocab-size {VOCAB}")
         return 0
     fetch_all(_look_up(args.model, files, args.mirror), args.mirror)
     _look_at(args.model, out)

@@ -32,6 +32,7 @@ from tinygrad2.weights import save_weights
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _TOKENIZER_MAGIC = 20240328
 _NAMES = {"tokenizer": "tokenizer", "tokens": "file of tokens"}
+_NOT_OURS = ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
 
 
@@ -130,6 +131,10 @@ def _model(args):
 def _check_tokenizer(folder, tokenizer):
     """Raise UserError where a folder could not get this tokenizer, or would keep another model's. Before anything is
     written."""
+    others = [name for name in _NOT_OURS if os.path.exists(os.path.join(folder, name))]
+    if others:
+        raise UserError(f"{folder}: has {', '.join(others)} of another model, which transformers would read; choose "
+                        "another folder")
     if tokenizer:
         check_hugging_face(tokenizer)
         return
@@ -166,6 +171,8 @@ def _debug_state(args):
     if not (rows.isdecimal() and length.isdecimal() and int(rows) and int(length)):
         raise UserError(f"--batch {args.batch}: is no size such as 4x64")
     B, T = int(rows), int(length)
+    if what_is(args.tokens) != "tokens":
+        raise UserError(f"--tokens {args.tokens}: is no file of tokens (.bin or .npy); make one with data/*/prepare.py")
     model, _, found = load_pretrained(args.source, args.block_size)
     file = TokenFile(args.tokens)
     if len(file) < B * T + 1:
