@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for folder in ("tinygrad2", "ops", "models")
+    for folder in ("tinygrad2", "tinygrad2/interop", "ops", "models")
     for path in (ROOT / folder).glob("*.py")
     if path.stem != "__init__"
 )
