@@ -637,7 +637,7 @@ def test_the_start_token(objects, folder):
 def test_a_shorter_context(objects, folder):
     """Each token follows from the last 5."""
     model, tokenizer = inference.load(str(folder / "trained_weights.bin"))
-    found = objects("--greedy", "--block-size", 5, "--max-new-tokens", 20)[0]
+    found = objects("--prompt", "A", "--greedy", "--block-size", 5, "--max-new-tokens", 20)[0]
     text = found["prompt_ids"]
     for token in found["ids"]:
         with no_grad():
@@ -646,6 +646,12 @@ def test_a_shorter_context(objects, folder):
         text.append(token)
     with pytest.raises(UserError, match="--block-size 25"):
         objects("--block-size", 25)
+
+
+def test_a_prompt_that_is_too_long_is_told(folder):
+    flags = ("--prompt", "A bird in a tree sang", "--block-size", 5, "--max-new-tokens", 2)
+    said = python(ROOT / "inference.py", *flags, cwd=folder)
+    assert said.returncode == 0 and "the model sees the last 5 of them" in said.stderr
 
 
 @pytest.mark.parametrize(
