@@ -34,9 +34,7 @@ from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.function import use_kernels
 from tinygrad2.signals import StopRequest
 from tinygrad2.textout import TextStream, write
-from tinygrad2.tokenizer import END_OF_TEXT
-
-SPECIAL = ("refused", "allowed", "ordinary")
+from tinygrad2.tokenizer import END_OF_TEXT, SPECIAL
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def write_texts(writer, prompts):
     """Continue all prompts, num_samples times each: the first text as it comes, the others when their turn comes."""
     config, tokenizer = writer.config, writer.tokenizer
     texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
-    ids = [writer.encode(prompt) for prompt in texts]
+    ids = [encoded for encoded in map(writer.encode, prompts) for _ in range(config.num_samples)]
     streams = [TextStream(tokenizer, config.stop) for _ in texts]
     shown, said, finished, ended = 0, [""] * len(texts), {}, set()
     tokens, logprobs = [[] for _ in texts], [[] for _ in texts]
