@@ -550,6 +550,9 @@ def test_tokenizers_change_their_form(trained, tmp_path):
         (["t.bin", "x", "--to", "hf"], "is a file of tokens, which can become"),
         (["text.xyz", "x", "--to", "hf"], "is no model that is known here"),
         (["w.bin", "no/such/folder/x", "--to", "llmc"], "no/such/folder"),
+        (["w.bin", "t.bin", "--to", "trained"], "t.bin: exists already; name another OUT, or write over it with --fo"),
+        (["w.bin", "w.bin", "--to", "trained"], "w.bin: exists already"),
+        (["t.bin", "text.xyz", "--to", "llmc"], "text.xyz: exists already"),
     ],
 )
 def test_bad_input_for_convert_gets_one_line_and_exit_code_2(trained, tmp_path, words, says):
@@ -571,12 +574,16 @@ def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
     (old / "config.json").write_text(json.dumps(FIELDS))
     (old / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert equal(load_pretrained(old)[0], a_model(seed=5))
-    run("convert", old, old, "--to", "hf", "--block-size", "8", check=True)  # in its own place
+    refused = run("convert", old, old, "--to", "hf", "--block-size", "8")
+    assert refused.returncode == 2 and refused.stderr.endswith(
+        "m/model.safetensors.index.json: exists already; name another OUT, or write over it with --force\n"
+    )
+    run("convert", old, old, "--to", "hf", "--block-size", "8", "--force", check=True)  # in its own place
     assert load_pretrained(old)[0].config.block_size == 8
-    assert "read again equal" in run("convert", trained, old, "--to", "hf", check=True).stdout
+    assert "read again equal" in run("convert", trained, old, "--to", "hf", "--force", check=True).stdout
     assert equal(load_pretrained(old)[0], a_model())
     llmc.write_model(tmp_path / "x.bin", a_model().state_dict(), CONFIG.to_dict())
-    stale = run("convert", tmp_path / "x.bin", old, "--to", "hf")  # its tokenizer would be the other model's
+    stale = run("convert", tmp_path / "x.bin", old, "--to", "hf", "--force")  # its tokenizer would be the other model's
     assert stale.returncode == 2 and "has a tokenizer already" in stale.stderr
     assert equal(load_pretrained(old)[0], a_model())
 

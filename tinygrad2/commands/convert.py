@@ -48,11 +48,14 @@ def main(argv):
                         help="the model's tokenizer (default: what lies beside it)")
     parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a file of tokens (default: none)")
     parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
+    parser.add_argument("--force", action="store_true", help="write over what OUT has already (default: refuse)")
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
     args = parser.parse_args(argv)
     kind = what_is(args.source)
     if kind != "model":
         _refuse_flags(args, kind)
+    if not args.force:
+        _refuse_existing(args, kind)
     {"model": _model, "tokenizer": _tokenizer, "tokens": _tokens}[kind](args)
     return 0
 
@@ -62,6 +65,15 @@ def _refuse_flags(args, kind):
         if getattr(args, name) != default:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag}: is for models, and {args.source} is a {_NAMES[kind]}; leave it out")
+
+
+def _refuse_existing(args, kind):
+    found = [args.target]
+    if args.to == "hf":
+        found = [os.path.join(args.target, name) for name in (_MODEL_FILES if kind == "model" else TOKENIZERS)]
+    found = [path for path in found if os.path.lexists(path)]
+    if found:
+        raise UserError(f"{found[0]}: exists already; name another OUT, or write over it with --force")
 
 
 def what_is(path):
