@@ -523,6 +523,27 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tm
     assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, tmp_path):
+    write_jsonl(tmp_path / "h.jsonl", questions(1500))
+    flags = ["--weights", str(folder / "trained_weights.bin"), "--data", "h.jsonl", "--results", "r.jsonl"]
+    arguments = [sys.executable, "-m", "tinygrad2", "eval", "hellaswag", *flags]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    path = tmp_path / "r.jsonl"
+    while process.poll() is None and (not path.exists() or path.stat().st_size < 3_000):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    second = command("eval", "hellaswag", *flags, cwd=tmp_path)
+    assert second.returncode == 2 and "r.jsonl: another run writes into it" in second.stderr, second.stderr
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; the same command goes on where the answers in r.jsonl end"
+
+
 def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
     weights, data = ["--weights", folder / "trained_weights.bin"], ["--data", folder / "h.jsonl"]
     path = tmp_path / "r.jsonl"

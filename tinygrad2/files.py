@@ -157,3 +157,23 @@ def read_record(path):
 
 def _checksum(fields):
     return f"crc32:{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"
+
+
+def locked(path):
+    """A locked file handle, or None where another process holds the lock. Closing it, or dying, gives the lock back."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked there cannot be read, so not the content
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if os.name == "nt" or isinstance(error, BlockingIOError):
+            os.close(handle)
+            return None  # any other error: a file system without locks; then there is no protection
+    return handle

@@ -14,7 +14,7 @@ import os
 import weakref
 
 from tinygrad2.checkpoint import sweep
-from tinygrad2.files import UserError, write_json
+from tinygrad2.files import UserError, locked, write_json
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")
 
@@ -46,7 +46,7 @@ class RunFolder:
             return
         try:
             os.makedirs(self.checkpoints, exist_ok=True)
-            self._lock = _locked(os.path.join(self.path, ".lock"))
+            self._lock = locked(os.path.join(self.path, ".lock"))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}); choose another --run-dir") from None
         if self._lock is None:
@@ -80,22 +80,3 @@ class RunFolder:
                 return file.read()
         except OSError:
             return b""
-
-
-def _locked(path):
-    """A locked file handle, or None where another process holds the lock. Closing it, or dying, gives the lock back."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if os.name == "nt" or isinstance(error, BlockingIOError):
-            os.close(handle)
-            return None  # any other error: a file system without locks; then there is no protection
-    return handle

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import weakref
 import zlib
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.files import UserError, read_bytes, short
+from tinygrad2.files import UserError, locked, read_bytes, short
 from tinygrad2.flags import Parser, add_flags, flag, from_flags
 from tinygrad2.hellaswag import (
     BLOCK,
@@ -141,12 +142,16 @@ def _hellaswag(config):
         _tell(config, f"note      going on with {file.path}, which has {len(answers):,} answers")
     live = Live("hellaswag", "questions", len(examples), len(answers), _stream(config))
     right = sum(a.right_norm for a in answers)
-    while len(answers) < len(examples):
-        new = answer(model, examples[len(answers) : len(answers) + BLOCK], config.batch_tokens)
-        file.append(new, len(answers))
-        answers += new
-        right += sum(a.right_norm for a in new)
-        live.add(len(new), f"acc_norm {right / len(answers):.4f}")
+    try:
+        while len(answers) < len(examples):
+            new = answer(model, examples[len(answers) : len(answers) + BLOCK], config.batch_tokens)
+            file.append(new, len(answers))
+            answers += new
+            right += sum(a.right_norm for a in new)
+            live.add(len(new), f"acc_norm {right / len(answers):.4f}")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on where the answers in {file.path} end", file=sys.stderr)
+        return 130
     live.close()
     result = summary(answers[: len(examples)])
     if config.json:
@@ -198,17 +203,22 @@ class ResultsFile:
     is dropped."""
 
     def __init__(self, path, facts, more):
-        self.path, self.facts = path, facts
+        self.path, self.facts, self._lock = path, facts, None
         self.head = json.dumps({"facts": facts} | more).encode() + b"\n"
 
     def read(self, examples):
         """The answers so far, whole blocks of them. The file is made where there is none.
 
-        Raises UserError for a file of something else, which stays as it is.
+        Raises UserError for a file of something else, which stays as it is, and for one that another run writes into.
         """
-        content = b""
-        if os.path.exists(self.path):
-            content = read_bytes(self.path)
+        try:
+            self._lock = locked(self.path)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another with --results") from None
+        if self._lock is None:
+            raise UserError(f"{self.path}: another run writes into it; wait for it, or name another with --results")
+        weakref.finalize(self, os.close, self._lock)
+        content = read_bytes(self.path)
         if self.head.startswith(content):                         # none, or killed while it was made
             self._write("wb", self.head)
             return []
