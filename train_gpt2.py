@@ -35,7 +35,7 @@ from tinygrad2.dataset import open_dataset
 from tinygrad2.dump import explain_nonfinite
 from tinygrad2.evaluation import sample_text, tell_results, tell_what_next, validate
 from tinygrad2.files import UserError, check_writable
-from tinygrad2.finetune import look_at
+from tinygrad2.finetune import keep_first_model, look_at
 from tinygrad2.flags import Parser, add_flags, build, given, saved_values
 from tinygrad2.function import fastest, use_kernels
 from tinygrad2.hellaswag import accuracy, load_examples
@@ -201,6 +201,8 @@ def main(world, argv=None):
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     check_writable(config.weights_out)
+    if not state:
+        keep_first_model(config)
 
     # -- world ---------------------------------------------------------------------------------------------------------
 

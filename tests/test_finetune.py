@@ -163,6 +163,15 @@ def test_what_was_finetuned_is_a_model_like_any_other(folder):
     assert finetune(folder, "--init-from", "hf").returncode == 0
     said = python(ROOT / "inference.py", "--prompt", "The fish", "--max-new-tokens", "5", "--greedy", cwd=folder)
     assert said.returncode == 0 and said.stdout.startswith("The fish")
+    kept = (folder / "trained_weights.bin").read_bytes()
+    lost = finetune(folder, "--init-from", "trained_weights.bin", "--run-dir", "again")
+    says = "--weights-out trained_weights.bin: is the model that --init-from begins with, which would be lost"
+    assert lost.returncode == 2 and f"{says}; choose another name\n" in lost.stderr
+    assert (folder / "trained_weights.bin").read_bytes() == kept and not (folder / "again").exists()
+    compared = python("-m", "tinygrad2", "compare", "run", cwd=folder)
+    assert compared.returncode == 2 and "run: is a finetuning, and" in compared.stderr
+    planned = python("-m", "tinygrad2", "plan", "--init-from", "hf", "--data", "text.txt", cwd=folder)
+    assert planned.returncode == 0 and "model     hf: " in planned.stdout, planned.stderr
     again = finetune(folder, "--init-from", "trained_weights.bin", "--run-dir", "again", "--weights-out", "b.bin")
     first = float(re.search(r"new text (\S+) before", again.stdout)[1])
     assert again.returncode == 0 and first < math.log(300) - 0.5

@@ -1,10 +1,21 @@
 """Finetuning: what a model makes of a new text, before it has learned from it and after."""
 
+import os
+
 import numpy as np
 
 from tinygrad2.evaluation import sample_text, validate
+from tinygrad2.files import UserError
 
 _PLACES, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples begin, and with how many tokens
+
+
+def keep_first_model(config):
+    """Raise UserError where the new weights would be written over the ones to begin with."""
+    begin, end = config.init_from, config.weights_out
+    if begin and os.path.exists(begin) and os.path.exists(end) and os.path.samefile(begin, end):
+        raise UserError(f"--weights-out {end}: is the model that --init-from begins with, which would be lost; choose "
+                        "another name")
 
 
 def beginnings(config, tokenizer, stream):

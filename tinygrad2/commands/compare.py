@@ -18,6 +18,8 @@ def main(argv):
     parser.add_argument("--preset", metavar="NAME", help="compare with this preset (default: the run's own)")
     args = parser.parse_args(argv)
     config = read_run_config(args.run)
+    if config["preset"] == "--init-from" and not args.preset:
+        raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only")
     reference = load_curves(args.preset or config["preset"])
     differ = differences(reference, config["training"], config["model"], config["data"])
     if differ:

@@ -29,7 +29,8 @@ def main(argv):
     base, ranks = resident_bytes(), config.ranks or 1
     plan = train_gpt2.plan_for(config, gpt_config, ranks, base)
     rows, length = config.micro_batch_size, gpt_config.block_size
-    print(f"model     {preset}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
+    name = config.init_from or preset
+    print(f"model     {name}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
     shared = f", on each of {ranks} ranks" if ranks > 1 else ""
     print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}{shared}\n")
     for line in plan.table():
