@@ -312,6 +312,11 @@ def test_scripts_explain_themselves_and_refuse_in_one_line(tmp_path, name):
     away = prepare(name, "--mirror", "http://127.0.0.1:9", "--out", tmp_path / "out", cwd=tmp_path, env={
         **os.environ, "PYTHONPATH": str(patience(tmp_path))})  # fmt: skip
     assert away.returncode == 2 and len(away.stderr.splitlines()) == 1, away.stderr
+    if name.startswith("shakespeare"):  # what to fetch by hand, and where to put it
+        lines = list(map(str.strip, away.stdout.splitlines()))
+        places = [after.strip("-> ") for line, after in zip(lines, lines[1:]) if line.startswith("https://")]
+        names = {"shakespeare": ["input.txt", "vocab.bpe"], "shakespeare_char": ["input.txt"]}[name]
+        assert places == [str(tmp_path / "out" / wanted) for wanted in names]
 
 
 def patience(folder):

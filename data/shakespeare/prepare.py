@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np
 
-from data.download import add_common_flags, fetch, gpt2_tokenizer, state_needs
+from data.download import add_common_flags, fetch_all, gpt2_merges, gpt2_tokenizer, state_needs
 from tinygrad2.distributed import World
 from tinygrad2.files import read_bytes
 from tinygrad2.flags import Parser
@@ -39,7 +39,9 @@ def main():
     parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
     args = parser.parse_args()
     state_needs(args.out, 2, 10, 200, 1)
-    path = args.text or fetch(URL, os.path.join(args.out, "input.txt"), SHA256, SIZE, args.mirror)
+    path = args.text or os.path.join(args.out, "input.txt")
+    text_file = [] if args.text else [(URL, path, SIZE, SHA256)]
+    fetch_all([*text_file, *gpt2_merges(args.out, args.merges)], args.mirror)
     tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror)
     text = read_bytes(path).decode("utf-8", "replace")
     if args.format == "nanogpt":

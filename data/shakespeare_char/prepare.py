@@ -10,7 +10,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from data.download import add_common_flags, fetch, state_needs
+from data.download import add_common_flags, fetch_all, state_needs
 from tinygrad2.char_tokenizer import CharTokenizer
 from tinygrad2.distributed import World
 from tinygrad2.files import read_bytes
@@ -28,7 +28,9 @@ def main():
     parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
     args = parser.parse_args()
     state_needs(args.out, 0 if args.text else 1, 5, 100, 1)
-    path = args.text or fetch(URL, os.path.join(args.out, "input.txt"), SHA256, SIZE, args.mirror)
+    path = args.text or os.path.join(args.out, "input.txt")
+    if not args.text:
+        fetch_all([(URL, path, SIZE, SHA256)], args.mirror)
     text = read_bytes(path).decode("utf-8", "replace")
     tokenizer = CharTokenizer.train(text)
     cut = int(len(text) * 0.9)
