@@ -242,10 +242,10 @@ def test_damaged_files(reader, tmp_path):
     assert refused > 20 or reader in ("cached tokens", "tokens nanoGPT", "tokens llm.c, legacy")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("n", [pytest.param(1000, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("reader", READERS)
-def test_five_thousand_damaged_files(reader, tmp_path):
-    print(reader, fuzz(reader, tmp_path, 5000, seed=2))
+def test_many_damaged_files(reader, tmp_path, n):
+    print(reader, fuzz(reader, tmp_path, n, seed=2))
 
 
 def test_reference_curves_that_are_damaged_are_refused(tmp_path, monkeypatch):

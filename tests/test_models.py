@@ -41,7 +41,10 @@ def tokens(B=2, T=12, seed=0, V=30):
     [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
 )
 def test_parameter_counts_of_the_released_models(name, count):
-    assert GPT(GPTConfig.preset(name)).count_parameters() == count
+    config = GPTConfig.preset(name)
+    assert config.count_parameters() == count
+    if count < 2e8:  # test_memory.py compares the count with models of other shapes
+        assert GPT(config).count_parameters() == count
 
 
 def test_an_untied_head_has_parameters_of_its_own():

@@ -175,12 +175,14 @@ def test_equals_hugging_face(which, request, tmp_path):
     agree_with_hugging_face(tok, written_for_hugging_face(tok, tmp_path), 5000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["gpt2", "ours"])
-def test_equals_both_on_many_strings(which, request, tmp_path):
+@pytest.mark.parametrize(
+    "n", [pytest.param(20_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.long)]
+)
+def test_equals_both_on_many_strings(which, request, tmp_path, n):
     tok = request.getfixturevalue(which)
-    agree_with_tiktoken(tok, 100_000)
-    agree_with_hugging_face(tok, written_for_hugging_face(tok, tmp_path), 100_000)
+    agree_with_tiktoken(tok, n)
+    agree_with_hugging_face(tok, written_for_hugging_face(tok, tmp_path), n)
 
 
 @pytest.mark.parametrize("special", [(), (END_OF_TEXT,), ("<pad>", END_OF_TEXT, "<pad>>"), ("<mask> ", "é|")])
