@@ -5,9 +5,11 @@ import pytest
 
 import ops  # noqa: F401  (Tensors need them)
 from tinygrad2.dataloader import DataLoader, encode_documents, split_documents
+from tinygrad2.files import UserError
 from tinygrad2.hashing import permute
 from tinygrad2.module import FlatBuffers, Module, Parameter
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
+from tinygrad2.tokenfiles import MemoryTokens, TokenStream
 from tinygrad2.tokenizer import Tokenizer
 
 TOKENS = np.arange(1000, dtype=np.int32)
@@ -53,7 +55,36 @@ def test_shuffled_epochs_hold_every_window_once_in_another_order_and_elsewhere_c
     assert not np.array_equal(other.batch((1, 5))[0], loader.batch((1, 5))[0])
 
 
-@pytest.mark.parametrize("order", ["sequential", "shuffled"])
+LLMC_READS = {  # the first tokens of batches of 4 x 8, as llm.c's own dataloader.h gives them: file ends, tokens
+    (1000,): """
+        928 384 864 480 960 256 576 736 512 192 800 320 64 896 160 128 704 0 96 448 224 416 32 768 640 352 288 832 672
+        544 608 480 224 320 128 384 704 864 896 32 288 416 160 928 608 736 576 512 96 352 64 800 640 192 256 448 768
+        """,
+    (100, 501, 1000): """
+        725 821 661 565 693 757 501 949 789 917 597 853 629 885 533 292 164 356 420 388 132 100 260 228 324 196 452 64
+        32 0 64 32 0 501 821 725 757 949 693 533 789 597 565 917 885 853 661 629 164 100 228
+        """,
+}
+
+
+@pytest.mark.parametrize("ends", LLMC_READS)
+def test_llmcs_order_is_that_of_its_own_program(ends):
+    files = [MemoryTokens(TOKENS[start:end]) for start, end in zip((0, *ends), ends)]
+    loader = DataLoader(TokenStream(files), 4, 8, order="llmc")
+    firsts = list(map(int, LLMC_READS[ends].split()))
+    places = positions(loader, len(firsts))
+    for position, first in zip(places, firsts):
+        x, y = loader.batch(position)
+        assert np.array_equal(x.ravel(), first + np.arange(32)) and np.array_equal(y, x + 1)
+    assert places[-1][0] == len(firsts) // (30 if len(ends) > 1 else 31)
+    for i in (40, 3, 35, 0):  # a resumed training begins anywhere
+        assert loader.batch(places[i])[0][0, 0] == firsts[i]
+        assert DataLoader(TokenStream(files), 4, 8, order="llmc").batch(places[i])[0][0, 0] == firsts[i]
+    with pytest.raises(UserError, match="--order llmc: each file must have 801 tokens.*the shortest has [0-9]+;"):
+        DataLoader(TokenStream(files).part(300, 1000), 100, 8, order="llmc")
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled", "llmc"])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_share_a_batch_without_overlap(size, order):
     for position in ((0, 16), (2, 198)):  # the second one reaches into the next epoch

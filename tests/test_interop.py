@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -450,18 +451,22 @@ def test_llmcs_own_program_trains_from_our_checkpoint_with_our_losses(tmp_path):
     llmc.write_model(tmp_path / "gpt2_124M.bin", model.state_dict(), model.config.to_dict())
     data = tmp_path / "dev" / "data" / "tinyshakespeare"
     data.mkdir(parents=True)
-    batch = np.random.default_rng(0).integers(0, 1000, 256)  # the same batch again and again: its order is its own
-    for name in ("train", "val"):
-        write_tokens(data / f"tiny_shakespeare_{name}.bin", np.append(np.tile(batch, 40), batch[:1]))
+    text = np.random.default_rng(0).integers(0, 1000, 10_000)
+    text = np.minimum(text, np.roll(text, 1))  # something can be learned from it
+    for name, ids in (("train", text[2000:]), ("val", text[:2000])):
+        write_tokens(data / f"tiny_shakespeare_{name}.bin", ids)
     theirs = subprocess.run([os.path.join(LLMC, "train_gpt2")], cwd=tmp_path, capture_output=True, timeout=300)
     lines = [line for line in theirs.stdout.decode(errors="replace").splitlines() if line.startswith("step")]
-    flags = "--order sequential --batch-size 4 --lr 1e-4 --schedule constant --warmup-steps 0 --weight-decay 0"
-    flags += " --beta2 0.999 --grad-clip 0 --steps 20 --eval-every 0 --sample-tokens 0"
+    flags = "--order llmc --batch-size 4 --lr 1e-4 --schedule constant --warmup-steps 0 --weight-decay 0"
+    flags += " --beta2 0.999 --grad-clip 0 --steps 20 --eval-every 10 --eval-batches 5 --sample-tokens 0"
     command = [sys.executable, ROOT / "train_gpt2.py", "--init-from", "gpt2_124M.bin", "--data", data, *flags.split()]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
-    ours = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    ours = [record["loss"] for record in records]
     losses = [float(line.split("loss ")[1].split(" ")[0]) for line in lines[:20]]
     assert len(losses) == len(ours) == 20 and np.abs(np.array(losses) - ours).max() < 1e-4
+    val = [float(number) for number in re.findall(r"^val loss (\S+)", theirs.stdout.decode(errors="replace"), re.M)]
+    assert np.abs(np.array(val[1:3]) - [record["val_loss"] for record in records[9::10]]).max() < 1e-4
     tokens = data / "tiny_shakespeare_val.bin"
     run("convert", tmp_path / "gpt2_124M.bin", tmp_path / "gpt2_124M_debug_state.bin", "--to", "llmc-debug",
         "--tokens", tokens, check=True)  # fmt: skip

@@ -9,8 +9,9 @@ The stream is a ring: after the last token comes the first. An epoch cuts it int
     sequential   window after window; the next epoch goes on where the last one ended, not at the beginning
     shuffled     each epoch has an order of its own, in which every window comes once, and begins its cuts at a place of
                  its own, so that a window's borders move from epoch to epoch
+    llmc         as llm.c reads (llmc_order.py): whole batches shuffled, for comparisons with it
 
-Both are functions of (seed, epoch, number of the window): the place in the data is two integers, (epoch, index), and a
+All are functions of (seed, epoch, number of the window): the place in the data is two integers, (epoch, index), and a
 training that is resumed there reads what it would have read. The rows of a batch are windows index, index + 1, ... and
 are shared out over the ranks in blocks, so that together they read exactly what one rank alone would read.
 """
@@ -18,11 +19,13 @@ are shared out over the ranks in blocks, so that together they read exactly what
 import numpy as np
 
 from tinygrad2.encoding import encode_stream
+from tinygrad2.files import UserError
 from tinygrad2.hashing import make_key, permute
+from tinygrad2.llmc_order import LlmcOrder
 from tinygrad2.tokenfiles import TokenStream
 from tinygrad2.tokenizer import END_OF_TEXT
 
-ORDERS = ("shuffled", "sequential")
+ORDERS = ("shuffled", "sequential", "llmc")
 
 
 class DataLoader:
@@ -45,6 +48,12 @@ class DataLoader:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {order!r}")
         self.B, self.T, self.rank, self.size, self.order, self.seed = batch_size, block_size, rank, size, order, seed
         self.windows_per_epoch = max(1, n // block_size)
+        if order == "llmc":
+            self._llmc = LlmcOrder(self.stream.lengths(), self.tokens_per_batch)
+            if not all(self._llmc.counts):
+                raise UserError(f"--order llmc: each file must have {self.tokens_per_batch + 1:,} tokens, a batch and "
+                                f"one more; the shortest has {min(self.stream.lengths()):,}; use a smaller batch")
+            self.windows_per_epoch = self._llmc.per_epoch * batch_size
         self.repeats = -(-(batch_size * block_size + 1) // n)  # how often a batch holds the whole stream, rounded up
 
     @property
@@ -81,6 +90,10 @@ class DataLoader:
         if self.order == "sequential":
             return (epochs * self.windows_per_epoch + windows) * self.T
         starts = np.empty_like(windows)
+        if self.order == "llmc":
+            for i, (epoch, window) in enumerate(zip(epochs.tolist(), windows.tolist())):
+                starts[i] = self._llmc.start(epoch, window // self.B) + window % self.B * self.T
+            return starts
         for epoch in np.unique(epochs).tolist():
             shift = make_key(self.seed, epoch, 1) % len(self.stream)
             here = epochs == epoch

@@ -186,6 +186,12 @@ class TokenStream:
     def __len__(self):
         return self.stop - self.start
 
+    def lengths(self):
+        """How many ids of each file are in the stream; files of which none is are left out."""
+        ends = zip(self.ends.tolist(), self.files)
+        inside = (min(end, self.stop) - max(end - file.n, self.start) for end, file in ends)
+        return [n for n in inside if n > 0]
+
     def part(self, start, stop):
         """The ids start .. stop - 1 of this stream, as a stream."""
         return TokenStream(self.files, self.vocab_size, self.start + start, self.start + stop)

@@ -41,7 +41,8 @@ class TrainConfig:
     init_from: str = flag("", "begin with this model instead of random weights (finetuning): one of yours, or a "
                               "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
                           default="none")
-    order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, or sequential", choices=ORDERS)
+    order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, sequential, or llmc: as "
+                                  "llm.c's own program reads it", choices=ORDERS)
     tokenizer: str = flag("", "tokenizer file or folder (ours, or GPT-2's as others keep it) to use instead of "
                               "training one on the text", default="train one, or that of --init-from")
     batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
