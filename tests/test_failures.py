@@ -16,6 +16,7 @@ from test_train import ROOT, SMALL, TEXT
 
 from tinygrad2.checkpoint import newest_checkpoint
 
+pytestmark = pytest.mark.alone
 TIMEOUT = 4  # seconds that a collective may take
 GRACE = 10   # seconds after which the job must be over, the deadline past
 

@@ -13,6 +13,8 @@ from test_train import ROOT
 from tinygrad2.guard import Board, Guard, process_state, where_is_main
 from tinygrad2.threads import core_quota, usable_cores
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_board_shows_each_rank_what_the_others_do():
     path = Board.make_file(2)

@@ -16,7 +16,7 @@ from test_train import ROOT, SMALL, TEXT, metrics
 from tinygrad2.checkpoint import newest_checkpoint
 from tinygrad2.weights import load_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 HERE = pathlib.Path(__file__).parent
 FLAGS = f"{SMALL} --n-layer 2 --n-embd 128 --batch-size 8 --micro-batch-size 1 --data text.txt --dropout 0.1"
 
