@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def run(module, flags):
     command = [sys.executable, "-m", f"benchmarks.{module}", *flags.split()]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -58,7 +58,7 @@ def test_decode_measures_what_int8_costs(tmp_path):
 
 def test_an_unknown_side_is_refused():
     command = [sys.executable, "-m", "benchmarks.train", "--against", "jax"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2 and "unknown side(s) jax" in result.stderr
 
 

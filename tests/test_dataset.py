@@ -150,7 +150,7 @@ def test_killed_while_tokenizing(tmp_path):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100).stdout
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600).stdout
     assert "going on with" in finished
     whole = encode_documents(split_documents(path.read_bytes()), Tokenizer([]))
     assert f"done {len(whole)}" in finished

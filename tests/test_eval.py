@@ -539,7 +539,7 @@ def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, 
     assert second.returncode == 2 and "r.jsonl: another run writes into it" in second.stderr, second.stderr
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert errors.strip() == "interrupted; the same command goes on where the answers in r.jsonl end"
 

@@ -200,7 +200,7 @@ def test_other_flags_on_one_rank_are_told(tmp_path):
         "flags = sys.argv[1:] + ['--lr', '0.5'] * world.rank\nworld.run(lambda: train_gpt2.main(world, flags))\n"
     )
     process, job = training(tmp_path, 2, "--steps 10", tmp_path / "odd.py")
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 2 and no_process_is_left(job)
     assert "the ranks do not have the same flags: lr is 0.006 on rank 0, 0.5 on rank 1" in printed
 
@@ -215,7 +215,7 @@ def test_weights_that_drift_apart_are_told_by_name(tmp_path):
         "train_gpt2.Trainer.step = drifting\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
     )
     process, job = training(tmp_path, 2, "--steps 10 --compare-every 1 --checkpoint-every 1", tmp_path / "drift.py")
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 2 and no_process_is_left(job)
     assert "after step 4 the ranks do not have the same weights any more" in printed, printed[-2000:]
     assert "the first to differ is h.0.mlp.c_fc.weight, on rank 1" in printed
@@ -226,5 +226,5 @@ def test_weights_that_drift_apart_are_told_by_name(tmp_path):
 def test_another_number_of_ranks_than_expected_is_refused(tmp_path):
     for n, ranks in ((1, 2), (2, 4)):
         process, _ = training(tmp_path, n, f"--steps 10 --ranks {ranks}")
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=600)
         assert process.returncode == 2 and f"--ranks {ranks}: there are {n}; start them by mpirun -n {ranks}" in printed

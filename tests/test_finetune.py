@@ -122,7 +122,7 @@ def test_ranks_finetune_together_to_the_same_bits(folder):
     assert finetune(folder, *flags).returncode == 0
     alone, curve = weights(folder), losses(folder)
     command = [find_mpirun(), "-n", "2", sys.executable, ROOT / "train_gpt2.py", "--data", "new.txt", *FLAGS, *flags]
-    together = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    together = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert together.returncode == 0, together.stderr
     assert losses(folder) == curve and "finetuned loss on the new text" in together.stdout
     assert together.stdout.count("before    loss") == 1 and weights(folder) == alone

@@ -495,7 +495,7 @@ def _bytes(letter):
 
 def python(*arguments, cwd, **options):
     options = {"encoding": "utf-8", **options} if "text" not in options else options
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, timeout=120, **options)
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, timeout=600, **options)
 
 
 TEXT = "The cat sat on the mat.\nThe dog sat on the log; a bird sang \u201cpip!\u201d \u263c\n"
@@ -697,13 +697,13 @@ def test_broken_weights_are_one_line(folder):
 @pytest.mark.parametrize("flag", ["--num-samples=1", "--json"])
 def test_a_reader_that_has_seen_enough_is_no_error(flag, folder):
     command = f'"{sys.executable}" "{ROOT / "inference.py"}" {flag} --max-new-tokens 3000 | head -c 5'
-    result = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, timeout=600)
     assert len(result.stdout) == 5 and result.stderr == ""
 
 
 def talk(folder, data, *flags):
     return subprocess.run([sys.executable, str(ROOT / "inference.py"), "--interactive", *flags], cwd=folder, input=data,
-                          capture_output=True, timeout=60)  # fmt: skip
+                          capture_output=True, timeout=600)  # fmt: skip
 
 
 def test_a_conversation_through_a_pipe(folder, say):

@@ -104,7 +104,7 @@ def test_a_diverging_training_stops_with_the_place_a_dump_and_its_checkpoint(tmp
     again = python("-m", "tinygrad2", "replay", dump, cwd=ROOT)
     assert again.returncode == 0 and again.stdout.endswith("the same as then\n"), again.stdout + again.stderr
     command = [sys.executable, "-m", "tinygrad2", "replay", str(dump), "--debug"]
-    debugged = subprocess.run(command, cwd=ROOT, input="p 6 * 7\nq\n", capture_output=True, text=True, timeout=60)
+    debugged = subprocess.run(command, cwd=ROOT, input="p 6 * 7\nq\n", capture_output=True, text=True, timeout=600)
     assert "(Pdb) 42" in debugged.stdout
     damage(dump)
 

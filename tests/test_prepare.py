@@ -185,7 +185,7 @@ def test_shards_join_to_the_stream_wherever_the_work_is_cut(tmp_path, size):
 
 def prepare(name, *flags, **more):
     command = [sys.executable, str(ROOT / "data" / name / "prepare.py"), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, **more)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, **more)
 
 
 GOLDEN = {
@@ -232,11 +232,11 @@ def test_characters_are_prepared_from_any_text_and_trained_on(tmp_path):
     assert f"{n} characters" in result.stdout
     flags = f"--data out --vocab-size {n} --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --steps 3 --prompt The"
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *flags.split()]
-    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=600)
     assert trained.returncode == 0, trained.stderr
     assert "greedy    The" in trained.stdout
     command = [sys.executable, str(ROOT / "inference.py"), "--prompt", "The"]
-    written = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    written = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=600)
     assert written.returncode == 0 and written.stdout.startswith("The"), written.stderr
 
 

@@ -23,7 +23,7 @@ def command(*flags):
 
 
 def train(folder, *flags):
-    result = subprocess.run(command(FLAGS, *flags), cwd=folder, capture_output=True, encoding="utf-8", timeout=120)
+    result = subprocess.run(command(FLAGS, *flags), cwd=folder, capture_output=True, encoding="utf-8", timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -72,7 +72,7 @@ def run_and_signal(folder, number, when, *flags):
         if line.startswith("step") and int(line.split()[1].split("/")[0]) >= when:
             process.send_signal(number)
             break
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=600)
     return process.returncode, "".join(lines) + rest, errors
 
 
@@ -186,5 +186,5 @@ def test_a_second_signal_stops_at_once(folder):
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.001)
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert process.returncode == 130
