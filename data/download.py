@@ -202,15 +202,14 @@ def hub_url(repo, path, revision="main", kind="datasets"):
     return f"{HUB}/{folder}{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{path}"
 
 
-def gpt2_merges(out, merges):
-    """The file of GPT-2's merges as fetch_all wants it, in a list, which is empty where the user has brought one."""
-    return [] if merges else [(GPT2_MERGES, os.path.join(out, "vocab.bpe"), 456_318, GPT2_MERGES_SHA256)]
+def gpt2_tokenizer(out, merges, mirror, also=()):
+    """GPT-2's tokenizer, from a file of merges or fetched; it is also saved as tokenizer.json beside the tokens.
 
-
-def gpt2_tokenizer(out, merges, mirror):
-    """GPT-2's tokenizer, from a file of merges or fetched; it is also saved as tokenizer.json beside the tokens."""
-    fetch_all(gpt2_merges(out, merges), mirror)
-    tokenizer = load_tokenizer(merges or os.path.join(out, "vocab.bpe"))
+    `also` are other files that are needed, as fetch_all takes them: what cannot be had is listed together.
+    """
+    path = merges or os.path.join(out, "vocab.bpe")
+    fetch_all([*also] if merges else [*also, (GPT2_MERGES, path, 456_318, GPT2_MERGES_SHA256)], mirror)
+    tokenizer = load_tokenizer(path)
     tokenizer.save(os.path.join(out, "tokenizer.json"))
     return tokenizer
 

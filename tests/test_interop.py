@@ -593,6 +593,15 @@ def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
     assert equal(load_pretrained(old)[0], a_model())
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "vocab.json", "tokenizer_config.json"])
+def test_no_file_that_is_there_is_written_over(trained, tmp_path, name):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).write_text("mine")
+    result = run("convert", trained, tmp_path / "m", "--to", "hf")
+    assert result.returncode == 2 and f"m/{name}: exists already" in result.stderr
+    assert os.listdir(tmp_path / "m") == [name] and (tmp_path / "m" / name).read_text() == "mine"
+
+
 def test_files_that_only_transformers_would_read_are_in_the_way(trained, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "added_tokens.json").write_text('{"[X]": 300}')

@@ -9,7 +9,8 @@ The stream is a ring: after the last token comes the first. An epoch cuts it int
     sequential   window after window; the next epoch goes on where the last one ended, not at the beginning
     shuffled     each epoch has an order of its own, in which every window comes once, and begins its cuts at a place of
                  its own, so that a window's borders move from epoch to epoch
-    llmc         as llm.c reads (llmc_order.py): whole batches shuffled, for comparisons with it
+    llmc         as llm.c reads (llmc_order.py): whole batches shuffled, for comparisons with it;
+                 its seed is always the same, and another batch size is another order
 
 All are functions of (seed, epoch, number of the window): the place in the data is two integers, (epoch, index), and a
 training that is resumed there reads what it would have read. The rows of a batch are windows index, index + 1, ... and
@@ -49,10 +50,11 @@ class DataLoader:
         self.B, self.T, self.rank, self.size, self.order, self.seed = batch_size, block_size, rank, size, order, seed
         self.windows_per_epoch = max(1, n // block_size)
         if order == "llmc":
-            self._llmc = LlmcOrder(self.stream.lengths(), self.tokens_per_batch)
-            if not all(self._llmc.counts):
+            lengths = self.stream.lengths()
+            if min(lengths) <= self.tokens_per_batch:
                 raise UserError(f"--order llmc: each file must have {self.tokens_per_batch + 1:,} tokens, a batch and "
-                                f"one more; the shortest has {min(self.stream.lengths()):,}; use a smaller batch")
+                                f"one more; the shortest has {min(lengths):,}; use a smaller batch")
+            self._llmc = LlmcOrder(lengths, self.tokens_per_batch)
             self.windows_per_epoch = self._llmc.per_epoch * batch_size
         self.repeats = -(-(batch_size * block_size + 1) // n)  # how often a batch holds the whole stream, rounded up
 

@@ -11,11 +11,13 @@ _PLACES, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples beg
 
 
 def keep_first_model(config):
-    """Raise UserError where the new weights would be written over the ones to begin with."""
-    begin, end = config.init_from, config.weights_out
-    if begin and os.path.exists(begin) and os.path.exists(end) and os.path.samefile(begin, end):
-        raise UserError(f"--weights-out {end}: is the model that --init-from begins with, which would be lost; choose "
-                        "another name")
+    """Raise UserError where the new weights would be written over the ones to begin with, a file or one in a folder."""
+    begin, end = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
+    folder, name = os.path.split(end)
+    of_folder = folder == begin and name.startswith(("config.", "model.", "model-", "pytorch_model"))
+    if config.init_from and os.path.exists(end) and (end == begin or of_folder):
+        raise UserError(f"--weights-out {config.weights_out}: is of the model that --init-from begins with, which "
+                        "would be lost; choose another name")
 
 
 def beginnings(config, tokenizer, stream):

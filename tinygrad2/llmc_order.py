@@ -21,7 +21,7 @@ SEED = 42
 class LlmcOrder:
     """Where the samples of each epoch begin.
 
-    lengths    tokens of each file, at least one more than a sample has
+    lengths    tokens of each file, each at least sample + 1
     sample     tokens of a sample, B * T
     """
 

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 import numpy as np
 
-from data.download import add_common_flags, fetch_all, gpt2_merges, gpt2_tokenizer, state_needs
+from data.download import add_common_flags, gpt2_tokenizer, state_needs
 from tinygrad2.distributed import World
 from tinygrad2.files import read_bytes
 from tinygrad2.flags import Parser
@@ -40,9 +40,8 @@ def main():
     args = parser.parse_args()
     state_needs(args.out, 2, 10, 200, 1)
     path = args.text or os.path.join(args.out, "input.txt")
-    text_file = [] if args.text else [(URL, path, SIZE, SHA256)]
-    fetch_all([*text_file, *gpt2_merges(args.out, args.merges)], args.mirror)
-    tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror)
+    also = [] if args.text else [(URL, path, SIZE, SHA256)]
+    tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror, also)
     text = read_bytes(path).decode("utf-8", "replace")
     if args.format == "nanogpt":
         cut = int(len(text) * 0.9)

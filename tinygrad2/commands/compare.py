@@ -19,7 +19,8 @@ def main(argv):
     args = parser.parse_args(argv)
     config = read_run_config(args.run)
     if config["preset"] == "--init-from" and not args.preset:
-        raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only")
+        raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only; look at its "
+                        f"own: python -m tinygrad2 plot {args.run}")
     reference = load_curves(args.preset or config["preset"])
     differ = differences(reference, config["training"], config["model"], config["data"])
     if differ:

@@ -68,10 +68,11 @@ def _refuse_flags(args, kind):
 
 
 def _refuse_existing(args, kind):
-    found = [args.target]
+    paths = [args.target]
     if args.to == "hf":
-        found = [os.path.join(args.target, name) for name in (_MODEL_FILES if kind == "model" else TOKENIZERS)]
-    found = [path for path in found if os.path.lexists(path)]
+        model = (*_MODEL_FILES, "generation_config.json") if kind == "model" else ()
+        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZERS, "tokenizer_config.json")]
+    found = [path for path in paths if os.path.lexists(path)]
     if found:
         raise UserError(f"{found[0]}: exists already; name another OUT, or write over it with --force")
 
