@@ -16,7 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass
 
-from tinygrad2.threads import plan_threads, threads_flag
+from tinygrad2.system.threads import plan_threads, threads_flag
 
 if __name__ == "__main__":
     plan_threads(threads_flag(sys.argv))  # before NumPy is imported, and starts its own
@@ -28,13 +28,13 @@ from models.pretrained import load_pretrained
 from models.quantize import quantize
 from models.sampling import Sampling
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.distributed import EarlyExit, World
-from tinygrad2.files import UserError, read_bytes
-from tinygrad2.flags import Parser, add_flags, flag, from_flags
+from tinygrad2.cli import Parser, add_flags, flag, from_flags
+from tinygrad2.distributed.world import EarlyExit, World
 from tinygrad2.function import use_kernels
-from tinygrad2.signals import StopRequest
-from tinygrad2.textout import TextStream, write
-from tinygrad2.tokenizer import END_OF_TEXT, SPECIAL
+from tinygrad2.io.files import UserError, read_bytes
+from tinygrad2.system.signals import StopRequest
+from tinygrad2.tokenizers.streaming import TextStream, write
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, SPECIAL
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@
 Read it from top to bottom: config, trainer, and in main world, data, model, loop, results.
 """
 
-from tinygrad2.distributed import EarlyExit, World
-from tinygrad2.threads import threads_flag
+from tinygrad2.distributed.world import EarlyExit, World
+from tinygrad2.system.threads import threads_flag
 
 if __name__ == "__main__":
     import sys
@@ -29,32 +29,32 @@ from models import GPT, PRESETS, GPTConfig
 from models.dropout import set_dropout
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
-from tinygrad2.checkpoint import CheckpointWriter, newest_checkpoint
-from tinygrad2.dataloader import DataLoader
-from tinygrad2.dataset import open_dataset
-from tinygrad2.dump import explain_nonfinite
-from tinygrad2.evaluation import sample_text, tell_results, tell_what_next, validate
-from tinygrad2.files import UserError, check_writable
-from tinygrad2.finetune import keep_first_model, look_at
-from tinygrad2.flags import Parser, add_flags, build, given, saved_values
+from tinygrad2.cli import Parser, add_flags, build, given, saved_values
+from tinygrad2.datasets.dataloader import DataLoader
+from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.distributed.nccl import nccl_of
+from tinygrad2.distributed.reducer import Reducer, compare_weights
+from tinygrad2.evaluation.hellaswag import accuracy, load_examples
 from tinygrad2.function import fastest, use_kernels
-from tinygrad2.hellaswag import accuracy, load_examples
 from tinygrad2.interop.pretrained import open_model
-from tinygrad2.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
-from tinygrad2.memory import forget_peak, peak_resident_bytes, plan_memory, tell_memory
+from tinygrad2.io.files import UserError, check_writable
+from tinygrad2.io.weights import save_weights
 from tinygrad2.module import FlatBuffers
-from tinygrad2.nccl import nccl_of
+from tinygrad2.monitor.dump import explain_nonfinite
+from tinygrad2.monitor.outliers import Outliers
+from tinygrad2.monitor.progress import MetricsFile, Progress
+from tinygrad2.monitor.tensorboard import TensorBoard
 from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
-from tinygrad2.outliers import Outliers
-from tinygrad2.progress import MetricsFile, Progress
-from tinygrad2.reduction import Reducer, compare_weights
-from tinygrad2.runfolder import RunFolder
-from tinygrad2.signals import StopRequest
-from tinygrad2.snapshots import Snapshots
-from tinygrad2.tensorboard import TensorBoard
-from tinygrad2.tokenizers import tokenizer_from_json
-from tinygrad2.trainconfig import RECIPES, TrainConfig, tell_changes
-from tinygrad2.weights import save_weights
+from tinygrad2.system.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
+from tinygrad2.system.signals import StopRequest
+from tinygrad2.tokenizers.mapped import tokenizer_from_json
+from tinygrad2.training.checkpoint import CheckpointWriter, newest_checkpoint
+from tinygrad2.training.config import RECIPES, TrainConfig, tell_changes
+from tinygrad2.training.finetune import keep_first_model, look_at
+from tinygrad2.training.memory_plan import forget_peak, peak_resident_bytes, plan_memory, tell_memory
+from tinygrad2.training.run_dir import RunFolder
+from tinygrad2.training.snapshot import Snapshots
+from tinygrad2.training.validation import sample_text, tell_results, tell_what_next, validate
 
 # -- config ------------------------------------------------------------------------------------------------------------
 

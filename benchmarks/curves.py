@@ -1,6 +1,6 @@
 """Make the reference curves of a preset: python -m benchmarks.curves --preset demo
 
-Trains it with five seeds and writes tinygrad2/curves/<preset>.json. With --first N each training is ended after N
+Trains it with five seeds and writes tinygrad2/monitor/curves/<preset>.json. With --first N each training is ended after N
 steps (its schedule stays that of the whole), for presets whose whole training takes days.
 """
 
@@ -16,9 +16,9 @@ import tempfile
 import numpy as np
 
 from benchmarks.harness import cpu_name
-from tinygrad2.curves import FOLDER, FORMAT, VERSION
-from tinygrad2.files import atomic_write
-from tinygrad2.metrics import read_metrics, read_run_config
+from tinygrad2.io.files import atomic_write
+from tinygrad2.monitor.metrics import read_metrics, read_run_config
+from tinygrad2.monitor.reference_curves import FOLDER, FORMAT, VERSION
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--first", type=int, default=0, help="end each after N steps (default: train to the end)")
-    parser.add_argument("--out", default="", help="file to write (default: tinygrad2/curves/PRESET.json)")
+    parser.add_argument("--out", default="", help="file to write (default: tinygrad2/monitor/curves/PRESET.json)")
     parser.add_argument("flags", nargs="*", help="more flags for train_gpt2.py, behind --")
     args = parser.parse_args()
     losses = {}

@@ -15,7 +15,7 @@ import os
 import statistics
 
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
-from tinygrad2.threads import available_cores
+from tinygrad2.system.threads import available_cores
 
 OURS = ("ours", "ours-int8")  # int8 is made for a text alone
 
@@ -116,8 +116,8 @@ def mean_loss(model, tokenizer, path):
     import numpy as np
 
     import ops
-    from tinygrad2.dataloader import encode_documents, split_documents
-    from tinygrad2.files import read_bytes
+    from tinygrad2.datasets.dataloader import encode_documents, split_documents
+    from tinygrad2.io.files import read_bytes
     from tinygrad2.tensor import no_grad
 
     ids = np.asarray(encode_documents(split_documents(read_bytes(path)), tokenizer), np.int64)

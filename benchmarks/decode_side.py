@@ -96,7 +96,7 @@ def main():
     if side.startswith("transformers"):
         write = transformers_writer(config, generate=side.endswith("generate"))
     else:
-        from tinygrad2.threads import plan_threads
+        from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
         write = our_writer(config, int8=side.endswith("int8"))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from tinygrad2.threads import available_cores
+from tinygrad2.system.threads import available_cores
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
@@ -72,7 +72,7 @@ def bandwidth(seconds=0.5, size=1 << 25):
     """
     import numpy as np
 
-    from tinygrad2.threads import POOL
+    from tinygrad2.system.threads import POOL
 
     source, target = np.ones(size, np.float32), np.ones(size, np.float32)   # 128 MB each: larger than any cache
 

@@ -6,12 +6,12 @@ from benchmarks.harness import answer_requests, bandwidth
 
 
 def main():
-    from tinygrad2.threads import plan_threads
+    from tinygrad2.system.threads import plan_threads
 
     plan_threads(int(sys.argv[1]))
     import numpy as np
 
-    from tinygrad2.machine import gemm_peak
+    from tinygrad2.system.machine import gemm_peak
 
     answer_requests(lambda: dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth()))
 

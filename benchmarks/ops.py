@@ -14,7 +14,7 @@ import statistics
 
 from benchmarks.harness import Side, installed, load_average, machine, save
 from benchmarks.ops_side import CASES
-from tinygrad2.threads import available_cores
+from tinygrad2.system.threads import available_cores
 
 
 def flops_of(op, shapes):

@@ -127,10 +127,10 @@ def torch_case(name, threads):
 def main():
     side, threads = sys.argv[1], json.loads(sys.argv[2])
     if side != "torch":
-        from tinygrad2.threads import plan_threads
+        from tinygrad2.system.threads import plan_threads
 
         plan_threads(threads)
-        from tinygrad2.machine import keep_freed_memory
+        from tinygrad2.system.machine import keep_freed_memory
 
         keep_freed_memory()
 

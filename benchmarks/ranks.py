@@ -16,8 +16,8 @@ import subprocess
 import sys
 
 from benchmarks.harness import ROOT, Side, installed, load_average, machine, ratio_of, save
-from tinygrad2.launch import environment, find_mpirun
-from tinygrad2.threads import available_cores
+from tinygrad2.distributed.launch import environment, find_mpirun
+from tinygrad2.system.threads import available_cores
 
 
 class Ranks(Side):
@@ -36,9 +36,9 @@ class Ranks(Side):
 
 def products_by():
     """Whose matrix products ours are."""
-    from ops.kernels.cpu import blas
+    from ops.kernels.cpu import gemm
 
-    return blas.vendor or "NumPy"
+    return gemm.vendor or "NumPy"
 
 
 def free_port():

@@ -32,14 +32,14 @@ class Batches:
 
 def ours(config):
     """(a function that does one step and gives its loss, World, figures of a step)"""
-    from tinygrad2.distributed import World
+    from tinygrad2.distributed.world import World
 
     world = World.join(config["threads"])
 
     import train_gpt2
     from models import GPTConfig
-    from tinygrad2.machine import keep_freed_memory
-    from tinygrad2.trainconfig import TrainConfig
+    from tinygrad2.system.machine import keep_freed_memory
+    from tinygrad2.training.config import TrainConfig
 
     rows = config["micro_batch_size"] or config["batch_size"] // world.size
     training = TrainConfig(

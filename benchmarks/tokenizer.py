@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import cpu_name, load_average, save, versions
-from tinygrad2 import encoding
-from tinygrad2.chunks import PATTERN
-from tinygrad2.dataloader import encode_documents, split_documents
-from tinygrad2.threads import available_cores
-from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer
+from tinygrad2.datasets.dataloader import encode_documents, split_documents
+from tinygrad2.system.threads import available_cores
+from tinygrad2.tokenizers import parallel
+from tinygrad2.tokenizers.pretokenizer import PATTERN
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "data" / "dummy_data.txt"
@@ -165,7 +165,7 @@ def main():
         f"train {MERGES:,} merges": training_sides(text, tokenizers),
         "encode": encoding_sides(text, tokenizer, tiktoken, tokenizers),
     }
-    if size >= encoding.PARALLEL_FROM:
+    if size >= parallel.PARALLEL_FROM:
         jobs["encode documents"] = document_sides(text, tokenizer)
     rows = []
     print(f"{'':20} {'':18} {'min s':>8} {'median s':>9} {'MB/s':>7} {'ours / this':>12}")

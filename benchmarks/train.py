@@ -12,7 +12,7 @@ import json
 import statistics
 
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
-from tinygrad2.threads import available_cores
+from tinygrad2.system.threads import available_cores
 
 SIDES = ("torch", "torch-compile", "torch-tuned", "torch-compile-tuned", "reference")
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}

@@ -23,9 +23,9 @@ def our_trainer(config, kernels):
     """A function (x, y) -> loss: what train_gpt2.py does in a step."""
     from models import GPT, GPTConfig
     from tinygrad2.function import use_kernels
-    from tinygrad2.machine import keep_freed_memory
     from tinygrad2.module import FlatBuffers
     from tinygrad2.optim import Adam, clip_grad_norm
+    from tinygrad2.system.machine import keep_freed_memory
 
     use_kernels(kernels)
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
@@ -59,7 +59,7 @@ def main():
     if side.startswith("torch"):
         step = torch_trainer(config, compiled="compile" in side)
     else:
-        from tinygrad2.threads import plan_threads
+        from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
         step = our_trainer(config, "reference" if side == "reference" else "auto")

@@ -17,11 +17,11 @@ import urllib.request
 
 import numpy as np
 
-from tinygrad2.encoding import encode_stream
-from tinygrad2.files import UserError, make_folder, read_record, write_record
-from tinygrad2.progress import Meter
-from tinygrad2.tokenfiles import write_tokens
-from tinygrad2.tokenizers import load_tokenizer
+from tinygrad2.datasets.token_files import write_tokens
+from tinygrad2.io.files import UserError, make_folder, read_record, write_record
+from tinygrad2.monitor.progress import Meter
+from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.parallel import encode_stream
 
 HUB = "https://huggingface.co"
 GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"

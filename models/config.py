@@ -6,7 +6,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from tinygrad2.flags import flag
+from tinygrad2.cli import flag
 
 ACTIVATIONS = ("gelu", "gelu_erf")
 _NEWER = {"n_inner", "norm_eps"}  # fields that the first weights files do not have

@@ -44,7 +44,7 @@ __all__ = [
 
 try:
     import ops.kernels.cpu  # noqa: F401
-    from ops.kernels.cpu.compiler import announce_compiling
+    from ops.kernels.cpu.numba_jit import announce_compiling
 except ImportError as error:
     _missing = error.name or str(error)
 
@@ -66,7 +66,7 @@ def describe_kernels(device, mode):
     if device == "cpu" and _missing:
         return f'none, because {_missing} is missing: pip install -e ".[fast]" makes training about twice as fast'
     if device == "cpu":
-        from ops.kernels.cpu import blas
+        from ops.kernels.cpu import gemm
 
-        return f"compiled loops of ops/kernels/cpu, products by {blas.vendor or 'NumPy'}"
+        return f"compiled loops of ops/kernels/cpu, products by {gemm.vendor or 'NumPy'}"
     return "none yet for this device: the pages of maths in ops/"

@@ -1,6 +1,6 @@
-"""Uniform numbers out of a hash: number i of stream `key` for whoever asks, in any order (see tinygrad2/hashing.py)."""
+"""Uniform numbers out of a hash: number i of stream `key` for whoever asks, in any order (see tinygrad2/prng.py)."""
 
-from tinygrad2.hashing import FACTOR_1, FACTOR_2, GOLDEN, make_key, mix, mix_int
+from tinygrad2.prng import FACTOR_1, FACTOR_2, GOLDEN, make_key, mix, mix_int
 
 __all__ = ["FACTOR_1", "FACTOR_2", "GOLDEN", "make_key", "mix", "mix_int", "uniform"]
 

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from tinygrad2.checkpoint import (
+from tinygrad2.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
     newest_checkpoint,

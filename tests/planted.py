@@ -6,12 +6,12 @@ import sys
 import threading
 import time
 
-from tinygrad2.distributed import World
+from tinygrad2.distributed.world import World
 
 world = World.join()
 
 import train_gpt2  # noqa: E402  after the threads have been planned
-from tinygrad2.reduction import Reducer  # noqa: E402
+from tinygrad2.distributed.reducer import Reducer  # noqa: E402
 
 kind, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 

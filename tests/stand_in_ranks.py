@@ -5,7 +5,7 @@ import ctypes
 import sys
 from types import SimpleNamespace
 
-from tinygrad2.distributed import World
+from tinygrad2.distributed.world import World
 
 world = World.join()
 

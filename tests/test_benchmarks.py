@@ -41,8 +41,8 @@ def test_decode_times_float32_and_int8():
 
 def test_decode_measures_what_int8_costs(tmp_path):
     from models import GPT, GPTConfig
-    from tinygrad2.tokenizer import Tokenizer
-    from tinygrad2.weights import save_weights
+    from tinygrad2.io.weights import save_weights
+    from tinygrad2.tokenizers.tokenizer import Tokenizer
 
     text = "the cat sat on the mat. the dog sat on the cat. " * 20
     (tmp_path / "text.txt").write_text(text)

@@ -10,7 +10,9 @@ import pytest
 from crash_everywhere import checkpoint
 from test_train import ROOT, TEXT, train
 
-from tinygrad2.checkpoint import (
+from tinygrad2.io.files import UserError
+from tinygrad2.io.weights import load_weights
+from tinygrad2.training.checkpoint import (
     CheckpointWriter,
     list_checkpoints,
     newest_checkpoint,
@@ -19,9 +21,7 @@ from tinygrad2.checkpoint import (
     sweep,
     write_checkpoint,
 )
-from tinygrad2.files import UserError
-from tinygrad2.runfolder import RunFolder
-from tinygrad2.weights import load_weights
+from tinygrad2.training.run_dir import RunFolder
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_train import ROOT, SMALL, TEXT, python, train
 
-from tinygrad2 import curves
 from tinygrad2.commands import COMMANDS
-from tinygrad2.files import UserError
-from tinygrad2.launch import have_mpi
-from tinygrad2.metrics import read_metrics, smooth, thin
-from tinygrad2.outliers import WINDOW, Outliers
+from tinygrad2.distributed.launch import have_mpi
+from tinygrad2.io.files import UserError
+from tinygrad2.monitor import reference_curves
+from tinygrad2.monitor.metrics import read_metrics, smooth, thin
+from tinygrad2.monitor.outliers import WINDOW, Outliers
 
 
 def command(*arguments, cwd=ROOT, **environment):
@@ -109,7 +109,8 @@ def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
     if name == "ranks" and not have_mpi():
         pytest.skip("there is no mpirun, or no mpi4py")
     (tmp_path / "spoilt.py").write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\nfrom tinygrad2.distributed import World\nworld = World.join()\n"
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}]\n"
+        "from tinygrad2.distributed.world import World\nworld = World.join()\n"
         f"import train_gpt2\n{SPOILT[name]}\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
     )
     (tmp_path / "verify.py").write_text(
@@ -275,7 +276,7 @@ def test_tensorboard_that_is_missing_is_one_line(tmp_path):
 
 
 def a_run(folder, losses, **changes):
-    reference = curves.load_curves("demo")["config"]
+    reference = reference_curves.load_curves("demo")["config"]
     training = {**reference["training"], **changes}
     config = {"training": training, "model": reference["model"], "preset": "demo", "data": reference["data"]}
     (folder / "config.json").write_text(json.dumps(config))
@@ -284,7 +285,7 @@ def a_run(folder, losses, **changes):
 
 
 def test_compare_says_inside_or_the_first_step_outside(tmp_path):
-    reference = curves.load_curves("demo")["losses"]
+    reference = reference_curves.load_curves("demo")["losses"]
     mean = np.mean([curve for curve in reference.values()], axis=0)
     a_run(tmp_path, mean, seed=99, micro_batch_size=2, threads=1, device="cuda")
     inside = command("compare", tmp_path)
@@ -307,12 +308,12 @@ def test_compare_says_inside_or_the_first_step_outside(tmp_path):
 
 
 def test_each_reference_seed_is_inside_the_band_and_near_seeds_too():
-    losses = curves.load_curves("demo")["losses"]
-    band = curves.band_of(losses)
-    assert all(curves.first_outside(curve, band) is None for curve in losses.values()) and len(losses) == 5
+    losses = reference_curves.load_curves("demo")["losses"]
+    band = reference_curves.band_of(losses)
+    assert all(reference_curves.first_outside(curve, band) is None for curve in losses.values()) and len(losses) == 5
     noisy = np.mean(list(losses.values()), axis=0) * np.exp(np.random.default_rng(0).normal(0, 0.03, 1000))
-    assert curves.first_outside(list(noisy), band) is None
-    assert curves.first_outside(list(noisy * 1.5), band) is not None
+    assert reference_curves.first_outside(list(noisy), band) is None
+    assert reference_curves.first_outside(list(noisy * 1.5), band) is not None
 
 
 def test_a_jump_is_an_outlier_and_a_trend_is_none():

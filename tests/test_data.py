@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import ops  # noqa: F401  (Tensors need them)
-from tinygrad2.dataloader import DataLoader, encode_documents, split_documents
-from tinygrad2.files import UserError
-from tinygrad2.hashing import permute
+from tinygrad2.datasets.dataloader import DataLoader, encode_documents, split_documents
+from tinygrad2.datasets.token_files import MemoryTokens, TokenStream
+from tinygrad2.io.files import UserError
 from tinygrad2.module import FlatBuffers, Module, Parameter
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
-from tinygrad2.tokenfiles import MemoryTokens, TokenStream
-from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.prng import permute
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 TOKENS = np.arange(1000, dtype=np.int32)
 

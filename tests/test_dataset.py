@@ -14,14 +14,14 @@ import pytest
 from test_tokenfiles import IDS, write
 from test_train import ROOT, TEXT, train
 
-from tinygrad2 import textcache
-from tinygrad2.char_tokenizer import CharTokenizer
-from tinygrad2.dataloader import encode_documents, split_documents
-from tinygrad2.dataset import open_dataset
-from tinygrad2.distributed import World
-from tinygrad2.files import UserError
-from tinygrad2.tokenizer import Tokenizer, TokenizerError
-from tinygrad2.tokenizers import load_tokenizer, tokenizer_from_json
+from tinygrad2.datasets import text_cache
+from tinygrad2.datasets.dataloader import encode_documents, split_documents
+from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.distributed.world import World
+from tinygrad2.io.files import UserError
+from tinygrad2.tokenizers.char import CharTokenizer
+from tinygrad2.tokenizers.mapped import load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 
 def opened(data, name="", tokenizer="", vocab_size=300, val_fraction=0.0, **more):
@@ -51,7 +51,7 @@ def test_a_text_is_its_documents_with_ends_and_the_second_time_it_is_only_opened
     def never(*_):
         raise AssertionError("tokenized a second time")
 
-    monkeypatch.setattr(textcache, "encode_stream", never)
+    monkeypatch.setattr(text_cache, "encode_stream", never)
     monkeypatch.setattr(Tokenizer, "train", never)
     again = opened(text)
     assert np.array_equal(ids_of(again.train), ids_of(data.train)) and again.fingerprint == data.fingerprint
@@ -61,8 +61,8 @@ def test_a_text_that_has_changed_is_tokenized_anew_one_that_was_touched_is_not(t
     before = opened(text)
     os.utime(text, ns=(1, 1))
     calls = []
-    encode = textcache.encode_stream
-    monkeypatch.setattr(textcache, "encode_stream", lambda *args: calls.append(1) or encode(*args))
+    encode = text_cache.encode_stream
+    monkeypatch.setattr(text_cache, "encode_stream", lambda *args: calls.append(1) or encode(*args))
     assert opened(text).fingerprint == before.fingerprint and not calls
     changed = text.read_bytes().replace(b"mat", b"hat")  # as long as before
     text.write_bytes(changed)
@@ -99,19 +99,19 @@ def test_blocks_cut_anywhere_give_the_same_ids(seed, tmp_path, monkeypatch):
     raw = "".join(rng.choice(parts) for _ in range(400)).encode()
     path = tmp_path / "t.txt"
     path.write_bytes(raw)
-    monkeypatch.setattr(textcache, "BLOCK", rng.choice([16, 50, 200, 1000]))
-    monkeypatch.setattr(textcache, "SHARD", rng.choice([1, 30, 1000]))
+    monkeypatch.setattr(text_cache, "BLOCK", rng.choice([16, 50, 200, 1000]))
+    monkeypatch.setattr(text_cache, "SHARD", rng.choice([1, 30, 1000]))
     tokenizer = Tokenizer.train("some more words word word", 262)
-    files, _ = textcache.tokens_of_text([str(path)], tokenizer, 262, print)
+    files, _ = text_cache.tokens_of_text([str(path)], tokenizer, 262, print)
     found = np.concatenate([file.read(0, file.n) for file in files])
     assert np.array_equal(found, encode_documents(split_documents(raw), tokenizer))
 
 
 def test_work_that_was_interrupted_goes_on_behind_the_last_shard(text, monkeypatch):
-    monkeypatch.setattr(textcache, "BLOCK", 100)
-    monkeypatch.setattr(textcache, "SHARD", 50)
+    monkeypatch.setattr(text_cache, "BLOCK", 100)
+    monkeypatch.setattr(text_cache, "SHARD", 50)
     whole = encode_documents(split_documents(text.read_bytes()), Tokenizer([]))
-    encode, left = textcache.encode_stream, [7]
+    encode, left = text_cache.encode_stream, [7]
 
     def power_cut(*args):
         left[0] -= 1
@@ -119,11 +119,11 @@ def test_work_that_was_interrupted_goes_on_behind_the_last_shard(text, monkeypat
             raise KeyboardInterrupt
         return encode(*args)
 
-    monkeypatch.setattr(textcache, "encode_stream", power_cut)
+    monkeypatch.setattr(text_cache, "encode_stream", power_cut)
     cuts, said = 0, []
     while True:
         try:
-            files, _ = textcache.tokens_of_text([str(text)], Tokenizer([]), 300, said.append)
+            files, _ = text_cache.tokens_of_text([str(text)], Tokenizer([]), 300, said.append)
             break
         except KeyboardInterrupt:
             cuts, left[0] = cuts + 1, 7
@@ -136,9 +136,9 @@ def test_killed_while_tokenizing(tmp_path):
     path = tmp_path / "big.txt"
     path.write_bytes((TEXT * 20).encode() * 400)
     script = (
-        "import sys; from tinygrad2 import textcache; textcache.BLOCK = 1 << 14; textcache.SHARD = 1 << 13\n"
-        "from tinygrad2.tokenizer import Tokenizer\n"
-        "files, _ = textcache.tokens_of_text([sys.argv[1]], Tokenizer([]), 300, print)\n"
+        "import sys; from tinygrad2.datasets import text_cache; text_cache.BLOCK = 1 << 14; text_cache.SHARD = 1 << 13\n"
+        "from tinygrad2.tokenizers.tokenizer import Tokenizer\n"
+        "files, _ = text_cache.tokens_of_text([sys.argv[1]], Tokenizer([]), 300, print)\n"
         "print('done', sum(file.n for file in files))"
     )
     command = [sys.executable, "-c", script, str(path)]
@@ -154,7 +154,7 @@ def test_killed_while_tokenizing(tmp_path):
     assert "going on with" in finished
     whole = encode_documents(split_documents(path.read_bytes()), Tokenizer([]))
     assert f"done {len(whole)}" in finished
-    files, _ = textcache.tokens_of_text([str(path)], Tokenizer([]), 300, print)
+    files, _ = text_cache.tokens_of_text([str(path)], Tokenizer([]), 300, print)
     assert np.array_equal(np.concatenate([file.read(0, file.n) for file in files]), whole)
 
 
@@ -316,7 +316,7 @@ def test_gpt2s_merges_train_and_write(tmp_path):
 
 
 def test_a_meter_speaks_of_long_work_only_and_plainly_into_a_file(monkeypatch):
-    from tinygrad2 import progress
+    from tinygrad2.monitor import progress
 
     clock = [0.0]
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])

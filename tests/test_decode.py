@@ -113,8 +113,8 @@ def test_an_int8_model_lets_go_of_its_float_weights():
 
 
 def test_inference_writes_in_int8(tmp_path, capfdbinary):
-    from tinygrad2.tokenizer import Tokenizer
-    from tinygrad2.weights import save_weights
+    from tinygrad2.io.weights import save_weights
+    from tinygrad2.tokenizers.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train("the cat sat on the mat. " * 20, 270)
     model = GPT(GPTConfig(block_size=16, vocab_size=270, n_layer=2, n_head=2, n_embd=32), seed=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_train import ROOT, SMALL, TEXT, metrics
 
-from tinygrad2.weights import load_weights
+from tinygrad2.io.weights import load_weights
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed")
 _BESIDE = pathlib.Path(sys.executable).parent / "mpirun"
@@ -175,7 +175,7 @@ def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_goes_on
 def test_ranks_resumed_by_other_numbers_of_ranks_learn_the_same(folder, runs):
     for n, steps, zero in ((2, 7, 1), (4, 13, 0), (2, 16, 1), (1, 20, 0)):
         (folder / "stop.py").write_text(  # ends it like a signal after so many steps, without a race
-            "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+            "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
             "step = train_gpt2.Trainer.step\n"
             "def counted(self, loader):\n"
             f"    if self.done == {steps} - 1: stop.signal = 15\n    return step(self, loader)\n"
@@ -210,7 +210,7 @@ def test_rank_0_alone_prints(runs):
 def test_the_ranks_share_out_the_cores_before_numpy_loads(folder):
     (folder / "threads.py").write_text(
         "import os, sys\n"
-        "from tinygrad2.distributed import World\n"
+        "from tinygrad2.distributed.world import World\n"
         "world = World.join()\n"
         "early = 'numpy' in sys.modules\n"
         "names = ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'NUMBA_NUM_THREADS')\n"
@@ -223,7 +223,7 @@ def test_the_ranks_share_out_the_cores_before_numpy_loads(folder):
 
 def test_threads_set_by_the_user_stay(folder):
     (folder / "own.py").write_text(
-        "import os\nfrom tinygrad2.distributed import World\n"
+        "import os\nfrom tinygrad2.distributed.world import World\n"
         "world = World.join()\nos.write(1, f'{world.threads}\\n'.encode())\n"
     )
     command = [MPIRUN, "-n", "2", sys.executable, "own.py"]
@@ -231,7 +231,7 @@ def test_threads_set_by_the_user_stay(folder):
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert result.stdout == "7\n7\n"
     (folder / "own.py").write_text(
-        "import os\nfrom tinygrad2.distributed import World\n"
+        "import os\nfrom tinygrad2.distributed.world import World\n"
         "world = World.join(threads=3)\nos.write(1, f'{world.threads}\\n'.encode())\n"
     )
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -254,8 +254,8 @@ ENDINGS = {
 def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
     (folder / "ending.py").write_text(
         "import sys, time\n"
-        "from tinygrad2.distributed import World\n"
-        "from tinygrad2.files import UserError\n"
+        "from tinygrad2.distributed.world import World\n"
+        "from tinygrad2.io.files import UserError\n"
         "world = World.join()\n"
         "import numpy as np\n"
         "def main():\n"

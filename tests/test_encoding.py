@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinygrad2 import encoding
-from tinygrad2.dataloader import encode_documents
-from tinygrad2.encoding import EncodingError, encode_stream, shares
-from tinygrad2.files import UserError
-from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.datasets.dataloader import encode_documents
+from tinygrad2.io.files import UserError
+from tinygrad2.tokenizers import parallel
+from tinygrad2.tokenizers.parallel import EncodingError, encode_stream, shares
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 PROSE = "She sells sea shells by the sea shore; naïve\u2003café, 日本語。\n It's  \u3000 \n\t 12 \x1c\x85 🙂. "
@@ -25,8 +25,8 @@ GREET = "import sys; sys.stdin.readline(); print('ready', flush=True); sys.stdin
 @pytest.fixture
 def small_shares(monkeypatch):
     """Shares of 200 bytes, and parallel work from 1,000 bytes on."""
-    monkeypatch.setattr(encoding, "SHARE", 200)
-    monkeypatch.setattr(encoding, "PARALLEL_FROM", 1000)
+    monkeypatch.setattr(parallel, "SHARE", 200)
+    monkeypatch.setattr(parallel, "PARALLEL_FROM", 1000)
 
 
 def some_documents(seed=0):
@@ -58,30 +58,30 @@ def test_the_stream_is_an_array_of_numpy(small_shares):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 100])
 def test_a_long_document_is_cut_where_no_chunk_is(size, monkeypatch):
-    monkeypatch.setattr(encoding, "SHARE", size)
+    monkeypatch.setattr(parallel, "SHARE", size)
     for seed in range(20):
         documents = some_documents(seed)[:10]
         ids = []
         for texts, last_is_whole in shares(documents):
-            ids += encoding._encode_texts(map(bytes, texts), True, TOKENIZER)
+            ids += parallel._encode_texts(map(bytes, texts), True, TOKENIZER)
             if not last_is_whole:
                 ids.pop()
         assert ids == by_hand(documents)
 
 
 def test_shares_are_about_equal_and_only_long_documents_are_cut(monkeypatch):
-    monkeypatch.setattr(encoding, "SHARE", 4)
+    monkeypatch.setattr(parallel, "SHARE", 4)
     cut = [(list(map(bytes, texts)), whole) for texts, whole in shares([b"one", b"two", b"one two three", b"", b"x"])]
     assert cut == [([b"one", b"two"], True), ([b"one two"], False), ([b" three"], True), ([b"", b"x"], True)]
-    monkeypatch.setattr(encoding, "SHARE", 100)
+    monkeypatch.setattr(parallel, "SHARE", 100)
     sizes = [sum(map(len, texts)) for texts, _ in shares([PROSE * 100])]
     assert len(sizes) > 50 and max(sizes) < 300
 
 
 def test_large_texts_are_shared_out_but_not_under_mpirun(small_shares, monkeypatch):
     made = []
-    monkeypatch.setattr(encoding, "available_cores", lambda: {0, 1})
-    monkeypatch.setattr(encoding, "_encode_in_parallel", lambda documents, tokenizer, workers: made.append(workers))
+    monkeypatch.setattr(parallel, "available_cores", lambda: {0, 1})
+    monkeypatch.setattr(parallel, "_encode_in_parallel", lambda documents, tokenizer, workers: made.append(workers))
     monkeypatch.delenv("PMI_SIZE", raising=False)
     encode_stream([b"a" * 999], TOKENIZER)
     assert made == []
@@ -95,7 +95,7 @@ def test_large_texts_are_shared_out_but_not_under_mpirun(small_shares, monkeypat
 
 @pytest.mark.parametrize("code", ["sys.exit(1)", "sys.stdin.readline(); print('what?')", "import no_such_module", "1+"])
 def test_where_workers_cannot_start_one_process_does_it_all(code, small_shares, monkeypatch):
-    monkeypatch.setattr(encoding, "_START", f"import sys; {code}")
+    monkeypatch.setattr(parallel, "_START", f"import sys; {code}")
     assert encode_stream([PROSE * 50], TOKENIZER, workers=2).tolist() == by_hand([PROSE * 50])
 
 
@@ -115,7 +115,7 @@ def test_where_there_is_no_python_to_start_one_process_does_it_all(python, small
     ],
 )
 def test_a_worker_that_dies_is_one_clear_error(code, reason, small_shares, monkeypatch):
-    monkeypatch.setattr(encoding, "_START", GREET + code)
+    monkeypatch.setattr(parallel, "_START", GREET + code)
     with pytest.raises(EncodingError) as error:
         encode_stream([PROSE * 50], TOKENIZER, workers=2)
     assert isinstance(error.value, UserError) and "\n" not in str(error.value)
@@ -126,16 +126,16 @@ def test_ctrl_c_ends_the_workers_too():
     """The workers here hang; each tells its number through a file that the parent prints."""
     script = f"""
 import os, sys
-from tinygrad2 import encoding
-from tinygrad2.tokenizer import Tokenizer
-encoding.SHARE = 10
-encoding._START = {GREET!r} + "import os, time; os.write(int({{}}), b'%d ' % os.getpid()); time.sleep(600)"
+from tinygrad2.tokenizers import parallel
+from tinygrad2.tokenizers.tokenizer import Tokenizer
+parallel.SHARE = 10
+parallel._START = {GREET!r} + "import os, time; os.write(int({{}}), b'%d ' % os.getpid()); time.sleep(600)"
 out = os.dup(1)
 os.set_inheritable(out, True)
-encoding._START = encoding._START.format(out)
-start = encoding.subprocess.Popen
-encoding.subprocess.Popen = lambda *args, **pipes: start(*args, close_fds=False, **pipes)
-encoding.encode_stream([b"one two three four"] * 10, Tokenizer([]), workers=2)
+parallel._START = parallel._START.format(out)
+start = parallel.subprocess.Popen
+parallel.subprocess.Popen = lambda *args, **pipes: start(*args, close_fds=False, **pipes)
+parallel.encode_stream([b"one two three four"] * 10, Tokenizer([]), workers=2)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with parent:
@@ -153,6 +153,6 @@ encoding.encode_stream([b"one two three four"] * 10, Tokenizer([]), workers=2)
 
 
 def test_workers_do_not_load_numpy():
-    script = "import sys, tinygrad2.encoding; print('numpy' in sys.modules, 'multiprocessing' in sys.modules)"
+    script = "import sys, tinygrad2.tokenizers.parallel\nprint('numpy' in sys.modules, 'multiprocessing' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.stdout == "False False\n", result.stderr

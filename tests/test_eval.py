@@ -16,20 +16,28 @@ from test_commands import command
 from test_models import tiny
 from test_train import ROOT, TEXT, python, train
 
-from tinygrad2 import hellaswag, scoring
-from tinygrad2.char_tokenizer import CharTokenizer
 from tinygrad2.commands.eval import main
-from tinygrad2.distributed import World
-from tinygrad2.files import UserError
+from tinygrad2.datasets.token_files import TokenStream, write_tokens
+from tinygrad2.distributed.world import World
+from tinygrad2.evaluation import hellaswag, scoring
+from tinygrad2.evaluation.hellaswag import (
+    Answer,
+    Example,
+    answer,
+    count_cropped,
+    load_examples,
+    summary,
+    write_examples,
+)
+from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
+from tinygrad2.evaluation.scoring import score_long, score_rows, windows
 from tinygrad2.function import kernels
-from tinygrad2.hellaswag import Answer, Example, answer, count_cropped, load_examples, summary, write_examples
 from tinygrad2.interop import hf
+from tinygrad2.io.files import UserError
 from tinygrad2.module import FlatBuffers
-from tinygrad2.perplexity import ids_of_text, perplexity
-from tinygrad2.scoring import score_long, score_rows, windows
 from tinygrad2.tensor import no_grad
-from tinygrad2.tokenfiles import TokenStream, write_tokens
-from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.tokenizers.char import CharTokenizer
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 WORDS = "The cat sat on the mat. The dog sat on the log. A bird in a tree sang \u201cpip!\u201d".split()
 
@@ -490,7 +498,7 @@ def test_hellaswag_answers_once_and_goes_on(folder, tmp_path):
 
 def test_llmcs_file_gives_the_same_answers(folder, tmp_path):
     weights = ["--weights", folder / "trained_weights.bin"]
-    from tinygrad2.weights import load_weights
+    from tinygrad2.io.weights import load_weights
 
     tokenizer = Tokenizer.from_json(load_weights(str(folder / "trained_weights.bin")).tokenizer)
     write_examples(tmp_path / "h.bin", load_examples(folder / "h.jsonl", tokenizer))
@@ -589,7 +597,7 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
     result = json.loads(command("eval", "perplexity", *weights, "--data", folder / "text.txt", "--json").stdout)
     text = (TEXT * 40).replace("\n<|endoftext|>\n", "")
     assert result["bytes"] == len(text.encode()) and result["loss"] < 5
-    from tinygrad2.weights import load_weights
+    from tinygrad2.io.weights import load_weights
 
     tokenizer = Tokenizer.from_json(load_weights(str(folder / "trained_weights.bin")).tokenizer)
     ids = tokenizer.encode((TEXT * 40).replace("\n<|endoftext|>\n", "<|endoftext|>"), "allowed")
@@ -642,7 +650,7 @@ def test_help_lists_the_flags():
 def test_a_line_says_how_far_it_is():
     import io
 
-    from tinygrad2.live import Live
+    from tinygrad2.monitor.live import Live
 
     stream = io.StringIO()
     live = Live("hellaswag", "questions", 1000, 200, stream)

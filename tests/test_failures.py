@@ -14,7 +14,7 @@ import pytest
 from test_distributed import CLEAN, MPIRUN, needs_mpich
 from test_train import ROOT, SMALL, TEXT
 
-from tinygrad2.checkpoint import newest_checkpoint
+from tinygrad2.training.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.alone
 TIMEOUT = 4  # seconds that a collective may take
@@ -196,7 +196,7 @@ def test_nobody_stays_behind_when_mpirun_is_killed(tmp_path):
 
 def test_other_flags_on_one_rank_are_told(tmp_path):
     (tmp_path / "odd.py").write_text(
-        "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+        "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
         "flags = sys.argv[1:] + ['--lr', '0.5'] * world.rank\nworld.run(lambda: train_gpt2.main(world, flags))\n"
     )
     process, job = training(tmp_path, 2, "--steps 10", tmp_path / "odd.py")
@@ -207,7 +207,7 @@ def test_other_flags_on_one_rank_are_told(tmp_path):
 
 def test_weights_that_drift_apart_are_told_by_name(tmp_path):
     (tmp_path / "drift.py").write_text(
-        "import sys\nfrom tinygrad2.distributed import World\nworld = World.join()\nimport train_gpt2\n"
+        "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
         "step = train_gpt2.Trainer.step\n"
         "def drifting(self, loader):\n"
         "    if self.done == 3 and world.rank == 1: self.model.h[0].mlp.c_fc.weight.data[0, 0] += 1e-7\n"

@@ -5,10 +5,10 @@ from array import array
 
 import pytest
 
-from tinygrad2 import chunks, encoding
-from tinygrad2.char_tokenizer import CharTokenizer
-from tinygrad2.fastencode import fast_encoder
-from tinygrad2.tokenizer import Tokenizer
+from tinygrad2.tokenizers import parallel, pretokenizer
+from tinygrad2.tokenizers.char import CharTokenizer
+from tinygrad2.tokenizers.tiktoken_encoder import fast_encoder
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 TEXT = "The cat's hat, the rat's 12 mats; naïve café 日本語 🙂\n\n  I'LL we'll\t x " * 40
 PARTS = ["'s", "'LL", " ", "  ", "\n", "\u2003", "\x1c", "a", "é", "日", "🙂", "12", "\u0301", "!?", "\U000323b0",
@@ -36,21 +36,21 @@ def test_the_same_ids_for_nasty_strings_and_bytes(tokenizer):
 
 
 def test_long_texts_are_cut_where_no_chunk_is(tokenizer, monkeypatch):
-    monkeypatch.setattr(chunks, "BLOCK", 7)
+    monkeypatch.setattr(pretokenizer, "BLOCK", 7)
     for text in [*strings(1000, seed=1), TEXT]:
         assert fast_encoder(tokenizer)(text) == tokenizer.encode_array(text), ascii(text)
 
 
 def test_it_is_asked_for_large_texts_only_and_by_workers_too(tokenizer, monkeypatch):
     asked = []
-    monkeypatch.setattr(encoding, "fast_encoder", lambda tokenizer: asked.append(1) or fast_encoder(tokenizer))
+    monkeypatch.setattr(parallel, "fast_encoder", lambda tokenizer: asked.append(1) or fast_encoder(tokenizer))
     documents = [TEXT * 200] * 3
-    expected = encoding.encode_stream(documents, tokenizer, workers=1)
+    expected = parallel.encode_stream(documents, tokenizer, workers=1)
     assert not asked
-    monkeypatch.setattr(encoding, "PARALLEL_FROM", 1000)
-    assert encoding.encode_stream(documents, tokenizer, workers=1) == expected and asked == [1]
-    monkeypatch.setattr(encoding, "SHARE", 100_000)
-    assert encoding.encode_stream(documents, tokenizer, workers=2) == expected
+    monkeypatch.setattr(parallel, "PARALLEL_FROM", 1000)
+    assert parallel.encode_stream(documents, tokenizer, workers=1) == expected and asked == [1]
+    monkeypatch.setattr(parallel, "SHARE", 100_000)
+    assert parallel.encode_stream(documents, tokenizer, workers=2) == expected
 
 
 def test_it_is_not_asked_where_ids_could_differ(tokenizer):
@@ -77,4 +77,4 @@ def test_without_tiktoken_there_is_none(tokenizer, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     assert fast_encoder(Tokenizer([(64, 65)])) is None
-    assert encoding.encode_stream([b"ab"], Tokenizer([(64, 65)])) == array("i", [256, 257])
+    assert parallel.encode_stream([b"ab"], Tokenizer([(64, 65)])) == array("i", [256, 257])

@@ -13,15 +13,15 @@ from test_train import ROOT, python
 
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
-from tinygrad2.dataset import open_dataset
-from tinygrad2.distributed import World
+from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.datasets.token_files import write_tokens
+from tinygrad2.distributed.launch import find_mpirun, have_mpi
+from tinygrad2.distributed.world import World
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.interop.tokenizer_out import write_tokenizer
-from tinygrad2.launch import find_mpirun, have_mpi
+from tinygrad2.io.weights import load_weights, save_weights
 from tinygrad2.tensor import no_grad
-from tinygrad2.tokenfiles import write_tokens
-from tinygrad2.tokenizer import Tokenizer
-from tinygrad2.weights import load_weights, save_weights
+from tinygrad2.tokenizers.export import write_tokenizer
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 OLD = "The cat sat on the mat. The dog sat on the log. A bird in a tree sang. " * 30
 NEW = "A fish swam in the sea, and the sea was deep. The fish was glad. The sea sang to the fish. " * 60

@@ -24,13 +24,13 @@ from models import GPT, GPTConfig
 from models.generation import Step, generate
 from models.kv_cache import KVCache
 from models.sampling import Sampling, log_probability, sample
-from tinygrad2.files import UserError
 from tinygrad2.function import kernels
+from tinygrad2.io.files import UserError
+from tinygrad2.io.weights import save_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
-from tinygrad2.textout import TextStream
-from tinygrad2.tokenizer import Tokenizer
-from tinygrad2.weights import save_weights
+from tinygrad2.tokenizers.streaming import TextStream
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 GPT2_FILES = ROOT.parent / "shared" / "data"
@@ -685,7 +685,7 @@ def test_a_missing_file_of_prompts_is_one_line(folder):
 
 
 def test_broken_weights_are_one_line(folder):
-    from tinygrad2.weights import load_weights
+    from tinygrad2.io.weights import load_weights
 
     weights = load_weights(folder / "trained_weights.bin")
     tensors = {**weights.tensors, "ln_f.weight": weights.tensors["ln_f.weight"] * np.float32("nan")}

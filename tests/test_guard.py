@@ -10,8 +10,8 @@ import time
 import pytest
 from test_train import ROOT
 
-from tinygrad2.guard import Board, Guard, process_state, where_is_main
-from tinygrad2.threads import core_quota, usable_cores
+from tinygrad2.distributed.watchdog import Board, Guard, process_state, where_is_main
+from tinygrad2.system.threads import core_quota, usable_cores
 
 pytestmark = pytest.mark.alone
 
@@ -122,7 +122,7 @@ def test_limits_of_containers_and_batch_systems_are_seen(tmp_path, files, quota)
 
 
 def test_ranks_share_cores_and_quota(monkeypatch):
-    from tinygrad2 import threads
+    from tinygrad2.system import threads
 
     monkeypatch.setattr(threads, "core_quota", lambda: None)
     assert usable_cores(range(8)) == 8 and usable_cores(range(8), 3) == 2 and usable_cores(range(2), 4) == 1
@@ -131,7 +131,7 @@ def test_ranks_share_cores_and_quota(monkeypatch):
 
 
 def test_messages_between_ranks_are_measured():
-    from tinygrad2.launch import have_mpi
+    from tinygrad2.distributed.launch import have_mpi
 
     if not have_mpi():
         pytest.skip("there is no mpirun, or no mpi4py")

@@ -13,8 +13,8 @@ from test_distributed import CLEAN, MPIRUN, curves
 from test_failures import no_process_is_left
 from test_train import ROOT, SMALL, TEXT, metrics
 
-from tinygrad2.checkpoint import newest_checkpoint
-from tinygrad2.weights import load_weights
+from tinygrad2.io.weights import load_weights
+from tinygrad2.training.checkpoint import newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 HERE = pathlib.Path(__file__).parent

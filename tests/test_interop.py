@@ -15,18 +15,18 @@ import pytest
 
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
-from tinygrad2.bfloat16 import pack, unpack
 from tinygrad2.commands import convert, verify_models
-from tinygrad2.files import UserError
+from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
-from tinygrad2.interop.tokenizer_out import write_tokenizer
-from tinygrad2.stored import Stored
+from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.io.files import UserError
+from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.weights import save_weights
 from tinygrad2.tensor import no_grad
-from tinygrad2.tokenfiles import write_raw, write_tokens
-from tinygrad2.tokenizer import Tokenizer
-from tinygrad2.tokenizers import load_tokenizer
-from tinygrad2.weights import save_weights
+from tinygrad2.tokenizers.export import write_tokenizer
+from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = GPTConfig(block_size=16, vocab_size=300, n_layer=2, n_head=4, n_embd=32)
@@ -777,7 +777,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 import numpy as np
 from models.pretrained import load_pretrained
-from tinygrad2.memory import forget_peak, peak_resident_bytes, resident_bytes
+from tinygrad2.training.memory_plan import forget_peak, peak_resident_bytes, resident_bytes
 before = resident_bytes()
 forget_peak()
 model, _, _ = load_pretrained({path!r})

@@ -18,12 +18,12 @@ from tinygrad2 import Function, Tensor, apply
 from tinygrad2.function import KERNELS, OPS, LateGradient, choose, kernels
 from tinygrad2.module import FlatBuffers, Parameter
 from tinygrad2.optim import Adam, clip_grad_norm
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no CPU kernels")
 
 from ops.kernels.cpu import linear_cross_entropy, workspace  # noqa: E402
-from ops.kernels.cpu.blas import gemm  # noqa: E402
+from ops.kernels.cpu.gemm import gemm  # noqa: E402
 
 SMALL = GPTConfig(block_size=32, vocab_size=97, n_layer=2, n_head=4, n_embd=32, dropout=0.1)
 
@@ -188,8 +188,8 @@ def test_a_diverged_training_shows():
 
 @pytest.mark.parametrize("low, high", [(-60, 60), (-1, 1), (80, 88)])
 def test_exp32_is_as_exact_as_it_says(low, high):
-    from ops.kernels.cpu.arithmetic import exp32
-    from ops.kernels.cpu.compiler import jit
+    from ops.kernels.cpu.fast_math import exp32
+    from ops.kernels.cpu.numba_jit import jit
 
     @jit
     def exp_all(x, out):
@@ -374,7 +374,7 @@ def test_a_lease_is_handed_out_again_when_it_is_let_go():
 
 def test_the_steady_state_takes_no_new_memory():
     """Once warm, a step asks the system for next to no pages: all its arrays come from those of the step before."""
-    from tinygrad2.machine import keep_freed_memory
+    from tinygrad2.system.machine import keep_freed_memory
 
     config = GPTConfig(block_size=128, vocab_size=512, n_layer=2, n_head=4, n_embd=128)
     model = GPT(config, seed=0)
@@ -415,9 +415,9 @@ def test_gemm_equals_numpy(M, K, N, layout, add, scale):
 
 
 def test_gemm_works_without_openblas(monkeypatch):
-    from ops.kernels.cpu import blas
+    from ops.kernels.cpu import gemm
 
-    monkeypatch.setattr(blas, "available", False)
+    monkeypatch.setattr(gemm, "available", False)
     a, b, out = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones((2, 4), np.float32)
     assert (gemm(a, b, out, add=True, scale=2.0) == 7).all() and (gemm(a, b, out) == 3).all()
 
@@ -475,7 +475,7 @@ def test_several_results_leave_nothing_to_the_collector(no_collector):
 
 def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
     """Numba alone would go on with an old exp32 inside kernels whose own files have not changed."""
-    from ops.kernels.cpu import compiler, gelu, softmax
+    from ops.kernels.cpu import gelu, numba_jit, softmax
 
     stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu.gelu_row, softmax._forward)}
-    assert stamps == {compiler._stamp()} and len(compiler._stamp()[0]) == 64
+    assert stamps == {numba_jit._stamp()} and len(numba_jit._stamp()[0]) == 64

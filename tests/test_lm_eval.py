@@ -14,12 +14,12 @@ from test_eval import TOKENIZER, WORDS, naive, questions, write_jsonl
 from test_models import tiny
 from test_train import ROOT
 
-from tinygrad2.char_tokenizer import CharTokenizer
 from tinygrad2.commands import lm_eval as adapter_file
 from tinygrad2.commands.lm_eval import Adapter
-from tinygrad2.files import UserError
-from tinygrad2.scoring import windows
-from tinygrad2.weights import save_weights
+from tinygrad2.evaluation.scoring import windows
+from tinygrad2.io.files import UserError
+from tinygrad2.io.weights import save_weights
+from tinygrad2.tokenizers.char import CharTokenizer
 
 TEXT = " ".join(WORDS)
 

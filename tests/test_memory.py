@@ -11,9 +11,10 @@ from test_train import ROOT, TEXT, python, train
 import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
+from tinygrad2.distributed.launch import environment, find_mpirun, have_mpi
 from tinygrad2.function import Function, kernels
-from tinygrad2.launch import environment, find_mpirun, have_mpi
-from tinygrad2.memory import (
+from tinygrad2.tensor import Tensor
+from tinygrad2.training.memory_plan import (
     advice,
     available_bytes,
     layer_activations,
@@ -22,7 +23,6 @@ from tinygrad2.memory import (
     plan_memory,
     resident_bytes,
 )
-from tinygrad2.tensor import Tensor
 
 CONFIG = dict(block_size=32, vocab_size=300, n_head=4, n_embd=64)
 
@@ -164,8 +164,8 @@ def test_advice_names_flags_and_what_they_save():
 
 def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(
-        "import sys\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
-        "import tinygrad2.memory\ntinygrad2.memory.available_bytes = lambda: 100_000\n"
+        "import sys\nimport train_gpt2\nfrom tinygrad2.distributed.world import World\n"
+        "import tinygrad2.training.memory_plan\ntinygrad2.memory.available_bytes = lambda: 100_000\n"
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
     )
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
@@ -176,7 +176,8 @@ def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeyp
 
 def test_no_memory_is_one_line(tmp_path):
     (tmp_path / "full.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\nfrom tinygrad2.distributed import World\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport numpy as np\n"
+        "from tinygrad2.distributed.world import World\n"
         "World().run(lambda: np.empty(1 << 60, np.uint8))\n"
     )
     result = python(tmp_path / "full.py", cwd=tmp_path)

@@ -13,11 +13,11 @@ import zlib
 import numpy as np
 import pytest
 
-from tinygrad2.files import UserError
-from tinygrad2.interop import zipped
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
-from tinygrad2.interop.torchfile import UnknownName, _Machine, read_torch_file
-from tinygrad2.stored import Stored
+from tinygrad2.io import zip_archive
+from tinygrad2.io.files import UserError
+from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.torch_pickle import UnknownName, _Machine, read_torch_file
 
 CONFIG = dict(
     block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=4, dropout=0.1, bias=True, tied_head=True,
@@ -253,7 +253,7 @@ def test_stored_tensors_of_other_types_are_written_as_float32(tmp_path):
 @pytest.mark.parametrize("limit", [0xFFFFFFFF, 700, 10])
 def test_torch_loads_what_was_written(torch, tmp_path, monkeypatch, limit):
     """Also in the form for files of more than 4 GiB, which begins where the limit says."""
-    monkeypatch.setattr(zipped, "_NARROW", limit)
+    monkeypatch.setattr(zip_archive, "_NARROW", limit)
     tensors = model(CONFIG)
     write_nanogpt(tmp_path / "ckpt.pt", tensors, CONFIG)
     checkpoint = torch.load(tmp_path / "ckpt.pt")
@@ -286,7 +286,7 @@ def test_torchs_optimizer_takes_what_was_written(torch, tmp_path):
 def test_every_member_lies_at_a_multiple_of_64(tmp_path):
     write_nanogpt(tmp_path / "ckpt.pt", model(CONFIG), CONFIG)
     raw = (tmp_path / "ckpt.pt").read_bytes()
-    for member in zipped.members_of(memoryview(raw)).values():
+    for member in zip_archive.members_of(memoryview(raw)).values():
         assert member.start % 64 == 0
 
 
@@ -596,13 +596,13 @@ def test_keys_that_share_a_hash_are_refused_before_they_cost_time():
     prime, begin = 2**61 - 1, time.monotonic()
     keys = [((i + 1) * prime).to_bytes(12, "little") for i in range(200_000)]
     program = b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u."
-    with pytest.raises(zipped.Broken, match="for a key"):
+    with pytest.raises(zip_archive.Broken, match="for a key"):
         _Machine(program).run()
     assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize("shape", [(0, 2**61), (0, 2**40, 2**40), (1,) * 9])
 def test_shapes_that_no_tensor_has(shape):
-    from tinygrad2.stored import is_shape
+    from tinygrad2.io.lazy_tensor import is_shape
 
     assert not is_shape(shape) and is_shape(()) and is_shape((0, 3)) and is_shape([2**20, 2**20])

@@ -11,10 +11,10 @@ from test_train import ROOT, TEXT, python, train
 
 import ops  # noqa: F401
 from models import GPT, GPTConfig
-from tinygrad2.dump import read_dump
-from tinygrad2.files import UserError
 from tinygrad2.function import KERNELS, OPS, kernels, observe
-from tinygrad2.watch import NonFinite, Watch
+from tinygrad2.io.files import UserError
+from tinygrad2.monitor.dump import read_dump
+from tinygrad2.monitor.nonfinite import NonFinite, Watch
 
 CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
 SEVERAL = {"h.1.attn": ("split_heads", "merge_heads"), "h.1.attn.head": ("attention",), "h.1.mlp": ("mlp",),
@@ -127,7 +127,8 @@ def damage(dump):
 def test_a_gradient_too_large_to_be_squared_is_called_that(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     (tmp_path / "large.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\n"
+        "from tinygrad2.distributed.world import World\n"
         "step = train_gpt2.Trainer.micro_step\n"
         "def large(self, row, x, y):\n    loss = step(self, row, x, y)\n    self.flat.grad *= 1e22\n    return loss\n"
         "train_gpt2.Trainer.micro_step = large\nWorld().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
@@ -140,7 +141,8 @@ def test_what_is_finite_when_computed_again_is_said(tmp_path):
     """A step whose loss is spoilt outside of any op."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     (tmp_path / "spoilt.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\nfrom tinygrad2.distributed import World\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\n"
+        "from tinygrad2.distributed.world import World\n"
         "step = train_gpt2.Trainer.step\n"
         "train_gpt2.Trainer.step = lambda self, loader: (float('nan'), step(self, loader)[1])\n"
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"

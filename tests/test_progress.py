@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from tinygrad2.files import UserError
-from tinygrad2.progress import MetricsFile, Progress, duration
+from tinygrad2.io.files import UserError
+from tinygrad2.monitor.progress import MetricsFile, Progress, duration
 
 
 class Terminal(io.StringIO):

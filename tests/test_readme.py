@@ -10,7 +10,7 @@ import pytest
 
 import inference
 import train_gpt2
-from tinygrad2.distributed import World
+from tinygrad2.distributed.world import World
 from tinygrad2.function import OPS
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from tinygrad2.bfloat16 import pack, unpack
-from tinygrad2.distributed import World
-from tinygrad2.memory import _twos
+from tinygrad2.distributed.reducer import BUCKET, EARLY_BUCKET, Reducer
+from tinygrad2.distributed.world import World
+from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.module import FlatBuffers, Module, Parameter
 from tinygrad2.optim import NORM_BLOCK, Adam, grad_norm, norm_of, square_sums
-from tinygrad2.reduction import BUCKET, EARLY_BUCKET, Reducer
+from tinygrad2.training.memory_plan import _twos
 
 
 class Weights(Module):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from test_train import ROOT, SMALL, TEXT, metrics
 
-from tinygrad2.checkpoint import list_checkpoints, read_checkpoint
-from tinygrad2.weights import load_weights
+from tinygrad2.io.weights import load_weights
+from tinygrad2.training.checkpoint import list_checkpoints, read_checkpoint
 
 FLAGS = "--steps 24 --dropout 0.1 --micro-batch-size 4 --grad-clip 0.5 --eval-every 5 --eval-batches 1 "
 FLAGS += "--sample-every 7 --sample-tokens 4 --checkpoint-every 2 --prompt The --lr 1e-2 "
@@ -103,9 +103,9 @@ def test_every_step_can_be_the_last(folder, uninterrupted):
     paths = list_checkpoints(folder / "run" / "checkpoints")
     assert [read_checkpoint(path).step for path in paths] == list(range(24, 0, -1))
     import train_gpt2  # in this process: starting twenty-four takes time
-    from tinygrad2.dataloader import DataLoader
-    from tinygrad2.dataset import open_dataset
-    from tinygrad2.distributed import World
+    from tinygrad2.datasets.dataloader import DataLoader
+    from tinygrad2.datasets.dataset import open_dataset
+    from tinygrad2.distributed.world import World
 
     world = World()
     states = [read_checkpoint(path) for path in reversed(paths)]

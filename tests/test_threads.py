@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tinygrad2.threads import Pool, threads_flag
+from tinygrad2.system.threads import Pool, threads_flag
 
 NAMES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")
 
@@ -17,7 +17,7 @@ NAMES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NU
 def planned(call, **environment):
     """(what the call gave, the variables it left, was NumPy loaded by it?) in a fresh process."""
     script = (
-        "import os, sys\nfrom tinygrad2.threads import POOL, plan_threads\n"
+        "import os, sys\nfrom tinygrad2.system.threads import POOL, plan_threads\n"
         f"print({call}, POOL.threads, [os.environ[name] for name in {NAMES!r}], 'numpy' in sys.modules)"
     )
     clean = {key: value for key, value in os.environ.items() if key not in NAMES}

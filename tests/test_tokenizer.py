@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import regex
 
-from tinygrad2 import bpe, chunks, tokenizer
-from tinygrad2.bpe import apply_merges, apply_merges_plain, train_merges, train_merges_plain
-from tinygrad2.chunks import WORDS, count_chunks, split, word_blocks
-from tinygrad2.files import UserError
-from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, PATTERN, StreamDecoder, Tokenizer, TokenizerError
+from tinygrad2.io.files import UserError
+from tinygrad2.tokenizers import bpe, pretokenizer, tokenizer
+from tinygrad2.tokenizers.bpe import apply_merges, apply_merges_plain, train_merges, train_merges_plain
+from tinygrad2.tokenizers.pretokenizer import WORDS, count_chunks, split, word_blocks
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, PATTERN, StreamDecoder, Tokenizer, TokenizerError
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"  # beside the repository, only where it is developed
 
@@ -71,7 +71,7 @@ def awkward_strings(n, seed=0):
 
 
 def test_docstring_examples():
-    for module in (bpe, chunks, tokenizer):
+    for module in (bpe, pretokenizer, tokenizer):
         result = doctest.testmod(module)
         assert result.attempted > 4 and result.failed == 0
 
@@ -158,7 +158,7 @@ def test_words_hold_whole_chunks():
 
 def test_blocks_cut_no_word(monkeypatch):
     for size in (1, 2, 7, 100):
-        monkeypatch.setattr(chunks, "BLOCK", size)
+        monkeypatch.setattr(pretokenizer, "BLOCK", size)
         for text in [*TEXTS, *awkward_strings(300, seed=8)]:
             assert [word for block in word_blocks(text) for word in block] == WORDS.findall(text), ascii(text)
 
@@ -167,7 +167,7 @@ def test_chunks_are_counted(monkeypatch):
     texts = [*TEXTS, *(re.sub("[\ud800-\udfff]", "", text) for text in awkward_strings(100, seed=9))]
     expected = Counter(chunk for text in texts for chunk in split(text))
     assert count_chunks(texts) == expected
-    monkeypatch.setattr(chunks, "BLOCK", 50)
+    monkeypatch.setattr(pretokenizer, "BLOCK", 50)
     assert count_chunks(iter(texts)) == expected
 
 

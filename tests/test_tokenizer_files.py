@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tinygrad2 import encoding, tokenizers
-from tinygrad2.char_tokenizer import CharTokenizer
-from tinygrad2.chunks import PATTERN, as_text
-from tinygrad2.encoding import encode_stream
-from tinygrad2.files import UserError
-from tinygrad2.interop import tokenizer_out
-from tinygrad2.interop.tokenizer_out import write_tokenizer
-from tinygrad2.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
-from tinygrad2.tokenizers import DecodeOnlyTokenizer, MappedTokenizer, load_tokenizer, tokenizer_from_json
+from tinygrad2.io.files import UserError
+from tinygrad2.tokenizers import export, parallel
+from tinygrad2.tokenizers import mapped as mapped_tokenizer
+from tinygrad2.tokenizers.char import CharTokenizer
+from tinygrad2.tokenizers.export import write_tokenizer
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, MappedTokenizer, load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.parallel import encode_stream
+from tinygrad2.tokenizers.pretokenizer import PATTERN, as_text
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"  # beside the repository, only where it is developed
 PROSE = "She sells sea shells by the sea shore; the shells she sells are sea shells, I'm sure. 日本語。\n" * 5
@@ -119,7 +119,7 @@ def one_line_error(call, *words):
 
 
 def test_docstring_examples():
-    for module in (tokenizers, tokenizer_out):
+    for module in (mapped_tokenizer, export):
         result = doctest.testmod(module)
         assert result.attempted > 2 and result.failed == 0
 
@@ -217,7 +217,7 @@ def test_any_merges_give_what_hugging_face_gives():
         if rng.random() < 0.5:
             rng.shuffle(merges)
         vocab = {token: id for id, token in enumerate(dict.fromkeys([*ID_TO_SYMBOL, *tokens, END_OF_TEXT]))}
-        tok = tokenizers.tokenizer_from_vocab(vocab, merges, {END_OF_TEXT: vocab[END_OF_TEXT]}, "here")
+        tok = mapped_tokenizer.tokenizer_from_vocab(vocab, merges, {END_OF_TEXT: vocab[END_OF_TEXT]}, "here")
         mapped += isinstance(tok, MappedTokenizer)
         theirs = library.models.BPE(vocab, merges)
         for size in [3, 10, 20, 60, 100]:
@@ -414,7 +414,7 @@ def test_ids_that_stand_for_no_token(mapped):
 
 
 def test_worker_processes_are_left_out(mapped, monkeypatch):
-    monkeypatch.setattr(encoding, "SHARE", 100)
+    monkeypatch.setattr(parallel, "SHARE", 100)
     documents = [PROSE, PROSE.encode()] * 3
     expected = [id for text in documents for id in [*mapped.encode(text), mapped.eot]]
     assert encode_stream(documents, mapped, workers=2).tolist() == expected

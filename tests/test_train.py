@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from tinygrad2.weights import load_weights
+from tinygrad2.io.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = "The cat sat on the mat. The dog sat on the log.\n<|endoftext|>\nA bird in a tree sang \u201cpip!\u201d \u263c\n"
@@ -129,7 +129,7 @@ def test_any_bytes_are_a_text(folder):
 
 
 def test_a_tokenizer_of_ones_own_is_used(folder):
-    from tinygrad2.tokenizer import Tokenizer
+    from tinygrad2.tokenizers.tokenizer import Tokenizer
 
     Tokenizer.train("aaaa bbbb " * 50, 262).save(folder / "mine.json")
     result = train(folder, "--steps 1 --tokenizer mine.json")
@@ -304,7 +304,7 @@ def test_bad_input_for_inference_gets_one_line_and_exit_code_2(trained, flags, s
 
 
 def test_a_weights_file_whose_parts_do_not_fit_together_is_refused(trained):
-    from tinygrad2.weights import save_weights
+    from tinygrad2.io.weights import save_weights
 
     w = load_weights(trained / "trained_weights.bin")
     for name, config, tokenizer, says in (

@@ -6,7 +6,7 @@
     x.grad                                              # [[2., 4.]]
 
 This file is the face of the engine. It imports nothing until a name is asked for: under mpirun the ranks must agree
-on their threads before NumPy loads (see distributed.py), and `import tinygrad2.anything` passes through here first.
+on their threads before NumPy loads (see world.py), and `import tinygrad2.anything` passes through here first.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _FACE = {
     "Module": "tinygrad2.module",
     "Parameter": "tinygrad2.module",
     "gradcheck": "tinygrad2.gradcheck",
-    "Tokenizer": "tinygrad2.tokenizer",
+    "Tokenizer": "tinygrad2.tokenizers.tokenizer",
 }
 
 

@@ -5,8 +5,8 @@ import os
 import sys
 
 from tinygrad2.commands import COMMANDS
-from tinygrad2.files import UserError
-from tinygrad2.threads import plan_threads, threads_flag
+from tinygrad2.io.files import UserError
+from tinygrad2.system.threads import plan_threads, threads_flag
 
 
 def main(argv):

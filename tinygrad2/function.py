@@ -148,7 +148,7 @@ def fastest(name, xp, page):
 
 @contextlib.contextmanager
 def observe(watcher):
-    """Within the block `watcher` is told what is computed; watch.py is one.
+    """Within the block `watcher` is told what is computed; nonfinite.py is one.
 
         watcher.inside(module)                          a context in which the module's ops run
         watcher.after_forward(node, arrays, results)

@@ -54,7 +54,7 @@ def square_sums(grad):
 def norm_of(sums, dtype):
     """sqrt of the sum of square_sums, a 0-d array.
 
-    Two stages, so that ranks that have a part of the gradient each (reduction.py) arrive at the bits of one that has it
+    Two stages, so that ranks that have a part of the gradient each (reducer.py) arrive at the bits of one that has it
     all; and a float32 sum of 124 million squares would be worth little.
     """
     return xp_of(sums).sqrt(sums.sum()).astype(dtype)
@@ -69,7 +69,7 @@ class Adam:
     """Adam on flat buffers (tinygrad2/module.py); weight decay acts on matrices, not on biases and layernorms.
 
     flat      FlatBuffers: parameters and gradients
-    parts     the slices of the buffers that this rank looks after, default: all (see reduction.py)
+    parts     the slices of the buffers that this rank looks after, default: all (see reducer.py)
     m, v      first and second moment of these parts, one after the other
     t         steps done
     """

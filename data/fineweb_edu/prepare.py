@@ -14,7 +14,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.parquet import prepare
-from tinygrad2.distributed import World
+from tinygrad2.distributed.world import World
 
 
 def main():

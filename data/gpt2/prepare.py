@@ -16,10 +16,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
-from tinygrad2.distributed import World
-from tinygrad2.files import UserError, read_json
-from tinygrad2.flags import Parser
-from tinygrad2.safetensors import Broken, open_container
+from tinygrad2.cli import Parser
+from tinygrad2.distributed.world import World
+from tinygrad2.io.files import UserError, read_json
+from tinygrad2.io.safetensors import Broken, open_container
 
 VOCAB, CONTEXT = 50_257, 1024
 SIZES = {  # name: (blocks, heads, width, what llm.c calls it)

@@ -11,11 +11,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
-from tinygrad2.char_tokenizer import CharTokenizer
-from tinygrad2.distributed import World
-from tinygrad2.files import read_bytes
-from tinygrad2.flags import Parser
-from tinygrad2.tokenfiles import write_raw
+from tinygrad2.cli import Parser
+from tinygrad2.datasets.token_files import write_raw
+from tinygrad2.distributed.world import World
+from tinygrad2.io.files import read_bytes
+from tinygrad2.tokenizers.char import CharTokenizer
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

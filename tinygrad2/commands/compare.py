@@ -6,10 +6,10 @@ cannot be compared, because flags on which the loss depends are not those of the
 
 import math
 
-from tinygrad2.curves import WIDTH, band_of, differences, first_outside, load_curves
-from tinygrad2.files import UserError
-from tinygrad2.flags import Parser
-from tinygrad2.metrics import read_metrics, read_run_config
+from tinygrad2.cli import Parser
+from tinygrad2.io.files import UserError
+from tinygrad2.monitor.metrics import read_metrics, read_run_config
+from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, first_outside, load_curves
 
 
 def main(argv):

@@ -19,15 +19,15 @@ import sys
 import numpy as np
 
 from models.pretrained import config_of, load_pretrained
-from tinygrad2.bfloat16 import pack, unpack
-from tinygrad2.files import UserError, atomic_write, first_bytes
-from tinygrad2.flags import Parser
+from tinygrad2.cli import Parser
+from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
-from tinygrad2.interop.tokenizer_out import check_hugging_face, write_tokenizer
-from tinygrad2.tokenfiles import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
-from tinygrad2.tokenizers import load_tokenizer
-from tinygrad2.weights import save_weights
+from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.io.files import UserError, atomic_write, first_bytes
+from tinygrad2.io.weights import save_weights
+from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
+from tinygrad2.tokenizers.mapped import load_tokenizer
 
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _TOKENIZER_MAGIC = 20240328

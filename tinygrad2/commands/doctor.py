@@ -16,10 +16,10 @@ import sys
 import tempfile
 import time
 
-from tinygrad2.files import UserError
-from tinygrad2.flags import Parser
-from tinygrad2.launch import OPEN_MPI, environment, find_mpirun
-from tinygrad2.threads import available_cores, plan_threads
+from tinygrad2.cli import Parser
+from tinygrad2.distributed.launch import OPEN_MPI, environment, find_mpirun
+from tinygrad2.io.files import UserError
+from tinygrad2.system.threads import available_cores, plan_threads
 
 OK, MISSING, FAIL = "ok", "-", "FAIL"
 _PIP = f"{os.path.basename(sys.executable)} -m pip install"
@@ -146,7 +146,7 @@ def _numpy():
 def _blas():
     import numpy as np
 
-    from tinygrad2.machine import gemm_peak
+    from tinygrad2.system.machine import gemm_peak
 
     try:
         info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
@@ -155,7 +155,7 @@ def _blas():
         name = "of unknown make"
     better = ""
     with contextlib.suppress(ImportError):
-        from ops.kernels.cpu.libraries import find, is_intel
+        from ops.kernels.cpu.blas_library import find, is_intel
 
         if is_intel() and find()[2] == "OpenBLAS":
             better = f'; on this processor {_PIP} -e ".[mkl]" makes products faster'
@@ -243,7 +243,7 @@ def _disk():
 
 
 def _memory():
-    from tinygrad2.memory import available_bytes, megabytes
+    from tinygrad2.training.memory_plan import available_bytes, megabytes
 
     available = available_bytes()
     if available is None:

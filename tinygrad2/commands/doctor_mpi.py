@@ -22,10 +22,10 @@ import subprocess
 import sys
 import time
 
-from tinygrad2.distributed import World
-from tinygrad2.files import UserError
-from tinygrad2.launch import environment, find_mpirun, ranks_started
-from tinygrad2.threads import available_cores
+from tinygrad2.distributed.launch import environment, find_mpirun, ranks_started
+from tinygrad2.distributed.world import World
+from tinygrad2.io.files import UserError
+from tinygrad2.system.threads import available_cores
 
 SIZE = 11_000_000  # numbers of the sum: the gradient of the baby GPT
 _PIECE = 2 << 20  # numbers of half a bucket
@@ -107,7 +107,7 @@ def _between(world, distance):
 def _adding(world):
     import numpy as np
 
-    from tinygrad2.reduction import add
+    from tinygrad2.distributed.reducer import add
 
     numbers, other = np.ones(2 * SIZE, np.float32), np.ones(_PIECE, np.float32)
     starts = iter(range(0, 20 * _PIECE, _PIECE))
@@ -122,8 +122,8 @@ def _adding(world):
 def _sum(world):
     import numpy as np
 
+    from tinygrad2.distributed.reducer import Reducer
     from tinygrad2.module import FlatBuffers, Module, Parameter
-    from tinygrad2.reduction import Reducer
 
     class Numbers(Module):
         def __init__(self):

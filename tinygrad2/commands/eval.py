@@ -21,9 +21,9 @@ import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.files import UserError, locked, read_bytes, short
-from tinygrad2.flags import Parser, add_flags, flag, from_flags
-from tinygrad2.hellaswag import (
+from tinygrad2.cli import Parser, add_flags, flag, from_flags
+from tinygrad2.datasets.token_files import TokenFile, TokenStream
+from tinygrad2.evaluation.hellaswag import (
     BLOCK,
     CHANCE,
     REFERENCE,
@@ -33,11 +33,11 @@ from tinygrad2.hellaswag import (
     load_examples,
     summary,
 )
-from tinygrad2.live import Live
-from tinygrad2.perplexity import ids_of_text, perplexity
-from tinygrad2.scoring import BATCH_TOKENS
-from tinygrad2.tokenfiles import TokenFile, TokenStream
-from tinygrad2.tokenizer import TokenizerError
+from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
+from tinygrad2.evaluation.scoring import BATCH_TOKENS
+from tinygrad2.io.files import UserError, locked, read_bytes, short
+from tinygrad2.monitor.live import Live
+from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _QUESTIONS = os.path.join(_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")

@@ -34,11 +34,11 @@ from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling
 from tinygrad2.backend import array_module
-from tinygrad2.files import UserError
-from tinygrad2.live import Live
-from tinygrad2.scoring import BATCH_TOKENS, score_long
-from tinygrad2.textout import TextStream
-from tinygrad2.threads import plan_threads
+from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
+from tinygrad2.io.files import UserError
+from tinygrad2.monitor.live import Live
+from tinygrad2.system.threads import plan_threads
+from tinygrad2.tokenizers.streaming import TextStream
 
 _PORTION = 64  # requests between two looks at the clock; a question's choices are mostly in one
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one thing by four names

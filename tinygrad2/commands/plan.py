@@ -9,10 +9,10 @@ from functools import partial
 
 import train_gpt2
 from tinygrad2.backend import array_module
-from tinygrad2.distributed import World
-from tinygrad2.machine import gemm_peak, train_flops_per_token
-from tinygrad2.memory import advice, available_bytes, megabytes, resident_bytes
-from tinygrad2.progress import duration
+from tinygrad2.distributed.world import World
+from tinygrad2.monitor.progress import duration
+from tinygrad2.system.machine import gemm_peak, train_flops_per_token
+from tinygrad2.training.memory_plan import advice, available_bytes, megabytes, resident_bytes
 
 _EFFICIENCY = 0.45, 0.9  # of the peak of matrix products: what trainings here have reached (docs/kernels.md)
 

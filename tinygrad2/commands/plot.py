@@ -8,9 +8,9 @@ import json
 import math
 import os
 
-from tinygrad2.files import UserError, atomic_write, check_writable
-from tinygrad2.flags import Parser
-from tinygrad2.metrics import read_metrics, smooth, thin
+from tinygrad2.cli import Parser
+from tinygrad2.io.files import UserError, atomic_write, check_writable
+from tinygrad2.monitor.metrics import read_metrics, smooth, thin
 
 PANELS = (  # name, title, unit, logarithmic?
     ("loss", "Training loss", "nats per token", False),

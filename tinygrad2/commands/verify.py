@@ -34,15 +34,15 @@ from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling, sample
 from tinygrad2.commands import verify_models
-from tinygrad2.dataloader import DataLoader
-from tinygrad2.dataset import open_dataset
-from tinygrad2.distributed import World
-from tinygrad2.files import UserError
+from tinygrad2.datasets.dataloader import DataLoader
+from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.distributed.launch import environment, find_mpirun, have_mpi
+from tinygrad2.distributed.world import World
 from tinygrad2.function import kernels
-from tinygrad2.launch import environment, find_mpirun, have_mpi
+from tinygrad2.io.files import UserError
+from tinygrad2.io.weights import load_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
-from tinygrad2.weights import load_weights
 
 STEPS = 12
 ROUNDING = 2e-5  # of a loss: float32 sums taken in another order, after a dozen steps of Adam

@@ -17,11 +17,11 @@ import os
 
 import numpy as np
 
-from tinygrad2.bfloat16 import pack
-from tinygrad2.files import UserError, atomic_write, first_bytes, make_folder, read_json, short, write_json
-from tinygrad2.interop.torchfile import read_torch_file
-from tinygrad2.safetensors import Broken, make_header, open_container
-from tinygrad2.stored import Stored
+from tinygrad2.io.bfloat16 import pack
+from tinygrad2.io.files import UserError, atomic_write, first_bytes, make_folder, read_json, short, write_json
+from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.safetensors import Broken, make_header, open_container
+from tinygrad2.io.torch_pickle import read_torch_file
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
 _SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # HF's own defaults

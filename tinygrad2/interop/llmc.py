@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.files import UserError, atomic_write
 from tinygrad2.interop.hf import write_numbers
-from tinygrad2.stored import BYTES, Stored, map_file
+from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.io.lazy_tensor import BYTES, Stored, map_file
 
 MODEL, DEBUG_STATE = 20240326, 20240327
 _HEADER = 1024  # bytes

@@ -5,7 +5,7 @@
     optimizer       the state of AdamW
     iter_num, best_val_loss, config
 
-The file itself is torch.save's (torchfile.py). What is different from ours:
+The file itself is torch.save's (torch_pickle.py). What is different from ours:
 
     the four matrices of a block     (out, in), as torch's Linear has them; ours are (in, out)
     lm_head.weight                   always there, and the token embedding itself; ours are (C, V) where not tied
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.files import UserError, atomic_write
 from tinygrad2.interop.shapes import shapes_of
-from tinygrad2.interop.torchfile import UnknownName, read_torch_file
-from tinygrad2.interop.zipped import Writer, short
-from tinygrad2.stored import Stored
+from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.torch_pickle import UnknownName, read_torch_file
+from tinygrad2.io.zip_archive import Writer, short
 
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 _FIELDS = {*_SIZES, "bias", "dropout"}

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from ops.kernels.cpu.compiler import is_float32, jit
+from ops.kernels.cpu.numba_jit import is_float32, jit
 from tinygrad2.function import KERNELS
 from tinygrad2.optim import NORM_BLOCK, adam_update, square_sums
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 _BLOCK = 1 << 16  # elements that are worth waking a thread for
 

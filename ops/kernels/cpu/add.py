@@ -7,8 +7,8 @@
 import numpy as np
 
 from ops.add import Add
-from ops.kernels.cpu.compiler import packed
-from tinygrad2.threads import POOL
+from ops.kernels.cpu.numba_jit import packed
+from tinygrad2.system.threads import POOL
 
 
 class AddCPU(Add, backend="numpy"):

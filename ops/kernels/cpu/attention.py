@@ -15,12 +15,12 @@ import math
 import numpy as np
 
 from ops.attention import Attention
-from ops.kernels.cpu.arithmetic import exp32, max32
-from ops.kernels.cpu.blas import address, available, one_thread
-from ops.kernels.cpu.compiler import is_float32, jit
+from ops.kernels.cpu.attention_gemm import add_transposed, four_axes, rows_times_rows, weights_times_rows
 from ops.kernels.cpu.dropout import drop_block
-from ops.kernels.cpu.heads import add_transposed, four_axes, rows_times_rows, weights_times_rows
-from tinygrad2.threads import POOL
+from ops.kernels.cpu.fast_math import exp32, max32
+from ops.kernels.cpu.gemm import address, available, one_thread
+from ops.kernels.cpu.numba_jit import is_float32, jit
+from tinygrad2.system.threads import POOL
 
 _BLOCK, _ZERO = 64, np.float32(0)
 

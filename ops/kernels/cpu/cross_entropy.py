@@ -12,8 +12,8 @@ import numpy as np
 
 from ops.cross_entropy import CrossEntropy
 from ops.embedding import check_ids
-from ops.kernels.cpu.arithmetic import exp32, max32
-from ops.kernels.cpu.compiler import is_float32, jit, split_rows
+from ops.kernels.cpu.fast_math import exp32, max32
+from ops.kernels.cpu.numba_jit import is_float32, jit, split_rows
 
 
 class CrossEntropyCPU(CrossEntropy, backend="numpy"):

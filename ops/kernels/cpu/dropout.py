@@ -7,9 +7,9 @@
 import numpy as np
 
 from ops.dropout import Dropout
-from ops.kernels.cpu.compiler import inlined, jit, packed
+from ops.kernels.cpu.numba_jit import inlined, jit, packed
 from ops.random import FACTOR_1, FACTOR_2, GOLDEN
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 _GOLDEN, _FACTOR_1, _FACTOR_2 = map(np.uint64, (GOLDEN, FACTOR_1, FACTOR_2))
 _24, _27, _30, _31, _40 = map(np.uint64, (24, 27, 30, 31, 40))

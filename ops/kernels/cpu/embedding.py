@@ -9,9 +9,9 @@
 import numpy as np
 
 from ops.embedding import Embedding
-from ops.kernels.cpu.compiler import jit
+from ops.kernels.cpu.numba_jit import jit
 from tinygrad2.function import LateGradient
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 
 class EmbeddingCPU(Embedding, backend="numpy"):

@@ -14,9 +14,9 @@ import numpy as np
 from ops.erf import chebyshev_coefficients, scaled_erfc
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
-from ops.kernels.cpu.arithmetic import exp32
-from ops.kernels.cpu.compiler import inlined, jit, packed
-from tinygrad2.threads import POOL
+from ops.kernels.cpu.fast_math import exp32
+from ops.kernels.cpu.numba_jit import inlined, jit, packed
+from tinygrad2.system.threads import POOL
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _ENOUGH = np.float32(30)                                          # e^30 / (e^30 + 1) = 1, and x e^30 stays finite

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ops.add_layernorm import AddLayerNorm
-from ops.kernels.cpu.compiler import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
 from ops.layernorm import LayerNorm
 
 

@@ -9,12 +9,12 @@
 
 import numpy as np
 
-from ops.kernels.cpu import few_rows
-from ops.kernels.cpu.blas import gemm, readable
-from ops.kernels.cpu.compiler import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
+from ops.kernels.cpu import skinny_gemm
+from ops.kernels.cpu.gemm import gemm, readable
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
 from ops.linear import Linear
 from tinygrad2.function import LateGradient
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 
 class LinearCPU(Linear, backend="numpy"):
@@ -47,8 +47,8 @@ def product(rows, weight, bias=None):
     if len(rows) == 1:
         gemm(rows, weight, out)
         return out if bias is None else np.add(out, bias, out=out)
-    if few_rows.fits(rows, weight):
-        return few_rows.product(rows, weight, bias, out)
+    if skinny_gemm.fits(rows, weight):
+        return skinny_gemm.product(rows, weight, bias, out)
     if bias is not None:
         POOL.split(lambda lo, hi: np.copyto(out[lo:hi], bias), len(out), grain=max(1, 65536 // out.shape[1]))
     return gemm(rows, weight, out, add=bias is not None)

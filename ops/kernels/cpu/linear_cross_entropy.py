@@ -13,13 +13,13 @@
 
 import numpy as np
 
-from ops.kernels.cpu.blas import gemm, readable
-from ops.kernels.cpu.compiler import is_float32
 from ops.kernels.cpu.cross_entropy import softmax_loss, targets_and_weights
+from ops.kernels.cpu.gemm import gemm, readable
+from ops.kernels.cpu.numba_jit import is_float32
 from ops.kernels.cpu.workspace import Lease
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2.function import LateGradient
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 _CHUNK = 70 << 20  # bytes: 364 rows of 50,257 columns. Fewer rows make slower products (docs/kernels.md)
 

@@ -7,9 +7,9 @@
 
 import numpy as np
 
-from ops.kernels.cpu.compiler import is_float32, jit
+from ops.kernels.cpu.numba_jit import is_float32, jit
 from ops.linear_int8 import LinearInt8
-from tinygrad2.threads import POOL
+from tinygrad2.system.threads import POOL
 
 _MOST_ROWS = 4
 _GRAIN = 1 << 19                                                  # weights per part: 25 us, what waking a thread costs

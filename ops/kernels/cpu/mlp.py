@@ -8,10 +8,10 @@
 
 import numpy as np
 
-from ops.kernels.cpu.blas import gemm, readable
-from ops.kernels.cpu.compiler import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
 from ops.kernels.cpu.gelu import gelu_row, gelu_row_backward
+from ops.kernels.cpu.gemm import gemm, readable
 from ops.kernels.cpu.linear import column_sums, product, weight_gradient
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
 from tinygrad2.function import LateGradient

@@ -1,0 +1,76 @@
+"""Products of a block of queries with the keys or values of its head, for attention.py.
+
+q, k, v, out and their gradients are (B, nh, T, hs) arrays of any layout whose last axis is without gaps: BLAS is given
+the address of a head's first row and the distance of its rows, so nothing is copied.
+"""
+
+import numpy as np
+
+from ops.kernels.cpu.gemm import sgemm
+from ops.kernels.cpu.numba_jit import inlined
+
+
+def four_axes(x):
+    """x (T, hs), (B, T, hs) or (B, nh, T, hs) as the last of these, copied only where BLAS could not read it."""
+    if x.strides[-1] != 4 or any(stride % 4 or stride <= 0 for stride in x.strides):
+        x = np.asarray(x, order="C")
+    if x.strides[-1] != 4 or any(stride <= 0 for stride in x.strides):
+        x = x.copy()
+    return x[(None,) * (4 - x.ndim)]
+
+
+@inlined
+def _row(x, b, h, t):
+    """The memory address of row t of a head."""
+    return x.ctypes.data + b * x.strides[0] + h * x.strides[1] + t * x.strides[2]
+
+
+@inlined
+def _distance(x):
+    """How far apart rows are, in elements."""
+    return max(x.strides[2] // 4, x.shape[3])
+
+
+@inlined
+def rows_times_rows(gemm, x, y, b, h, t, scale, w):
+    """w = scale x[t : t + m] yT[: n], for w (m, n): scores."""
+    m, n = w.shape
+    rows = _row(x, b, h, t)
+    others = _row(y, b, h, 0)
+    hs = x.shape[3]
+    sgemm(
+        gemm, False, True, m, n, hs, scale,
+        rows, _distance(x),
+        others, _distance(y), 0.0,
+        w.ctypes.data, n,
+    )  # fmt: skip
+
+
+@inlined
+def weights_times_rows(gemm, w, y, b, h, t, out):
+    """out[t : t + m] = w y[: n], for w (m, n): rows mixed by weights."""
+    m, n = w.shape
+    rows = _row(y, b, h, 0)
+    target = _row(out, b, h, t)
+    hs = y.shape[3]
+    sgemm(
+        gemm, False, False, m, hs, n, 1.0,
+        w.ctypes.data, n,
+        rows, _distance(y), 0.0,
+        target, _distance(out),
+    )  # fmt: skip
+
+
+@inlined
+def add_transposed(gemm, w, x, b, h, t, beta, out):
+    """out[: n] = wT x[t : t + m] + beta out[: n], for w (m, n): what each of n rows gets from the block."""
+    m, n = w.shape
+    rows = _row(x, b, h, t)
+    target = _row(out, b, h, 0)
+    hs = x.shape[3]
+    sgemm(
+        gemm, True, False, n, hs, m, 1.0,
+        w.ctypes.data, n,
+        rows, _distance(x), beta,
+        target, _distance(out),
+    )  # fmt: skip

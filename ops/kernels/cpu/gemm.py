@@ -1,0 +1,136 @@
+"""Matrix products through a BLAS library (blas_library.py), called directly.
+
+Its C interface can do three things that `np.matmul` cannot:
+
+- add the product to what is in `out` (beta = 1): a weight's gradient goes straight to its place, and a bias that was
+  written to `out` first costs no pass of its own;
+- run on one thread for a while, so that many small products (the heads of attention) can run side by side;
+- be called from compiled loops, by its address.
+
+Where none is found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
+call it from compiled loops leave the work to their pages.
+"""
+
+import contextlib
+import ctypes
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ops.kernels.cpu.blas_library import find
+from ops.kernels.cpu.numba_jit import jit
+from tinygrad2.system.threads import POOL
+
+_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of cblas.h
+
+
+# Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
+# BLAS's own threads wait for each other several times in a product, which costs nothing on a quiet machine and up to
+# 4 ms each time where another program wants a core; ours meet once, at the end. And BLAS gives other last bits with
+# other numbers of threads; ours do not, because parts end where BLAS's own tiles end, and none is so small that BLAS
+# takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the same bits.
+_PART = 1 << 20                                                   # multiplications that a part has at least
+_EDGE = 32                                                        # parts end at multiples of this
+
+_sgemm, _set_threads, vendor = find()
+available = _sgemm is not None
+address = ctypes.cast(_sgemm, ctypes.c_void_p).value if available else 0
+if available:
+    _int, _enum, _float, _pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+    _sgemm.argtypes = [_enum] * 3 + [_int] * 3 + [_float, _pointer, _int, _pointer, _int, _float, _pointer, _int]
+    _sgemm.restype = None
+
+
+def gemm(a, b, out, add=False, scale=1.0):
+    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Gives out.
+
+    Rows or columns of a and b must be without gaps. A transposed view (`x.T`) is read in place.
+    """
+    if not available:
+        product = np.matmul(a, b) if add else np.matmul(a, b, out=out)
+        if scale != 1:
+            product *= scale
+        if add:
+            out += product
+        return out
+    if len(a) == 1 and scale == 1 and not add:
+        return np.matmul(a, b, out=out)                           # knows the product of a matrix and a vector
+    (M, K), N = a.shape, b.shape[1]
+    units = max(M, N) // _EDGE                                    # the last one takes in what is left
+    grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
+    with one_thread():
+        POOL.split(_rows if M >= N else _columns, units, a, b, out, add, scale, units, grain=grain)
+    return out
+
+
+def _rows(lo, hi, a, b, out, add, scale, units):
+    part = _part(lo, hi, units)
+    _product(a[part], b, out[part], add, scale)
+
+
+def _columns(lo, hi, a, b, out, add, scale, units):
+    part = _part(lo, hi, units)
+    _product(a, b[:, part], out[:, part], add, scale)
+
+
+def _part(lo, hi, units):
+    return slice(lo * _EDGE, None if hi == units else hi * _EDGE)  # units may be 0: all of it
+
+
+def _product(a, b, out, add, scale):
+    (M, K), N = a.shape, b.shape[1]
+    how_a, lda = _layout(a)
+    how_b, ldb = _layout(b)
+    _sgemm(_ROW_MAJOR, how_a, how_b, M, N, K, scale, a.ctypes.data, lda, b.ctypes.data, ldb, float(add),
+           out.ctypes.data, max(N, out.strides[0] // 4))
+
+
+def _layout(matrix):
+    """(cblas's word for the layout, distance of its rows or columns in elements)."""
+    rows, columns = matrix.strides
+    if columns == 4 or matrix.shape[1] == 1:
+        return _PLAIN, max(1, rows // 4, matrix.shape[1])
+    return _TRANSPOSED, max(1, columns // 4, matrix.shape[0])
+
+
+def readable(*matrices):
+    """Can gemm read these in place: float32, with rows or columns without gaps?"""
+    return all(m.dtype == np.float32 and 4 in m.strides[-2:] and min(m.strides) > 0 for m in matrices)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Within the block each product runs on the thread that asks for it."""
+    _set_threads(1)
+    try:
+        yield
+    finally:
+        _set_threads(POOL.threads)
+
+
+# -- from compiled loops ---------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
+    """cblas_sgemm by its address."""
+    i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+    kinds = [i32] * 3 + [i64] * 3 + [f32, i64, i64, i64, i64, f32, i64, i64]
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.PointerType(ir.FunctionType(ir.VoidType(), kinds)))
+        builder.call(pointer, [ir.Constant(i32, _ROW_MAJOR), *args[1:]])
+        return cgutils.get_null_value(i64)
+
+    i, e, f = types.int64, types.int32, types.float32
+    return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
+
+
+@jit
+def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
+    """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
+    how_a = np.int32(112) if a_transposed else np.int32(111)
+    how_b = np.int32(112) if b_transposed else np.int32(111)
+    _call(function, how_a, how_b, M, N, K, np.float32(alpha), a, lda, b, ldb, np.float32(beta), c, ldc)

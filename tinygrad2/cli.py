@@ -1,0 +1,83 @@
+"""Command-line flags from dataclasses: each field is a flag, its metadata the help text. Unknown flags are refused.
+
+    @dataclass(frozen=True)
+    class Config:
+        n_layer: int = flag(12, "number of blocks")                  # --n-layer 12
+
+A field that is True by default gets a pair, --bias and --no-bias; one that is False just --greedy.
+"""
+
+import argparse
+from dataclasses import field, fields
+
+from tinygrad2.io.files import UserError
+
+
+def flag(value, text, **more):
+    """A dataclass field with its default value and help text. `more`: choices=(...), kind=int where the value is None,
+    default="what the help shows in its place". A field whose default is a tuple may be given several times."""
+    return field(default=value, metadata={"help": text, **more})
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError, one line, instead of printing its usage and leaving."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def add_flags(group, dataclass, default_text=None):
+    """Add a flag for each field. Without the flag its value is None, "not given"; what then holds is the field's own
+    default (see from_flags), or what `default_text` says. A field with the default None names its type in
+    metadata["kind"]."""
+    for f in fields(dataclass):
+        kind = f.metadata.get("kind") or type(f.default)
+        shown = default_text or f.metadata.get("default", f.default)
+        options = {
+            "dest": f.name,
+            "default": None,
+            "help": f"{f.metadata['help']} (default: {shown})".replace("%", "%%"),
+        }
+        if kind is tuple:
+            options.update(action="append", metavar="TEXT")
+        elif kind is bool:
+            options["action"] = argparse.BooleanOptionalAction if f.default else "store_true"
+        elif "choices" in f.metadata:
+            options.update(type=kind, choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
+        else:
+            options.update(type=kind, metavar=kind.__name__.upper())
+        group.add_argument("--" + f.name.replace("_", "-"), **options)
+
+
+def given(dataclass, args):
+    """{field: value} of those flags that were given."""
+    values = {f.name: getattr(args, f.name) for f in fields(dataclass) if getattr(args, f.name) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def from_flags(dataclass, args):
+    """The dataclass filled from the parsed flags; a ValueError of its checks becomes one clear line."""
+    return build(dataclass, given(dataclass, args))
+
+
+def saved_values(dataclass, values):
+    """{field: value} of what an earlier program saved of such a dataclass; fields that are new since then are left out.
+
+    Raises UserError for a field that is not known, or of another type.
+    """
+    known = {f.name: f.metadata.get("kind") or type(f.default) for f in fields(dataclass)}
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"the checkpoint has a flag {name!r} that is not known here; update tinygrad2")
+        kinds = (float, int) if known[name] is float else (known[name],)
+        if value is not None and type(value) not in kinds:
+            raise UserError(f"the checkpoint has {value!r} for the flag {name!r}, which is no {known[name].__name__}")
+    return values
+
+
+def build(dataclass, values):
+    """dataclass(**values); a ValueError of its checks becomes a UserError."""
+    try:
+        return dataclass(**values)
+    except ValueError as error:
+        raise UserError(str(error)) from None

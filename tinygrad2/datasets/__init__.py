@@ -1,0 +1,1 @@
+"""From files of text or tokens to batches."""

@@ -1,0 +1,1 @@
+"""Ranks that train together: launch, collectives, gradient reduction."""

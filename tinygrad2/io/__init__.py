@@ -1,0 +1,1 @@
+"""Files: written atomically, checked before they are believed. Containers of arrays."""

@@ -1,0 +1,139 @@
+"""The safetensors container: a header in JSON, then tensors one behind the other; nothing in it is ever executed.
+
+    8 bytes      N, the length of the header (little-endian)
+    N bytes      JSON: {"__metadata__": {...}, "wte.weight": {"dtype": "F32", "shape": [V, C], "data_offsets": [a, b]},
+                 ...}
+    the rest     the tensors; offsets count from here, and leave no byte out
+
+https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+from tinygrad2.io.files import short
+from tinygrad2.io.lazy_tensor import BYTES, Stored, is_shape, map_file, release
+
+MAX_HEADER = 100_000_000  # as in the safetensors library
+_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+         "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+         "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}  # fmt: skip
+
+
+class Broken(Exception):
+    """What is wrong with a file, to be completed by its name."""
+
+
+@dataclass
+class Container:
+    """A file that has been found whole: entries {name: Entry}, metadata {text: text}, and the bytes behind the header.
+
+    `header` is the header as it stands there, without its metadata.
+    """
+
+    entries: dict
+    metadata: dict
+    header: dict
+    data: memoryview
+    map: object
+
+    def stored(self, name):
+        """The tensor as a Stored. Raises Broken for kinds of numbers that no weights have."""
+        entry = self.entries[name]
+        if entry.code not in BYTES:
+            raise Broken(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
+        return Stored(self.data[entry.start : entry.stop], entry.code, entry.shape)
+
+    def release(self):
+        """Give back the memory that reading it has taken; what is looked at again is read again."""
+        release(self.map)
+
+
+@dataclass
+class Entry:
+    """One tensor: code of its dtype, shape, first byte and the one behind its last."""
+
+    code: str
+    shape: list
+    start: int
+    stop: int
+
+
+def open_container(path):
+    """The Container at `path`, mapped into memory. Raises Broken where it is no whole one, OSError where it is not
+    readable."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8:
+            raise Broken(f"only {size} bytes long")
+        buffer, whole = map_file(file)
+    N = int.from_bytes(buffer[:8], "little")
+    if N > min(MAX_HEADER, len(buffer) - 8):
+        raise Broken(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
+    try:
+        header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError):
+        raise Broken("the header is not valid JSON") from None
+    if not isinstance(header, dict):
+        raise Broken("the header is no JSON object")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict):
+        raise Broken("the header's __metadata__ is no JSON object")
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise Broken(f"metadata field {short(name)} is missing or no text")
+    data = buffer[8 + N :]
+    return Container(_entries(header, len(data)), metadata, header, data, whole)
+
+
+def _entries(header, size):
+    entries, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(*item)):
+        start, stop = _offsets(name, entry)
+        shape, code = entry.get("shape"), entry.get("dtype")
+        if not isinstance(code, str) or code not in _BITS:
+            raise Broken(f"tensor {short(name)} has dtype {short(code)}")
+        if not is_shape(shape):
+            raise Broken(f"tensor {short(name)} has shape {short(shape)}")
+        if start != end or 8 * (stop - start) != _BITS[code] * math.prod(shape) or stop > size:
+            kind = f"of dtype {code!r} and shape {shape}"
+            raise Broken(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
+        entries[name] = Entry(code, shape, start, stop)
+        end = stop
+    if end != size:
+        raise Broken(f"{size - end:,} bytes behind the last tensor")
+    return entries
+
+
+def _offsets(name, entry):
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    pair = isinstance(offsets, list) and len(offsets) == 2
+    if not pair or not all(type(n) is int and 0 <= n < 1 << 62 for n in offsets):
+        raise Broken(f"tensor {short(name)} has data_offsets {short(offsets)}")
+    return offsets
+
+
+def _no_duplicates(pairs):
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def make_header(shapes, code, metadata):
+    """The first bytes of a file of tensors {name: shape}, all of one dtype, which follow in their names' order."""
+    header, offset = {"__metadata__": metadata}, 0
+    for name in sorted(shapes):
+        size = _BITS[code] // 8 * math.prod(shapes[name])
+        header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [offset, offset + size]}
+        offset += size
+    return pack_header(header)
+
+
+def pack_header(header):
+    """The header's bytes, padded so that the tensors start on an 8-byte boundary, behind their number."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

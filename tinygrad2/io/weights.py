@@ -1,0 +1,152 @@
+"""trained_weights.bin: everything inference needs, in one safetensors container (safetensors.py).
+
+The tensors have GPT-2's names. The metadata are strings: "tinygrad2" (version of this layout), "config" and "training"
+(JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of all the rest). A file is believed only after its
+sizes, names and checksum have been found right; nothing in it is ever executed.
+
+The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with
+other metadata.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.io.safetensors import Broken, open_container, pack_header
+
+VERSION = "1"
+_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+
+
+@dataclass
+class Weights:
+    """What a weights file holds: tensors {name: float32 array}, and the decoded metadata."""
+
+    tensors: dict
+    config: dict
+    tokenizer: str
+    training: dict
+    checksum: str = ""
+
+
+def save_weights(path, tensors, config, tokenizer, training):
+    """Write the file atomically.
+
+    tensors     {name: float32 NumPy array}
+    config      dict for GPTConfig.from_dict;  training   dict of what is worth remembering about the run
+    tokenizer   the JSON text of Tokenizer.to_json(), or "" where there is none
+    """
+    with atomic_write(path) as file:
+        write_weights(file, tensors, config, tokenizer, training)
+
+
+def write_weights(file, tensors, config, tokenizer, training):
+    """The same into a binary file that is open already; gives the checksum of the content."""
+    for name, array in tensors.items():
+        if array.dtype != np.float32:
+            raise TypeError(f"{name} is {array.dtype}; weights are saved as float32")
+    return write_tensors(file, tensors, config=json.dumps(config), tokenizer=tokenizer, training=json.dumps(training))
+
+
+def load_weights(path):
+    """Read and check a file made by save_weights: gives Weights, whose tensors are read-only views of the file.
+
+    Raises UserError, one line with the file, what is wrong and what to do, for anything that is not a whole file.
+    """
+    tensors, metadata = read_tensors(path, ("config", "tokenizer", "training"))
+    try:
+        config, training = _object(metadata, "config"), _object(metadata, "training")
+        for name, array in tensors.items():
+            if array.dtype != np.float32:
+                raise Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
+    except Broken as error:
+        raise _broken(path, error) from None
+    return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
+
+
+# -- the container -----------------------------------------------------------------------------------------------------
+
+
+def write_tensors(file, tensors, **metadata):
+    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file; gives the checksum."""
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header, offset = {}, 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        header[name] = {
+            "dtype": codes[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    metadata = {"format": "pt", "tinygrad2": VERSION, **metadata}  # older readers insist on a known framework here
+    header = {"__metadata__": metadata, **header}
+    arrays = [np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8) for name in sorted(tensors)]
+    metadata["checksum"] = _checksum(header, arrays)
+    file.write(pack_header(header))
+    for array in arrays:
+        file.write(array)
+    return metadata["checksum"]
+
+
+def read_tensors(path, fields=()):
+    """(tensors, metadata) of a file made by write_tensors, checked; tensors are read-only views of the file.
+
+    `fields` names the metadata that must be there. Raises UserError, one line, for anything that is not a whole file.
+    """
+    try:
+        container = open_container(path)
+        return _believe(container, fields)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; train first (python train_gpt2.py) or say --weights FILE") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Broken as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path, error):
+    return UserError(f"{path}: not a whole tinygrad2 weights file: {error}; copy it again or train anew")
+
+
+def _believe(container, fields):
+    metadata = dict(container.metadata)
+    if "tinygrad2" not in metadata:
+        raise Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
+    if metadata["tinygrad2"] != VERSION:
+        raise Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
+    for name in (*fields, "checksum"):
+        if name not in metadata:
+            raise Broken(f"metadata field {name!r} is missing or no text")
+    tensors = {}
+    for name, entry in container.entries.items():
+        dtype = _DTYPES.get(entry.code)
+        if dtype is None:
+            raise Broken(f"tensor {name[:60]!r} has dtype {entry.code!r}, only F32 and I64 are written here")
+        tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
+    claimed = metadata.pop("checksum")
+    if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):
+        raise Broken("the checksum does not match, the file is damaged")
+    container.release()
+    return tensors, metadata | {"checksum": claimed}
+
+
+def _checksum(header, parts):
+    """CRC-32 of the header, in a form that does not depend on its spelling, and of the tensors."""
+    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return f"crc32:{crc:08x}"
+
+
+def _object(metadata, name):
+    try:
+        value = json.loads(metadata[name])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Broken(f"metadata field {name!r} is no JSON object")
+    return value

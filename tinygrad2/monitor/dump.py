@@ -1,0 +1,113 @@
+"""Dumps: what it takes to meet a value that is not finite again, under a debugger.
+
+    run/nonfinite_step_00000123/
+        weights.bin     the model before the step, with its config and tokenizer
+        batch.bin       x and y, the rows in which the value was made
+        dump.json       step, flags, and what was found; written last
+
+    python -m tinygrad2 replay run/nonfinite_step_00000123
+"""
+
+import math
+import os
+
+import numpy as np
+
+from tinygrad2.backend import to_host
+from tinygrad2.function import observe
+from tinygrad2.io.files import UserError, atomic_write, read_json, write_json
+from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
+from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges
+
+FORMAT, VERSION = "tinygrad2-dump", 1
+
+
+def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
+    """A step gave a loss or a gradient norm that is not finite: find where it began, tell, dump, and stop.
+
+    `trainer` has not changed since before the step. Always raises UserError.
+    """
+    config, step = trainer.config, trainer.done + 1
+    found = _search(trainer, loader)
+    findings = trainer.world.collect(found and found[0])
+    first = next((rank for rank, finding in enumerate(findings) if finding), None)
+    headline = f"step {step}: loss {loss}, gradient norm {norm}: the training has diverged and was stopped"
+    remedy = "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept"
+    if first is None and math.isfinite(loss) and norm == math.inf:
+        raise UserError(f"{headline}. Each value of the gradient is finite, but they are so large that the sum of "
+                        f"their squares is not; {remedy}")
+    if first is None:
+        raise UserError(f"{headline}. Computed again, all values of the step were finite: something in it does not "
+                        "depend on its inputs alone, or the memory of this machine is faulty")
+    finding = findings[first]
+    path = os.path.join(folder.path, f"nonfinite_step_{step:08d}")
+    say(f"\nfirst value that is not finite: {describe(finding)}")
+    for line in ranges(finding):
+        say(f"    {line}")
+    if trainer.world.rank == first:
+        _, first_row, x, y = found
+        text = _text(x, tokenizer)
+        print(f"    batch     rows from {first_row} on; the first: {text!r}", flush=True)
+        dump = dict(
+            format=FORMAT, version=VERSION, step=step, finding=finding, first_row=first_row,
+            batch_size=config.batch_size, seed=config.seed, recompute=config.recompute, kernels=config.kernels,
+            loss=str(loss), grad_norm=str(norm), text=text,
+        )  # fmt: skip
+        write_dump(path, trainer.model, tokenizer, x, y, dump)
+    trainer.world.barrier()
+    raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay "
+                    f"{path}; {remedy}")
+
+
+@np.errstate(all="ignore")
+def _search(trainer, loader):
+    """(finding, number of the first row, x, y), or None where all is finite on this rank."""
+    watch = Watch(trainer.model)
+    trainer.flat.zero_grad()
+    batches = loader.micro_batches(trainer.position, trainer.config.micro_batch_size)
+    for first_row, x, y in batches:
+        try:
+            with observe(watch):
+                watch.check_parameters(trainer.model)
+                trainer.micro_step(first_row, x, y)
+        except NonFinite as error:
+            return error.finding, first_row, to_host(x), to_host(y)
+    return None
+
+
+def _text(x, tokenizer):
+    row = to_host(x)[0].tolist()
+    try:
+        return (tokenizer.decode(row) if tokenizer else " ".join(map(str, row)))[:200]
+    except ValueError:  # ids beyond the tokenizer's
+        return " ".join(map(str, row))[:200]
+
+
+def write_dump(path, model, tokenizer, x, y, dump):
+    """Write a dump folder; dump.json comes last, so a dump without it is not one."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); choose another --run-dir") from None
+    text = tokenizer.to_json() if tokenizer else ""
+    save_weights(os.path.join(path, "weights.bin"), model.state_dict(), model.config.to_dict(), text, {})
+    with atomic_write(os.path.join(path, "batch.bin")) as file:
+        write_tensors(file, {"x": x, "y": y})
+    write_json(os.path.join(path, "dump.json"), dump)
+
+
+def read_dump(path):
+    """(dump.json as a dict, Weights, x, y), checked. Raises UserError, one line, for anything that is not a dump."""
+    name = os.path.join(path, "dump.json")
+    dump = read_json(name)
+    if not isinstance(dump, dict) or dump.get("format") != FORMAT or dump.get("version") != VERSION:
+        raise UserError(f"{name}: is no dump of this version of tinygrad2")
+    for field, kind in (("step", int), ("first_row", int), ("batch_size", int), ("seed", int), ("recompute", bool),
+                        ("kernels", str), ("finding", dict)):  # fmt: skip
+        if type(dump.get(field)) is not kind:
+            raise UserError(f"{name}: field {field!r} is {str(dump.get(field))[:40]}; the dump is damaged")
+    tensors, _ = read_tensors(os.path.join(path, "batch.bin"))
+    x, y = (tensors.get(key) for key in "xy")
+    if x is None or y is None or x.shape != y.shape or x.ndim != 2 or x.dtype != np.int64:
+        raise UserError(f"{path}: batch.bin does not hold two equal tables of ids; the dump is damaged")
+    return dump, load_weights(os.path.join(path, "weights.bin")), x, y

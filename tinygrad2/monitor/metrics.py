@@ -1,0 +1,95 @@
+"""Reading metrics.jsonl: the curves of a run."""
+
+import itertools
+import json
+import math
+import os
+
+from tinygrad2.io.files import UserError, read_json
+
+MAX_LINE = 100_000  # characters; ours have some 200
+
+
+def read_metrics(run):
+    """{name: ([steps], [values])} of a run, steps rising: the curves of loss, lr, grad_norm, ms, val_loss, ...
+
+    run    a run's folder, or a file with one JSON object per line. Each has a "step" (from 0) and numbers.
+
+    A step that is there twice counts as it is told last: a training that was resumed has done it again. A last line
+    that was cut off in the middle of writing is left out. Raises UserError, naming file and line, for anything else.
+    """
+    path = os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run
+    records = {}
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = iter(lambda: file.readline(MAX_LINE), "")  # in pieces: one without an end must not fill the memory
+            for number, line in enumerate(lines, start=1):
+                record = _parse(line, path, number)
+                if record is not None:
+                    records.setdefault(record.pop("step"), {}).update(record)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {problem}; give a run's folder or its metrics.jsonl") from None
+    if not records:
+        raise UserError(f"{path}: there is no step in it yet")
+    curves = {}
+    for step in sorted(records):
+        for name, value in records[step].items():
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
+    if not curves:
+        raise UserError(f"{path}: there are steps in it, but no numbers")
+    return curves
+
+
+def _parse(line, path, number):
+    """{"step": int, name: float} or None for a line that says nothing."""
+    if not line.strip():
+        return None
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        if not line.endswith("\n") and len(line) < MAX_LINE:
+            return None  # cut off by a crash
+        record = None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < 1 << 53:
+        raise UserError(f"{path}: line {number} is no JSON object with a whole number 'step': {line[:40]!r}")
+    numbers = {"step": record["step"]}
+    for name, value in record.items():
+        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[name] = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
+    return numbers
+
+
+def read_run_config(run):
+    """config.json of a run's folder: a dict with "training", "model", "preset", "data". Raises UserError."""
+    path = os.path.join(run, "config.json")
+    config = read_json(path)
+    for name, kind in (("training", dict), ("model", dict), ("preset", str), ("data", str)):
+        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
+            raise UserError(f"{path}: field {name!r} is missing or of another kind")
+    return config
+
+
+def smooth(values, width):
+    """The mean over about `width` values around each place (fewer at both ends, as many on either side)."""
+    sums = [0.0, *itertools.accumulate(values)]
+    smoothed = []
+    for i in range(len(values)):
+        reach = min(width // 2, i, len(values) - 1 - i)
+        smoothed.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
+    return smoothed
+
+
+def thin(steps, values, most):
+    """At most about `most` points of a curve; of each stretch the lowest and the highest stay, so no spike is lost."""
+    if len(steps) <= most:
+        return steps, values
+    stretch = -(-2 * len(steps) // most)
+    kept = set()
+    for start in range(0, len(steps), stretch):
+        part = range(start, min(start + stretch, len(steps)))
+        kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
+    kept = sorted(kept | {0, len(steps) - 1})
+    return [steps[i] for i in kept], [values[i] for i in kept]

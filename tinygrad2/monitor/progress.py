@@ -1,0 +1,157 @@
+"""What a training tells: on the screen one line per step, with a bar and the time that is left; in a file, JSON lines.
+
+On a terminal the line is written over itself, and every `keep_every`-th one stays. Into a file or a pipe goes every
+line, plain.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+
+from tinygrad2.io.files import UserError
+
+_BAR = 12  # characters
+
+
+def duration(seconds):
+    """duration(75) -> "1m15s", duration(9) -> "9s", duration(7300) -> "2h01m"."""
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m"
+
+
+def is_live(stream):
+    """Can a line on this stream be written over? Open MPI gives its ranks a terminal even where it writes to a file."""
+    return stream.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
+
+
+class Progress:
+    """Steps done of `total`, of which `start` were done before. Only rank 0 gets an enabled one."""
+
+    def __init__(self, total, keep_every=1, enabled=True, stream=None, start=0):
+        self.total, self.keep_every, self.enabled, self.start = total, keep_every, enabled, start
+        self.stream = stream or sys.stdout
+        self.live = is_live(self.stream)
+        self.begin = time.perf_counter()
+        self.first_done = None  # when step 1 was over, and how many were done then
+        self._open = False  # a line that may still be written over stands on the terminal
+
+    def step(self, done, text):
+        """Show that `done` steps are done; `text` says how the last one went."""
+        if not self.enabled:
+            return
+        filled = _BAR * done // self.total
+        left = self._seconds_left(done)
+        width = len(str(self.total))
+        bar = "#" * filled + "-" * (_BAR - filled)
+        line = f"step {done:{width}d}/{self.total} [{bar}] {text} | {duration(left)} left"
+        keep = not self.live or done == self.total or done % self.keep_every == 0 or done == 1
+        if not keep:
+            line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be written over
+        erase = "\r\x1b[K" if self.live else ""
+        self.stream.write(erase + line + ("\n" if keep else ""))
+        self.stream.flush()
+        self._open = not keep
+
+    def _seconds_left(self, done):
+        """From the mean of all steps but the first, which may have had kernels to compile."""
+        now = time.perf_counter()
+        if self.first_done is None:
+            self.first_done = now, done
+            return (now - self.begin) / max(1, done - self.start) * (self.total - done)
+        then, so_far = self.first_done
+        return (now - then) / max(1, done - so_far) * (self.total - done)
+
+    def note(self, text):
+        """A line of its own between the steps."""
+        if not self.enabled:
+            return
+        self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self.stream.flush()
+        self._open = False
+
+
+class Meter:
+    """Bytes done of a long piece of work, with rate and time left; says nothing about work of less than two seconds.
+
+    On a terminal one line is written over itself; into a file goes a line every ten seconds.
+    """
+
+    def __init__(self, what, total, done=0, stream=None):
+        self.what, self.total, self.done, self.start = what, total, done, done
+        self.stream = stream or sys.stdout
+        self.live = is_live(self.stream)
+        self.begin = time.perf_counter()
+        self.last = self.begin + 2 - (0.2 if self.live else 10)  # the first line comes after two seconds
+        self._shown = False
+
+    def add(self, n):
+        """`n` more bytes are done."""
+        self.done += n
+        now = time.perf_counter()
+        if now - self.last < (0.2 if self.live else 10):
+            return
+        self.last, self._shown = now, True
+        rate = max(1e-9, (self.done - self.start) / (now - self.begin))
+        left = duration(max(0, self.total - self.done) / rate)
+        line = (f"{self.what} {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB "
+                f"({self.done / max(1, self.total):.0%}) | {rate / 1e6:.1f} MB/s | {left} left")  # fmt: skip
+        self.stream.write(f"\r\x1b[K{line}" if self.live else line + "\n")
+        self.stream.flush()
+
+    def close(self):
+        """The work is over."""
+        if self._shown:
+            seconds = duration(time.perf_counter() - self.begin)
+            done = f"{self.what} {(self.done - self.start) / 1e6:,.0f} MB took {seconds}\n"
+            self.stream.write(("\r\x1b[K" if self.live else "") + done)
+            self.stream.flush()
+
+
+class MetricsFile:
+    """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
+
+    An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
+    else the file is begun anew. Raises UserError where it cannot be written to in the beginning; later a full disk is
+    told by say(line), and the line is lost.
+    """
+
+    def __init__(self, path, goes_on=False, history=b"", say=print):
+        self.path, self.say = path, say
+        content = self.content() if goes_on else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not goes_on or whole != content or not whole:
+            self._write("wb", whole or (history if goes_on else b""))
+
+    def append(self, record):
+        """Add one line."""
+        size = os.path.getsize(self.path) if self.path else 0
+        try:
+            self._write("ab", json.dumps(record).encode() + b"\n")
+        except UserError as error:
+            os.truncate(self.path, size)  # no half lines
+            self.say(f"warning   {error}")
+
+    def content(self):
+        """All lines so far, as bytes."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def _write(self, mode, data):
+        if not self.path:
+            return
+        try:
+            with open(self.path, mode) as file:
+                file.write(data)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None

@@ -1,0 +1,34 @@
+"""TensorBoard files on demand, written by tensorboardX, which needs neither TensorFlow nor PyTorch."""
+
+from tinygrad2.io.files import UserError
+
+TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rate", "grad_norm": "gradient_norm",
+        "tokens_per_s": "tokens_per_second"}  # fmt: skip
+
+
+class TensorBoard:
+    """Writes what metrics.jsonl gets into `folder`, as TensorBoard's scalars. Without a folder it does nothing.
+
+    Raises UserError, with the command that helps, where tensorboardX is missing.
+    """
+
+    def __init__(self, folder):
+        self._writer = None
+        if folder:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise UserError('--tensorboard needs tensorboardX: pip install -e ".[tensorboard]"') from error
+            self._writer = SummaryWriter(folder, flush_secs=10)
+
+    def append(self, record):
+        """Add the numbers of one step."""
+        if self._writer:
+            for name, tag in TAGS.items():
+                if name in record:
+                    self._writer.add_scalar(tag, record[name], record["step"])
+
+    def close(self):
+        """Write what is still in memory."""
+        if self._writer:
+            self._writer.close()

@@ -1,0 +1,44 @@
+"""Ctrl-C, SIGTERM and SIGUSR1 while training: the first asks for an end after this step, the second ends at once.
+
+Batch systems send SIGUSR1 ahead of time when asked to, and it is the one signal that every mpirun hands on to its ranks
+and then leaves them alone.
+"""
+
+import os
+import signal
+import threading
+import time
+
+from tinygrad2.distributed.watchdog import STOP_SIGNALS, leave_now
+
+_SAME = 0.5  # seconds: a terminal's Ctrl-C reaches a rank twice, from the terminal and from mpirun
+
+
+class StopRequest:
+    """Within `with StopRequest() as stop:` SIGINT, SIGTERM and SIGUSR1 set `stop.signal` instead of raising.
+
+    signal   None, or the number of the signal that came
+    """
+
+    def __init__(self, talk=True):
+        self.signal, self.talk = None, talk
+        self._before, self._when = {}, 0.0
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number, frame):
+        if self.signal is not None:
+            if number == self.signal and time.monotonic() - self._when < _SAME:
+                return
+            leave_now(128 + number)  # whatever is half-written has a temporary name
+        self.signal, self._when = number, time.monotonic()
+        if self.talk:  # with os.write: the signal may have come in the middle of a print
+            os.write(2, b"\nstopping after this step, and saving; once more to stop at once\n")

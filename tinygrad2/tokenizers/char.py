@@ -1,0 +1,102 @@
+"""One token per character: the smallest tokenizer there is, as nanoGPT's shakespeare_char uses it.
+
+>>> tokenizer = CharTokenizer.train("hello")
+>>> tokenizer.encode("hole"), tokenizer.decode([0, 1, 2, 3])
+([1, 3, 2, 0], 'ehlo')
+
+The ids are the places in the sorted set of characters. There is no end-of-text token, and a character that was not in
+the text is refused. What BPE does better is told in tokenizer.py.
+"""
+
+import json
+from array import array
+
+from tinygrad2.io.files import atomic_write, short
+from tinygrad2.tokenizers.tokenizer import SPECIAL, TokenizerError
+
+FORMAT, VERSION = "tinygrad2-char", 1
+
+
+class CharTokenizer:
+    """Characters and their ids, with the face of a Tokenizer. `eot` is None: there is no end-of-text token."""
+
+    eot = None
+
+    def __init__(self, characters, source="CharTokenizer(characters)"):
+        if not isinstance(characters, str) or not characters:
+            raise TokenizerError(f"{source}: 'characters' is no text; train the tokenizer again")
+        if any(a >= b for a, b in zip(characters, characters[1:])):
+            raise TokenizerError(f"{source}: 'characters' is not sorted, each once; train the tokenizer again")
+        try:
+            self._bytes = [character.encode() for character in characters]
+        except UnicodeEncodeError:
+            raise TokenizerError(f"{source}: 'characters' has half a character; train the tokenizer again") from None
+        self.characters, self.source = characters, source
+        self._ids = {character: i for i, character in enumerate(characters)}
+        self.n_vocab = len(characters)
+
+    @classmethod
+    def train(cls, text):
+        """The tokenizer of all characters in a text (str, or bytes in UTF-8)."""
+        text = _as_str(text, "the text")
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text, special="ordinary"):
+        """The ids of a text (str or bytes). Raises TokenizerError for a character that is not known.
+
+        `special` is as in Tokenizer.encode, and changes nothing: there are no special tokens."""
+        if special not in SPECIAL:
+            raise TokenizerError(f"special is {short(special)}, which is no choice; use one of {', '.join(SPECIAL)}")
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text):
+        """The same as an array("i")."""
+        text = _as_str(text, "the text")
+        try:
+            return array("i", map(self._ids.__getitem__, text))
+        except KeyError as error:
+            known = self.characters if self.n_vocab <= 100 else self.characters[:100] + "..."
+            raise TokenizerError(
+                f"{error.args[0]!r} is no character this model has learned; it knows {known!r}"
+            ) from None
+
+    def token_bytes(self, id):
+        """The bytes of one token. Raises TokenizerError for an id outside the vocabulary."""
+        if not 0 <= id < self.n_vocab:
+            raise TokenizerError(f"id {id} is outside the vocabulary; use 0 to {self.n_vocab - 1}")
+        return self._bytes[id]
+
+    def decode_bytes(self, ids):
+        """The bytes of the tokens in a row."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def decode(self, ids):
+        """The text of the tokens."""
+        return self.decode_bytes(ids).decode()
+
+    def to_json(self):
+        """All that is needed to make this tokenizer again, as one line of JSON."""
+        return json.dumps({"format": FORMAT, "version": VERSION, "characters": self.characters}, separators=(",", ":"))
+
+    def save(self, path):
+        """Write the tokenizer to a file, whole or not at all."""
+        with atomic_write(path) as file:
+            file.write(self.to_json().encode() + b"\n")
+
+    @classmethod
+    def from_fields(cls, fields, source):
+        """The tokenizer from what to_json wrote, parsed. Every field is checked."""
+        if type(fields.get("version")) is not int or fields["version"] != VERSION:
+            problem = f"version is {str(fields.get('version'))[:20]}, but this tinygrad2 reads {VERSION}"
+            raise TokenizerError(f"{source}: {problem}; update tinygrad2")
+        return cls(fields.get("characters"), source)
+
+
+def _as_str(text, what):
+    if isinstance(text, str):
+        return text
+    try:
+        return bytes(text).decode()
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is no UTF-8, so it has no characters"
+        raise TokenizerError(f"{what}: {problem}; use BPE instead") from None

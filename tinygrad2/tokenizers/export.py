@@ -1,0 +1,161 @@
+"""Our tokenizers as files that others read: Hugging Face's four, tiktoken's ranks, llm.c's table.
+
+>>> import tempfile
+>>> folder = tempfile.mkdtemp()
+>>> write_tokenizer(Tokenizer([(83, 71)]), folder, "hf")
+>>> sorted(os.listdir(folder))
+['merges.txt', 'tokenizer.json', 'tokenizer_config.json', 'vocab.json']
+
+What a format cannot hold is refused: none of these files may give other ids than the tokenizer it was made from.
+"""
+
+import base64
+import json
+import os
+import struct
+
+from tinygrad2.io.files import atomic_write, make_folder, short
+from tinygrad2.tokenizers.bpe import N_BYTES
+from tinygrad2.tokenizers.formats import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
+from tinygrad2.tokenizers.mapped import MappedTokenizer
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
+
+KINDS = ("hf", "tiktoken", "llmc")
+
+
+def write_tokenizer(tokenizer, path, kind, version=2, end=None):
+    """Write a Tokenizer or a MappedTokenizer for another program; each file is there whole or not at all.
+
+    kind        path        what is written
+    "hf"        a folder    tokenizer.json, tokenizer_config.json, vocab.json, merges.txt; it is made if missing
+    "tiktoken"  a file      tokens in base64 and their ranks, as r50k_base.tiktoken
+    "llmc"      a file      gpt2_tokenizer.bin, the bytes of each token; `version` is 2, or 1 for GPT-2's own tokens
+
+    `end` is the id with which texts end, where that is another special token than <|endoftext|> (for "hf").
+    Raises TokenizerError where the format cannot hold this tokenizer, UserError where nothing can be written.
+    """
+    if kind not in KINDS:
+        raise TokenizerError(f"kind is {short(kind)}, which is no choice; use one of {', '.join(KINDS)}")
+    if kind == "hf":
+        _write_files(path, _hugging_face(tokenizer, end))
+    else:
+        content = _rank_file(tokenizer) if kind == "tiktoken" else _llmc_table(tokenizer, version)
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def _write_files(folder, contents):
+    make_folder(folder)
+    for name, content in contents.items():
+        with atomic_write(os.path.join(folder, name)) as file:
+            file.write(content.encode())
+
+
+def _in_symbols(tokenizer, kind):
+    """A tokenizer's (vocab: token in symbols -> id, merges: [(left, right)] in symbols)."""
+    if isinstance(tokenizer, MappedTokenizer):
+        return tokenizer.vocab, tokenizer.merges
+    if not isinstance(tokenizer, Tokenizer):
+        problem = f"a tokenizer without merges of bytes (characters, or llm.c's table) has no form as {kind!r}"
+        raise TokenizerError(f"{problem}; give a BPE tokenizer, such as vocab.bpe, with --tokenizer")
+    tokens, merges = list(ID_TO_SYMBOL), []
+    for left, right in tokenizer.merges:
+        merges.append((tokens[left], tokens[right]))
+        tokens.append(tokens[left] + tokens[right])
+    return _unique([*tokens, END_OF_TEXT] if kind == "hf" else tokens, kind), merges
+
+
+def _unique(tokens, kind):
+    """token -> id. These formats find tokens by their bytes, so no two may have the same."""
+    vocab = {}
+    for id, token in enumerate(tokens):
+        if vocab.setdefault(token, id) != id:
+            problem = f"tokens {vocab[token]} and {id} are both {short(token)}, and {kind!r} has one id for each text"
+            raise TokenizerError(f"{problem}; train with fewer merges, or save it in our own form")
+    return vocab
+
+
+# -- Hugging Face ------------------------------------------------------------------------------------------------------
+
+
+def check_hugging_face(tokenizer):
+    """Raise TokenizerError where write_tokenizer would, for the kind "hf"; nothing is written."""
+    _in_symbols(tokenizer, "hf")
+
+
+def _hugging_face(tokenizer, end):
+    """{name of a file: its text}."""
+    vocab, merges = _in_symbols(tokenizer, "hf")
+    vocab = dict(sorted({**vocab, **tokenizer.special}.items(), key=lambda item: item[1]))
+    lines = [f"{left} {right}" for left, right in merges]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
+    model |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    whole = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(tokenizer.special),
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": level,
+        "decoder": level,
+        "model": model | {"vocab": vocab, "merges": lines},  # as "a b", since older readers know nothing else
+    }
+    names = {id: text for text, id in tokenizer.special.items()}
+    end = names.get(tokenizer.eot if end is None else end)
+    config = {"tokenizer_class": "GPT2Tokenizer" if end else "PreTrainedTokenizerFast", "add_prefix_space": False}
+    config |= {"bos_token": end, "eos_token": end, "unk_token": end, "clean_up_tokenization_spaces": False}
+    return {
+        "tokenizer.json": json.dumps(whole, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "vocab.json": json.dumps(vocab),  # in ASCII, and in the order of the ids, as OpenAI wrote theirs
+        "merges.txt": "\n".join(["#version: 0.2", *lines, ""]),  # readers drop the first line, whatever it is
+    }
+
+
+def _added_tokens(special):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return [{"id": id, "content": text, **flags} for text, id in sorted(special.items(), key=lambda item: item[1])]
+
+
+# -- tiktoken ----------------------------------------------------------------------------------------------------------
+
+
+def _rank_file(tokenizer):
+    """Ranks are ids, so merges must be in the order of the ids; and a reader finds the merges again by itself."""
+    vocab, merges = _in_symbols(tokenizer, "tiktoken")
+    tokens = {id: tokenizer.token_bytes(id) for token, id in vocab.items() if token not in tokenizer.special}
+    ordered = [tokens[id] for id in sorted(tokens)]
+    try:
+        found, symbols = recover_merges(ordered, "as ranks")
+        follows = [(symbols[left], symbols[right]) for left, right in found] == merges
+    except TokenizerError:
+        follows = False
+    if not follows:
+        problem = "the merges of this tokenizer do not follow from the order of its ids, so ranks cannot say them"
+        raise TokenizerError(f"{problem}; write it as 'hf', which lists the merges")
+    return b"".join(b"%s %d\n" % (base64.b64encode(tokens[id]), id) for id in sorted(tokens))
+
+
+# -- llm.c -------------------------------------------------------------------------------------------------------------
+
+
+def _llmc_table(tokenizer, version):
+    n_vocab, eot = tokenizer.n_vocab, tokenizer.eot
+    if version not in (1, 2):
+        raise TokenizerError(f"version is {short(version)}, but llm.c knows 1 and 2; use 2")
+    if eot is None:
+        raise TokenizerError(f"this tokenizer has no {END_OF_TEXT}, which llm.c begins with; train one that has")
+    if version == 1 and (n_vocab, eot) != LLMC_FIRST:
+        problem = f"version 1 is for GPT-2's {LLMC_FIRST[0]} tokens only, and this tokenizer has {n_vocab}"
+        raise TokenizerError(f"{problem}; use version 2")
+    head = struct.pack("<4I", LLMC_MAGIC, version, n_vocab, eot if version == 2 else 0)
+    parts = [head.ljust(LLMC_HEADER, b"\0")]
+    for id in range(n_vocab):
+        token = tokenizer.token_bytes(id)
+        if not 0 < len(token) < N_BYTES:  # the length is one byte
+            problem = f"token {id} has {len(token)} bytes, and llm.c's file has room for 1 to {N_BYTES - 1}"
+            raise TokenizerError(f"{problem}; train a tokenizer with fewer merges")
+        parts.append(bytes([len(token)]) + token)
+    return b"".join(parts)

@@ -1,0 +1,303 @@
+"""Tokenizers in the files of others: OpenAI, Hugging Face, tiktoken, llm.c.
+
+    encoder.json + vocab.bpe     the vocabulary as {"token": id, ...}, and the merges, one a line
+    vocab.json + merges.txt      the same under Hugging Face's names
+    tokenizer.json               both in one, and how a text is cut, and the special tokens
+    *.tiktoken                   "base64 of the token's bytes, space, rank" a line; the rank is id and order in one
+    gpt2_tokenizer.bin           the bytes of each token, for llm.c to print; it can only decode
+
+Every reader gives a tokenizer or raises TokenizerError: one line with the file, the field, its value and the remedy.
+Tokens are written in GPT-2's symbols, see ID_TO_SYMBOL in tokenizer.py.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+import struct
+from itertools import count
+
+from tinygrad2.io.files import short
+from tinygrad2.tokenizers.bpe import N_BYTES, apply_merges
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_json, tokenizer_from_vocab
+from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
+
+PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+MAX_UNMADE = 1000  # tokens of a vocabulary that no merge makes: more are no special tokens, but another's merges
+MAX_RANKED = 1 << 16  # bytes of a token in a rank file; GPT-2's longest has 128
+OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> whose they are
+
+LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
+LLMC_FIRST = (50257, 50256)  # version 1 says no end-of-text id: it was for GPT-2 only
+
+_AGAIN = "fetch or write the file again"
+
+
+def find_in_folder(folder):
+    """The path of the file to read in a folder. Raises TokenizerError where it has none."""
+    try:
+        names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
+    except OSError as error:
+        raise TokenizerError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    ranks = sorted(name for name in names if name.endswith(".tiktoken"))
+    if "tokenizer.json" in names:
+        return os.path.join(folder, "tokenizer.json")
+    for vocab, merges in PAIRS.items():
+        if vocab in names and merges in names:
+            return os.path.join(folder, vocab)
+    if len(ranks) > 1:
+        raise TokenizerError(f"{folder}: has {len(ranks)} files of ranks; name one, such as {short(ranks[0])}")
+    for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values()):
+        if name in names:
+            return os.path.join(folder, name)
+    known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin"
+    raise TokenizerError(f"{folder}: has no tokenizer; put one of these there: {known}")
+
+
+def read_json_file(data, source):
+    """The tokenizer in a JSON file (bytes): one of ours, Hugging Face's, or a vocabulary with merges beside it."""
+    fields = _parse(data, source)
+    if isinstance(fields.get("format"), str):
+        return tokenizer_from_json(data.decode(), source)
+    if isinstance(fields.get("model"), dict):
+        return read_hf(fields, source)
+    if len(fields) >= N_BYTES:  # so many names only a vocabulary has; "model" may be one of its words
+        return read_pair(source, _merges_beside(source), fields)
+    if {"model", "added_tokens", "pre_tokenizer"} & set(fields):
+        return read_hf(fields, source)
+    return tokenizer_from_json(data.decode(), source)  # it says what is missing
+
+
+def _parse(data, source):
+    def unique(pairs):
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValueError("a name stands in it twice")
+        return fields
+
+    try:
+        fields = json.loads(data.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{source}: is no JSON ({short(str(error))}); {_AGAIN}") from None
+    if not isinstance(fields, dict):
+        raise TokenizerError(f"{source}: is {short(fields)}, not an object; {_AGAIN}")
+    return fields
+
+
+# -- a vocabulary and its merges ---------------------------------------------------------------------------------------
+
+
+def vocab_beside(merges):
+    """The path of the vocabulary that belongs to merges.txt or vocab.bpe, if it is there; else None."""
+    folder, name = os.path.split(merges)
+    for vocab, partner in PAIRS.items():
+        if name == partner and os.path.isfile(os.path.join(folder, vocab)):
+            return os.path.join(folder, vocab)
+    return None
+
+
+def _merges_beside(vocab):
+    folder, name = os.path.split(vocab)
+    names = [PAIRS[name]] if name in PAIRS else list(PAIRS.values())
+    for partner in names:
+        if os.path.isfile(os.path.join(folder, partner)):
+            return os.path.join(folder, partner)
+    raise TokenizerError(f"{vocab}: is a vocabulary without its merges; put {' or '.join(names)} beside it")
+
+
+def read_pair(vocab_path, merges_path, vocab=None):
+    """The tokenizer of a vocabulary and its merges, two files. `vocab`: what the first has, where that is known.
+
+    Tokens that no merge makes are special: so are <|endoftext|>, <pad> and their like in such a file.
+    """
+    if vocab is None:
+        vocab = _parse(read_text(vocab_path).encode(), vocab_path)
+    merges = []
+    for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2 or not all(parts):
+            problem = f"line {number} is {short(line)}, not two tokens with a space between"
+            raise TokenizerError(f"{merges_path}: {problem}; {_AGAIN}")
+        merges.append(tuple(parts))
+    made = {*ID_TO_SYMBOL, *(left + right for left, right in merges)}
+    special = {token: id for token, id in vocab.items() if token not in made}
+    if len(special) > MAX_UNMADE:
+        first, name = next(iter(special)), os.path.basename(merges_path)
+        problem = f"{name} does not make {len(special)} of its tokens, such as {short(first)}"
+        raise TokenizerError(f"{vocab_path}: {problem}; give the two files of one tokenizer")
+    return tokenizer_from_vocab(vocab, merges, special, f"{vocab_path} with {os.path.basename(merges_path)}")
+
+
+# -- Hugging Face's tokenizer.json -------------------------------------------------------------------------------------
+
+
+def read_hf(fields, source):
+    """The tokenizer of a parsed tokenizer.json. What would change ids and is not supported is refused.
+
+    Its truncation and padding are left aside: they are for batches, and here a text keeps its length.
+    """
+    model = fields.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        found = short(model.get("type") if isinstance(model, dict) else model)
+        raise TokenizerError(f"{source}: model.type is {found}; only byte-level 'BPE' as GPT-2 has it is supported")
+    _check_steps(fields, source)
+    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+        if model.get(field):
+            raise TokenizerError(f"{source}: model.{field} is {short(model[field])}; only GPT-2's way is known")
+    merges = model.get("merges")
+    if isinstance(merges, list):  # "a b" before August 2024, ["a", "b"] since
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    special = _added_tokens(fields.get("added_tokens"), source)
+    return tokenizer_from_vocab(model.get("vocab"), merges, special, source)
+
+
+def _check_steps(fields, source):
+    """What stands around the model: nothing before it but bytes in symbols, nothing behind it that adds tokens."""
+    if fields.get("normalizer") is not None:
+        found = short(fields["normalizer"])
+        raise TokenizerError(f"{source}: normalizer is {found}; only null, which leaves the text alone, is known")
+    before = fields.get("pre_tokenizer")
+    if not isinstance(before, dict) or before.get("type") != "ByteLevel":
+        raise TokenizerError(f"{source}: pre_tokenizer is {short(before)}; only GPT-2's 'ByteLevel' is supported")
+    for field, wanted in (("add_prefix_space", False), ("use_regex", True)):
+        found = before.get(field, True)  # both are true where they are not named
+        if found is not wanted:
+            raise TokenizerError(f"{source}: pre_tokenizer.{field} is {short(found)}; only {wanted} is supported")
+    after = fields.get("post_processor")
+    if after is not None and not (isinstance(after, dict) and (after.get("type") == "ByteLevel" or _is_empty(after))):
+        problem = f"post_processor is {short(after)}; only 'ByteLevel' or null, which add no tokens, are supported"
+        raise TokenizerError(f"{source}: {problem}")
+    back = fields.get("decoder")
+    if back is not None and not (isinstance(back, dict) and back.get("type") == "ByteLevel"):
+        raise TokenizerError(f"{source}: decoder is {short(back)}; only 'ByteLevel' is supported")
+
+
+def _is_empty(template):
+    """A TemplateProcessing that adds nothing to a text."""
+    parts = template.get("single")
+    return template.get("type") == "TemplateProcessing" and isinstance(parts, list) and not any(
+        not isinstance(part, dict) or list(part) != ["Sequence"] for part in parts
+    )  # fmt: skip
+
+
+def _added_tokens(tokens, source):
+    """text -> id of the added tokens. Those that take white space or words beside them along are refused."""
+    special = {}
+    if not isinstance(tokens if tokens is not None else [], list):
+        raise TokenizerError(f"{source}: added_tokens is {short(tokens)}, not a list; {_AGAIN}")
+    for k, token in enumerate(tokens or []):
+        text = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(text, str) or text in special:
+            problem = f"added_tokens[{k}] is {short(token)}, which has no 'content' of its own"
+            raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
+        for field in ("lstrip", "rstrip", "single_word"):
+            if token.get(field, False) is not False:
+                problem = f"added_tokens[{k}].{field} is {short(token[field])} for {short(text)}"
+                raise TokenizerError(f"{source}: {problem}; only false is supported")
+        if token.get("special", True) is not True:  # Hugging Face finds such a one in any text
+            problem = f"added_tokens[{k}], {short(text)}, is not special"
+            raise TokenizerError(f"{source}: {problem}; only special tokens may be added to a vocabulary")
+        special[text] = token.get("id")
+    return special
+
+
+# -- tiktoken's ranks --------------------------------------------------------------------------------------------------
+
+
+def is_ranks(head):
+    """Does a file that begins with these bytes hold ranks? (Merges do not: their first joins single symbols.)"""
+    return re.match(rb"(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]= +\d+\r?(?:\n|$)", head) is not None
+
+
+def read_ranks(data, source):
+    """The tokenizer of a rank file (bytes), with GPT-2's pattern: the file names none.
+
+    Nor does it name special tokens: <|endoftext|> takes the smallest id that is free, which is GPT-2's 50256.
+    """
+    ranks = _parse_ranks(data, source)
+    if len(ranks) in OTHER_PATTERNS:
+        problem = f"has {len(ranks)} ranks, as {OTHER_PATTERNS[len(ranks)]}, which cuts texts by another pattern"
+        raise TokenizerError(f"{source}: {problem} than GPT-2; give GPT-2's own ranks, or vocab.bpe")
+    merges, symbols = recover_merges(sorted(ranks, key=ranks.get), source)
+    vocab = {"".join(ID_TO_SYMBOL[id] for id in token.translate(BYTE_TO_ID)): rank for token, rank in ranks.items()}
+    taken = set(ranks.values())
+    special = {END_OF_TEXT: next(id for id in count() if id not in taken)}
+    return tokenizer_from_vocab(vocab, [(symbols[a], symbols[b]) for a, b in merges], special, source)
+
+
+def _parse_ranks(data, source):
+    """{bytes of a token: rank}."""
+    ranks, taken = {}, set()
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        parts = line.split()
+        if not parts:
+            continue
+        try:
+            token = base64.b64decode(parts[0], validate=True)
+        except binascii.Error:
+            token = b""
+        if len(parts) != 2 or not re.fullmatch(rb"\d{1,9}", parts[1]) or not 0 < len(token) <= MAX_RANKED:
+            found = short(line.decode("utf-8", "replace"))
+            raise TokenizerError(f"{source}: line {number} is {found}, not a token in base64 and its rank; {_AGAIN}")
+        rank = int(parts[1])
+        if token in ranks or rank in taken:
+            what = f"token {short(token)}" if token in ranks else f"rank {rank}"
+            raise TokenizerError(f"{source}: line {number} has {what} a second time; {_AGAIN}")
+        ranks[token] = rank
+        taken.add(rank)
+    return ranks
+
+
+def recover_merges(tokens, source):
+    """The merges behind tokens (bytes, in order of their ranks): ([(left, right)], symbols of each id).
+
+    A token is cut as BPE cuts it with the tokens before it; the two parts that are left are what its merge joins.
+    Ids are those of tokenizer.py. Raises TokenizerError where a token has another number of parts.
+    """
+    merges, symbols = {}, list(ID_TO_SYMBOL)
+    for token in tokens:
+        if len(token) == 1:
+            continue
+        parts = apply_merges(tuple(token.translate(BYTE_TO_ID)), merges)
+        if len(parts) != 2:
+            problem = f"token {short(token)} is {len(parts)} tokens of lower rank, not two, so no merge makes it"
+            raise TokenizerError(f"{source}: {problem}; give vocab.bpe or tokenizer.json, which list the merges")
+        merges[parts] = N_BYTES + len(merges)
+        symbols.append(symbols[parts[0]] + symbols[parts[1]])
+    return list(merges), symbols
+
+
+# -- llm.c's table -----------------------------------------------------------------------------------------------------
+
+
+def is_llmc(data):
+    """Does a file that begins with these bytes hold llm.c's table?"""
+    return data[:4] == struct.pack("<I", LLMC_MAGIC)
+
+
+def read_llmc(data, source):
+    """The DecodeOnlyTokenizer of a gpt2_tokenizer.bin (bytes), version 1 or 2."""
+    if len(data) < LLMC_HEADER:
+        raise TokenizerError(f"{source}: has {len(data)} bytes, less than its header's {LLMC_HEADER}; {_AGAIN}")
+    _, version, n_vocab, eot = struct.unpack_from("<4I", data)
+    if version not in (1, 2):
+        raise TokenizerError(f"{source}: version is {version}; only 1 and 2 are known")
+    if version == 1:
+        eot = LLMC_FIRST[1]
+    if not 0 < n_vocab <= len(data) or eot >= n_vocab or (version == 1 and n_vocab != LLMC_FIRST[0]):
+        problem = f"has {n_vocab} tokens and {eot} as id of {END_OF_TEXT}, which cannot be in version {version}"
+        raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
+    tokens, place = [], LLMC_HEADER
+    for id in range(n_vocab):
+        size = data[place] if place < len(data) else 0
+        if size == 0 or place + 1 + size > len(data):
+            problem = f"token {id} of {n_vocab}, at byte {place}, is empty or beyond the end of the file"
+            raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
+        tokens.append(data[place + 1 : place + 1 + size])
+        place += 1 + size
+    if place != len(data):
+        raise TokenizerError(f"{source}: has {len(data) - place} bytes after its last token; {_AGAIN}")
+    return DecodeOnlyTokenizer(tokens, eot, source)

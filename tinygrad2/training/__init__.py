@@ -1,0 +1,1 @@
+"""One training run: its configuration, checkpoints, memory plan, validation and report."""

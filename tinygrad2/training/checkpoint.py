@@ -1,0 +1,311 @@
+"""Checkpoints: all it takes for a training to go on as if it had never stopped.
+
+    checkpoints/step_00000100/
+        weights.bin        model, config and tokenizer; the same file as trained_weights.bin, inference.py reads it
+        optimizer.bin      Adam's m and v for every parameter, and its step count t
+        state.json         step, place in the data, all flags, what the data were
+        metrics.jsonl      the history of losses up to here
+        manifest.json      size and checksum of every file above, and a checksum of itself
+
+A checkpoint is there whole or not at all, wherever the power goes off. Everything is written into a folder of another
+name and forced to disk, file by file; the manifest comes last, then the folder gets its name. Only then are older
+checkpoints removed, and each loses its name before its files. So a folder called step_... was complete when it got that
+name, and the manifest tells whether it still is.
+
+Nothing but numbers and JSON is in it, nothing of it is ever executed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import threading
+import zlib
+from dataclasses import dataclass, field
+
+from tinygrad2.io.files import UserError, fsync_folder, read_bytes, read_json
+from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
+
+FORMAT, VERSION = "tinygrad2-checkpoint", 1
+_NAME = re.compile(r"step_(\d{8,})(?:\.(\d+))?$")
+_WRITING, _DELETING = ".writing-", ".deleting-"  # folders on their way in and out
+_FILES = {"weights.bin", "optimizer.bin", "state.json", "metrics.jsonl"}
+
+
+@dataclass
+class Checkpoint:
+    """What a training is made of at one moment.
+
+    weights, moments   {name: float32 array}; moments are "m.<name>" and "v.<name>"
+    t                  Adam's steps done
+    state              dict for state.json: what else the training wants back (step, position, ...)
+    tokenizer          its JSON, or ""
+    config             dict for GPTConfig
+    history            bytes of metrics.jsonl
+    path               where it was read from
+    """
+
+    weights: dict
+    moments: dict
+    t: int
+    state: dict
+    tokenizer: str
+    config: dict
+    history: bytes = b""
+    path: str = field(default="", compare=False)
+
+    @property
+    def step(self):
+        """Optimizer steps done."""
+        return self.state["step"]
+
+
+def write_checkpoint(folder, checkpoint):
+    """Write it into `folder` under the name of its step; gives the path. A checkpoint of the same name stays, the new
+    one then gets a number behind its name.
+
+    Raises UserError where it cannot be written (disk full, no permission); nothing that was there before is changed.
+    """
+    temporary = os.path.join(folder, f"{_WRITING}{checkpoint.step:08d}-{os.getpid()}")
+    try:
+        _remove_tree(temporary)
+        os.makedirs(temporary)
+        entries = {}
+        for name, write in _files_of(checkpoint).items():
+            with open(os.path.join(temporary, name), "wb") as raw:
+                checksum = write(raw)
+                entries[name] = {"bytes": raw.tell(), "checksum": checksum}
+                _to_disk(raw)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": checkpoint.step,
+            "val_loss": checkpoint.state.get("val_loss"),
+            "files": entries,
+        }
+        manifest["checksum"] = _checksum(manifest)
+        with open(os.path.join(temporary, "manifest.json"), "wb") as raw:
+            raw.write(json.dumps(manifest, indent=1).encode())
+            _to_disk(raw)
+        fsync_folder(temporary)
+        path = _free_name(folder, checkpoint.step)
+        os.rename(temporary, path)
+        fsync_folder(folder)
+        return path
+    except OSError as error:
+        _remove_tree(temporary)
+        raise UserError(
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); those before it "
+            "are untouched; make room, or choose another --run-dir"
+        ) from error
+
+
+def _files_of(checkpoint):
+    """{file name: function that writes the content into an open file and gives its checksum}"""
+    c = checkpoint
+    return {
+        "weights.bin": lambda f: write_weights(f, c.weights, c.config, c.tokenizer, dict(steps_done=c.step)),
+        "optimizer.bin": lambda f: write_tensors(f, c.moments, t=str(c.t)),
+        "state.json": lambda f: _write_summed(f, json.dumps(c.state, indent=1).encode()),
+        "metrics.jsonl": lambda f: _write_summed(f, c.history),
+    }
+
+
+def read_checkpoint(path):
+    """The checkpoint in the folder `path`, checked to the last bit. Raises UserError naming the file and the damage."""
+    manifest = read_manifest(path)
+    try:  # the first two have checksums of their own, which must be those that the manifest knows
+        weights = load_weights(os.path.join(path, "weights.bin"))
+        moments, metadata = read_tensors(os.path.join(path, "optimizer.bin"), ("t",))
+        state, history = (read_bytes(os.path.join(path, name)) for name in ("state.json", "metrics.jsonl"))
+    except UserError as error:
+        raise UserError(f"{error} (damaged checkpoint)") from None
+    found = {"weights.bin": weights.checksum, "optimizer.bin": metadata["checksum"], "state.json": _crc(state),
+             "metrics.jsonl": _crc(history)}  # fmt: skip
+    for name, checksum in found.items():
+        if checksum != manifest["files"][name]["checksum"]:
+            raise _damaged(os.path.join(path, name), "the checksum does not match")
+    state = json.loads(state)
+    if not metadata["t"].isdecimal() or len(metadata["t"]) > 18:
+        raise _damaged(path, f"optimizer.bin: field 't' is {metadata['t'][:20]!r}, not a number of steps")
+    if not isinstance(state, dict) or state.get("step") != manifest["step"]:
+        raise _damaged(path, "state.json is not of the step in manifest.json")
+    return Checkpoint(
+        weights.tensors, moments, int(metadata["t"]), state, weights.tokenizer, weights.config, history, path
+    )
+
+
+def read_manifest(path):
+    """The manifest of a checkpoint, checked, with the sizes of all files; their contents are not looked at.
+
+    Raises UserError naming the file and the damage.
+    """
+    name = os.path.join(path, "manifest.json")
+    try:
+        manifest = read_json(name)
+    except UserError as error:
+        raise UserError(f"{error} (damaged checkpoint)") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise _damaged(name, f"field 'format' is not {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise _damaged(name, f"version {str(manifest.get('version'))[:20]!r}, this program reads {VERSION}")
+    claimed = manifest.pop("checksum", None)
+    if claimed != _checksum(manifest):
+        raise _damaged(name, "the checksum does not match")
+    if not _is_count(manifest.get("step")):
+        raise _damaged(name, f"field 'step' is {str(manifest.get('step'))[:20]}")
+    if manifest.get("val_loss") is not None and type(manifest["val_loss"]) is not float:
+        raise _damaged(name, f"field 'val_loss' is {str(manifest['val_loss'])[:20]}")
+    if not isinstance(manifest.get("files"), dict) or set(manifest["files"]) != _FILES:
+        raise _damaged(name, "field 'files' does not list the files of a checkpoint")
+    for file, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not _is_count(entry.get("bytes")) or "checksum" not in entry:
+            raise _damaged(name, f"entry {file!r} has no size and checksum")
+        _check_size(os.path.join(path, file), entry["bytes"])
+    return manifest
+
+
+def newest_checkpoint(folder, say=print):
+    """(the newest checkpoint in `folder` that is whole, paths of damaged newer ones); None where there is none at all.
+
+    Each damaged one is named by say(line), and left as it is. Raises UserError where all are damaged.
+    """
+    damaged = []
+    for path in list_checkpoints(folder):
+        try:
+            return read_checkpoint(path), damaged
+        except UserError as error:
+            say(f"warning   {error}; trying the one before it")
+            damaged.append(path)
+    if damaged:
+        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is whole; remove them to begin anew")
+    return None, []
+
+
+def list_checkpoints(folder):
+    """Paths of all checkpoints, whole or damaged, the newest first."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(folder):
+            if match := _NAME.match(name):
+                found.append((int(match[1]), int(match[2] or 1), os.path.join(folder, name)))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def remove_old_checkpoints(folder, keep, distrusted=()):
+    """Keep the newest `keep` checkpoints and the one with the lowest validation loss; remove the others.
+
+    Damaged ones neither count nor go: what has been found damaged, or is in `distrusted`, is left to its owner.
+    """
+    sound = {}
+    for path in list_checkpoints(folder):
+        with contextlib.suppress(UserError):
+            if path not in distrusted:
+                sound[path] = read_manifest(path)["val_loss"]
+    kept = list(sound)[:keep]
+    measured = [path for path in sound if sound[path] is not None]
+    kept += sorted(measured, key=sound.get)[:1]
+    for path in sound:
+        if path not in kept:
+            doomed = os.path.join(folder, f"{_DELETING}{os.path.basename(path)}-{os.getpid()}")
+            os.rename(path, doomed)  # first the name: half a checkpoint must not look like a damaged one
+            _remove_tree(doomed)
+
+
+def sweep(folder):
+    """Remove what a killed process has left half-written or half-removed."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(folder):
+            if name.startswith((_WRITING, _DELETING)):
+                _remove_tree(os.path.join(folder, name))
+
+
+class CheckpointWriter:
+    """Writes checkpoints on a thread of its own, one at a time, while the training goes on.
+
+    What it is given must be copies: the training changes its arrays in place.
+    """
+
+    def __init__(self, folder, keep, distrusted=()):
+        self.folder, self.keep, self.distrusted = folder, keep, tuple(distrusted)
+        self.path = None  # of the last one written
+        self._thread = self._error = None
+
+    def save(self, checkpoint, say):
+        """Begin to write, once the one before is written. What goes wrong is told by say(line): a full disk should not
+        end a training, and the checkpoints before it are still there."""
+        self.join(say)
+        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="tinygrad2 checkpoint")
+        self._thread.start()
+
+    def join(self, say):
+        """Wait until all is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if isinstance(error, UserError):
+            say(f"warning   {error}")
+        elif error:
+            raise error
+
+    def _write(self, checkpoint):
+        with contextlib.suppress(AttributeError, OSError):  # Linux can: the training goes first where cores are few
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            self.path = write_checkpoint(self.folder, checkpoint)
+            with contextlib.suppress(OSError):  # what cannot be removed now may be removable next time
+                remove_old_checkpoints(self.folder, self.keep, self.distrusted)
+        except BaseException as error:  # goes to the training's thread
+            self._error = error
+
+
+# -- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def _write_summed(file, data):
+    file.write(data)
+    return _crc(data)
+
+
+def _crc(data):
+    return f"crc32:{zlib.crc32(data):08x}"
+
+
+def _to_disk(file):
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _free_name(folder, step):
+    path, n = os.path.join(folder, f"step_{step:08d}"), 1
+    while os.path.lexists(path):
+        n += 1
+        path = os.path.join(folder, f"step_{step:08d}.{n}")
+    return path
+
+
+def _remove_tree(path):
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(manifest):
+    return _crc(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _check_size(path, size):
+    try:
+        found = os.stat(path).st_size
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from None
+    if found != size:
+        raise _damaged(path, f"{found:,} bytes long instead of {size:,}")
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _damaged(path, problem):
+    return UserError(f"{path}: damaged checkpoint: {problem}")

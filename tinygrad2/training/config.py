@@ -1,0 +1,125 @@
+"""TrainConfig: how a training goes. Its fields are the flags of train_gpt2.py."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+
+from tinygrad2.backend import DEVICES
+from tinygrad2.cli import flag
+from tinygrad2.datasets.dataloader import ORDERS
+from tinygrad2.distributed.reducer import SUMS, WIRES
+from tinygrad2.optim import SCHEDULES
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+RECIPES = {  # steps, batch size and learning rate depend on the model
+    "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
+    "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
+    "gpt2":        dict(steps=20000,  batch_size=8,   lr=6e-4),
+    "gpt2-medium": dict(steps=20000,  batch_size=8,   lr=3e-4),
+    "gpt2-large":  dict(steps=20000,  batch_size=8,   lr=2.5e-4),
+    "gpt2-xl":     dict(steps=20000,  batch_size=8,   lr=2e-4),
+    "--init-from": dict(steps=200,    batch_size=8,   lr=3e-5, warmup_steps=10),
+}  # fmt: skip
+
+
+def _by_model(name, text):
+    """A flag whose default comes from RECIPES."""
+    kind, values = type(RECIPES["demo"][name]), [f"{recipe[name]} for {model}" for model, recipe in RECIPES.items()]
+    return flag(None, text, kind=kind, default=", ".join(values))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a training goes. The flags of train_gpt2.py, checked; `parse` fills in what depends on the model."""
+
+    seed: int = flag(1337, "fixes the initial weights, the samples and the dropout masks")
+    steps: int = _by_model("steps", "optimizer steps")
+    data: str = flag(os.path.join(_ROOT, "data", "dummy_data.txt"), default="the stories",
+                     text="what to learn from: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
+    dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
+    init_from: str = flag("", "begin with this model instead of random weights (finetuning): one of yours, or a "
+                              "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
+                          default="none")
+    order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, sequential, or llmc: as "
+                                  "llm.c's own program reads it", choices=ORDERS)
+    tokenizer: str = flag("", "tokenizer file or folder (ours, or GPT-2's as others keep it) to use instead of "
+                              "training one on the text", default="train one, or that of --init-from")
+    batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
+    micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
+    lr: float = _by_model("lr", "highest learning rate")
+    final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
+    schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
+    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr", default="100, 10 for --init-from")
+    weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
+    beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
+    beta2: float = flag(0.99, "Adam: memory of the gradient's square")
+    grad_clip: float = flag(1.0, "largest norm of the whole gradient; 0 means no clipping")
+    val_fraction: float = flag(0.05, "share of the text, at its end, kept for validation")
+    eval_every: int = flag(100, "steps between validations; 0 means none")
+    eval_batches: int = flag(4, "batches of one validation (always the same ones)")
+    sample_every: int = flag(200, "steps between samples; 0 means none but the last")
+    sample_tokens: int = flag(80, "tokens of one sample")
+    prompt: str = flag("Once upon a time", "how the samples begin")
+    hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to try at every validation",
+                          default="none")
+    hellaswag_examples: int = flag(200, "how many of its examples")
+    recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
+                                  "a quarter more time")
+    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
+    sum: str = flag("tree", "order in which gradients of micro-batches and ranks are added up: tree (the same bits for "
+                            "1, 2, 4, ... ranks) or plain (a little faster, less memory)", choices=SUMS)
+    zero: int = flag(0, "1: each rank keeps Adam's state of its own share of the weights only (ZeRO stage 1); the same "
+                        "bits, less memory", choices=(0, 1))
+    wire: str = flag("float32", "what gradients travel as between ranks; bfloat16 is half as much and less exact",
+                     choices=WIRES)
+    gpu_sum: str = flag("auto", "how gradients of several GPUs are added up: host (in pinned memory, by MPI), nccl "
+                                "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
+                        choices=("auto", "host", "nccl"))
+    overlap: str = flag("auto", "send gradients while backward is at work: yes, no, or auto (where there are several "
+                                "hosts)", choices=("auto", "yes", "no"))
+    timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
+    ranks: int = flag(None, "refuse to begin with another number of ranks than this", kind=int, default="any number")
+    compare_every: int = flag(100, "steps after which the ranks compare their weights; 0 means only at the end")
+    kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
+                        choices=("auto", "reference"))
+    weights_out: str = flag("trained_weights.bin", "where the trained weights go")
+    run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
+    resume: bool = flag(False, "go on from the newest whole checkpoint in --run-dir, with its flags; bit for bit as if "
+                               "the training had never stopped. Where there is none, begin")
+    checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
+    keep_checkpoints: int = flag(2, "how many of the newest checkpoints stay, besides the best one")
+    metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
+    tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
+    outlier_z: float = flag(6.0, "report a loss or gradient norm so many standard deviations above those of the last "
+                                 "128 steps; 0 means never")
+    log_every: int = flag(10, "on a terminal, keep the line of every Nth step (a file gets every line)")
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
+                            ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
+                            ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
+                            ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0),
+                            ("hellaswag_examples", 1)):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
+                                ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
+                                ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"--{name.replace('_', '-')} must be in {low} .. {high}, not {getattr(self, name)}")
+        if max(self.beta1, self.beta2) == 1:
+            raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
+
+
+# What must not change when a training is resumed: the rest of it would mean something else, or not fit.
+FIXED = ("data", "dataset", "tokenizer", "val_fraction")
+
+
+def tell_changes(before, config, world):
+    """What is not as it was when the training began: then its rest is not what it would have been."""
+    now = asdict(config)
+    for name in now:
+        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
+            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")
