@@ -8,7 +8,8 @@
 Read it from top to bottom: config, trainer, and in main world, data, model, loop, results.
 """
 
-from tinygrad2.distributed.world import EarlyExit, World
+from tinygrad2.distributed.world import World
+from tinygrad2.errors import EarlyExit
 from tinygrad2.system.threads import threads_flag
 
 if __name__ == "__main__":
@@ -26,6 +27,7 @@ import numpy as np
 
 import ops
 from models import GPT, PRESETS, GPTConfig
+from models.config import train_flops_per_token
 from models.dropout import set_dropout
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
@@ -34,27 +36,30 @@ from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.distributed.nccl import nccl_of
 from tinygrad2.distributed.reducer import Reducer, compare_weights
+from tinygrad2.errors import UserError
 from tinygrad2.evaluation.hellaswag import accuracy, load_examples
 from tinygrad2.function import fastest, use_kernels
 from tinygrad2.interop.pretrained import open_model
-from tinygrad2.io.files import UserError, check_writable
+from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import explain_nonfinite
+from tinygrad2.monitor.metrics import MetricsFile
 from tinygrad2.monitor.outliers import Outliers
-from tinygrad2.monitor.progress import MetricsFile, Progress
+from tinygrad2.monitor.progress import Progress
 from tinygrad2.monitor.tensorboard import TensorBoard
 from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
-from tinygrad2.system.machine import gemm_peak, give_back_freed_memory, keep_freed_memory, train_flops_per_token
+from tinygrad2.system.machine import gemm_peak
+from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import StopRequest
-from tinygrad2.tokenizers.mapped import tokenizer_from_json
+from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.training.checkpoint import CheckpointWriter, newest_checkpoint
-from tinygrad2.training.config import RECIPES, TrainConfig, tell_changes
-from tinygrad2.training.finetune import keep_first_model, look_at
-from tinygrad2.training.memory_plan import forget_peak, peak_resident_bytes, plan_memory, tell_memory
+from tinygrad2.training.config import RECIPES, TrainConfig
+from tinygrad2.training.memory_plan import plan_for, tell_memory
+from tinygrad2.training.report import print_changes, print_next_commands, print_results
 from tinygrad2.training.run_dir import RunFolder
 from tinygrad2.training.snapshot import Snapshots
-from tinygrad2.training.validation import sample_text, tell_results, tell_what_next, validate
+from tinygrad2.training.validation import refuse_overwrite, report_loss_and_samples, sample_text, validate
 
 # -- config ------------------------------------------------------------------------------------------------------------
 
@@ -196,13 +201,13 @@ def main(world, argv=None):
     state = world.share(state)
     if state:
         config, gpt_config, preset = parse(argv, world, state)
-        tell_changes(state["training"], config, world)
+        print_changes(state["training"], config, world)
     use_kernels(config.kernels)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     check_writable(config.weights_out)
     if not state:
-        keep_first_model(config)
+        refuse_overwrite(config)
 
     # -- world ---------------------------------------------------------------------------------------------------------
 
@@ -254,7 +259,8 @@ def main(world, argv=None):
 
     give_back_freed_memory()                                      # of making tokens; the plan is about the training
     forget_peak()
-    plan = plan_for(config, gpt_config, world.size)
+    reference = ops.runs_reference(config.kernels)
+    plan = plan_for(config, gpt_config, reference, world.size)
     stop = StopRequest(talk=world.rank == 0)
     trainer = Trainer(config, gpt_config, world, stop)
     if checkpoint:
@@ -265,7 +271,7 @@ def main(world, argv=None):
     trainer.synchronize()
     for line in trainer.reducer.describe():
         world.print(line)
-    if world.size > 1 and (config.kernels == "reference" or not ops.have_cpu_kernels()):
+    if world.size > 1 and reference:
         world.print("note      BLAS rounds otherwise with other numbers of threads: the same bits need equal --threads")
     keep_freed_memory()
     model = trainer.model
@@ -273,7 +279,7 @@ def main(world, argv=None):
     flops_per_step = train_flops_per_token(gpt_config) * loader.tokens_per_batch
     world.print(f"model     {model.count_parameters():,} parameters")
     if config.device == "cpu":
-        changed = partial(plan_for, config, gpt_config, world.size, plan.parts["Python and libraries"])
+        changed = partial(plan_for, config, gpt_config, reference, world.size, plan.parts["Python and libraries"])
         tell_memory(plan, changed, config, gpt_config, world)
     world.print(f"machine   {peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops_per_step / 1e9:.1f} GFLOP\n")
 
@@ -293,8 +299,9 @@ def main(world, argv=None):
     windows = {name: Outliers(state["windows"][name] if state else ()) for name in ("loss", "grad_norm")}
     best, loss = (state["best"], state["loss"]) if state else (None, None)
     before = state.get("before") if state else None
+    look = partial(report_loss_and_samples, trainer, val_loader or loader, tokenizer, config, world, progress.note)
     if found:
-        before = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "before")
+        before = look("before")
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:
@@ -357,31 +364,20 @@ def main(world, argv=None):
         # -- results ---------------------------------------------------------------------------------------------------
 
         if before is not None:
-            after = look_at(trainer, val_loader or loader, tokenizer, config, world, progress.note, "after")
+            after = look("after")
             world.print(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {trainer.done} steps")
         peaks = world.collect(peak_resident_bytes(), "peaks of memory")
         with world.alone("writing the results") as mine:
             if mine:
                 seconds, steps = time.perf_counter() - training_begin, trainer.done - first
-                tell_results(trainer, config, tokenizer, plan, peaks, steps * loader.tokens_per_batch, seconds, begin)
+                print_results(trainer, config, tokenizer, plan, peaks, steps * loader.tokens_per_batch, seconds, begin)
                 run = dict(asdict(config), steps_done=trainer.done, loss=loss, ranks=world.size)
                 weights = model.state_dict(copy=False)
                 save_weights(config.weights_out, weights, gpt_config.to_dict(), data.tokenizer_json, run)
                 writer.join(print)
-                tell_what_next(trainer.done, config)
+                print_next_commands(trainer.done, config)
     board.close()
     return 128 + trainer.stopping if trainer.stopping else 0
-
-
-def plan_for(config, gpt_config, ranks=1, base=None, **changes):
-    """The MemoryPlan of one rank on the CPU; `changes` replace rows, length, recompute, keeps_copies or shards."""
-    pages = config.kernels == "reference" or not ops.have_cpu_kernels()
-    saves = 0 < config.checkpoint_every < config.steps
-    values = dict(rows=config.micro_batch_size, length=gpt_config.block_size, recompute=config.recompute)
-    values |= dict(keeps_copies=saves, ranks=ranks, shards=config.zero > 0, tree=config.sum == "tree")
-    values["micro_batches"] = config.batch_size // values["rows"] // ranks
-    values |= changes
-    return plan_memory(gpt_config, gpt_config.count_parameters(), pages=pages, base=base, **values)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make the reference curves of a preset: python -m benchmarks.curves --preset demo
 
-Trains it with five seeds and writes tinygrad2/monitor/curves/<preset>.json. With --first N each training is ended after N
-steps (its schedule stays that of the whole), for presets whose whole training takes days.
+Trains it with five seeds and writes tinygrad2/monitor/curves/<preset>.json. With --first N each training is ended after
+N steps (its schedule stays that of the whole), for presets whose whole training takes days.
 """
 
 import argparse

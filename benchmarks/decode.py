@@ -116,7 +116,7 @@ def mean_loss(model, tokenizer, path):
     import numpy as np
 
     import ops
-    from tinygrad2.datasets.dataloader import encode_documents, split_documents
+    from tinygrad2.datasets.text_cache import encode_documents, split_documents
     from tinygrad2.io.files import read_bytes
     from tinygrad2.tensor import no_grad
 

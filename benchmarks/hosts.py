@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from benchmarks.harness import ROOT, save
-from tinygrad2.distributed.launch import environment, find_mpirun
+from tinygrad2.distributed.mpirun import environment, find_mpirun
 
 WAYS = {
     "after backward": "--overlap no",

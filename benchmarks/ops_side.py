@@ -130,7 +130,7 @@ def main():
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(threads)
-        from tinygrad2.system.machine import keep_freed_memory
+        from tinygrad2.system.memory import keep_freed_memory
 
         keep_freed_memory()
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 from benchmarks.harness import ROOT, Side, installed, load_average, machine, ratio_of, save
-from tinygrad2.distributed.launch import environment, find_mpirun
+from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.system.threads import available_cores
 
 
@@ -36,9 +36,9 @@ class Ranks(Side):
 
 def products_by():
     """Whose matrix products ours are."""
-    from ops.kernels.cpu import gemm
+    from ops.kernels.cpu import blas_gemm
 
-    return gemm.vendor or "NumPy"
+    return blas_gemm.vendor or "NumPy"
 
 
 def free_port():

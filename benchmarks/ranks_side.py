@@ -38,7 +38,7 @@ def ours(config):
 
     import train_gpt2
     from models import GPTConfig
-    from tinygrad2.system.machine import keep_freed_memory
+    from tinygrad2.system.memory import keep_freed_memory
     from tinygrad2.training.config import TrainConfig
 
     rows = config["micro_batch_size"] or config["batch_size"] // world.size

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import cpu_name, load_average, save, versions
-from tinygrad2.datasets.dataloader import encode_documents, split_documents
+from tinygrad2.datasets.text_cache import encode_documents, split_documents
 from tinygrad2.system.threads import available_cores
 from tinygrad2.tokenizers import parallel
 from tinygrad2.tokenizers.pretokenizer import PATTERN

@@ -25,7 +25,7 @@ def our_trainer(config, kernels):
     from tinygrad2.function import use_kernels
     from tinygrad2.module import FlatBuffers
     from tinygrad2.optim import Adam, clip_grad_norm
-    from tinygrad2.system.machine import keep_freed_memory
+    from tinygrad2.system.memory import keep_freed_memory
 
     use_kernels(kernels)
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])

@@ -18,9 +18,10 @@ import urllib.request
 import numpy as np
 
 from tinygrad2.datasets.token_files import write_tokens
-from tinygrad2.io.files import UserError, make_folder, read_record, write_record
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import make_folder, read_record, write_record
 from tinygrad2.monitor.progress import Meter
-from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.parallel import encode_stream
 
 HUB = "https://huggingface.co"

@@ -5,7 +5,7 @@ from functools import partial
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
 from tinygrad2.cli import Parser
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 
 def prepare(text, here, repo, folder, revision, stem):

@@ -97,3 +97,12 @@ PRESETS = {
     "gpt2-large":  dict(block_size=1024,  vocab_size=50257,   n_layer=36,   n_head=20,    n_embd=1280),  # 774M
     "gpt2-xl":     dict(block_size=1024,  vocab_size=50257,   n_layer=48,   n_head=25,    n_embd=1600),  # 1558M
 }  # fmt: skip
+
+
+def train_flops_per_token(config):
+    """Floating point operations per token of forward and backward: 6 per weight in a matrix, and attention's T x T.
+
+        6 (N - N_position) + 12 n_layer n_embd block_size            Chowdhery et al., "PaLM", 2022, appendix B
+    """
+    c = config
+    return 6 * (c.count_parameters() - c.block_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size

@@ -1,6 +1,6 @@
 import ops
-from ops.random import make_key
 from tinygrad2.module import Module
+from tinygrad2.prng import make_key
 
 
 class Dropout(Module):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from models.config import GPTConfig
 from models.gpt import GPT
+from tinygrad2.errors import UserError
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.interop.shapes import check_shapes
-from tinygrad2.io.files import UserError
 from tinygrad2.module import FlatBuffers
 
 

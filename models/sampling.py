@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 
 @dataclass(frozen=True)

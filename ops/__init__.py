@@ -59,6 +59,11 @@ def have_cpu_kernels():
     return _missing is None
 
 
+def runs_reference(mode):
+    """Do the reference implementations run on the CPU, under `--kernels MODE`?"""
+    return mode == "reference" or not have_cpu_kernels()
+
+
 def describe_kernels(device, mode):
     """One line for the user: what computes on this device."""
     if mode == "reference":
@@ -66,7 +71,7 @@ def describe_kernels(device, mode):
     if device == "cpu" and _missing:
         return f'none, because {_missing} is missing: pip install -e ".[fast]" makes training about twice as fast'
     if device == "cpu":
-        from ops.kernels.cpu import gemm
+        from ops.kernels.cpu import blas_gemm
 
-        return f"compiled loops of ops/kernels/cpu, products by {gemm.vendor or 'NumPy'}"
+        return f"compiled loops of ops/kernels/cpu, products by {blas_gemm.vendor or 'NumPy'}"
     return "none yet for this device: the pages of maths in ops/"

@@ -1,5 +1,5 @@
-from ops.random import uniform
 from tinygrad2.function import Function
+from tinygrad2.prng import uniform
 from tinygrad2.tensor import apply
 
 

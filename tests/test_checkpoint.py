@@ -10,7 +10,7 @@ import pytest
 from crash_everywhere import checkpoint
 from test_train import ROOT, TEXT, train
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights
 from tinygrad2.training.checkpoint import (
     CheckpointWriter,

@@ -11,8 +11,8 @@ import pytest
 from test_train import ROOT, SMALL, TEXT, python, train
 
 from tinygrad2.commands import COMMANDS
-from tinygrad2.distributed.launch import have_mpi
-from tinygrad2.io.files import UserError
+from tinygrad2.distributed.mpirun import have_mpi
+from tinygrad2.errors import UserError
 from tinygrad2.monitor import reference_curves
 from tinygrad2.monitor.metrics import read_metrics, smooth, thin
 from tinygrad2.monitor.outliers import WINDOW, Outliers

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import ops  # noqa: F401  (Tensors need them)
-from tinygrad2.datasets.dataloader import DataLoader, encode_documents, split_documents
+from tinygrad2.datasets.dataloader import DataLoader
+from tinygrad2.datasets.text_cache import encode_documents, split_documents
 from tinygrad2.datasets.token_files import MemoryTokens, TokenStream
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.module import FlatBuffers, Module, Parameter
 from tinygrad2.optim import Adam, clip_grad_norm, learning_rate
 from tinygrad2.prng import permute

@@ -15,12 +15,12 @@ from test_tokenfiles import IDS, write
 from test_train import ROOT, TEXT, train
 
 from tinygrad2.datasets import text_cache
-from tinygrad2.datasets.dataloader import encode_documents, split_documents
 from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.datasets.text_cache import encode_documents, split_documents
 from tinygrad2.distributed.world import World
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.tokenizers.char import CharTokenizer
-from tinygrad2.tokenizers.mapped import load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 
@@ -136,7 +136,8 @@ def test_killed_while_tokenizing(tmp_path):
     path = tmp_path / "big.txt"
     path.write_bytes((TEXT * 20).encode() * 400)
     script = (
-        "import sys; from tinygrad2.datasets import text_cache; text_cache.BLOCK = 1 << 14; text_cache.SHARD = 1 << 13\n"
+        "import sys\nfrom tinygrad2.datasets import text_cache\n"
+        "text_cache.BLOCK = 1 << 14; text_cache.SHARD = 1 << 13\n"
         "from tinygrad2.tokenizers.tokenizer import Tokenizer\n"
         "files, _ = text_cache.tokens_of_text([sys.argv[1]], Tokenizer([]), 300, print)\n"
         "print('done', sum(file.n for file in files))"

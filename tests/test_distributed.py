@@ -255,7 +255,7 @@ def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
     (folder / "ending.py").write_text(
         "import sys, time\n"
         "from tinygrad2.distributed.world import World\n"
-        "from tinygrad2.io.files import UserError\n"
+        "from tinygrad2.errors import UserError\n"
         "world = World.join()\n"
         "import numpy as np\n"
         "def main():\n"

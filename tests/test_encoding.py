@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinygrad2.datasets.dataloader import encode_documents
-from tinygrad2.io.files import UserError
+from tinygrad2.datasets.text_cache import encode_documents
+from tinygrad2.errors import UserError
 from tinygrad2.tokenizers import parallel
 from tinygrad2.tokenizers.parallel import EncodingError, encode_stream, shares
 from tinygrad2.tokenizers.tokenizer import Tokenizer
@@ -153,6 +153,7 @@ parallel.encode_stream([b"one two three four"] * 10, Tokenizer([]), workers=2)
 
 
 def test_workers_do_not_load_numpy():
-    script = "import sys, tinygrad2.tokenizers.parallel\nprint('numpy' in sys.modules, 'multiprocessing' in sys.modules)"
+    script = "import sys, tinygrad2.tokenizers.parallel\n"
+    script += "print('numpy' in sys.modules, 'multiprocessing' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.stdout == "False False\n", result.stderr

@@ -19,6 +19,7 @@ from test_train import ROOT, TEXT, python, train
 from tinygrad2.commands.eval import main
 from tinygrad2.datasets.token_files import TokenStream, write_tokens
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
 from tinygrad2.evaluation import hellaswag, scoring
 from tinygrad2.evaluation.hellaswag import (
     Answer,
@@ -33,7 +34,6 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import score_long, score_rows, windows
 from tinygrad2.function import kernels
 from tinygrad2.interop import hf
-from tinygrad2.io.files import UserError
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.char import CharTokenizer
@@ -650,7 +650,7 @@ def test_help_lists_the_flags():
 def test_a_line_says_how_far_it_is():
     import io
 
-    from tinygrad2.monitor.live import Live
+    from tinygrad2.monitor.progress import Live
 
     stream = io.StringIO()
     live = Live("hellaswag", "questions", 1000, 200, stream)

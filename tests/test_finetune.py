@@ -15,7 +15,7 @@ from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
 from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.datasets.token_files import write_tokens
-from tinygrad2.distributed.launch import find_mpirun, have_mpi
+from tinygrad2.distributed.mpirun import find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.io.weights import load_weights, save_weights

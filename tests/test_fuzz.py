@@ -14,20 +14,21 @@ from test_tokenfiles import IDS, write
 
 import inference
 from models import GPT, GPTConfig
-from tinygrad2.commands.convert import answer
 from tinygrad2.datasets.text_cache import _shards
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
+from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.io.files import UserError, read_record, write_record
+from tinygrad2.interop.llmc import answer
+from tinygrad2.io.files import read_record, write_record
 from tinygrad2.io.weights import load_weights, save_weights
 from tinygrad2.monitor.dump import read_dump, write_dump
 from tinygrad2.monitor.metrics import read_metrics, read_run_config
 from tinygrad2.monitor.reference_curves import load_curves
+from tinygrad2.system.memory import resident_bytes
 from tinygrad2.tokenizers.char import CharTokenizer
-from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 from tinygrad2.training.checkpoint import read_checkpoint, write_checkpoint
-from tinygrad2.training.memory_plan import resident_bytes
 
 SPOILT = ((b'"', b""), (b":", b",:"), (b"[", b"[" * 2000), (b"true", b"null"), (b"{", b"["), (b"1", b"1e999"))
 LARGE = (0, 1, -1, 2**15, 2**16, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 10**30)

@@ -131,7 +131,7 @@ def test_ranks_share_cores_and_quota(monkeypatch):
 
 
 def test_messages_between_ranks_are_measured():
-    from tinygrad2.distributed.launch import have_mpi
+    from tinygrad2.distributed.mpirun import have_mpi
 
     if not have_mpi():
         pytest.skip("there is no mpirun, or no mpi4py")

@@ -17,15 +17,15 @@ from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
 from tinygrad2.commands import convert, verify_models
 from tinygrad2.datasets.token_files import write_raw, write_tokens
+from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
-from tinygrad2.io.files import UserError
 from tinygrad2.io.lazy_tensor import Stored
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.export import write_tokenizer
-from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -777,7 +777,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 import numpy as np
 from models.pretrained import load_pretrained
-from tinygrad2.training.memory_plan import forget_peak, peak_resident_bytes, resident_bytes
+from tinygrad2.system.memory import forget_peak, peak_resident_bytes, resident_bytes
 before = resident_bytes()
 forget_peak()
 model, _, _ = load_pretrained({path!r})

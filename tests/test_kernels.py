@@ -23,7 +23,7 @@ from tinygrad2.system.threads import POOL
 pytest.importorskip("numba", reason="Numba is not installed: there are no CPU kernels")
 
 from ops.kernels.cpu import linear_cross_entropy, workspace  # noqa: E402
-from ops.kernels.cpu.gemm import gemm  # noqa: E402
+from ops.kernels.cpu.blas_gemm import gemm  # noqa: E402
 
 SMALL = GPTConfig(block_size=32, vocab_size=97, n_layer=2, n_head=4, n_embd=32, dropout=0.1)
 
@@ -374,7 +374,7 @@ def test_a_lease_is_handed_out_again_when_it_is_let_go():
 
 def test_the_steady_state_takes_no_new_memory():
     """Once warm, a step asks the system for next to no pages: all its arrays come from those of the step before."""
-    from tinygrad2.system.machine import keep_freed_memory
+    from tinygrad2.system.memory import keep_freed_memory
 
     config = GPTConfig(block_size=128, vocab_size=512, n_layer=2, n_head=4, n_embd=128)
     model = GPT(config, seed=0)
@@ -415,9 +415,9 @@ def test_gemm_equals_numpy(M, K, N, layout, add, scale):
 
 
 def test_gemm_works_without_openblas(monkeypatch):
-    from ops.kernels.cpu import gemm
+    from ops.kernels.cpu import blas_gemm
 
-    monkeypatch.setattr(gemm, "available", False)
+    monkeypatch.setattr(blas_gemm, "available", False)
     a, b, out = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones((2, 4), np.float32)
     assert (gemm(a, b, out, add=True, scale=2.0) == 7).all() and (gemm(a, b, out) == 3).all()
 

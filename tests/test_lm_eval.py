@@ -16,8 +16,8 @@ from test_train import ROOT
 
 from tinygrad2.commands import lm_eval as adapter_file
 from tinygrad2.commands.lm_eval import Adapter
+from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import windows
-from tinygrad2.io.files import UserError
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.char import CharTokenizer
 

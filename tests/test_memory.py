@@ -11,18 +11,11 @@ from test_train import ROOT, TEXT, python, train
 import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2.distributed.launch import environment, find_mpirun, have_mpi
+from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.function import Function, kernels
+from tinygrad2.system.memory import available_bytes, megabytes, peak_resident_bytes, resident_bytes
 from tinygrad2.tensor import Tensor
-from tinygrad2.training.memory_plan import (
-    advice,
-    available_bytes,
-    layer_activations,
-    megabytes,
-    peak_resident_bytes,
-    plan_memory,
-    resident_bytes,
-)
+from tinygrad2.training.memory_plan import advice, layer_activations, plan_memory
 
 CONFIG = dict(block_size=32, vocab_size=300, n_head=4, n_embd=64)
 
@@ -165,7 +158,7 @@ def test_advice_names_flags_and_what_they_save():
 def test_a_training_that_will_not_fit_says_so_before_it_begins(tmp_path, monkeypatch):
     (tmp_path / "small.py").write_text(
         "import sys\nimport train_gpt2\nfrom tinygrad2.distributed.world import World\n"
-        "import tinygrad2.training.memory_plan\ntinygrad2.memory.available_bytes = lambda: 100_000\n"
+        "from tinygrad2.training import memory_plan\nmemory_plan.available_bytes = lambda: 100_000\n"
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
     )
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")

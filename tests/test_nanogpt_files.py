@@ -13,9 +13,9 @@ import zlib
 import numpy as np
 import pytest
 
+from tinygrad2.errors import UserError
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
 from tinygrad2.io import zip_archive
-from tinygrad2.io.files import UserError
 from tinygrad2.io.lazy_tensor import Stored
 from tinygrad2.io.torch_pickle import UnknownName, _Machine, read_torch_file
 

@@ -11,8 +11,8 @@ from test_train import ROOT, TEXT, python, train
 
 import ops  # noqa: F401
 from models import GPT, GPTConfig
+from tinygrad2.errors import UserError
 from tinygrad2.function import KERNELS, OPS, kernels, observe
-from tinygrad2.io.files import UserError
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, Watch
 

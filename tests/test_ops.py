@@ -266,7 +266,7 @@ def test_the_two_gelus_differ_as_much_as_is_known():
 
 
 def test_random_keys_and_numbers_are_spread():
-    from ops.random import make_key, mix, mix_int, uniform
+    from tinygrad2.prng import make_key, mix, mix_int, uniform
 
     keys = {make_key(seed, step, layer) for seed in range(10) for step in range(10) for layer in range(10)}
     assert len(keys) == 1000 and make_key(1, 2) != make_key(2, 1)

@@ -18,7 +18,7 @@ from test_train import ROOT, TEXT
 from data import download
 from data.download import fetch, hub_files, make_shards
 from tinygrad2.datasets.token_files import TokenFile
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -15,7 +15,7 @@ import pytest
 from test_prepare import Server, patience, prepare
 
 from data import download
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

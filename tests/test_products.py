@@ -8,12 +8,12 @@ import ops
 if not ops.have_cpu_kernels():
     pytest.skip("Numba is not installed", allow_module_level=True)
 
-from ops.kernels.cpu import gemm, skinny_gemm
+from ops.kernels.cpu import blas_gemm, skinny_gemm
 from ops.kernels.cpu.blas_library import _openblas, find
 from ops.kernels.cpu.linear import product
 from tinygrad2.system.threads import POOL
 
-if not gemm.available:
+if not blas_gemm.available:
     pytest.skip("no BLAS library can be called directly here", allow_module_level=True)
 
 # rows of a micro-batch, in, out: those of the demo, the baby, GPT-2 (its head in part), and odd ones
@@ -37,13 +37,13 @@ def library(request, monkeypatch):
         if find()[2] == "OpenBLAS" or not _openblas():
             pytest.skip("there is no second library here")
         sgemm, set_threads, _ = _openblas()
-        sgemm.argtypes, sgemm.restype = gemm._sgemm.argtypes, None
-        monkeypatch.setattr(gemm, "_sgemm", sgemm)
-        monkeypatch.setattr(gemm, "_set_threads", set_threads)
+        sgemm.argtypes, sgemm.restype = blas_gemm._sgemm.argtypes, None
+        monkeypatch.setattr(blas_gemm, "_sgemm", sgemm)
+        monkeypatch.setattr(blas_gemm, "_set_threads", set_threads)
     before = POOL.threads
     yield
     POOL.resize(before)
-    gemm._set_threads(before or 1)
+    blas_gemm._set_threads(before or 1)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -54,8 +54,8 @@ def test_threads_do_not_show_in_the_bits(library, layer):
             results = []
             for threads in (1, 2, 3, 4):
                 POOL.resize(threads)
-                gemm._set_threads(threads)
-                results.append(gemm.gemm(a, b, start.copy(), add).tobytes())
+                blas_gemm._set_threads(threads)
+                results.append(blas_gemm.gemm(a, b, start.copy(), add).tobytes())
             assert len(set(results)) == 1
             exact = a.astype(np.float64) @ b.astype(np.float64) + add * start
             assert np.allclose(np.frombuffer(results[0], np.float32).reshape(start.shape), exact, rtol=1e-4, atol=1e-3)
@@ -78,7 +78,7 @@ def test_places_in_memory_do_not_show_in_the_bits(library, layer):
             one = placed(a, offset) if a.flags.c_contiguous else placed(a.T, offset).T
             other = placed(b, 48 - offset) if b.flags.c_contiguous else placed(b.T, 48 - offset).T
             out = placed(np.zeros((len(a), b.shape[1]), np.float32), offset)
-            results.add(gemm.gemm(one, other, out).tobytes())
+            results.add(blas_gemm.gemm(one, other, out).tobytes())
         assert len(results) == 1
 
 

@@ -4,8 +4,9 @@ import io
 
 import pytest
 
-from tinygrad2.io.files import UserError
-from tinygrad2.monitor.progress import MetricsFile, Progress, duration
+from tinygrad2.errors import UserError
+from tinygrad2.monitor.metrics import MetricsFile
+from tinygrad2.monitor.progress import Progress, duration
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,7 @@ import pytest
 from test_train import ROOT
 
 from tinygrad2.datasets.token_files import MemoryTokens, TokenFile, TokenStream, write_raw, write_tokens
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 IDS = np.random.default_rng(0).integers(1, 50257, 5000)
 
@@ -160,7 +160,7 @@ def test_a_fingerprint_tells_streams_apart(tmp_path):
 
 BOUNDED = """
 import sys, numpy as np
-from tinygrad2.training.memory_plan import peak_resident_bytes, resident_bytes
+from tinygrad2.system.memory import peak_resident_bytes, resident_bytes
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.datasets.dataloader import DataLoader
 stream = TokenStream([TokenFile(sys.argv[1])])

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import regex
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.tokenizers import bpe, pretokenizer, tokenizer
 from tinygrad2.tokenizers.bpe import apply_merges, apply_merges_plain, train_merges, train_merges_plain
 from tinygrad2.tokenizers.pretokenizer import WORDS, count_chunks, split, word_blocks
-from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, PATTERN, StreamDecoder, Tokenizer, TokenizerError
+from tinygrad2.tokenizers.streaming import StreamDecoder
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, PATTERN, Tokenizer, TokenizerError
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"  # beside the repository, only where it is developed
 

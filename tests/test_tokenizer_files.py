@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.tokenizers import export, parallel
 from tinygrad2.tokenizers import mapped as mapped_tokenizer
 from tinygrad2.tokenizers.char import CharTokenizer
 from tinygrad2.tokenizers.export import write_tokenizer
-from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, MappedTokenizer, load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, MappedTokenizer
 from tinygrad2.tokenizers.parallel import encode_stream
 from tinygrad2.tokenizers.pretokenizer import PATTERN, as_text
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError

@@ -14,9 +14,9 @@ from kernel_checks import cotangent, is_float, joined, reference_ops
 from samples import SAMPLES, integers, positive, sample
 
 import ops
-from ops.random import uniform
 from tinygrad2 import Tensor, apply
 from tinygrad2.function import OPS
+from tinygrad2.prng import uniform
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional

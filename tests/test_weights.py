@@ -7,7 +7,8 @@ import stat
 import numpy as np
 import pytest
 
-from tinygrad2.io.files import UserError, atomic_write, check_writable
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write, check_writable
 from tinygrad2.io.weights import load_weights, save_weights
 
 CONFIG, TRAINING = {"n_layer": 1}, {"step": 3, "loss": 0.1}

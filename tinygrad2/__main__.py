@@ -5,7 +5,7 @@ import os
 import sys
 
 from tinygrad2.commands import COMMANDS
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 

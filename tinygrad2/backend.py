@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 DEVICES = ("cpu", "cuda")
 

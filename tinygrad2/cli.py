@@ -10,7 +10,7 @@ A field that is True by default gets a pair, --bias and --no-bias; one that is F
 import argparse
 from dataclasses import field, fields
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 
 def flag(value, text, **more):

@@ -7,7 +7,7 @@ cannot be compared, because flags on which the loss depends are not those of the
 import math
 
 from tinygrad2.cli import Parser
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.monitor.metrics import read_metrics, read_run_config
 from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, first_outside, load_curves
 

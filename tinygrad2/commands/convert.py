@@ -21,13 +21,15 @@ import numpy as np
 from models.pretrained import config_of, load_pretrained
 from tinygrad2.cli import Parser
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
+from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
+from tinygrad2.interop.llmc import answer
 from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
-from tinygrad2.io.files import UserError, atomic_write, first_bytes
+from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
-from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.tokenizers.load import load_tokenizer
 
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _TOKENIZER_MAGIC = 20240328
@@ -199,15 +201,6 @@ def _debug_state(args):
     state = answer(model, ids[:-1].reshape(B, T), ids[1:].reshape(B, T))
     llmc.write_debug_state(args.target, state, model.config.to_dict())
     print(f"wrote     {args.target}: {B} x {T} tokens, loss {state.loss:.6f}, {len(state.grads)} gradients")
-
-
-def answer(model, x, y):
-    """The DebugState of a batch x, y (B, T): logits, loss and gradients."""
-    model.zero_grad()
-    logits, loss = model(x, y)
-    loss.backward()
-    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return llmc.DebugState(x, y, logits.numpy(), loss.item(), grads)
 
 
 # -- tokenizers and tokens ---------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ import tempfile
 import time
 
 from tinygrad2.cli import Parser
-from tinygrad2.distributed.launch import OPEN_MPI, environment, find_mpirun
-from tinygrad2.io.files import UserError
+from tinygrad2.distributed.mpirun import OPEN_MPI, environment, find_mpirun
+from tinygrad2.errors import UserError
 from tinygrad2.system.threads import available_cores, plan_threads
 
 OK, MISSING, FAIL = "ok", "-", "FAIL"
@@ -243,7 +243,7 @@ def _disk():
 
 
 def _memory():
-    from tinygrad2.training.memory_plan import available_bytes, megabytes
+    from tinygrad2.system.memory import available_bytes, megabytes
 
     available = available_bytes()
     if available is None:

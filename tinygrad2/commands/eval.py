@@ -23,6 +23,7 @@ from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, flag, from_flags
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
+from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.hellaswag import (
     BLOCK,
     CHANCE,
@@ -35,8 +36,8 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
-from tinygrad2.io.files import UserError, locked, read_bytes, short
-from tinygrad2.monitor.live import Live
+from tinygrad2.io.files import locked, read_bytes
+from tinygrad2.monitor.progress import Live
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

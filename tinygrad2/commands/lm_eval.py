@@ -34,9 +34,9 @@ from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling
 from tinygrad2.backend import array_module
+from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
-from tinygrad2.io.files import UserError
-from tinygrad2.monitor.live import Live
+from tinygrad2.monitor.progress import Live
 from tinygrad2.system.threads import plan_threads
 from tinygrad2.tokenizers.streaming import TextStream
 

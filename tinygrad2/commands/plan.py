@@ -7,12 +7,15 @@ Exit code 0 where it fits into the memory that is free now, 1 where it does not 
 
 from functools import partial
 
+import ops
 import train_gpt2
+from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
 from tinygrad2.distributed.world import World
 from tinygrad2.monitor.progress import duration
-from tinygrad2.system.machine import gemm_peak, train_flops_per_token
-from tinygrad2.training.memory_plan import advice, available_bytes, megabytes, resident_bytes
+from tinygrad2.system.machine import gemm_peak
+from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
+from tinygrad2.training.memory_plan import advice, plan_for
 
 _EFFICIENCY = 0.45, 0.9  # of the peak of matrix products: what trainings here have reached (docs/kernels.md)
 
@@ -27,7 +30,8 @@ def main(argv):
         world.size = config.ranks
         config, gpt_config, preset = train_gpt2.parse(argv, world)
     base, ranks = resident_bytes(), config.ranks or 1
-    plan = train_gpt2.plan_for(config, gpt_config, ranks, base)
+    reference = ops.runs_reference(config.kernels)
+    plan = plan_for(config, gpt_config, reference, ranks, base)
     rows, length = config.micro_batch_size, gpt_config.block_size
     name = config.init_from or preset
     print(f"model     {name}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
@@ -54,7 +58,7 @@ def main(argv):
     print(f"memory    {megabytes(plan.total)} needed{others}, {megabytes(available + base)} free: "
           f"{'it fits' if fits else 'it does NOT fit; what helps:'}")  # fmt: skip
     if not fits:
-        changed = partial(train_gpt2.plan_for, config, gpt_config, ranks, base)
+        changed = partial(plan_for, config, gpt_config, reference, ranks, base)
         for line in advice(changed, available / ranks + base, rows, length):
             print(f"    {line}")
     return 0 if fits else 1

@@ -9,7 +9,8 @@ import math
 import os
 
 from tinygrad2.cli import Parser
-from tinygrad2.io.files import UserError, atomic_write, check_writable
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write, check_writable
 from tinygrad2.monitor.metrics import read_metrics, smooth, thin
 
 PANELS = (  # name, title, unit, logarithmic?

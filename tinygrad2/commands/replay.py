@@ -12,8 +12,8 @@ import numpy as np
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.cli import Parser
+from tinygrad2.errors import UserError
 from tinygrad2.function import kernels, observe
-from tinygrad2.io.files import UserError
 from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges

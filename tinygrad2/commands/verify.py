@@ -36,10 +36,10 @@ from models.sampling import Sampling, sample
 from tinygrad2.commands import verify_models
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
-from tinygrad2.distributed.launch import environment, find_mpirun, have_mpi
+from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
 from tinygrad2.function import kernels
-from tinygrad2.io.files import UserError
 from tinygrad2.io.weights import load_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
@@ -208,7 +208,7 @@ def _ranks(trial):
         raise UserError(f"--batch-size {B} cannot be shared by 2 ranks; verify ranks needs an even one")
     micro = B // (2 * counts[-1]) or 1 if B % (2 * counts[-1]) == 0 else B // counts[-1]
     clip = min(trial.config.grad_clip or 0.5, 0.5)
-    pages = trial.config.kernels == "reference" or not ops.have_cpu_kernels()
+    pages = ops.runs_reference(trial.config.kernels)
     threads = ("--threads", 1) if pages and trial.config.threads is None else ()  # BLAS rounds otherwise with others
     for n in counts:
         flags = ("--micro-batch-size", micro, "--dropout", dropout, "--grad-clip", clip, *threads)

@@ -19,10 +19,10 @@ import numpy as np
 
 import ops
 from models.pretrained import config_of, load_pretrained
-from tinygrad2.commands.convert import answer
+from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
+from tinygrad2.interop.llmc import answer
 from tinygrad2.interop.pretrained import open_model
-from tinygrad2.io.files import UserError
 from tinygrad2.tensor import no_grad
 
 TOLERANCE = 1e-4

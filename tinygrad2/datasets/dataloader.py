@@ -21,10 +21,8 @@ import numpy as np
 
 from tinygrad2.datasets.llmc_order import LlmcOrder
 from tinygrad2.datasets.token_files import TokenStream
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.prng import make_key, permute
-from tinygrad2.tokenizers.parallel import encode_stream
-from tinygrad2.tokenizers.tokenizer import END_OF_TEXT
 
 ORDERS = ("shuffled", "sequential", "llmc")
 
@@ -103,16 +101,3 @@ class DataLoader:
             starts[here] = shift + order * self.T
         return starts
 
-
-def split_documents(text):
-    """The documents of a text (bytes): what stands between the marks <|endoftext|>, without the line breaks around.
-
-    split_documents(b"one\\n<|endoftext|>\\ntwo\\n") -> [b"one", b"two"]
-    """
-    parts = (part.strip(b"\r\n") for part in text.split(END_OF_TEXT.encode()))
-    return [part for part in parts if part]
-
-
-def encode_documents(documents, tokenizer, workers=None):
-    """One token stream (n,) int32 of all documents, each followed by the end-of-text token; see parallel.py."""
-    return np.asarray(encode_stream(documents, tokenizer, workers), dtype=np.int32)

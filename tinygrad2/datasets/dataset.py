@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from tinygrad2.datasets.text_cache import tokens_of_text
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
-from tinygrad2.io.files import UserError
-from tinygrad2.tokenizers.mapped import load_tokenizer
+from tinygrad2.errors import UserError
+from tinygrad2.tokenizers.load import load_tokenizer
 
 _TEXTS, _TOKENS = (".txt", ".text", ".md"), (".bin", ".npy")
 _NOT_TOKENS = re.compile(r"(weights|optimizer|tokenizer)[^/]*\.bin$|^gpt2_|^model_|^state_")

@@ -18,9 +18,10 @@ import os
 import numpy as np
 
 from tinygrad2.datasets.token_files import MemoryTokens, TokenFile, write_tokens
-from tinygrad2.io.files import UserError, read_record, write_record
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import read_record, write_record
 from tinygrad2.monitor.progress import Meter
-from tinygrad2.tokenizers.mapped import tokenizer_from_json
+from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.tokenizers.parallel import CUT, encode_stream
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -238,3 +239,17 @@ def _open(path):
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def split_documents(text):
+    """The documents of a text (bytes): what stands between the marks <|endoftext|>, without the line breaks around.
+
+    split_documents(b"one\\n<|endoftext|>\\ntwo\\n") -> [b"one", b"two"]
+    """
+    parts = (part.strip(b"\r\n") for part in text.split(END_OF_TEXT.encode()))
+    return [part for part in parts if part]
+
+
+def encode_documents(documents, tokenizer, workers=None):
+    """One token stream (n,) int32 of all documents, each followed by the end-of-text token; see parallel.py."""
+    return np.asarray(encode_stream(documents, tokenizer, workers), dtype=np.int32)

@@ -22,7 +22,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
 FOREIGN = {

@@ -3,16 +3,13 @@
 Imports nothing that loads NumPy or MPI.
 """
 
-import importlib.util
 import os
-import shutil
 import sys
 import threading
 import time
 
-from tinygrad2.distributed.watchdog import TIMED_OUT, leave_now
-from tinygrad2.io.files import UserError
-from tinygrad2.system.threads import PLANNED
+from tinygrad2.distributed.watchdog import TIMED_OUT
+from tinygrad2.system.signals import leave_now
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
 START = 300.0  # seconds in which MPI must have started
@@ -69,32 +66,3 @@ def program():
     """The name of the script, for messages."""
     return os.path.basename(sys.argv[0])
 
-
-def find_mpirun():
-    """The path of mpirun, the one beside this Python first. Raises UserError where there is none."""
-    beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
-    found = beside if os.path.exists(beside) else shutil.which("mpirun") or shutil.which("mpiexec")
-    if not found:
-        raise UserError('there is no mpirun: pip install -e ".[mpi]"')
-    return found
-
-
-def have_mpi():
-    """Are mpi4py and an mpirun here?"""
-    try:
-        find_mpirun()
-    except UserError:
-        return False
-    return importlib.util.find_spec("mpi4py") is not None
-
-
-OPEN_MPI = {  # what Open MPI wants before it runs as root, and with more ranks than cores; MPICH does not look at it
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
-
-
-def environment():
-    """The environment for an mpirun of our own: as a user's shell has it, without our plan of threads."""
-    return {**{name: value for name, value in os.environ.items() if name not in PLANNED}, **OPEN_MPI}

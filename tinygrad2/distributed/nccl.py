@@ -1,7 +1,7 @@
 """NCCL: sums and copies from GPU to GPU, where every rank has one. NVIDIA's library, through CuPy."""
 
 from tinygrad2.backend import array_module, nccl_library
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 
 class Nccl:

@@ -36,8 +36,8 @@ import numpy as np
 
 from tinygrad2.backend import pinned_empty, xp_of
 from tinygrad2.distributed.overlap import Early
+from tinygrad2.errors import UserError
 from tinygrad2.io.bfloat16 import pack, unpack
-from tinygrad2.io.files import UserError
 from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.system.threads import POOL
 

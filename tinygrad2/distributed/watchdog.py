@@ -33,14 +33,12 @@ import tempfile
 import threading
 import time
 
+from tinygrad2.system.signals import STOP_SIGNALS, leave_now
+
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # SIGUSR1: the one that reaches ranks under every mpirun
 
 _ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, place
 _ASKED = 40  # the offset of `asked` in a row
-leave_now = os._exit  # as it is before launch.py makes it speak
 LAST = "the end of the program"  # the collective after which ranks may end
 _OVER = "over"
 _OWN = ("world.py", "watchdog.py", "transport.py")  # where a rank that waits is anyway

@@ -33,16 +33,13 @@ from array import array as plain_array
 
 from tinygrad2.distributed.launch import leave, limit_start, program, ranks_started, tell_hard_exits
 from tinygrad2.distributed.transport import Wire
-from tinygrad2.distributed.watchdog import LAST, Board, Guard, leave_now
-from tinygrad2.io.files import UserError
+from tinygrad2.distributed.watchdog import LAST, Board, Guard
+from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.system.signals import leave_now
 from tinygrad2.system.threads import available_cores, plan_threads, usable_cores
 
 _BUCKET = 4 << 20  # elements of one broadcast: 16 MB. Larger ones cost MPI fresh memory at every call
 _ALIVE, _DONE = 1, 2  # what rank 0, working alone, says to those who wait
-
-
-class EarlyExit(Exception):
-    """All ranks are done before they have begun (after --help, say): leave with code 0."""
 
 
 class World:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
-from tinygrad2.io.files import UserError, atomic_write, read_bytes, short
+from tinygrad2.io.files import atomic_write, read_bytes
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 MAGIC, VERSION = 20240522, 1

@@ -21,7 +21,8 @@ import numpy as np
 
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_rows, windows
 from tinygrad2.tokenizers.parallel import encode_stream
-from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, StreamDecoder
+from tinygrad2.tokenizers.streaming import StreamDecoder
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT
 
 _MARK = re.compile(rb"[\r\n]*" + re.escape(END_OF_TEXT).encode() + rb"[\r\n]*")
 

@@ -14,7 +14,7 @@ The last token of a row is only predicted, it need not go in: a row may have blo
 import numpy as np
 
 from tinygrad2.backend import xp_of
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.system.threads import POOL
 from tinygrad2.tensor import Tensor, no_grad
 

@@ -12,14 +12,13 @@ for the four matrices of a block. What is different:
 https://huggingface.co/docs/transformers/model_doc/gpt2
 """
 
-
 import os
 
 import numpy as np
 
-from tinygrad2.io.bfloat16 import pack
-from tinygrad2.io.files import UserError, atomic_write, first_bytes, make_folder, read_json, short, write_json
-from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.errors import UserError, short
+from tinygrad2.io.files import atomic_write, first_bytes, make_folder, read_json, write_json
+from tinygrad2.io.lazy_tensor import Stored, write_numbers
 from tinygrad2.io.safetensors import Broken, make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
@@ -223,14 +222,4 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
         "bos_token_id": eot, "eos_token_id": eot, "tie_word_embeddings": config["tied_head"], "use_cache": True,
     })  # fmt: skip
     return notes
-
-
-def write_numbers(file, array, code):
-    """Write a float32 array as F32 or BF16, a few rows at a time, so that little memory is taken besides."""
-    rows = array.reshape(1, -1) if array.ndim < 2 else array
-    step = max(1, (1 << 20) // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        part = np.ascontiguousarray(rows[start : start + step], "<f4").reshape(-1)
-        file.write(part if code == "F32" else pack(part))
-
 

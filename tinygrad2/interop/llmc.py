@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.interop.hf import write_numbers
-from tinygrad2.io.files import UserError, atomic_write
-from tinygrad2.io.lazy_tensor import BYTES, Stored, map_file
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write
+from tinygrad2.io.lazy_tensor import BYTES, Stored, map_file, write_numbers
 
 MODEL, DEBUG_STATE = 20240326, 20240327
 _HEADER = 1024  # bytes
@@ -220,3 +220,12 @@ def _opened(path):
 
 def _broken(path, problem, what="model"):
     return UserError(f"{path}: not a whole {what} of llm.c: {problem}; copy it again, or make it again")
+
+
+def answer(model, x, y):
+    """The DebugState of a batch x, y (B, T): logits, loss and gradients."""
+    model.zero_grad()
+    logits, loss = model(x, y)
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return DebugState(x, y, logits.numpy(), loss.item(), grads)

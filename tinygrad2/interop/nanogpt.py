@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinygrad2.errors import UserError
 from tinygrad2.interop.shapes import shapes_of
-from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.io.files import atomic_write
 from tinygrad2.io.lazy_tensor import Stored
 from tinygrad2.io.torch_pickle import UnknownName, read_torch_file
 from tinygrad2.io.zip_archive import Writer, short

@@ -12,12 +12,13 @@ import os
 from dataclasses import dataclass, field
 
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED
+from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.io.files import UserError, first_bytes
+from tinygrad2.io.files import first_bytes
 from tinygrad2.io.lazy_tensor import Stored
 from tinygrad2.io.safetensors import Broken, open_container
 from tinygrad2.io.weights import load_weights
-from tinygrad2.tokenizers.mapped import load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
 
 TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 

@@ -1,6 +1,6 @@
 """Which tensors a GPT has, by its config alone."""
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 
 def shapes_of(config):

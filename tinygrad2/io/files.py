@@ -6,21 +6,7 @@ import os
 import tempfile
 import zlib
 
-
-class UserError(Exception):
-    """Something the person at the keyboard can mend: one line that names what was wrong and what to do instead.
-
-    The commands print it without a traceback and leave with exit code 2."""
-
-
-def short(value):
-    """A value for an error message: on one line, and not longer than a person wants to read.
-
-    >>> short("x" * 1000)
-    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
-    """
-    text = repr(value)
-    return text if len(text) <= 60 else text[:37] + "..."
+from tinygrad2.errors import UserError
 
 
 def first_bytes(path, n=64):

@@ -4,7 +4,7 @@ import mmap
 
 import numpy as np
 
-from tinygrad2.io.bfloat16 import unpack
+from tinygrad2.io.bfloat16 import pack, unpack
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # kinds of numbers that weights may have
 _RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16
@@ -118,3 +118,12 @@ def release(whole):
     """Give back the memory that a map takes; what is looked at again is read again."""
     if hasattr(mmap, "MADV_DONTNEED"):
         whole.madvise(mmap.MADV_DONTNEED)
+
+
+def write_numbers(file, array, code):
+    """Write a float32 array as F32 or BF16, a few rows at a time, so that little memory is taken besides."""
+    rows = array.reshape(1, -1) if array.ndim < 2 else array
+    step = max(1, (1 << 20) // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        part = np.ascontiguousarray(rows[start : start + step], "<f4").reshape(-1)
+        file.write(part if code == "F32" else pack(part))

@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from tinygrad2.io.files import short
+from tinygrad2.errors import short
 from tinygrad2.io.lazy_tensor import BYTES, Stored, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.io.lazy_tensor import Stored, is_shape, map_file, release
 from tinygrad2.io.zip_archive import Broken, members_of, short, text
 

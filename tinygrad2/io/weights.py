@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.io.files import UserError, atomic_write
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write
 from tinygrad2.io.safetensors import Broken, open_container, pack_header
 
 VERSION = "1"

@@ -14,8 +14,9 @@ import os
 import numpy as np
 
 from tinygrad2.backend import to_host
+from tinygrad2.errors import UserError
 from tinygrad2.function import observe
-from tinygrad2.io.files import UserError, atomic_write, read_json, write_json
+from tinygrad2.io.files import atomic_write, read_json, write_json
 from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
 from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges
 

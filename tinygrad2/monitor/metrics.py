@@ -5,7 +5,8 @@ import json
 import math
 import os
 
-from tinygrad2.io.files import UserError, read_json
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import read_json
 
 MAX_LINE = 100_000  # characters; ours have some 200
 
@@ -93,3 +94,45 @@ def thin(steps, values, most):
         kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
     kept = sorted(kept | {0, len(steps) - 1})
     return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+class MetricsFile:
+    """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
+
+    An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
+    else the file is begun anew. Raises UserError where it cannot be written to in the beginning; later a full disk is
+    told by say(line), and the line is lost.
+    """
+
+    def __init__(self, path, goes_on=False, history=b"", say=print):
+        self.path, self.say = path, say
+        content = self.content() if goes_on else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not goes_on or whole != content or not whole:
+            self._write("wb", whole or (history if goes_on else b""))
+
+    def append(self, record):
+        """Add one line."""
+        size = os.path.getsize(self.path) if self.path else 0
+        try:
+            self._write("ab", json.dumps(record).encode() + b"\n")
+        except UserError as error:
+            os.truncate(self.path, size)  # no half lines
+            self.say(f"warning   {error}")
+
+    def content(self):
+        """All lines so far, as bytes."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def _write(self, mode, data):
+        if not self.path:
+            return
+        try:
+            with open(self.path, mode) as file:
+                file.write(data)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None

@@ -4,13 +4,10 @@ On a terminal the line is written over itself, and every `keep_every`-th one sta
 line, plain.
 """
 
-import json
 import os
 import shutil
 import sys
 import time
-
-from tinygrad2.io.files import UserError
 
 _BAR = 12  # characters
 
@@ -115,43 +112,38 @@ class Meter:
             self.stream.flush()
 
 
-class MetricsFile:
-    """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
+class Live:
+    """Things done of `total`, with rate and time left; says nothing about work of less than two seconds.
 
-    An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
-    else the file is begun anew. Raises UserError where it cannot be written to in the beginning; later a full disk is
-    told by say(line), and the line is lost.
+    On a terminal one line is written over itself; into a file goes a line every ten seconds. `unit` names the things,
+    `done` of which were there before; `stream` is stdout where none is given.
     """
 
-    def __init__(self, path, goes_on=False, history=b"", say=print):
-        self.path, self.say = path, say
-        content = self.content() if goes_on else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if not goes_on or whole != content or not whole:
-            self._write("wb", whole or (history if goes_on else b""))
+    def __init__(self, what, unit, total, done=0, stream=None):
+        self.what, self.unit, self.total, self.done, self.start = what, unit, total, done, done
+        self.stream = stream or sys.stdout
+        self.live = is_live(self.stream)
+        self.begin = time.perf_counter()
+        self.pause = 0.2 if self.live else 10
+        self.last = self.begin + 2 - self.pause
+        self._open = False
 
-    def append(self, record):
-        """Add one line."""
-        size = os.path.getsize(self.path) if self.path else 0
-        try:
-            self._write("ab", json.dumps(record).encode() + b"\n")
-        except UserError as error:
-            os.truncate(self.path, size)  # no half lines
-            self.say(f"warning   {error}")
-
-    def content(self):
-        """All lines so far, as bytes."""
-        try:
-            with open(self.path, "rb") as file:
-                return file.read()
-        except OSError:
-            return b""
-
-    def _write(self, mode, data):
-        if not self.path:
+    def add(self, n, text=""):
+        """`n` more are done; `text` says how they went."""
+        self.done += n
+        now = time.perf_counter()
+        if now - self.last < self.pause:
             return
-        try:
-            with open(self.path, mode) as file:
-                file.write(data)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None
+        rate = max(1e-9, (self.done - self.start) / (now - self.begin))
+        left = duration(max(0, self.total - self.done) / rate)
+        line = f"{self.what} {self.done:,} of {self.total:,} ({self.done / max(1, self.total):.0%}) | "
+        line += f"{text} | " * bool(text) + f"{rate:,.1f} {self.unit}/s | {left} left"
+        self.stream.write(f"\r\x1b[K{line}" if self.live else line + "\n")
+        self.stream.flush()
+        self.last, self._open = now, self.live
+
+    def close(self):
+        """All is done."""
+        if self._open:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()

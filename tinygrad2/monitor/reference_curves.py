@@ -14,7 +14,8 @@ import math
 import os
 from dataclasses import dataclass
 
-from tinygrad2.io.files import UserError, read_json
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import read_json
 from tinygrad2.monitor.metrics import smooth
 
 FORMAT, VERSION = "tinygrad2-curves", 1

@@ -1,6 +1,6 @@
 """TensorBoard files on demand, written by tensorboardX, which needs neither TensorFlow nor PyTorch."""
 
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 
 TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rate", "grad_norm": "gradient_norm",
         "tokens_per_s": "tokens_per_second"}  # fmt: skip

@@ -9,8 +9,10 @@ import signal
 import threading
 import time
 
-from tinygrad2.distributed.watchdog import STOP_SIGNALS, leave_now
-
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # SIGUSR1: the one that reaches ranks under every mpirun
+leave_now = os._exit  # the original; distributed/launch.py replaces os._exit by one that reports who called it
 _SAME = 0.5  # seconds: a terminal's Ctrl-C reaches a rank twice, from the terminal and from mpirun
 
 

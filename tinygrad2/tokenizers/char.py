@@ -11,7 +11,8 @@ the text is refused. What BPE does better is told in tokenizer.py.
 import json
 from array import array
 
-from tinygrad2.io.files import atomic_write, short
+from tinygrad2.errors import short
+from tinygrad2.io.files import atomic_write
 from tinygrad2.tokenizers.tokenizer import SPECIAL, TokenizerError
 
 FORMAT, VERSION = "tinygrad2-char", 1

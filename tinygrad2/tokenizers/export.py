@@ -14,7 +14,8 @@ import json
 import os
 import struct
 
-from tinygrad2.io.files import atomic_write, make_folder, short
+from tinygrad2.errors import short
+from tinygrad2.io.files import atomic_write, make_folder
 from tinygrad2.tokenizers.bpe import N_BYTES
 from tinygrad2.tokenizers.formats import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
 from tinygrad2.tokenizers.mapped import MappedTokenizer

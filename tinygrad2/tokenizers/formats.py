@@ -18,9 +18,9 @@ import re
 import struct
 from itertools import count
 
-from tinygrad2.io.files import short
+from tinygrad2.errors import short
 from tinygrad2.tokenizers.bpe import N_BYTES, apply_merges
-from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_json, tokenizer_from_vocab
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_vocab
 from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
 
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -34,42 +34,9 @@ LLMC_FIRST = (50257, 50256)  # version 1 says no end-of-text id: it was for GPT-
 _AGAIN = "fetch or write the file again"
 
 
-def find_in_folder(folder):
-    """The path of the file to read in a folder. Raises TokenizerError where it has none."""
-    try:
-        names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
-    except OSError as error:
-        raise TokenizerError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    ranks = sorted(name for name in names if name.endswith(".tiktoken"))
-    if "tokenizer.json" in names:
-        return os.path.join(folder, "tokenizer.json")
-    for vocab, merges in PAIRS.items():
-        if vocab in names and merges in names:
-            return os.path.join(folder, vocab)
-    if len(ranks) > 1:
-        raise TokenizerError(f"{folder}: has {len(ranks)} files of ranks; name one, such as {short(ranks[0])}")
-    for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values()):
-        if name in names:
-            return os.path.join(folder, name)
-    known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin"
-    raise TokenizerError(f"{folder}: has no tokenizer; put one of these there: {known}")
+def parse_json(data, source):
+    """The object in JSON bytes, as a dict. Raises TokenizerError where it is not valid, or has a name twice."""
 
-
-def read_json_file(data, source):
-    """The tokenizer in a JSON file (bytes): one of ours, Hugging Face's, or a vocabulary with merges beside it."""
-    fields = _parse(data, source)
-    if isinstance(fields.get("format"), str):
-        return tokenizer_from_json(data.decode(), source)
-    if isinstance(fields.get("model"), dict):
-        return read_hf(fields, source)
-    if len(fields) >= N_BYTES:  # so many names only a vocabulary has; "model" may be one of its words
-        return read_pair(source, _merges_beside(source), fields)
-    if {"model", "added_tokens", "pre_tokenizer"} & set(fields):
-        return read_hf(fields, source)
-    return tokenizer_from_json(data.decode(), source)  # it says what is missing
-
-
-def _parse(data, source):
     def unique(pairs):
         fields = dict(pairs)
         if len(fields) < len(pairs):
@@ -97,7 +64,7 @@ def vocab_beside(merges):
     return None
 
 
-def _merges_beside(vocab):
+def merges_beside(vocab):
     folder, name = os.path.split(vocab)
     names = [PAIRS[name]] if name in PAIRS else list(PAIRS.values())
     for partner in names:
@@ -112,7 +79,7 @@ def read_pair(vocab_path, merges_path, vocab=None):
     Tokens that no merge makes are special: so are <|endoftext|>, <pad> and their like in such a file.
     """
     if vocab is None:
-        vocab = _parse(read_text(vocab_path).encode(), vocab_path)
+        vocab = parse_json(read_text(vocab_path).encode(), vocab_path)
     merges = []
     for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
         if not line or (number == 1 and line.startswith("#version")):

@@ -6,14 +6,11 @@ a file may hold the bytes of the tokens alone, which is enough to decode.
 """
 
 import json
-import os
 from array import array
 from collections import defaultdict
-from pathlib import Path
 
+from tinygrad2.errors import short
 from tinygrad2.tokenizers.bpe import N_BYTES
-from tinygrad2.tokenizers.char import FORMAT as CHARACTERS
-from tinygrad2.tokenizers.char import CharTokenizer
 from tinygrad2.tokenizers.pretokenizer import PATTERN
 from tinygrad2.tokenizers.tokenizer import (
     END_OF_TEXT,
@@ -23,11 +20,9 @@ from tinygrad2.tokenizers.tokenizer import (
     Tokenizer,
     TokenizerError,
     WordIds,
-    short,
 )
 
 FORMAT, VERSION = "tinygrad2-bpe-mapped", 1
-MAX_BYTES = 64 << 20  # GPT-2's files have one
 MAX_ID = 1 << 24  # far above any vocabulary; a model would have a row for each
 SYMBOL_TO_BYTE = dict(zip(ID_TO_SYMBOL, ID_TO_BYTE))
 
@@ -204,58 +199,3 @@ class DecodeOnlyTokenizer:
         """Raises TokenizerError, as to_json."""
         self.encode("")
 
-
-def load_tokenizer(path):
-    """The tokenizer in a file or folder, whoever wrote it.
-
-    A file may be JSON that one of ours has saved; merges as text (OpenAI's vocab.bpe, Hugging Face's merges.txt),
-    with or without their vocabulary (encoder.json, vocab.json) beside them; that vocabulary, with its merges beside it;
-    Hugging Face's tokenizer.json; tiktoken's ranks; or llm.c's gpt2_tokenizer.bin. In a folder they are looked for by
-    name. Raises TokenizerError, one line, for anything else.
-    """
-    from tinygrad2.tokenizers import formats as files  # late, since it builds on what stands above
-
-    path = files.find_in_folder(path) if os.path.isdir(path) else path
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if data[8:9] == b"{" and b'"tinygrad2"' in data[:1000]:
-        return _of_weights(path)
-    if len(data) > MAX_BYTES:
-        raise TokenizerError(f"{path}: is too large for a tokenizer; give the JSON that a training saved")
-    head = data[:256].lstrip()
-    if files.is_llmc(data):
-        return files.read_llmc(data, str(path))
-    if head.startswith(b"{"):
-        return files.read_json_file(data, str(path))
-    if files.is_ranks(head):
-        return files.read_ranks(data, str(path))
-    if head.startswith(b"#version") or b"\n" in head:
-        vocab = files.vocab_beside(path)
-        return files.read_pair(vocab, path) if vocab else Tokenizer.from_merges_txt(Path(path))
-    raise TokenizerError(f"{path}: is no tokenizer; give the JSON that a training saved, or GPT-2's vocab.bpe")
-
-
-def _of_weights(path):
-    """The tokenizer that travels inside a weights file of ours."""
-    from tinygrad2.io.weights import load_weights  # late: it needs NumPy
-
-    text = load_weights(path).tokenizer
-    if not text:
-        raise TokenizerError(f"{path}: these weights have no tokenizer in them; give vocab.bpe or a tokenizer.json")
-    return tokenizer_from_json(text, str(path))
-
-
-def tokenizer_from_json(text, source="tokenizer JSON"):
-    """The tokenizer whose to_json() is `text`; `source` names the file in error messages."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        fields = None
-    if isinstance(fields, dict) and fields.get("format") == CHARACTERS:
-        return CharTokenizer.from_fields(fields, source)
-    if isinstance(fields, dict) and fields.get("format") == FORMAT:
-        return MappedTokenizer.from_fields(fields, source)
-    return Tokenizer.from_json(text, source)

@@ -22,7 +22,7 @@ from array import array
 from concurrent.futures import ThreadPoolExecutor
 
 from tinygrad2.distributed.world import ranks_started
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.system.threads import available_cores
 from tinygrad2.tokenizers.pretokenizer import as_text
 from tinygrad2.tokenizers.tiktoken_encoder import fast_encoder

@@ -1,8 +1,9 @@
 """Text that is written as it comes: whole characters only, and nothing of a stop string."""
 
+import codecs
 import sys
 
-from tinygrad2.tokenizers.tokenizer import StreamDecoder
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -57,3 +58,27 @@ def write(text):
     """To stdout at once, in UTF-8 whatever the terminal's encoding is called."""
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()
+
+
+class StreamDecoder:
+    """Text from tokens that come one at a time. A character that is cut in two waits for its other half.
+
+    >>> tokenizer = Tokenizer([])
+    >>> stream = StreamDecoder(tokenizer)
+    >>> [stream.feed(id) for id in tokenizer.encode("né!")]
+    ['n', '', 'é', '!']
+    >>> stream.flush()
+    ''
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, id: int) -> str:
+        """The text that this token completes, perhaps none."""
+        return self._decoder.decode(self._token_bytes(id))
+
+    def flush(self) -> str:
+        """What was still waiting when the tokens ended: U+FFFD for half a character, mostly nothing."""
+        return self._decoder.decode(b"", final=True)

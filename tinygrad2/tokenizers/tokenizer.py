@@ -34,14 +34,14 @@ Ids are laid out as in GPT-2: 0..255 are the bytes (in GPT-2's order, see ID_TO_
 last id is <|endoftext|>, which stands between two documents. With GPT-2's merges this gives GPT-2's ids.
 """
 
-import codecs
 import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tinygrad2.io.files import UserError, atomic_write, short
+from tinygrad2.errors import UserError, short
+from tinygrad2.io.files import atomic_write
 from tinygrad2.tokenizers.bpe import N_BYTES, Pair, apply_merges, train_merges
 from tinygrad2.tokenizers.pretokenizer import PATTERN, SPLIT, as_text, count_chunks, word_blocks
 
@@ -321,30 +321,6 @@ class Tokenizer:
             merges.append((ids[parts[0]], ids[parts[1]]))
             ids[token] = N_BYTES + len(merges) - 1
         return cls(merges, str(path))
-
-
-class StreamDecoder:
-    """Text from tokens that come one at a time. A character that is cut in two waits for its other half.
-
-    >>> tokenizer = Tokenizer([])
-    >>> stream = StreamDecoder(tokenizer)
-    >>> [stream.feed(id) for id in tokenizer.encode("né!")]
-    ['n', '', 'é', '!']
-    >>> stream.flush()
-    ''
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._token_bytes = tokenizer.token_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, id: int) -> str:
-        """The text that this token completes, perhaps none."""
-        return self._decoder.decode(self._token_bytes(id))
-
-    def flush(self) -> str:
-        """What was still waiting when the tokens ended: U+FFFD for half a character, mostly nothing."""
-        return self._decoder.decode(b"", final=True)
 
 
 def read_text(path: str | Path) -> str:

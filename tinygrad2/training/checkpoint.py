@@ -24,7 +24,8 @@ import threading
 import zlib
 from dataclasses import dataclass, field
 
-from tinygrad2.io.files import UserError, fsync_folder, read_bytes, read_json
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import fsync_folder, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tinygrad2.backend import DEVICES
 from tinygrad2.cli import flag
@@ -116,10 +116,3 @@ class TrainConfig:
 # What must not change when a training is resumed: the rest of it would mean something else, or not fit.
 FIXED = ("data", "dataset", "tokenizer", "val_fraction")
 
-
-def tell_changes(before, config, world):
-    """What is not as it was when the training began: then its rest is not what it would have been."""
-    now = asdict(config)
-    for name in now:
-        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
-            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")

@@ -17,17 +17,13 @@ nothing: its masks are computed again. The head's logits are N x V numbers; the 
 70 MB, the page whole, several times. tests/test_memory.py holds these sums against what a model really keeps.
 """
 
-import os
-import sys
 from dataclasses import dataclass, field
+
+from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
 
 _F = 4  # bytes of a float32
 LOGITS_CHUNK = 70 << 20  # ops/kernels/cpu/linear_cross_entropy.py
 _COMPILED = 50 << 20  # what Numba's machine code and BLAS's buffers take once the first step has run
-_CGROUPS = (  # limit and use of a container: version 2 and version 1
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 _PAGE = 6 << 20  # the same without Numba
 _BUCKET = 4 << 20  # numbers, of reducer.py
 
@@ -160,64 +156,14 @@ def advice(plan_with, available, rows, length):
     yield f"--micro-batch-size 1 --recompute --checkpoint-every 0 together: {megabytes(least)}, {fits}"
 
 
-def megabytes(n):
-    """1234567890 -> "1,235 MB"."""
-    return f"{n / 1e6:,.0f} MB" if n >= 1e7 else f"{n / 1e6:,.1f} MB"
+def plan_for(config, gpt_config, reference, ranks=1, base=None, **changes):
+    """The MemoryPlan of one rank on the CPU; `changes` replace rows, length, recompute, keeps_copies or shards.
 
-
-# -- what the system says ----------------------------------------------------------------------------------------------
-
-
-def resident_bytes():
-    """Memory of this process now; 0 where the system does not say."""
-    return _status("VmRSS") or peak_resident_bytes()
-
-
-def peak_resident_bytes():
-    """The most memory this process has had; 0 where the system does not say."""
-    if (found := _status("VmHWM")) is not None:
-        return found
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def forget_peak():
-    """Let the peak be counted from now on, where the system lets us (Linux); else it is that of the whole process."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def available_bytes():
-    """Memory that this process may still take without swapping; None where the system does not say."""
-    found = []
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
-    except (OSError, ValueError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit, used in _CGROUPS:
-        try:
-            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as now:
-                found.append(int(most.read()) - int(now.read()))
-        except (OSError, ValueError):  # no such limit ("max")
-            pass
-    return min(found) if found else None
-
-
-def _status(name):
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith(name + ":"):
-                    return 1024 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    reference      the reference implementations run, not the kernels (ops.runs_reference)
+    """
+    saves = 0 < config.checkpoint_every < config.steps
+    values = dict(rows=config.micro_batch_size, length=gpt_config.block_size, recompute=config.recompute)
+    values |= dict(keeps_copies=saves, ranks=ranks, shards=config.zero > 0, tree=config.sum == "tree")
+    values["micro_batches"] = config.batch_size // values["rows"] // ranks
+    values |= changes
+    return plan_memory(gpt_config, gpt_config.count_parameters(), pages=reference, base=base, **values)

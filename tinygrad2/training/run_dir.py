@@ -13,7 +13,8 @@ work in one folder at once: the first holds a lock, which the system takes from 
 import os
 import weakref
 
-from tinygrad2.io.files import UserError, locked, write_json
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import locked, write_json
 from tinygrad2.training.checkpoint import sweep
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")

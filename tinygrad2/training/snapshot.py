@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygrad2.backend import to_host
-from tinygrad2.io.files import UserError
+from tinygrad2.errors import UserError
 from tinygrad2.training.checkpoint import Checkpoint
 
 

@@ -1,14 +1,12 @@
 """Evaluation: how good a model is, what it writes, and what a training says at its end."""
 
 import math
-import time
+import os
 
 import numpy as np
 
-from tinygrad2.monitor.progress import duration
+from tinygrad2.errors import UserError
 from tinygrad2.tensor import no_grad
-from tinygrad2.training.config import TrainConfig
-from tinygrad2.training.memory_plan import megabytes
 
 
 def validate(model, loader, config, world):
@@ -39,24 +37,36 @@ def sample_text(model, tokenizer, config, rng=None, ids=None):
     return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
-def tell_results(trainer, config, tokenizer, plan, peaks, tokens, seconds, begin):
-    """What a training has done: so many tokens in `seconds`; `begin` is when the program began, `peaks` the ranks'."""
-    steps = tokens // (config.batch_size * trainer.model.config.block_size)
-    print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
-          f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
-          f"{duration(time.perf_counter() - begin)} in all")
-    if config.device == "cpu" and peaks[0]:
-        print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
-        if len(peaks) > 1:
-            others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
-            print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
-    print(f"greedy    {sample_text(trainer.model, tokenizer, config)}")
+_PLACES, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples begin, and with how many tokens
 
 
-def tell_what_next(done, config):
-    """The commands that go on from here."""
-    weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-    print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
-    if done < config.steps:
-        where = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
-        print(f"stopped after {done} of {config.steps} steps; go on with: python train_gpt2.py{where} --resume")
+def refuse_overwrite(config):
+    """Raise UserError where the new weights would be written over the ones to begin with, a file or one in a folder."""
+    begin, end = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
+    folder, name = os.path.split(end)
+    of_folder = folder == begin and name.startswith(("config.", "model.", "model-", "pytorch_model"))
+    if config.init_from and os.path.exists(end) and (end == begin or of_folder):
+        raise UserError(f"--weights-out {config.weights_out}: is of the model that --init-from begins with, which "
+                        "would be lost; choose another name")
+
+
+def beginnings(config, tokenizer, stream):
+    """Lists of ids that samples begin with: the prompt, and two places of the text."""
+    found = [tokenizer.encode(config.prompt)] if tokenizer and config.prompt else []
+    for place in _PLACES if len(stream) > 4 * _TOKENS else ():
+        found.append(stream.read([int(place * len(stream))], _TOKENS)[0].tolist())
+    return found
+
+
+def report_loss_and_samples(trainer, loader, tokenizer, config, world, say, when):
+    """Tell the loss on the new text and the samples, both always the same ones; gives the loss. `when` is a word.
+
+    All ranks take part; `say(line)` is rank 0's.
+    """
+    loss = validate(trainer.model, loader, config, world)
+    say(f"{when:9s} loss on the new text {loss:.4f}")
+    with world.alone(f"sampling {when} the training") as mine:
+        for n, ids in enumerate(beginnings(config, tokenizer, loader.stream) if mine and config.sample_tokens else ()):
+            rng = np.random.default_rng([config.seed, n])
+            say(f"{when:9s} sample {n + 1}: {sample_text(trainer.model, tokenizer, config, rng, ids)}\n")
+    return loss

@@ -16,9 +16,9 @@ import numpy as np
 
 from ops.attention import Attention
 from ops.kernels.cpu.attention_gemm import add_transposed, four_axes, rows_times_rows, weights_times_rows
+from ops.kernels.cpu.blas_gemm import address, available, one_thread
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.fast_math import exp32, max32
-from ops.kernels.cpu.gemm import address, available, one_thread
 from ops.kernels.cpu.numba_jit import is_float32, jit
 from tinygrad2.system.threads import POOL
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ops.dropout import Dropout
 from ops.kernels.cpu.numba_jit import inlined, jit, packed
-from ops.random import FACTOR_1, FACTOR_2, GOLDEN
+from tinygrad2.prng import FACTOR_1, FACTOR_2, GOLDEN
 from tinygrad2.system.threads import POOL
 
 _GOLDEN, _FACTOR_1, _FACTOR_2 = map(np.uint64, (GOLDEN, FACTOR_1, FACTOR_2))

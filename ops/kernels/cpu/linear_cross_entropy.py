@@ -13,8 +13,8 @@
 
 import numpy as np
 
+from ops.kernels.cpu.blas_gemm import gemm, readable
 from ops.kernels.cpu.cross_entropy import softmax_loss, targets_and_weights
-from ops.kernels.cpu.gemm import gemm, readable
 from ops.kernels.cpu.numba_jit import is_float32
 from ops.kernels.cpu.workspace import Lease
 from ops.linear_cross_entropy import LinearCrossEntropy

@@ -1,0 +1,99 @@
+"""Memory of this process and of the machine, as the operating system reports it, and glibc's malloc settings."""
+
+import ctypes
+import os
+import sys
+
+_CGROUPS = (  # limit and use of a container: version 2 and version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def megabytes(n):
+    """1234567890 -> "1,235 MB"."""
+    return f"{n / 1e6:,.0f} MB" if n >= 1e7 else f"{n / 1e6:,.1f} MB"
+
+
+def resident_bytes():
+    """Memory of this process now; 0 where the system does not say."""
+    return _status("VmRSS") or peak_resident_bytes()
+
+
+def peak_resident_bytes():
+    """The most memory this process has had; 0 where the system does not say."""
+    if (found := _status("VmHWM")) is not None:
+        return found
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def forget_peak():
+    """Let the peak be counted from now on, where the system lets us (Linux); else it is that of the whole process."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass
+
+
+def available_bytes():
+    """Memory that this process may still take without swapping; None where the system does not say."""
+    found = []
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
+    except (OSError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit, used in _CGROUPS:
+        try:
+            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as now:
+                found.append(int(most.read()) - int(now.read()))
+        except (OSError, ValueError):  # no such limit ("max")
+            pass
+    return min(found) if found else None
+
+
+def _status(name):
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith(name + ":"):
+                    return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+
+
+def give_back_freed_memory():
+    """Ask the C library to return to the system what it keeps of freed memory (glibc; elsewhere nothing happens)."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
+def keep_freed_memory():
+    """Ask the C library to keep what NumPy frees for the next array, instead of giving it back to the system.
+
+    A training step makes and drops the same arrays over and over; taken afresh from the system, each of their pages
+    costs a fault and a wipe. Call it once the model is built. Only glibc (Linux) has these switches; elsewhere nothing
+    happens.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        mallopt = libc.mallopt
+    except (OSError, AttributeError):
+        return
+    give_back_freed_memory()  # what is free now: the arrays from which the model was built
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MB, the most it takes, come from the heap
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
