@@ -165,7 +165,7 @@ class Trainer(Snapshots):
         norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # of the mean over micro-batches
         own = to_host(xp.stack([*losses, norm])).tolist()         # the one place that waits for the device
         own.append(self.stop.signal or 0 if self.stop else 0)
-        every = self.world.collect_numbers(np.array(own), f"losses of step {self.done + 1}")
+        every = self.world.all_gather(np.array(own), f"losses of step {self.done + 1}")
         loss, norm = math.fsum(every[:, :-2].flat) / self.micro_batches, float(every[0, -2])  # all take rank 0's norm
         self.stopping = int(every[:, -1].max())
         if math.isfinite(loss + norm):
@@ -187,7 +187,8 @@ class Trainer(Snapshots):
 def main(world, argv=None):
     begin = time.perf_counter()
     config, gpt_config, preset = parse(argv, world)
-    world.begin(config.timeout, config.ranks)
+    world.set_timeout(config.timeout)
+    world.require_size(config.ranks)
     world.require_same("flags", asdict(config) | gpt_config.to_dict())
     folder, checkpoint, damaged, state = RunFolder(config.run_dir), None, [], None
     with world.alone("looking for a checkpoint") as mine:
@@ -198,7 +199,7 @@ def main(world, argv=None):
             checkpoint, damaged = newest_checkpoint(folder.checkpoints, world.print)
             state = checkpoint and checkpoint.state | {"tokenizer": checkpoint.tokenizer}
             world.print(f"resume    from {checkpoint.path}" if checkpoint else "resume    nothing here yet: beginning")
-    state = world.share(state)
+    state = world.broadcast_object(state)
     if state:
         config, gpt_config, preset = parse(argv, world, state)
         print_changes(state["training"], config, world)
@@ -305,9 +306,9 @@ def main(world, argv=None):
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:
-            step, lr, times = trainer.done, trainer.lr(), np.array([time.perf_counter(), world.moving, world.waiting])
+            step, lr, times = trainer.done, trainer.lr(), np.array([time.perf_counter(), world.comm_seconds, world.wait_seconds])
             loss, norm = trainer.step(loader)
-            seconds, moved, waited = (time.perf_counter(), world.moving, world.waiting) - times
+            seconds, moved, waited = (time.perf_counter(), world.comm_seconds, world.wait_seconds) - times
             if not math.isfinite(loss + norm):
                 writer.join(progress.note)
                 explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, progress.note)
@@ -366,7 +367,7 @@ def main(world, argv=None):
         if before is not None:
             after = look("after")
             world.print(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {trainer.done} steps")
-        peaks = world.collect(peak_resident_bytes(), "peaks of memory")
+        peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
         with world.alone("writing the results") as mine:
             if mine:
                 seconds, steps = time.perf_counter() - training_begin, trainer.done - first

@@ -58,7 +58,7 @@ def ours(config):
         for _ in range(count):
             world.barrier("nothing")
         empty = (time.perf_counter() - begin) / count             # names, deadlines, comparing: the guard's whole cost
-        return dict(moving=world.moving, waiting=world.waiting, guard_us=1e6 * empty)
+        return dict(moving=world.comm_seconds, waiting=world.wait_seconds, guard_us=1e6 * empty)
 
     return lambda: trainer.step(batches)[0], world, figures
 
@@ -112,7 +112,7 @@ def main():
         def everyone(value):
             with world.alone("waiting for a request"):            # the other ranks sleep, and leave the cores to others
                 value = requests() if rank == 0 else None
-            return world.share(value)
+            return world.broadcast_object(value)
 
         def mean(loss):
             return loss

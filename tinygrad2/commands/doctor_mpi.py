@@ -80,7 +80,7 @@ def _time(world, work, count):
         begin = time.perf_counter()
         work()
         times.append(time.perf_counter() - begin)
-    return max(world.collect(statistics.median(times)))
+    return max(world.all_gather_object(statistics.median(times)))
 
 
 def _between(world, distance):
@@ -101,7 +101,7 @@ def _between(world, distance):
 
     with world.collective(f"exchanges over a distance of {distance}"):
         latency, seconds = min(times_of(1, 500)), statistics.median(times_of(_PIECE, 20)[2:])
-    latency, seconds = (max(values) for values in zip(*world.collect((latency, seconds))))
+    latency, seconds = (max(values) for values in zip(*world.all_gather_object((latency, seconds))))
     return dict(latency=latency, bandwidth=4 * _PIECE / seconds)
 
 

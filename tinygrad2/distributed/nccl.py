@@ -37,8 +37,8 @@ def nccl_of(config, world):
         return None
     if config.wire != "float32":  # that is packed on the host
         return None
-    if all(world.collect(_have_nccl(world.host_size), "who has NCCL")):
-        return Nccl(world.rank, world.size, world.share)
+    if all(world.all_gather_object(_have_nccl(world.host_size), "who has NCCL")):
+        return Nccl(world.rank, world.size, world.broadcast_object)
     if config.gpu_sum == "nccl":
         raise UserError("--gpu-sum nccl needs NCCL in CuPy and a GPU for every rank of a host; take --gpu-sum host")
     return None

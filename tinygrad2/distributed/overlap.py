@@ -100,7 +100,7 @@ class Early:
         self._jobs.put(None)
         begin = time.perf_counter()
         self._thread.join()
-        self.reducer.world.moving += time.perf_counter() - begin
+        self.reducer.world.comm_seconds += time.perf_counter() - begin
         if self._error:
             raise self._error
 
@@ -110,4 +110,4 @@ class Early:
         when = {key: place for place, key in enumerate(self._last)}
         ready = {number: max(when.get(id(p), -1) for p in within) for number, within in self._within.items()}
         order = sorted(range(len(self.reducer.buckets)), key=lambda number: ready.get(number, -1))
-        self.order = self.reducer.world.share(order, "the order of buckets")
+        self.order = self.reducer.world.broadcast_object(order, "the order of buckets")

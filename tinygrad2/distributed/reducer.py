@@ -264,7 +264,7 @@ class Reducer:
             if part.start < part.stop:
                 own = square_sums(grad[part])
                 sums[part.start // NORM_BLOCK :][: len(own)] = own if xp_of(own) is np else own.get()
-        return self.world.collect_numbers(sums, "norms of the parts").sum(0)   # each block is zero on all ranks but one
+        return self.world.all_gather(sums, "norms of the parts").sum(0)   # each block is zero on all ranks but one
 
     def spread_weights(self, name):
         """Each rank has updated its own parts of flat.data: give them to all."""
@@ -342,7 +342,7 @@ def compare_weights(flat, step, world):
 def _checksums(arrays, world):
     """(ranks, arrays) integers that are equal where the arrays have the same bits."""
     sums = [int(array.view("uint32").sum(dtype="uint64")) for array in arrays]
-    return world.collect_numbers(np.array(sums, np.uint64), "comparing weights")
+    return world.all_gather(np.array(sums, np.uint64), "comparing weights")
 
 
 def add(out, other):

@@ -48,7 +48,7 @@ class World:
     threads                  of BLAS and kernels in this process, None where nothing was planned
     host_rank, host_size     the same as rank and size among the ranks on this host
     hosts                    how many hosts there are
-    waiting, moving          seconds spent in collectives so far, waiting for others and moving data
+    wait_seconds, comm_seconds   seconds spent in collectives so far, waiting for others and moving data
     wire                     how arrays travel, within a collective
     """
 
@@ -56,7 +56,7 @@ class World:
         self.comm, self.threads, self.guard = comm, threads, guard
         self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
         self.host_rank, self.host_size, self.hosts = (node.rank, node.size, 1) if node else (0, 1, 1)
-        self.waiting = self.moving = 0.0
+        self.wait_seconds = self.comm_seconds = 0.0
         self._control = comm.Dup() if comm else None  # what the ranks tell each other about what they are going to do
         self._words = comm.Dup() if comm else None    # what rank 0 says while it works alone
         self._ending = threading.Lock()
@@ -173,10 +173,10 @@ class World:
         try:
             self._compare(f"#{self.guard.number} '{name}'" + (f" ({what})" if what else ""))
             arrived = time.perf_counter()
-            self.waiting += arrived - begin
+            self.wait_seconds += arrived - begin
             yield
             if is_moving:
-                self.moving += time.perf_counter() - arrived
+                self.comm_seconds += time.perf_counter() - arrived
         finally:
             self.guard.leave()
 
@@ -198,6 +198,14 @@ class World:
             else:
                 yield False
                 self._wait_for_rank_0()
+
+    def on_rank_0(self, name, fn, *args):
+        """Call fn(*args) on rank 0 while the others wait for it, asleep, without a deadline as long as it lives.
+
+        Returns what fn returned on rank 0, None on the others.
+        """
+        with self.alone(name) as is_rank_0:
+            return fn(*args) if is_rank_0 else None
 
     def _still_alive(self):
         self._say(_ALIVE)
@@ -239,21 +247,21 @@ class World:
             with self.collective(name, f"sum of {array.size} {array.dtype}"):
                 self.wire.add_up(array)
 
-    def share(self, value, name="what rank 0 knows"):
+    def broadcast_object(self, value, name="what rank 0 knows"):
         """What rank 0 has (plain Python values), on every rank."""
         if self.size == 1:
             return value
         with self.collective(name):
             return self.comm.bcast(value, root=0)
 
-    def collect(self, value, name="what each rank knows"):
+    def all_gather_object(self, value, name="what each rank knows"):
         """The values (plain Python ones) of all ranks, as a list, on every rank."""
         if self.size == 1:
             return [value]
         with self.collective(name):
             return self.comm.allgather(value)
 
-    def collect_numbers(self, numbers, name):
+    def all_gather(self, numbers, name):
         """The same for a NumPy array of equal size on all ranks: (size, *its shape)."""
         import numpy as np
 
@@ -269,10 +277,13 @@ class World:
         with self.collective(name):
             pass  # they have met when they compared what they do
 
-    def begin(self, timeout, ranks=None):
-        """What the flags say: seconds that a collective may take, and how many ranks there must be (None: any)."""
+    def set_timeout(self, seconds):
+        """How long a collective may take; 0 means indefinitely."""
         if self.guard:
-            self.guard.timeout = timeout
+            self.guard.timeout = seconds
+
+    def require_size(self, ranks):
+        """Raises UserError where there are not exactly so many ranks; None: any number will do."""
         if ranks not in (None, self.size):
             raise UserError(f"--ranks {ranks}: there are {self.size}; start them by mpirun -n {ranks} python ..., or "
                             f"srun -n {ranks} --mpi=pmi2 (MPICH), --mpi=pmix (Open MPI)")  # fmt: skip
@@ -281,7 +292,7 @@ class World:
         """Lines that say which process is which: mpirun names a killed one by its number alone."""
         if self.size == 1:
             return []
-        every = self.collect((socket.gethostname(), os.getpid(), self.threads), "who is who")
+        every = self.all_gather_object((socket.gethostname(), os.getpid(), self.threads), "who is who")
         hosts = {}
         for rank, (host, pid, threads) in enumerate(every):
             hosts.setdefault(host, []).append((rank, pid, threads))
@@ -294,7 +305,7 @@ class World:
 
     def require_same(self, what, value):
         """Raises UserError on all ranks where `value` (plain Python) is not the same on all."""
-        values = self.collect(value, f"comparing {what}")
+        values = self.all_gather_object(value, f"comparing {what}")
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(f"the ranks do not have the same {what}: {_difference(values[0], other, rank)}")

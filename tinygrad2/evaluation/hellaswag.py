@@ -258,5 +258,5 @@ def accuracy(model, examples, world, batch_tokens=BATCH_TOKENS):
     for start in range(BLOCK * world.rank, len(examples), BLOCK * world.size):
         right += sum(a.right_norm for a in answer(model, examples[start : start + BLOCK], batch_tokens))
     model.train()
-    every = world.collect_numbers(np.array([right]), "HellaSwag")
+    every = world.all_gather(np.array([right]), "HellaSwag")
     return float(every.sum() / len(examples)), len(examples)

@@ -30,7 +30,7 @@ def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
     """
     config, step = trainer.config, trainer.done + 1
     found = _search(trainer, loader)
-    findings = trainer.world.collect(found and found[0])
+    findings = trainer.world.all_gather_object(found and found[0])
     first = next((rank for rank, finding in enumerate(findings) if finding), None)
     headline = f"step {step}: loss {loss}, gradient norm {norm}: the training has diverged and was stopped"
     remedy = "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept"

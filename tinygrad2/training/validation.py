@@ -20,7 +20,7 @@ def validate(model, loader, config, world):
                 losses.append(model.loss(x, y).item())
         position = loader.after(position)
     model.train()
-    every = world.collect_numbers(np.array(losses), "validation")
+    every = world.all_gather(np.array(losses), "validation")
     return math.fsum(every.flat) / every.size                     # fsum: the order does not matter
 
 
