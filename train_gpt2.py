@@ -306,7 +306,8 @@ def main(world, argv=None):
     first, training_begin = trainer.done, time.perf_counter()
     with stop:
         while trainer.done < config.steps and not trainer.stopping:
-            step, lr, times = trainer.done, trainer.lr(), np.array([time.perf_counter(), world.comm_seconds, world.wait_seconds])
+            step, lr = trainer.done, trainer.lr()
+            times = np.array([time.perf_counter(), world.comm_seconds, world.wait_seconds])
             loss, norm = trainer.step(loader)
             seconds, moved, waited = (time.perf_counter(), world.comm_seconds, world.wait_seconds) - times
             if not math.isfinite(loss + norm):

@@ -21,7 +21,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
-from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.export import write_tokenizer
@@ -632,7 +632,7 @@ def test_convert_notices_what_is_not_as_it_was_written(trained, tmp_path, monkey
         if str(path) == str(tmp_path / "b"):
             array = found.tensors["h.0.ln_1.bias"].astype(copy=True)
             array[3] = np.nan
-            found.tensors["h.0.ln_1.bias"] = Stored.of(array)
+            found.tensors["h.0.ln_1.bias"] = LazyTensor.of(array)
         return found
 
     monkeypatch.setattr(convert, "open_model", spoilt)
@@ -765,10 +765,10 @@ def test_stored_numbers_are_the_array(code):
     array = rng.standard_normal((70, 30)).astype(np.float32)
     raw = {"F32": array, "F16": array.astype("<f2"), "F64": array.astype("<f8")}.get(code)
     raw = pack(array.reshape(-1)).reshape(array.shape) if raw is None else raw
-    stored = Stored(memoryview(raw.tobytes()), code, raw.shape)
+    stored = LazyTensor(memoryview(raw.tobytes()), code, raw.shape)
     expected = unpack(raw.reshape(-1)).reshape(raw.shape) if code == "BF16" else raw.astype(np.float32)
     assert np.array_equal(stored.astype(), expected) and stored.shape == (70, 30) and stored.size == 2100
-    assert np.array_equal(stored.turned().astype(), expected.T) and stored.turned().shape == (30, 70)
+    assert np.array_equal(stored.transpose().astype(), expected.T) and stored.transpose().shape == (30, 70)
     assert np.array_equal(stored.first(7).astype(np.float64), expected[:7].astype(np.float64))
 
 

@@ -16,7 +16,7 @@ import pytest
 from tinygrad2.errors import UserError
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
 from tinygrad2.io import zip_archive
-from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.torch_pickle import UnknownName, _Machine, read_torch_file
 
 CONFIG = dict(
@@ -111,7 +111,7 @@ def test_tensors_of_every_kind_are_read_as_they_were_saved(torch, tmp_path):
     read = read_torch_file(tmp_path / "a.pt")
     for name, value in floats.items():
         for stored, expected in ((read["floats"][name], value), (read["turned"][name], value.t())):
-            assert isinstance(stored, Stored) and stored.shape == tuple(expected.shape)
+            assert isinstance(stored, LazyTensor) and stored.shape == tuple(expected.shape)
             assert np.array_equal(stored.astype(np.float32), expected.float().numpy()), name
     for name, value in whole.items():
         assert read["whole"][name].dtype == value.numpy().dtype and np.array_equal(read["whole"][name], value.numpy())
@@ -243,7 +243,7 @@ def test_what_was_written_is_read_back_exactly(tmp_path, bias):
 
 def test_stored_tensors_of_other_types_are_written_as_float32(tmp_path):
     tensors = model(CONFIG)
-    halves = {name: Stored(memoryview(array.astype("<f2").tobytes()), "F16", array.shape)
+    halves = {name: LazyTensor(memoryview(array.astype("<f2").tobytes()), "F16", array.shape)
               for name, array in tensors.items()}  # fmt: skip
     write_nanogpt(tmp_path / "ckpt.pt", halves, CONFIG)
     read, _ = read_nanogpt(tmp_path / "ckpt.pt")

@@ -51,6 +51,11 @@ def square_sums(grad):
     return xp.concatenate(sums).astype("float64")
 
 
+def block_square_sums(grad):
+    """The same, by the fastest kernel there is for this array."""
+    return fastest("square_sums", xp_of(grad), square_sums)(grad)
+
+
 def norm_of(sums, dtype):
     """sqrt of the sum of square_sums, a 0-d array.
 
@@ -62,7 +67,7 @@ def norm_of(sums, dtype):
 
 def grad_norm(grad):
     """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
-    return norm_of(fastest("square_sums", xp_of(grad), square_sums)(grad), grad.dtype)
+    return norm_of(block_square_sums(grad), grad.dtype)
 
 
 class Adam:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import atomic_write, first_bytes, make_folder, read_json, write_json
-from tinygrad2.io.lazy_tensor import Stored, write_numbers
+from tinygrad2.io.lazy_tensor import LazyTensor, write_numbers
 from tinygrad2.io.safetensors import Broken, make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
@@ -35,7 +35,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_folder(folder):
-    """(tensors {our name: Stored}, config fields, notes, id that ends a text or None) of a model's folder.
+    """(tensors {our name: LazyTensor}, config fields, notes, id that ends a text or None) of a model's folder.
 
     Where there are several forms, the one that transformers takes. Raises UserError, one line.
     """
@@ -119,7 +119,7 @@ def _checked(fields, path):
 
 
 def _of_file(path):
-    """{name in the file: Stored}"""
+    """{name in the file: LazyTensor}"""
     try:
         container = open_container(path)
         names = [name for name in container.entries if not name.endswith(_MASKS)]
@@ -137,7 +137,7 @@ def _of_torch(path):
         raise UserError(f"{path}: is no table of tensors with names; fetch model.safetensors instead")
     entries = {name: tensor for name, tensor in value.items() if not name.endswith(_MASKS)}
     for name, tensor in entries.items():
-        if not isinstance(tensor, Stored):
+        if not isinstance(tensor, LazyTensor):
             raise UserError(f"{path}: {short(name)} is no tensor of floats; fetch model.safetensors instead")
     return entries
 
@@ -180,7 +180,7 @@ def model_of(entries, config_and_eos, path):
     if head is not None:
         if config["tied_head"]:
             notes.append("its lm_head is not its token embedding, though the config says so: taken as it is")
-        tensors["lm_head.weight"], config = head.turned(), config | {"tied_head": False}
+        tensors["lm_head.weight"], config = head.transpose(), config | {"tied_head": False}
     return tensors, config, notes, eos
 
 
@@ -190,7 +190,7 @@ def model_of(entries, config_and_eos, path):
 def write_folder(folder, tensors, config, eot=None, dtype="float32"):
     """Write config.json, generation_config.json and model.safetensors, as transformers does; gives notes for the user.
 
-    tensors   {our name: array or Stored};  config   our config's fields
+    tensors   {our name: array or LazyTensor};  config   our config's fields
     eot       id of the end-of-text token, or None;  dtype   "float32" or "bfloat16"
     """
     notes, code = [], {"float32": "F32", "bfloat16": "BF16"}[dtype]

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write
-from tinygrad2.io.lazy_tensor import BYTES, Stored, map_file, write_numbers
+from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, map_file, write_numbers
 
 MODEL, DEBUG_STATE = 20240326, 20240327
 _HEADER = 1024  # bytes
@@ -57,7 +57,7 @@ def layout(n_layer, C, rows, T):
 
 
 def read_model(path):
-    """(tensors {our name: Stored}, config fields, notes). Raises UserError, one line, where it is no whole model."""
+    """(tensors {our name: LazyTensor}, config fields, notes). Raises UserError, one line, where it is no whole model."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < _HEADER:
@@ -92,7 +92,7 @@ def _tensors(buffer, code, entries):
     tensors, start = {}, 0
     for name, shape, transposed in entries:
         stop = start + BYTES[code] * math.prod(shape)
-        tensors[name] = Stored(buffer[start:stop], code, shape, transposed)
+        tensors[name] = LazyTensor(buffer[start:stop], code, shape, transposed)
         start = stop
     return tensors
 
@@ -100,7 +100,7 @@ def _tensors(buffer, code, entries):
 def write_model(path, tensors, config, version=3):
     """Write a model of version 3 (float32) or 5 (bfloat16); gives notes for the user.
 
-    tensors   {our name: array or Stored};  config   our config's fields
+    tensors   {our name: array or LazyTensor};  config   our config's fields
 
     Raises UserError for a model that llm.c has no form for.
     """

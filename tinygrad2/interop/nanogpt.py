@@ -23,7 +23,7 @@ import numpy as np
 from tinygrad2.errors import UserError
 from tinygrad2.interop.shapes import shapes_of
 from tinygrad2.io.files import atomic_write
-from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.torch_pickle import UnknownName, read_torch_file
 from tinygrad2.io.zip_archive import Writer, short
 
@@ -39,7 +39,7 @@ class NoCheckpoint(UserError):
 
 
 def read_nanogpt(path):
-    """(tensors {our name: Stored}, config {field of GPTConfig: value}) of a ckpt.pt; nothing in it is executed.
+    """(tensors {our name: LazyTensor}, config {field of GPTConfig: value}) of a ckpt.pt; nothing in it is executed.
 
     The activation is erf's GELU, as in nanoGPT since May 2023. Files without the field "bias" are older (before
     January 2023), and get the tanh form. A head that is not the embedding's copy comes as lm_head.weight (C, V).
@@ -63,9 +63,9 @@ def read_nanogpt(path):
     config = _config(value["model_args"], tensors, path)
     head = tensors.pop("lm_head.weight", None)
     _check_shapes(tensors, head, config, path)
-    tensors = {name: stored.turned() if name.endswith(_TURNED) else stored for name, stored in tensors.items()}
+    tensors = {name: stored.transpose() if name.endswith(_TURNED) else stored for name, stored in tensors.items()}
     if head is not None and not head.equals(tensors["wte.weight"]):
-        tensors["lm_head.weight"] = head.turned()
+        tensors["lm_head.weight"] = head.transpose()
         config["tied_head"] = False
     return tensors, config
 
@@ -78,13 +78,13 @@ def _wanted(keys):
 
 
 def _ours(model, path):
-    """{our name: Stored} as they lie in the file."""
+    """{our name: LazyTensor} as they lie in the file."""
     tensors = {}
     for key, stored in model.items():
         name = key.removeprefix("_orig_mod.") if isinstance(key, str) else ""
         if not name.startswith("transformer.") and name != "lm_head.weight":
             raise UserError(f"{path}: model has {short(key)}, which nanoGPT's has not; is it another program's?")
-        if not isinstance(stored, Stored):
+        if not isinstance(stored, LazyTensor):
             raise UserError(f"{path}: {short(key)} is no tensor of floats; give a ckpt.pt of nanoGPT's train.py")
         name = name.removeprefix("transformer.")
         if name in tensors:
@@ -149,7 +149,7 @@ def _check_shape(name, stored, shape, path):
 def write_nanogpt(path, tensors, config):
     """Write a ckpt.pt that nanoGPT samples from and resumes from, with the state of an AdamW that has made no step.
 
-    tensors   {our name: float32 array or Stored};  config   {field of GPTConfig: value}
+    tensors   {our name: float32 array or LazyTensor};  config   {field of GPTConfig: value}
 
     Gives lines for the user to read, often none. Raises UserError for models that nanoGPT does not know.
     """
@@ -218,9 +218,9 @@ def _group(parameters, weight_decay):
 
 
 def _pieces(tensor, turned):
-    """The bytes of an array or Stored as float32, a few rows at a time, (out, in) where ours is (in, out)."""
+    """The bytes of an array or LazyTensor as float32, a few rows at a time, (out, in) where ours is (in, out)."""
     if turned:
-        tensor = tensor.turned() if isinstance(tensor, Stored) else tensor.T
+        tensor = tensor.transpose() if isinstance(tensor, LazyTensor) else tensor.T
     array = np.atleast_2d(tensor.astype(np.float32, copy=False))
     step = max(1, _ROWS // array.shape[1])
     for start in range(0, len(array), step):

@@ -15,7 +15,7 @@ from tinygrad2.datasets.token_files import FOREIGN, HEADERED
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.io.files import first_bytes
-from tinygrad2.io.lazy_tensor import Stored
+from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.safetensors import Broken, open_container
 from tinygrad2.io.weights import load_weights
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
@@ -28,7 +28,7 @@ class Pretrained:
     """A model on disk, checked but not yet read.
 
     kind        whose form it is in
-    tensors     {our name: Stored}, in our orientation
+    tensors     {our name: LazyTensor}, in our orientation
     config      fields of GPTConfig
     tokenizer   a tokenizer, or None where none is known
     notes       lines that the user should see
@@ -78,7 +78,7 @@ def open_model(path, tokenizer=""):
     kind = "Hugging Face" if os.path.isdir(path) else kind_of_model(path)
     if kind == "tinygrad2":
         weights = load_weights(path)
-        found = Pretrained(path, kind, {name: Stored.of(array) for name, array in weights.tensors.items()},
+        found = Pretrained(path, kind, {name: LazyTensor.of(array) for name, array in weights.tensors.items()},
                            weights.config, training=weights.training)  # fmt: skip
         eos, V = weights.training.get("eos"), weights.config.get("vocab_size")
         found.eos = eos if type(eos) is type(V) is int and 0 <= eos < V else None

@@ -23,7 +23,7 @@ def is_shape(shape):
     return size < 1 << 48
 
 
-class Stored:
+class LazyTensor:
     """A tensor in a file, with as much of an array's face as `Module.load_state_dict` needs: `shape` and `astype`.
 
     buffer       bytes of the tensor, best a slice of a memoryview of a map
@@ -40,7 +40,7 @@ class Stored:
 
     @classmethod
     def of(cls, array):
-        """A float32 array in memory, with the face of a Stored."""
+        """A float32 array in memory, with the face of a LazyTensor."""
         array = np.ascontiguousarray(array, np.float32)
         return cls(memoryview(array.reshape(-1).view(np.uint8)), "F32", array.shape)
 
@@ -56,13 +56,13 @@ class Stored:
 
     def first(self, rows):
         """Only the first rows of it."""
-        part = Stored.__new__(Stored)
+        part = LazyTensor.__new__(LazyTensor)
         part.raw, part.code, part.transposed = self.raw[:rows], self.code, self.transposed
         return part
 
-    def turned(self):
+    def transpose(self):
         """The same, transposed."""
-        part = Stored.__new__(Stored)
+        part = LazyTensor.__new__(LazyTensor)
         part.raw, part.code, part.transposed = self.raw, self.code, not self.transposed
         return part
 

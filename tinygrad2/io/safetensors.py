@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
-from tinygrad2.io.lazy_tensor import BYTES, Stored, is_shape, map_file, release
+from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -40,11 +40,11 @@ class Container:
     map: object
 
     def stored(self, name):
-        """The tensor as a Stored. Raises Broken for kinds of numbers that no weights have."""
+        """The tensor as a LazyTensor. Raises Broken for kinds of numbers that no weights have."""
         entry = self.entries[name]
         if entry.code not in BYTES:
             raise Broken(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
-        return Stored(self.data[entry.start : entry.stop], entry.code, entry.shape)
+        return LazyTensor(self.data[entry.start : entry.stop], entry.code, entry.shape)
 
     def release(self):
         """Give back the memory that reading it has taken; what is looked at again is read again."""

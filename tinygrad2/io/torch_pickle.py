@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.lazy_tensor import Stored, is_shape, map_file, release
+from tinygrad2.io.lazy_tensor import LazyTensor, is_shape, map_file, release
 from tinygrad2.io.zip_archive import Broken, members_of, short, text
 
 _MAX_STEPS = 2_000_000  # of its program
@@ -30,7 +30,7 @@ _MAX_DEPTH = 32  # dicts in lists in dicts ...
 _MAX_VALUE = 1 << 27  # bytes that the value may take, roughly, when it is written out without sharing
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files began before PyTorch 1.6
 
-_KINDS = {  # kind of storage -> the code of Stored, or the NumPy type of what are no weights; bytes of a number
+_KINDS = {  # kind of storage -> the code of LazyTensor, or the NumPy type of what are no weights; bytes of a number
     "torch.DoubleStorage": ("F64", 8),
     "torch.FloatStorage": ("F32", 4),
     "torch.HalfStorage": ("F16", 2),
@@ -62,7 +62,7 @@ def read_torch_file(path, wanted=None):
 
     wanted(keys)    whether an entry of a dict is read; keys is the tuple of keys that lead to it (None: all are)
 
-    Tensors of floats with axes are Stored; integers and booleans are read-only arrays, 0-d tensors NumPy numbers.
+    Tensors of floats with axes are LazyTensor; integers and booleans are read-only arrays, 0-d tensors NumPy numbers.
     An OrderedDict comes as dict, a Parameter as its tensor. The checksums of what is read are checked.
 
     Raises UnknownName, a UserError, where the file wants to call something, and UserError for whatever is not a whole
@@ -336,7 +336,7 @@ class _Value:
         return value
 
     def tensor(self, call):
-        """Stored, or a NumPy array or number."""
+        """LazyTensor, or a NumPy array or number."""
         if call.name != _TENSOR or not 6 <= len(call.arguments) <= 7 or any(call.arguments[6:]):
             raise Broken("is no tensor of a known kind")
         storage, offset, shape, strides = call.arguments[:4]
@@ -362,8 +362,8 @@ class _Value:
             array = array != 0 if code == "?" else array  # a bool must be 0 or 1, a byte need not
             return array.T if turned else array[()]
         if shape:
-            return Stored(buffer, code, shape, transposed=turned)
-        return Stored(buffer, code, (1,)).astype({"F64": np.float64}.get(code, np.float32), copy=True)[0]
+            return LazyTensor(buffer, code, shape, transposed=turned)
+        return LazyTensor(buffer, code, (1,)).astype({"F64": np.float64}.get(code, np.float32), copy=True)[0]
 
     def storage(self, call):
         """(member, code of its numbers, bytes of each)."""

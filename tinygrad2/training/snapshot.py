@@ -48,7 +48,8 @@ class Snapshots:
 
     def synchronize(self):
         """Every rank takes over what rank 0 has: it alone reads checkpoints."""
-        self.optimizer.t, self.done, self.position = self.world.broadcast_object((self.optimizer.t, self.done, self.position))
+        place = self.optimizer.t, self.done, self.position
+        self.optimizer.t, self.done, self.position = self.world.broadcast_object(place)
         self.world.broadcast(self.flat.data, "weights")
         for i, moment in enumerate((self.optimizer.m, self.optimizer.v) if self.done else ()):
             if self.reducer.shards:
