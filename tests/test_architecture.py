@@ -43,8 +43,8 @@ EXCEPTIONS = {  # (file, what it imports all the same): why
     ("ops/__init__.py", "ops/kernels"): "kernels register themselves where Numba can be imported",
 }
 OPTIONAL = {  # library -> the only files that may import it, late
-    "cupy": {"tinygrad2/backend.py"},
-    "mpi4py": {"tinygrad2/distributed/world.py"},
+    "cupy": {"tinygrad2/backend.py", "tinygrad2/commands/doctor_checks.py"},
+    "mpi4py": {"tinygrad2/distributed/world.py", "tinygrad2/commands/doctor_checks.py"},
     "tiktoken": {"tinygrad2/tokenizers/tiktoken_encoder.py"},
     "lm_eval": {"tinygrad2/commands/lm_eval.py"},
     "tokenizers": set(),

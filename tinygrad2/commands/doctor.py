@@ -1,8 +1,11 @@
 """python -m tinygrad2 doctor: is everything here that tinygrad2 needs, and does it work?
 
 Each check does the real thing: a product of matrices, a compiled kernel, two ranks that add up a number, a file that is
-written and read back. One line each: ok, FAIL with the one command that mends it, or "-" for what is missing and not
+written and read back. One line each: ok, FAIL with the one command that repairs it, or "-" for what is missing and not
 needed. Exit code 1 where something has failed.
+
+It must work where NumPy is missing or broken, so this file imports it inside the checks only; what may crash or hang
+runs in a process of its own (doctor_checks.py).
 """
 
 import contextlib
@@ -17,48 +20,18 @@ import tempfile
 import time
 
 from tinygrad2.cli import Parser
+from tinygrad2.commands.doctor_checks import NOT_INSTALLED
 from tinygrad2.distributed.mpirun import OPEN_MPI, environment, find_mpirun
 from tinygrad2.errors import UserError
+from tinygrad2.system.paths import PROJECT_ROOT
 from tinygrad2.system.threads import available_cores, plan_threads
 
 OK, MISSING, FAIL = "ok", "-", "FAIL"
 _PIP = f"{os.path.basename(sys.executable)} -m pip install"
-_RANKS = """
-import os
-from mpi4py import MPI
-comm = MPI.COMM_WORLD
-line = f"sum {comm.size} {comm.allreduce(comm.rank + 1)} {MPI.Get_library_version().splitlines()[0]}"
-os.write(1, (" ".join(line.split()) + chr(10)).encode())  # in one piece: the ranks' words must not mix
-"""
-_CUPY = """
-import numpy, cupy
-kernel = cupy.RawKernel(r'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }', "twice")
-x = cupy.arange(32, dtype=cupy.float32)
-kernel((1,), (32,), (x,))
-assert (x.get() == 2 * numpy.arange(32)).all(), "a kernel gave wrong numbers"
-name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-print(cupy.__version__, name, cupy.cuda.runtime.driverGetVersion())
-"""
-_KERNELS = """
-import numpy as np, ops, time
-from tinygrad2 import Tensor
-from tinygrad2.function import kernels
-if not ops.have_cpu_kernels():
-    raise ImportError("numba")
-begin = time.perf_counter()
-x = Tensor(np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32))
-w, b = Tensor(np.ones(256, np.float32)), Tensor(np.zeros(256, np.float32))
-fast = ops.layernorm(x, w, b).data
-with kernels("reference"):
-    page = ops.layernorm(x, w, b).data
-assert np.abs(fast - page).max() < 1e-5, "a kernel and its page differ"
-import numba
-print(numba.__version__, f"{time.perf_counter() - begin:.1f}")
-"""
 
 
 class Failed(Exception):
-    """What is wrong, and the command that mends it."""
+    """What is wrong, and the command that repairs it."""
 
     def __init__(self, problem, remedy):
         super().__init__(problem)
@@ -66,7 +39,7 @@ class Failed(Exception):
 
 
 class Missing(Failed):
-    """Not there, and not needed for everything."""
+    """Not installed, and not needed for everything."""
 
 
 def main(argv):
@@ -97,31 +70,35 @@ def main(argv):
     if args.json:
         print(json.dumps({"ok": not failed, "checks": results}, indent=1))
     else:
-        print(f"\n{len(failed)} problem(s): {', '.join(failed)}" if failed else "\nall is well")
+        print(f"\n{len(failed)} problem(s): {', '.join(failed)}" if failed else "\nno problems")
     return 1 if failed else 0
 
 
-def _run(command, seconds, **more):
-    """(exit code, output) of a process that gets so much time; (None, "") where it took longer."""
+def _run(command, seconds, **options):
+    """(exit code, output) of a process that may take so many seconds; (None, "") where it took longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, **more)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, **options)
     except subprocess.TimeoutExpired:
         return None, ""
-    return done.returncode, done.stdout + done.stderr
+    return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def _python(script, seconds):
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    code, output = _run([sys.executable, "-c", script], seconds, env=environment)
+def _check(name, seconds, launcher=(), environment=os.environ):
+    """_run of a check in doctor_checks.py."""
+    paths = [PROJECT_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    command = [*launcher, sys.executable, "-m", "tinygrad2.commands.doctor_checks", name]
+    return _run(command, seconds, env={**environment, "PYTHONPATH": os.pathsep.join(paths)})
+
+
+def _failure(problem, code, output, remedy, seconds):
+    """The Failed of a check in doctor_checks.py."""
     if code is None:
-        raise Failed(f"no answer within {seconds} s", "try again when the machine is idle")
-    return code, output.strip()
+        return Failed(f"no answer within {seconds} s", "try again when the machine is idle")
+    return Failed(f"{problem}: {_last(output)}", remedy)
 
 
 def _last(output):
-    return output.strip().splitlines()[-1] if output.strip() else "no word"
+    return output.splitlines()[-1] if output else "no output"
 
 
 def _python_version():
@@ -151,8 +128,8 @@ def _blas():
     try:
         info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         name = f"{info.get('name')} {info.get('version')}"
-    except Exception:  # the form of this report is NumPy's own affair
-        name = "of unknown make"
+    except Exception:  # the form of this report changes between versions of NumPy
+        name = "unknown BLAS"
     better = ""
     with contextlib.suppress(ImportError):
         from ops.kernels.cpu.blas_library import find, is_intel
@@ -166,7 +143,7 @@ def _threads():
     planned = os.environ.get("OPENBLAS_NUM_THREADS")
     cores = len(available_cores())
     if planned and planned.isdigit() and int(planned) > cores:
-        raise Failed(f"{planned} threads on {cores} core(s) get in each other's way", "unset OPENBLAS_NUM_THREADS")
+        raise Failed(f"{planned} threads on {cores} core(s) slow each other down", "unset OPENBLAS_NUM_THREADS")
     return f"{planned} thread(s) on {cores} core(s)"
 
 
@@ -176,27 +153,27 @@ def _regex():
     except ImportError as error:
         raise Failed(f"cannot be imported: {error}", f"{_PIP} regex") from None
     if regex.findall(r"\p{L}+", "añ 日本 7") != ["añ", "日本"]:
-        raise Failed("does not know letters", f"{_PIP} -U regex")
+        raise Failed("does not match letters", f"{_PIP} -U regex")
     return regex.__version__
 
 
 def _kernels():
-    code, output = _python(_KERNELS, 180)
-    if code and "ImportError: numba" in output:
+    code, output = _check("kernels", 180)
+    if code == NOT_INSTALLED:
         raise Missing("Numba is not installed: training takes about twice as long", f'{_PIP} -e ".[fast]"')
-    if code:
-        raise Failed(f"a kernel does not run: {_last(output)}", f"{_PIP} -U numba llvmlite")
+    if code != 0:
+        raise _failure("a kernel does not run", code, output, f"{_PIP} -U numba llvmlite", 180)
     version, seconds = _last(output).split()
-    return f"Numba {version}; a kernel gives what its page gives ({seconds} s with compiling)"
+    return f"Numba {version}; a kernel equals its reference implementation ({seconds} s with compiling)"
 
 
 def _cupy():
     if not _can_import("cupy"):
         raise Missing("CuPy is not installed; it is needed for a GPU only", f'{_PIP} -e ".[cuda13]"')
-    code, output = _python(_CUPY, 120)
-    if code:
-        raise Failed(f"a kernel does not run on a GPU: {_last(output)}", "nvidia-smi")
-    return f"{_last(output)}; a kernel gives right numbers"
+    code, output = _check("gpu", 120)
+    if code != 0:
+        raise _failure("a kernel does not run on a GPU", code, output, "nvidia-smi", 120)
+    return f"{_last(output)}; a kernel computes the right values"
 
 
 def _mpi():
@@ -205,15 +182,14 @@ def _mpi():
     try:
         mpirun = find_mpirun()
     except UserError:
-        raise Failed("mpi4py is here, but no mpirun", f'{_PIP} -e ".[mpi]"') from None
-    code, output = _run([mpirun, "-n", "2", sys.executable, "-c", _RANKS], 60, env=environment())
+        raise Failed("mpi4py is installed, but no mpirun", f'{_PIP} -e ".[mpi]"') from None
+    code, output = _check("ranks", 60, [mpirun, "-n", "2"], environment())
     answers = [line.split(maxsplit=3) for line in output.splitlines() if line.startswith("sum ")]
     if len(answers) == 2 and all(answer[1] == "1" for answer in answers):
         raise Failed(f"{mpirun} belongs to another MPI than mpi4py: each rank is alone", f'{_PIP} -e ".[mpi]"')
     if len(answers) != 2 or any(answer[1:3] != ["2", "3"] for answer in answers):
-        why = "no answer within 60 s" if code is None else _last(output)
-        raise Failed(f"two ranks could not add up a number: {why}",
-                     f'{_PIP} --force-reinstall -e ".[mpi]"')  # fmt: skip
+        cause = "no answer within 60 s" if code is None else _last(output)
+        raise Failed(f"two ranks could not add up a number: {cause}", f'{_PIP} --force-reinstall -e ".[mpi]"')
     library = answers[0][3].strip()
     missing = [f"export {name}={value}" for name, value in OPEN_MPI.items() if name not in os.environ]
     if "Open MPI" in library and missing and hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -236,7 +212,7 @@ def _disk():
             rate = len(block) / (time.perf_counter() - begin)
             file.seek(0)
             if file.read() != block:
-                raise Failed("what was written is not what is read back", "dmesg | tail")
+                raise Failed("what is read back differs from what was written", "dmesg | tail")
     except OSError as error:
         raise Failed(f"cannot write into {os.getcwd()} ({error.strerror})", "cd ~") from None
     return f"{free / 1e9:,.0f} GB free here, {rate / 1e6:,.0f} MB/s to the disk itself"
@@ -247,7 +223,7 @@ def _memory():
 
     available = available_bytes()
     if available is None:
-        return "this system does not say how much is free"
+        return "this system does not report how much is free"
     if available < 5e8:
         raise Failed(f"only {megabytes(available)} are free", "python -m tinygrad2 plan")
     return f"{megabytes(available)} free"
@@ -261,8 +237,8 @@ def _clock():
 
 def _extras():
     libraries = {"pytest": "tests", "matplotlib": "plot", "tensorboardX": "--tensorboard", "safetensors": "tests"}
-    here = [f"{name}" for name in libraries if _can_import(name)]
-    return f"{', '.join(here) or 'none'} of {', '.join(libraries)}"
+    installed = [name for name in libraries if _can_import(name)]
+    return f"{', '.join(installed) or 'none'} of {', '.join(libraries)}"
 
 
 def _can_import(name):

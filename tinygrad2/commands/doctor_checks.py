@@ -1,0 +1,64 @@
+"""python -m tinygrad2.commands.doctor_checks NAME: a check of the doctor that may crash or hang, in its own process.
+
+Prints one line with its result. What a check imports is what it checks, so imports are inside the functions.
+"""
+
+import os
+import sys
+import time
+from importlib.metadata import version
+
+NOT_INSTALLED = 3  # exit code
+
+
+def kernels():
+    """A compiled kernel equals its reference implementation. Prints Numba's version and the seconds it took."""
+    import numpy as np
+
+    import ops
+    from tinygrad2.function import kernels as use
+    from tinygrad2.tensor import Tensor
+
+    if not ops.have_cpu_kernels():
+        return NOT_INSTALLED
+    begin = time.perf_counter()
+    x = Tensor(np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32))
+    weight, bias = Tensor(np.ones(256, np.float32)), Tensor(np.zeros(256, np.float32))
+    fast = ops.layernorm(x, weight, bias).data
+    with use("reference"):
+        reference = ops.layernorm(x, weight, bias).data
+    if np.abs(fast - reference).max() >= 1e-5:
+        raise ArithmeticError("a kernel differs from its reference implementation")
+    print(version("numba"), f"{time.perf_counter() - begin:.1f}")
+    return 0
+
+
+def gpu():
+    """CuPy compiles a kernel and runs it on a GPU. Prints the versions of CuPy and driver, and the GPU's name."""
+    import cupy
+    import numpy as np
+
+    source = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
+    x = cupy.arange(32, dtype=cupy.float32)
+    cupy.RawKernel(source, "twice")((1,), (32,), (x,))
+    if not np.array_equal(x.get(), 2 * np.arange(32)):
+        raise ArithmeticError("a kernel computed wrong values")
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    print(cupy.__version__, name, cupy.cuda.runtime.driverGetVersion())
+    return 0
+
+
+def ranks():
+    """Under mpirun: the ranks add up their numbers. Each prints "sum", the number of ranks, the sum, MPI's version."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    line = f"sum {comm.size} {comm.allreduce(comm.rank + 1)} {MPI.Get_library_version().splitlines()[0]}"
+    os.write(1, (" ".join(line.split()) + "\n").encode())  # one write: lines of ranks must not mix
+    return 0
+
+
+CHECKS = {"kernels": kernels, "gpu": gpu, "ranks": ranks}
+
+if __name__ == "__main__":
+    sys.exit(CHECKS[sys.argv[1]]())
