@@ -1,4 +1,4 @@
-"""Gradients between two hosts: after backward, beside it, and at half the bytes, in turns. Needs Linux and root.
+"""Gradients between two hosts: after backward, overlapped with it, and as bfloat16, in turns. Needs Linux and root.
 
     python -m benchmarks.hosts --rate 1gbit
 
@@ -17,11 +17,11 @@ import tempfile
 from benchmarks.harness import ROOT, save
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 
-WAYS = {
+WAYS = {  # name: flags of train_gpt2.py
     "after backward": "--overlap no",
-    "beside backward": "--overlap yes",
+    "overlapped": "--overlap yes",
     "after backward, bfloat16": "--overlap no --wire bfloat16",
-    "beside backward, bfloat16": "--overlap yes --wire bfloat16",
+    "overlapped, bfloat16": "--overlap yes --wire bfloat16",
 }
 HOSTS = os.path.join(ROOT, "tests", "hosts.sh")
 
@@ -53,22 +53,23 @@ def main():
     args = parser.parse_args()
     subprocess.run([HOSTS, "down"], check=False)
     subprocess.run([HOSTS, "up", args.rate], check=True)
-    found = {way: [] for way in WAYS}
+    medians = {way: [] for way in WAYS}
     try:
         for turn in range(args.turns):
             for way, flags in WAYS.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    found[way].append(train(folder, flags, args))
-            print(f"turn {turn + 1}: " + ", ".join(f"{way} {found[way][-1]['ms']:.0f} ms" for way in WAYS), flush=True)
+                    medians[way].append(train(folder, flags, args))
+            times = ", ".join(f"{way} {medians[way][-1]['ms']:.0f} ms" for way in WAYS)
+            print(f"turn {turn + 1}: {times}", flush=True)
     finally:
         subprocess.run([HOSTS, "down"], check=False)
     rows = []
-    for way, turns in found.items():
-        middle = {name: round(statistics.median(turn[name] for turn in turns), 1) for name in turns[0]}
-        rows.append(dict(way=way, rate=args.rate, batch_size=args.batch_size, **middle))
+    for way, turns in medians.items():
+        row = {name: round(statistics.median(turn[name] for turn in turns), 1) for name in turns[0]}
+        rows.append(dict(way=way, rate=args.rate, batch_size=args.batch_size, **row))
         plain = rows[0]["comm_ms"]
-        print(f"{way:28} {middle['ms']:8.1f} ms a step, {middle['comm_ms']:7.1f} ms waiting for gradients "
-              f"({1 - middle['comm_ms'] / plain:.0%} less), {middle['wait_ms']:.1f} ms for the other rank")  # fmt: skip
+        print(f"{way:28} {row['ms']:8.1f} ms a step, {row['comm_ms']:7.1f} ms waiting for gradients "
+              f"({1 - row['comm_ms'] / plain:.0%} less), {row['wait_ms']:.1f} ms for the other rank")  # fmt: skip
     if args.save:
         save("hosts", rows)
 

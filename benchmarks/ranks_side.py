@@ -1,6 +1,6 @@
 """One side of benchmarks.ranks: python -m benchmarks.ranks_side SIDE CONFIG_JSON [RANK]; ours also under mpirun.
 
-Rank 0 answers the requests, and tells the others what to do.
+Rank 0 reads the requests and broadcasts them to the others.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from benchmarks.train_side import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY, tokens
 
 
 class Batches:
-    """As a DataLoader: the synthetic batch of each step, this rank's rows of it."""
+    """In place of a DataLoader: this rank's rows of the synthetic batch of each step."""
 
     def __init__(self, config, rank, size):
         self.config, share = config, config["batch_size"] // size
@@ -31,7 +31,7 @@ class Batches:
 
 
 def ours(config):
-    """(a function that does one step and gives its loss, World, figures of a step)"""
+    """(a function that does one step and returns its loss, World, a function that returns timings so far)"""
     from tinygrad2.distributed.world import World
 
     world = World.join(config["threads"])
@@ -57,8 +57,8 @@ def ours(config):
         count, begin = 200, time.perf_counter()
         for _ in range(count):
             world.barrier("nothing")
-        empty = (time.perf_counter() - begin) / count             # names, deadlines, comparing: the guard's whole cost
-        return dict(moving=world.comm_seconds, waiting=world.wait_seconds, guard_us=1e6 * empty)
+        empty = (time.perf_counter() - begin) / count             # all that World.collective costs
+        return dict(comm_seconds=world.comm_seconds, wait_seconds=world.wait_seconds, guard_us=1e6 * empty)
 
     return lambda: trainer.step(batches)[0], world, figures
 
@@ -138,7 +138,7 @@ def main():
             losses.append(mean(loss))
         after = figures()
         if rank == 0:
-            more = {name: after[name] - before[name] for name in ("moving", "waiting") if name in after}
+            more = {name: after[name] - before[name] for name in ("comm_seconds", "wait_seconds") if name in after}
             out.write(json.dumps(dict(ms=ms, losses=losses, **more, guard_us=after.get("guard_us", 0))) + "\n")
             out.flush()
     if side == "ours":

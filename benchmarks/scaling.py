@@ -1,4 +1,4 @@
-"""How data parallelism scales: constants measured here, and a model that goes beyond. Writes the tables of
+"""How data parallelism scales: constants measured here, and a model that extrapolates. Writes the tables of
 docs/scaling.md.
 
     python -m benchmarks.scaling              write the tables from the committed constants (results/mpi.json)
@@ -10,8 +10,9 @@ The model: a step is compute, then the sum of n bytes of gradients over P ranks 
     T_net  = 2 log2(N) a_net  + (N - 1) / N n (2 / b_net)                  between them: all of n leaves each host once
     step   = compute + max(T - h compute 2/3, 0)                           h of the backward pass hides communication
 
-with a latency, b bandwidth, s adding. Recursive halving with ranks of a host side by side sends between hosts what is
-left after the sum within each, n / g per rank and n per host, so the host's link is shared by g ranks without loss.
+with a latency, b bandwidth, s adding. Where the ranks of a host have consecutive numbers, recursive halving sends
+between hosts what is left after the sum within each, n / g per rank and n per host, so the g ranks share the host's
+link without loss.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import sys
 from benchmarks.harness import RESULTS, ROOT, save
 
 DOC = os.path.join(ROOT, "docs", "scaling.md")
-HIDDEN = 0.8          # of the backward pass; measured: docs/scaling.md, "beside backward"
+HIDDEN = 0.8          # of the backward pass; measured: docs/scaling.md
 LATENCY = 20e-6       # s, TCP between hosts: assumed
 LINE = 0.9            # of a link's nominal rate: assumed
 MODELS = {"124M": 124.4e6, "1.5B": 1557.6e6}
@@ -39,20 +40,20 @@ RANKS = 8, 16, 64, 512, 4096
 
 
 def time_of_sum(n, ranks, hosts, node, gigabits):
-    """Seconds for n bytes."""
+    """Seconds of the sum of n bytes."""
     g = max(1, ranks // hosts)
     within = 2 * math.log2(g) * node["latency"] + (g - 1) / g * n * (2 / node["bandwidth"] + 1 / node["adding"])
     between = 2 * math.log2(hosts) * LATENCY + (hosts - 1) / hosts * n * 2 / (gigabits * 1e9 / 8 * LINE)
     return within + between
 
 
-def efficiency(model, kind, ranks, gigabits, hidden, wire=4):
+def efficiency(model, kind, ranks, gigabits, hidden, bytes_per_element=4):
     """Compute's share of a step."""
     node = NODES[kind]
     parameters = MODELS[model]
     compute = 6 * parameters * node["tokens"][list(MODELS).index(model)] / node["flops"]
     hosts = max(1, ranks // node["ranks"])
-    sum_time = time_of_sum(wire * parameters, min(ranks, hosts * node["ranks"]), hosts, node, gigabits)
+    sum_time = time_of_sum(bytes_per_element * parameters, min(ranks, hosts * node["ranks"]), hosts, node, gigabits)
     return compute / (compute + max(0.0, sum_time - hidden * compute * 2 / 3))
 
 
@@ -65,8 +66,8 @@ def modelled():
             for gigabits in NETWORKS[kind]:
                 cells = []
                 for P in RANKS:
-                    plain, early = (efficiency(model, kind, P, gigabits, hidden) for hidden in (0, HIDDEN))
-                    cells.append(f"{plain:.0%} / {early:.0%}")
+                    after, overlapped = (efficiency(model, kind, P, gigabits, hidden) for hidden in (0, HIDDEN))
+                    cells.append(f"{after:.0%} / {overlapped:.0%}")
                 tokens = node["tokens"][list(MODELS).index(model)]
                 what = f"{model}, {tokens:,} tokens a rank", f"{kind}, {node['ranks']} ranks", f"{gigabits} Gbit/s"
                 lines.append("| " + " | ".join([*what, *cells]) + " |")
@@ -89,27 +90,27 @@ def measured():
 
 
 def measure(times=3):
-    """Run doctor --mpi so many times and keep medians."""
+    """Run doctor --mpi several times and save the medians."""
     from tinygrad2.commands.doctor_mpi import predicted
 
-    every = {}
+    by_ranks = {}
     for _ in range(times):
         command = [sys.executable, "-m", "tinygrad2", "doctor", "--mpi", "--json"]
         for row in json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout):
             link = row["neighbours"]
             figures = dict(latency_us=1e6 * link["latency"], bandwidth_gb_s=link["bandwidth"] / 1e9,
-                           adding_gb_s=row["adding"] / 1e9, guard_us=1e6 * row["guard"], sum_ms=1e3 * row["sum"],
+                           adding_gb_s=row["adding"] / 1e9, guard_us=1e6 * row["watchdog"], sum_ms=1e3 * row["sum"],
                            predicted_ms=1e3 * predicted(row))  # fmt: skip
-            every.setdefault(row["ranks"], []).append(figures)
+            by_ranks.setdefault(row["ranks"], []).append(figures)
     rows = []
-    for ranks, found in every.items():
-        middle = {name: round(statistics.median(figures[name] for figures in found), 1) for name in found[0]}
-        rows.append(dict(ranks=ranks, **middle))
+    for ranks, runs in by_ranks.items():
+        medians = {name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}
+        rows.append(dict(ranks=ranks, **medians))
     save("mpi", rows)
 
 
 def rewrite(text):
-    """The document with its tables made anew."""
+    """The document with its tables written again."""
     for name, table in (("measured", measured()), ("modelled", modelled())):
         start, end = f"<!-- {name}: written by benchmarks/scaling.py -->", "<!-- end -->"
         pattern = re.escape(start) + r".*?" + re.escape(end)

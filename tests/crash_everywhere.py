@@ -1,10 +1,10 @@
-"""Run by test_checkpoint.py: write a checkpoint, and die at the first call to the system, at the second ...
+"""Run by test_checkpoint.py: write a checkpoint, and die at the first call to the system, at the second, ...
 
     python crash_everywhere.py FOLDER
 
 FOLDER holds two checkpoints (steps 1 and 2) already. A child writes step 3 and removes the oldest; at its nth call it
-is gone, without a chance to tidy up, and of the bytes it was writing just then only half arrive. After each death the
-newest whole checkpoint must be step 2, or step 3 from the moment that has its name, and nothing may look damaged.
+dies, without a chance to clean up, and of the bytes it was writing only half arrive. After each death the newest
+complete checkpoint must be step 2, or step 3 once that has its name, and nothing may look damaged.
 """
 
 import builtins
@@ -28,7 +28,7 @@ CALLS = ("fsync", "rename", "replace", "mkdir", "makedirs", "unlink", "rmdir", "
 
 
 def checkpoint(step):
-    """A small one, each step's numbers its own."""
+    """A small one, with other values in each step."""
     weights = {name: np.full(shape, step, np.float32) for name, shape in (("a", (3, 5)), ("b", (1000,)))}
     moments = {f"{letter}.{name}": array.ravel() * 2 for letter in "mv" for name, array in weights.items()}
     state = {"step": step, "val_loss": 1.0 / step, "position": [0, step]}
@@ -36,7 +36,7 @@ def checkpoint(step):
 
 
 def die_at(n):
-    """From now on the nth call to the system is the last."""
+    """From now on the nth system call is the last."""
     left = [n]
 
     def count():
@@ -90,8 +90,8 @@ def main(folder):
         expected = checkpoint(newest.step)
         assert newest.step in (2, 3) and not damaged and newest.state == expected.state
         assert newest.t == expected.t and newest.history == expected.history
-        for mine, theirs in ((newest.weights, expected.weights), (newest.moments, expected.moments)):
-            assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+        for read, written in ((newest.weights, expected.weights), (newest.moments, expected.moments)):
+            assert all(np.array_equal(read[name], written[name]) for name in written)
         sweep(folder)
         assert all(name.startswith("step_") for name in os.listdir(folder)), os.listdir(folder)
         if code == 0:

@@ -1,4 +1,4 @@
-"""A training in which one rank goes wrong at one step, for test_failures.py:  planted.py KIND RANK STEP [flags]."""
+"""A training in which one rank fails at one step, for test_failures.py:  planted.py KIND RANK STEP [flags]."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ from tinygrad2.distributed.reducer import Reducer  # noqa: E402
 kind, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 
-def here(trainer):
+def is_here(trainer):
     return world.rank == rank and trainer.done == step
 
 
-def mishap():
+def fail():
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "crashed":
@@ -54,8 +54,8 @@ inner_step, inner_collective, main = train_gpt2.Trainer.step, Reducer.collective
 
 
 def planted_step(trainer, loader):
-    if here(trainer):
-        mishap()
+    if is_here(trainer):
+        fail()
         if kind == "returned":
             raise Return
         trainer.reducer.planted = True

@@ -1,5 +1,5 @@
-"""train_gpt2.py --device cuda under mpirun on the stand-in for CuPy, for test_distributed.py. With a first word "nccl"
-a stand-in for NCCL, too: it finds arrays by their addresses, and lets MPI do its work."""
+"""train_gpt2.py --device cuda under mpirun on the stand-in for CuPy, for test_distributed.py. With a first argument
+"nccl" there is a stand-in for NCCL, too: it finds arrays by their addresses, and MPI does its work."""
 
 import ctypes
 import sys
@@ -22,8 +22,8 @@ class Communicator:
         self.comm = MPI.COMM_WORLD.Dup()
 
     @staticmethod
-    def array(place, count):
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(place))
+    def array(address, count):
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
 
     def allReduce(self, send, receive, count, dtype, operation, stream):
         assert send == receive and (dtype, operation, stream) == (7, 0, 99)

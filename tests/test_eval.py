@@ -391,7 +391,7 @@ class Rank:
     def __init__(self, rank, size, every):
         self.rank, self.size, self.every = rank, size, every
 
-    def collect_numbers(self, numbers, name):
+    def all_gather(self, numbers, name):
         self.every[self.rank] = numbers
         return np.array([self.every.get(rank, numbers * 0) for rank in range(self.size)])
 

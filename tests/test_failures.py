@@ -20,8 +20,8 @@ pytestmark = pytest.mark.alone
 TIMEOUT = 4  # seconds that a collective may take
 GRACE = 10   # seconds after which the job must be over, the deadline past
 
-# what goes wrong: (exit codes, 9 where mpirun reports a rank that it killed itself; all that is said of it);
-# {rank} is the one that went wrong
+# failure: (exit codes, 9 where mpirun reports a rank that it killed itself; patterns of what is printed);
+# {rank} is the rank that failed
 LATE = r"collective #\d+ '(gradients|losses) of step {number}' did not finish within 4 s"
 MISSING = r"missing: rank {rank} \(pid \d+\) .* and is "
 DIFFERENT = r"the ranks are in different collectives: "
@@ -30,15 +30,15 @@ DIED = r"rank {rank} \(pid \d+\) died without a message, (in|after) #\d+ '(?!the
 OTHERS = r"at #\d+ 'gradients of step {number}' \((tree|plain sum) of \d+ float32"
 KINDS = {
     "killed": ((9, 137), [DIED + r"|(?i:killed by signal|signal 9|killed)"]),
-    "crashed": ((11, 139, 9), ["Segmentation fault", r"planted.py\", line \d+ in mishap"]),
+    "crashed": ((11, 139, 9), ["Segmentation fault", r"planted.py\", line \d+ in fail"]),
     "stopped": ((124,), [LATE, MISSING + r"stopped \(as by SIGSTOP"]),
     "raised": ((1,), [TRACEBACK + "RuntimeError: planted"]),
     "raised in a thread": ((1,), [TRACEBACK + "KeyError: 'planted'"]),
     "exit 3": ((3,), [TRACEBACK + "SystemExit: 3"]),
     "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
     "exited hard": ((5, 9, 137), [r"\[rank {rank} of \d\] ended by os._exit\(5\) at planted.py:\d+"]),
-    "asleep": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
-    "busy": ((124,), [LATE, MISSING + r"at planted.py:\d+ in mishap"]),
+    "asleep": ((124,), [LATE, MISSING + r"at planted.py:\d+ in fail"]),
+    "busy": ((124,), [LATE, MISSING + r"at planted.py:\d+ in fail"]),
     "returned": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'the end of the program'"]),
     "skipped": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'losses of step {number}'"]),
     "other size": ((1,), [DIFFERENT, r"rank {rank} is at #\d+ 'gradients of step {number}' \(tree of 77 float32"]),
@@ -50,16 +50,16 @@ FLAGS = f"--steps 1000 --dropout 0.1 --checkpoint-every 2 --eval-every 3 --sampl
 
 
 def processes_of(job):
-    """The numbers of all processes that carry the mark of this job in their environment."""
-    found = []
+    """The ids of all processes that have the mark of this job in their environment."""
+    pids = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
                 if job.encode() in file.read():
-                    found.append(int(name))
+                    pids.append(int(name))
         except OSError:
             pass
-    return found
+    return pids
 
 
 def start(folder, n, *command):
@@ -81,7 +81,7 @@ def no_process_is_left(job):
 
 
 def plant(folder, kind, n, rank, step):
-    """One job with one failure; gives the seconds that it lived after the last step, and what is wrong (or "")."""
+    """Run one job with one failure; returns its seconds after the last step, and what is wrong (or "")."""
     folder.mkdir()
     (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     flags = [*SMALL.split(), "--batch-size", "12", "--micro-batch-size", "1", "--data", "text.txt", *FLAGS.split()]
@@ -117,7 +117,7 @@ def plant(folder, kind, n, rank, step):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes are left")
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_rank_goes_wrong(tmp_path, kind):
+def test_one_rank_fails(tmp_path, kind):
     rng = random.Random(kind)
     n = rng.choice((2, 3, 4))
     _, wrong = plant(tmp_path / "job", kind, n, rng.randrange(n), rng.randrange(1, 8))
@@ -170,7 +170,7 @@ def test_sigusr1_saves_and_ends(tmp_path, n):
 
 @needs_mpich
 def test_a_rank_that_waits_in_mpi_obeys_a_signal(tmp_path):
-    """Rank 1 sleeps for ever; rank 0 cannot run Python's handler, because it waits inside MPI."""
+    """Rank 1 sleeps indefinitely; rank 0 cannot run Python's handler, because it waits inside MPI."""
     process, job = training(tmp_path, 2, "--steps 1000 --timeout 0", ROOT / "tests" / "planted.py", "asleep", "1", "3")
     lines = []
     with process:
@@ -183,7 +183,7 @@ def test_a_rank_that_waits_in_mpi_obeys_a_signal(tmp_path):
     assert "SIGTERM received, but this rank has been in collective #" in "".join(lines) and no_process_is_left(job)
 
 
-def test_nobody_stays_behind_when_mpirun_is_killed(tmp_path):
+def test_no_rank_stays_when_mpirun_is_killed(tmp_path):
     process, job = training(tmp_path, 2, "--steps 100000")
     with process:
         read_until(process, "step    20", [])
@@ -194,7 +194,7 @@ def test_nobody_stays_behind_when_mpirun_is_killed(tmp_path):
     assert not damaged
 
 
-def test_other_flags_on_one_rank_are_told(tmp_path):
+def test_other_flags_on_one_rank_are_reported(tmp_path):
     (tmp_path / "odd.py").write_text(
         "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
         "flags = sys.argv[1:] + ['--lr', '0.5'] * world.rank\nworld.run(lambda: train_gpt2.main(world, flags))\n"
@@ -205,7 +205,7 @@ def test_other_flags_on_one_rank_are_told(tmp_path):
     assert "the ranks have different flags: lr is 0.006 on rank 0, 0.5 on rank 1" in printed
 
 
-def test_weights_that_drift_apart_are_told_by_name(tmp_path):
+def test_weights_that_drift_apart_are_reported_by_name(tmp_path):
     (tmp_path / "drift.py").write_text(
         "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
         "step = train_gpt2.Trainer.step\n"

@@ -105,7 +105,7 @@ def test_everything_is_fetched_looked_at_and_not_fetched_again(hub, capsys):
     assert [path for path, _ in hub.server.asked] == [hub.place(name) for name in FILES]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("needs ")
-    assert f"looked at {hub.folder}: 1 blocks, 2 heads, width 8, 2 tensors" in said
+    assert f"checked {hub.folder}: 1 blocks, 2 heads, width 8, 2 tensors" in said
     assert said[-4:] == [
         f'now: python inference.py --weights {hub.folder} --prompt "..."',
         f"     python train_gpt2.py --init-from {hub.folder} --data my.txt",
@@ -223,7 +223,7 @@ def test_a_hash_that_cannot_be_known_is_said_so(hub, capsys):
     for name, data in FILES.items():
         (hub.folder / name).write_bytes(data)
     assert hub.run("--model", "gpt2-large", mirror=NOWHERE) == 0
-    assert "is not known, and only its shapes are looked at" in capsys.readouterr().out
+    assert "is not known, and only its shapes are checked" in capsys.readouterr().out
     (hub.folder / "model.safetensors").write_bytes(FILES["model.safetensors"][:-1])
     with pytest.raises(UserError, match="no weights of gpt2-large"):
         hub.run("--model", "gpt2-large", mirror=NOWHERE)

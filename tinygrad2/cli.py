@@ -89,7 +89,7 @@ def build(dataclass, values):
 
 
 def run(main, name=None, abort=None):
-    """Call main() and leave the program with the exit code that `call` returns."""
+    """Call main() and exit with the code that `call` returns."""
     sys.exit(call(main, name, abort))
 
 
@@ -98,13 +98,13 @@ def call(main, name=None, abort=None):
 
     UserError, MemoryError    one line on stderr, code 2
     EarlyExit                 code 0
-    BrokenPipeError           code 1: whoever read our output has gone, as in `... | head`
+    BrokenPipeError           code 1: the reader of our output has exited, as in `... | head`
     KeyboardInterrupt         code 130
-    anything else             is raised further, for Python to print the traceback
+    anything else             is raised again: Python prints the traceback
 
-    `name` begins the line, default: the script's. Where `main` is one rank of several, `abort(text, code)` prints the
-    text and ends the whole job, and never returns: the other ranks would wait for this one indefinitely. It is called
-    for everything but EarlyExit, also for sys.exit.
+    `name` begins the line; by default the script's. Where `main` is one rank of several, `abort(text, code)` prints
+    the text, ends the whole job and never returns: the other ranks would wait for this one indefinitely. It is called
+    for every exception but EarlyExit, also for sys.exit.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop

@@ -1,14 +1,14 @@
-"""Errors that are one line for the user, and values shortened for such a line. Imports nothing."""
+"""Exceptions that programs report in one line (cli.py), and values shortened for such a line. Imports nothing."""
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend: one line that names what was wrong and what to do instead.
+    """An error that the user can correct: one line that names what was wrong and what to do instead.
 
-    The commands print it without a traceback and leave with exit code 2."""
+    Programs print it without a traceback and exit with code 2."""
 
 
 def short(value):
-    """A value for an error message: on one line, and not longer than a person wants to read.
+    """repr of a value for an error message, on one line and cut after 40 characters if it is longer than 60.
 
     >>> short("x" * 1000)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
@@ -18,4 +18,4 @@ def short(value):
 
 
 class EarlyExit(Exception):
-    """All ranks are done before they have begun (after --help, say): leave with code 0."""
+    """Nothing is left to do (after --help, say): the program exits with code 0, all ranks together."""

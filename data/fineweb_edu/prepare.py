@@ -1,10 +1,10 @@
-"""FineWeb-Edu, the sample of 10 billion tokens (Penedo et al., 2024): web pages that teach something.
+"""FineWeb-Edu, the sample of 10 billion tokens (Penedo et al., 2024): educational web pages.
 
     python data/fineweb_edu/prepare.py                           some 28 GB of download, 20 GB of tokens in 100 shards
     python data/fineweb_edu/prepare.py --shards 5                500 million tokens
     python train_gpt2.py --data data/fineweb_edu --model gpt2
 
-Shard 0 is for validation. Names and form are those of llm.c's edu_fineweb shards.
+Shard 0 is for validation. Names and format are those of llm.c's edu_fineweb shards.
 """
 
 import os

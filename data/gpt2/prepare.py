@@ -1,12 +1,12 @@
-"""The real GPT-2, in four sizes, and its tokenizer, as OpenAI trained it and Hugging Face keeps it.
+"""GPT-2 as released by OpenAI, in four sizes, with its tokenizer, from the Hugging Face hub.
 
     python data/gpt2/prepare.py                                  124M parameters into data/gpt2/gpt2
     python data/gpt2/prepare.py --model gpt2-xl --out weights    1558M parameters into weights
-    python data/gpt2/prepare.py --tokenizer-only                 vocab.json and merges.txt alone
+    python data/gpt2/prepare.py --tokenizer-only                 vocab.json and merges.txt only
     python inference.py --weights data/gpt2/gpt2 --prompt "The answer is"
 
-Files put into the folder by hand are checked and taken. The tokenizer is the same for all sizes: its files are always
-those of the smallest.
+Files that are in the folder already are checked and used. The tokenizer is the same for all sizes: its files are
+always those of the smallest.
 """
 
 import os
@@ -22,7 +22,7 @@ from tinygrad2.io.files import read_json
 from tinygrad2.io.safetensors import Broken, open_container
 
 VOCAB, CONTEXT = 50_257, 1024
-SIZES = {  # name: (blocks, heads, width, what llm.c calls it)
+SIZES = {  # name: (blocks, heads, width, the name in llm.c)
     "gpt2": (12, 12, 768, "124M"),
     "gpt2-medium": (24, 16, 1024, "355M"),
     "gpt2-large": (36, 20, 1280, "774M"),
@@ -39,7 +39,7 @@ TOKENIZER = {  # name: (bytes, SHA-256)
     "merges.txt": (456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
     "tokenizer.json": (1_355_256, "8414cab924d8b9b33013f0d221c5862f365ee9be39c5c2bfae8a5a9e970478a6"),
 }
-WEIGHTS = {  # (None, None): not pinned; what they are is looked up, or looked at
+WEIGHTS = {  # (bytes, SHA-256); None: not pinned, but looked up on the hub, or checked by content
     "gpt2": {
         "config.json": (665, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
         "generation_config.json": (124, "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
@@ -66,7 +66,7 @@ WEIGHTS = {  # (None, None): not pinned; what they are is looked up, or looked a
 def main():
     parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=SIZES, default="gpt2", help="which size (default: gpt2)")
-    parser.add_argument("--tokenizer-only", action="store_true", help="vocab.json and merges.txt alone")
+    parser.add_argument("--tokenizer-only", action="store_true", help="vocab.json and merges.txt only")
     add_common_flags(parser, "")
     args = parser.parse_args()
     out = args.out or os.path.join(HERE, args.model)
@@ -79,7 +79,7 @@ def main():
         print(f"now: python train_gpt2.py --data my.txt --tokenizer {merges} --vocab-size {VOCAB}")
         return 0
     fetch_all(_look_up(args.model, files, args.mirror), args.mirror)
-    _look_at(args.model, out)
+    _check(args.model, out)
     print(f'now: python inference.py --weights {out} --prompt "..."')
     print(f"     python train_gpt2.py --init-from {out} --data my.txt")
     print(f"     python -m tinygrad2 convert {out} gpt2_{SIZES[args.model][3]}.bin --to llmc")
@@ -88,7 +88,7 @@ def main():
 
 
 def _files(model, out, tokenizer_only):
-    """[(url, path, size, sha256)] of what is wanted, the weights last."""
+    """[(url, path, size, sha256)] of the files to fetch, the weights last."""
     names = list(TOKENIZER)[:2] if tokenizer_only else list(TOKENIZER)
     wanted = [("gpt2", name, *TOKENIZER[name]) for name in names]
     if not tokenizer_only:
@@ -100,15 +100,15 @@ def _files(model, out, tokenizer_only):
 
 
 def _megabytes(model, path, size):
-    """What is yet to be fetched of a file."""
+    """MB of a file that are still to be fetched."""
     if os.path.exists(path):
         return 0
     if size is None:
         blocks, _, width, _ = SIZES[model]
-        numbers = (VOCAB + CONTEXT + 2) * width + blocks * (width * (12 * width + 13) + CONTEXT**2)  # masks, too
-        size = 4 * numbers if path.endswith(".safetensors") else 1000
-    have = os.path.getsize(path + ".part") if os.path.exists(path + ".part") else 0
-    return max(0, size - have) / 1e6
+        elements = (VOCAB + CONTEXT + 2) * width + blocks * (width * (12 * width + 13) + CONTEXT**2)  # with the masks
+        size = 4 * elements if path.endswith(".safetensors") else 1000
+    done = os.path.getsize(path + ".part") if os.path.exists(path + ".part") else 0
+    return max(0, size - done) / 1e6
 
 
 def _look_up(model, files, mirror):
@@ -119,27 +119,27 @@ def _look_up(model, files, mirror):
     try:
         repo, name = f"openai-community/{model}", os.path.basename(path)
         listing = hub_files(repo, "", REVISIONS[model], mirror, name, kind="models")
-        size, sha256 = {found: known for found, *known in listing}.get(name, (None, None))
+        size, sha256 = {file: known for file, *known in listing}.get(name, (None, None))
         if not sha256:
-            raise UserError(f"{repo}: the hub does not say the SHA-256 of {name}; has it changed?")
+            raise UserError(f"{repo}: the hub does not list the SHA-256 of {name}; has it changed?")
     except UserError as error:
         if not os.path.exists(path):
             list_missing(files)
             raise
-        print(f"note      {error}; so the SHA-256 of {path} is not known, and only its shapes are looked at")
+        print(f"note      {error}; so the SHA-256 of {path} is not known, and only its shapes are checked")
     return [*files[:-1], (url, path, size, sha256)]
 
 
-def _look_at(model, out):
-    """Raise UserError where the files are not those of such a model, whatever their hashes say."""
+def _check(model, out):
+    """Raises UserError where the contents of the files are not those of such a model."""
     blocks, heads, width, _ = SIZES[model]
     path = os.path.join(out, "config.json")
     config = read_json(path)
     expected = {"model_type": "gpt2", "n_layer": blocks, "n_head": heads, "n_embd": width}
     for key, value in (expected | {"vocab_size": VOCAB, "n_positions": CONTEXT}).items():
-        found = config.get(key) if isinstance(config, dict) else None
-        if found != value:
-            raise UserError(f"{path}: {key} is {found!r} instead of {value!r}; move it away and run this again")
+        actual = config.get(key) if isinstance(config, dict) else None
+        if actual != value:
+            raise UserError(f"{path}: {key} is {actual!r} instead of {value!r}; move it away and run this again")
     read_json(os.path.join(out, "generation_config.json"))
     path = os.path.join(out, "model.safetensors")
     try:
@@ -151,7 +151,7 @@ def _look_at(model, out):
         raise UserError(f"{path}: no weights of {model} ({error}); move it away and run this again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    print(f"looked at {out}: {blocks} blocks, {heads} heads, width {width}, {len(entries)} tensors")
+    print(f"checked {out}: {blocks} blocks, {heads} heads, width {width}, {len(entries)} tensors")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""HellaSwag (Zellers et al., 2019): 10,042 questions for validation, by which llm.c and build-nanogpt judge GPT-2.
+"""HellaSwag (Zellers et al., 2019): 10,042 questions for validation, with which llm.c and build-nanogpt evaluate GPT-2.
 
-    python data/hellaswag/prepare.py                             hellaswag_val.jsonl beside this script
+    python data/hellaswag/prepare.py                             hellaswag_val.jsonl next to this script
     python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2
 """
 

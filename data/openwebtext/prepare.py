@@ -4,7 +4,7 @@
     python data/openwebtext/prepare.py --shards 3                300 million tokens
     python train_gpt2.py --data data/openwebtext --model gpt2
 
-The hub keeps the data set's parquet form on a branch of its own, refs/convert/parquet; that is what is listed and read.
+The hub keeps the parquet files of the data set on a separate branch, refs/convert/parquet; these are read.
 Shard 0 is for validation.
 """
 

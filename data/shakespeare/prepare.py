@@ -1,13 +1,13 @@
-"""Tiny Shakespeare in GPT-2's tokens, as llm.c or as nanoGPT has it.
+"""Tiny Shakespeare in GPT-2's tokens, in the format of llm.c or nanoGPT.
 
-    python data/shakespeare/prepare.py                           tiny_shakespeare_{train,val}.bin, as llm.c today
+    python data/shakespeare/prepare.py                           tiny_shakespeare_{train,val}.bin, as llm.c now
     python data/shakespeare/prepare.py --format nanogpt          train.bin and val.bin
     python data/shakespeare/prepare.py --format llmc-legacy      int32 without a header, as llm.c until May 2024
     python train_gpt2.py --data data/shakespeare --model gpt2 --block-size 256
 
-llm.c takes what stands between two empty lines for a document: an end-of-text token goes in front of each, and the
-empty line stays with the one before it. Its first 32,768 tokens are for validation. nanoGPT has one long text without
-end-of-text, and validates on the last tenth of its characters.
+For llm.c the text between two empty lines is a document: an end-of-text token comes before each, and the empty line
+belongs to the one before it. The first 32,768 tokens are for validation. nanoGPT has one long text without end-of-text,
+and validates on the last tenth of its characters.
 """
 
 import os
@@ -33,14 +33,14 @@ FORMATS = ("llmc", "nanogpt", "llmc-legacy")
 def main():
     parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
     add_common_flags(parser, HERE)
-    parser.add_argument("--format", choices=FORMATS, default="llmc", help="whose files (default: llmc)")
+    parser.add_argument("--format", choices=FORMATS, default="llmc", help="format of the files (default: llmc)")
     parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
     parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
     args = parser.parse_args()
     state_needs(args.out, 2, 10, 200, 1)
     path = args.text or os.path.join(args.out, "input.txt")
-    also = [] if args.text else [(URL, path, SIZE, SHA256)]
-    tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror, also)
+    more = [] if args.text else [(URL, path, SIZE, SHA256)]
+    tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror, more)
     text = read_bytes(path).decode("utf-8", "replace")
     if args.format == "nanogpt":
         cut = int(len(text) * 0.9)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, one token per character, as nanoGPT has it: train.bin, val.bin (its last tenth), tokenizer.json.
+"""Tiny Shakespeare, one token per character, in nanoGPT's format: train.bin, val.bin (its last tenth), tokenizer.json.
 
     python data/shakespeare_char/prepare.py
     python train_gpt2.py --data data/shakespeare_char --vocab-size 65 --model baby --prompt "ROMEO:"

@@ -2,10 +2,10 @@
 
     python data/tinystories/prepare.py                           GPT-2's tokens
     python data/tinystories/prepare.py --vocab-size 4096         a tokenizer of its own, trained on the first 64 MB
-    python data/tinystories/prepare.py --limit-mb 200            the beginning only
+    python data/tinystories/prepare.py --limit-mb 200            the first 200 MB only
     python train_gpt2.py --data data/tinystories --dataset tinystories --model baby --vocab-size 4096
 
-The shards are tinystories_val_000000.bin and tinystories_train_000000.bin, ..., in llm.c's form.
+The shards are tinystories_val_000000.bin and tinystories_train_000000.bin, ..., in llm.c's format.
 """
 
 import os
@@ -30,15 +30,15 @@ def main():
     parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
     add_common_flags(parser, HERE)
     for flag, default, what in (
-        ("--vocab-size", 0, "train a tokenizer with N tokens (default: take GPT-2's)"),
-        ("--limit-mb", 0, "take so many MB of text for training only (default: all)"),
+        ("--vocab-size", 0, "train a tokenizer with N tokens (default: use GPT-2's)"),
+        ("--limit-mb", 0, "train on the first N MB of the text only (default: all)"),
         ("--shard-tokens", 100_000_000, "tokens per shard (default: 100000000)"),
     ):
         parser.add_argument(flag, type=int, default=default, metavar="N", help=what)
     parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
     args = parser.parse_args()
     if args.shard_tokens < 1 or args.limit_mb < 0 or args.vocab_size < 0:
-        raise UserError("--shard-tokens must be at least 1, --limit-mb and --vocab-size not below 0")
+        raise UserError("--shard-tokens must be at least 1, --limit-mb and --vocab-size not negative")
     listed = {path: (size, sha) for path, size, sha in hub_files(REPO, "", mirror=args.mirror, ending=".txt")}
     missing = [name for name in NAMES.values() if name not in listed]
     if missing:
@@ -68,12 +68,12 @@ def _tokenizer(args, text):
 
 
 def _stories(path, limit, position):
-    """Groups of stories, from the byte `position` on; stories are never cut."""
+    """(byte where they begin, stories) of each block of the text from the byte `position` on; no story is cut."""
     start = position or 0
     with open(path, "rb") as file:
         file.seek(start)
-        for documents, whole, _, end, _ in blocks(file, start):
-            if not whole:
+        for documents, is_complete, _, end, _ in blocks(file, start):
+            if not is_complete:
                 raise UserError(f"{path}: a story longer than a block at byte {start}; this is not TinyStories")
             yield start, documents
             start = end

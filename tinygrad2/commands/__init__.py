@@ -1,13 +1,13 @@
 """The commands: python -m tinygrad2 NAME. One file each; only commands import them, they may import everything."""
 
 COMMANDS = {
-    "doctor": "is everything here that tinygrad2 needs, and does it work?",
+    "doctor": "is everything installed that tinygrad2 needs, and does it work?",
     "plan": "how much memory and time would a training take?",
-    "verify": "prove, on your own data and flags, that a resumed, split or fast training is the same training",
-    "convert": "models, tokenizers and tokens: to and from Hugging Face, llm.c, nanoGPT",
-    "plot": "curves of one or several runs, as a picture and as a page",
+    "verify": "check, on your own data and flags, that a resumed, split or fast training is the same training",
+    "convert": "convert models, tokenizers and tokens to and from Hugging Face, llm.c, nanoGPT",
+    "plot": "plot the curves of one or several runs, as an image and as HTML",
     "compare": "is my loss normal? Compare a run with the curves of the presets",
     "eval": "how good is a model? HellaSwag, or the perplexity of a text",
-    "lm_eval": "the tasks of lm-evaluation-harness, with a model of ours (pip install lm_eval)",
-    "replay": "see again, under a debugger, how a training came to a value that is not finite",
+    "lm_eval": "the tasks of lm-evaluation-harness with a model of tinygrad2 (pip install lm_eval)",
+    "replay": "repeat, under a debugger, the step in which a training computed a value that is not finite",
 }

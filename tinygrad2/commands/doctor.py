@@ -1,4 +1,4 @@
-"""python -m tinygrad2 doctor: is everything here that tinygrad2 needs, and does it work?
+"""python -m tinygrad2 doctor: is everything installed that tinygrad2 needs, and does it work?
 
 Each check does the real thing: a product of matrices, a compiled kernel, two ranks that add up a number, a file that is
 written and read back. One line each: ok, FAIL with the one command that repairs it, or "-" for what is missing and not

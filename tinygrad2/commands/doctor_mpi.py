@@ -1,14 +1,15 @@
 """python -m tinygrad2 doctor --mpi: how fast are messages between ranks here? The constants of docs/scaling.md.
 
-Alone it starts 2 and 4 ranks on this host. Under an mpirun of yours it measures those ranks:
+By itself it starts 2 and 4 ranks on this host. Under mpirun it measures the ranks that are there:
 
     mpirun -n 8 -f hosts.txt python -m tinygrad2 doctor --mpi
 
     latency       seconds that an exchange of 4 bytes between two ranks takes
     bandwidth     bytes per second each way, in exchanges of 8 MB (half a bucket) out of 88 MB: more than a cache holds
     adding        bytes per second of `out += arrived`
-    guard         seconds that comparing names and setting a deadline add to a collective
-    sum           a gradient of 11 million numbers over all ranks, measured, and what the four above make of it:
+    watchdog      seconds that comparing names and setting a deadline add to a collective
+    sum           all-reduce of a gradient of 11 million elements, measured, and as predicted from latency, bandwidth
+                  and adding:
                   2 log2(P) latency + (P - 1) / P n (2 / bandwidth + 1 / adding)
 
 Between neighbours (rank r and r xor 1: with several ranks per host, the same host) and, where there are several hosts,
@@ -26,11 +27,12 @@ from tinygrad2.distributed.launch import ranks_started
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.system.paths import PROJECT_ROOT
 from tinygrad2.system.threads import available_cores
 
-SIZE = 11_000_000  # numbers of the sum: the gradient of the baby GPT
-_PIECE = 2 << 20  # numbers of half a bucket
-_COUNTS = 2, 4
+SIZE = 11_000_000  # elements of the sum: the gradient of the baby GPT
+_PIECE = 2 << 20  # elements: half a bucket
+_COUNTS = 2, 4  # ranks
 
 
 def main(as_json):
@@ -41,13 +43,12 @@ def main(as_json):
     rows = []
     for n in _COUNTS:
         command = [find_mpirun(), "-n", str(n), sys.executable, "-m", "tinygrad2", "doctor", "--mpi", "--json"]
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        paths = os.pathsep.join([PROJECT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120,
                                   env={**environment(), "PYTHONPATH": paths})  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise UserError(f"{n} ranks gave no answer within 120 s; try: mpirun -n {n} hostname") from None
+            raise UserError(f"no answer from {n} ranks within 120 s; try: mpirun -n {n} hostname") from None
         if done.returncode:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
             raise UserError(f"{n} ranks could not be measured: {''.join(last)}; try: python -m tinygrad2 doctor")
@@ -65,7 +66,7 @@ def _probe(world, as_json):
     if world.hosts > 1 and world.size > world.host_size:
         row["hosts apart"] = _between(world, world.host_size)
     row["adding"] = _adding(world)
-    row["guard"] = _time(world, lambda: world.barrier("nothing"), 200) - _time(world, world.comm.Barrier, 200)
+    row["watchdog"] = _time(world, lambda: world.barrier("nothing"), 200) - _time(world, world.comm.Barrier, 200)
     row["sum"] = _sum(world)
     if world.rank == 0:
         print(json.dumps(row)) if as_json else _show([row])
@@ -73,7 +74,7 @@ def _probe(world, as_json):
 
 
 def _time(world, work, count):
-    """The median of so many times, of the slowest rank."""
+    """The median of `count` timings, in seconds, of the slowest rank."""
     times = []
     for _ in range(count):
         world.comm.Barrier()
@@ -87,15 +88,15 @@ def _between(world, distance):
     import numpy as np
 
     partner = world.rank ^ distance
-    numbers, arrived = np.ones(2 * SIZE, np.float32), np.empty(_PIECE, np.float32)
+    values, arrived = np.ones(2 * SIZE, np.float32), np.empty(_PIECE, np.float32)
 
     def times_of(n, count):
         times = []
         for i in range(count):
             begin = time.perf_counter()
             if partner < world.size:
-                start = i * n % (len(numbers) - n)
-                world.transport.exchange(numbers[start : start + n], partner, arrived[:n])
+                start = i * n % (len(values) - n)
+                world.transport.exchange(values[start : start + n], partner, arrived[:n])
             times.append(time.perf_counter() - begin)
         return times
 
@@ -110,12 +111,12 @@ def _adding(world):
 
     from tinygrad2.distributed.allreduce import add
 
-    numbers, other = np.ones(2 * SIZE, np.float32), np.ones(_PIECE, np.float32)
+    values, other = np.ones(2 * SIZE, np.float32), np.ones(_PIECE, np.float32)
     starts = iter(range(0, 20 * _PIECE, _PIECE))
 
     def work():
-        start = next(starts) % (len(numbers) - _PIECE)
-        add(numbers[start : start + _PIECE], other)
+        start = next(starts) % (len(values) - _PIECE)
+        add(values[start : start + _PIECE], other)
 
     return other.nbytes / _time(world, work, 20)
 
@@ -126,11 +127,11 @@ def _sum(world):
     from tinygrad2.distributed.reducer import Reducer
     from tinygrad2.module import FlatBuffers, Module, Parameter
 
-    class Numbers(Module):
+    class Weights(Module):
         def __init__(self):
-            self.numbers = Parameter(np.ones(SIZE, np.float32))
+            self.weight = Parameter(np.ones(SIZE, np.float32))
 
-    flat = FlatBuffers(Numbers())
+    flat = FlatBuffers(Weights())
     reducer = Reducer(flat, world, 1)
 
     def work():
@@ -141,7 +142,7 @@ def _sum(world):
 
 
 def predicted(row):
-    """Seconds of the sum by the model."""
+    """Seconds of the sum as predicted from the other measurements of `row`."""
     P, n = row["ranks"], 4 * SIZE
     link = row.get("hosts apart", row["neighbours"])
     rounds = P.bit_length() - 1
@@ -149,14 +150,14 @@ def predicted(row):
 
 
 def _show(rows):
-    print("ranks hosts  between          latency     bandwidth       adding      guard   sum of 44 MB   by the model")
+    print("ranks hosts  between          latency     bandwidth       adding   watchdog   sum of 44 MB      predicted")
     for row in rows:
         for name in ("neighbours", "hosts apart"):
             if name in row:
                 link = row[name]
                 print(f"{row['ranks']:5} {row['hosts']:5}  {name:12} {1e6 * link['latency']:8.1f} us "
                       f"{link['bandwidth'] / 1e9:8.2f} GB/s {row['adding'] / 1e9:7.1f} GB/s "
-                      f"{1e6 * row['guard']:7.1f} us {1e3 * row['sum']:11.1f} ms "
+                      f"{1e6 * row['watchdog']:7.1f} us {1e3 * row['sum']:11.1f} ms "
                       f"{1e3 * predicted(row):11.1f} ms")  # fmt: skip
         if row["ranks"] > row["cores"] * row["hosts"]:
-            print(f"      {row['ranks']} ranks on {row['cores']} core(s): they take turns, and wait for each other")
+            print(f"      {row['ranks']} ranks on {row['cores']} core(s): they take turns and wait for each other")

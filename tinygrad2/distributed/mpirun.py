@@ -1,4 +1,4 @@
-"""mpirun as a program that we start ourselves: where it is, and the environment it needs."""
+"""mpirun as a program that tinygrad2 starts: where it is, and the environment it needs."""
 
 import importlib.util
 import os
@@ -10,16 +10,17 @@ from tinygrad2.system.threads import PLANNED
 
 
 def find_mpirun():
-    """The path of mpirun, the one beside this Python first. Raises UserError where there is none."""
-    beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
-    found = beside if os.path.exists(beside) else shutil.which("mpirun") or shutil.which("mpiexec")
-    if not found:
+    """The path of mpirun, preferably the one next to this Python. Raises UserError where there is none."""
+    path = os.path.join(os.path.dirname(sys.executable), "mpirun")
+    if not os.path.exists(path):
+        path = shutil.which("mpirun") or shutil.which("mpiexec")
+    if not path:
         raise UserError('there is no mpirun: pip install -e ".[mpi]"')
-    return found
+    return path
 
 
 def have_mpi():
-    """Are mpi4py and an mpirun here?"""
+    """Are mpi4py and an mpirun installed?"""
     try:
         find_mpirun()
     except UserError:
@@ -27,7 +28,7 @@ def have_mpi():
     return importlib.util.find_spec("mpi4py") is not None
 
 
-OPEN_MPI = {  # what Open MPI wants before it runs as root, and with more ranks than cores; MPICH does not look at it
+OPEN_MPI = {  # Open MPI refuses to run as root, and with more ranks than cores, without these; MPICH ignores them
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
@@ -35,5 +36,5 @@ OPEN_MPI = {  # what Open MPI wants before it runs as root, and with more ranks 
 
 
 def environment():
-    """The environment for an mpirun of our own: as a user's shell has it, without our plan of threads."""
+    """The environment for such an mpirun: that of the user's shell, without this process's plan of threads."""
     return {**{name: value for name, value in os.environ.items() if name not in PLANNED}, **OPEN_MPI}

@@ -1,1 +1,1 @@
-"""What the machine has: cores, memory, speed, signals."""
+"""The machine and the operating system: cores, memory, speed, signals, paths."""

@@ -16,14 +16,14 @@ def megabytes(n):
 
 
 def resident_bytes():
-    """Memory of this process now; 0 where the system does not say."""
+    """Bytes of memory of this process now; 0 where the system does not report it."""
     return _status("VmRSS") or peak_resident_bytes()
 
 
 def peak_resident_bytes():
-    """The most memory this process has had; 0 where the system does not say."""
-    if (found := _status("VmHWM")) is not None:
-        return found
+    """The most bytes of memory this process has had; 0 where the system does not report it."""
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
@@ -33,7 +33,7 @@ def peak_resident_bytes():
 
 
 def forget_peak():
-    """Let the peak be counted from now on, where the system lets us (Linux); else it is that of the whole process."""
+    """Count the peak from now on, where the system allows it (Linux); elsewhere it stays that of the process so far."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
@@ -42,21 +42,21 @@ def forget_peak():
 
 
 def available_bytes():
-    """Memory that this process may still take without swapping; None where the system does not say."""
-    found = []
+    """Bytes that this process may still allocate without swapping; None where the system does not report it."""
+    limits = []
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
+            limits += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")]
     except (OSError, ValueError):
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for limit, used in _CGROUPS:
         try:
-            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as now:
-                found.append(int(most.read()) - int(now.read()))
+            with open(limit, encoding="ascii") as total, open(used, encoding="ascii") as taken:
+                limits.append(int(total.read()) - int(taken.read()))
         except (OSError, ValueError):  # no such limit ("max")
             pass
-    return min(found) if found else None
+    return min(limits, default=None)
 
 
 def _status(name):
@@ -74,7 +74,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.
 
 
 def give_back_freed_memory():
-    """Ask the C library to return to the system what it keeps of freed memory (glibc; elsewhere nothing happens)."""
+    """Ask the C library to return freed memory to the system (glibc; elsewhere nothing happens)."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -82,11 +82,11 @@ def give_back_freed_memory():
 
 
 def keep_freed_memory():
-    """Ask the C library to keep what NumPy frees for the next array, instead of giving it back to the system.
+    """Ask the C library to keep what NumPy frees for the next array, instead of returning it to the system.
 
-    A training step makes and drops the same arrays over and over; taken afresh from the system, each of their pages
-    costs a fault and a wipe. Call it once the model is built. Only glibc (Linux) has these switches; elsewhere nothing
-    happens.
+    A training step allocates and frees the same arrays over and over; memory that is new from the system costs a page
+    fault and zeroing for each of its pages. Call it once the model is built. Only glibc (Linux) has these switches;
+    elsewhere nothing happens.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -94,6 +94,6 @@ def keep_freed_memory():
     except (OSError, AttributeError):
         return
     give_back_freed_memory()  # what is free now: the arrays from which the model was built
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MB, the most it takes, come from the heap
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # arrays up to 32 MB, the highest value allowed, come from the heap
     mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
     mallopt(_M_TOP_PAD, 64 << 20)

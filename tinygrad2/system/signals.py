@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 while training: the first asks for an end after this step, the second ends at once.
+"""Ctrl-C, SIGTERM and SIGUSR1 while training: the first requests a stop after this step, the second ends at once.
 
-Batch systems send SIGUSR1 ahead of time when asked to, and it is the one signal that every mpirun hands on to its ranks
-and then leaves them alone.
+Batch systems send SIGUSR1 before the time limit when asked to, and it is the one signal that every mpirun forwards to
+its ranks without ending them itself.
 """
 
 import os
@@ -9,9 +9,7 @@ import signal
 import threading
 import time
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # SIGUSR1: the one that reaches ranks under every mpirun
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 leave_now = os._exit  # the original; distributed/launch.py replaces os._exit by one that reports who called it
 _SAME = 0.5  # seconds: a terminal's Ctrl-C reaches a rank twice, from the terminal and from mpirun
 
@@ -40,7 +38,7 @@ class StopRequest:
         if self.signal is not None:
             if number == self.signal and time.monotonic() - self._when < _SAME:
                 return
-            leave_now(128 + number)  # whatever is half-written has a temporary name
+            leave_now(128 + number)  # a file that is half-written has a temporary name
         self.signal, self._when = number, time.monotonic()
         if self.talk:  # with os.write: the signal may have come in the middle of a print
             os.write(2, b"\nstopping after this step, and saving; once more to stop at once\n")

@@ -1,11 +1,11 @@
 """Threads: one plan for the whole process, and the small pool that runs our own kernels.
 
 Two kinds of threads do the work: those of NumPy's BLAS (matrix products) and those of `POOL` (our compiled loops).
-They take turns, so both may have all cores; what must not happen is that one kind keeps its cores busy *waiting* while
-the other works. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable
+They take turns, so both may use all cores; what must not happen is that one kind keeps its cores busy *waiting* while
+the other computes. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable
 below. The pool's threads sleep on a queue.
 
-Both are told how many they are before NumPy is imported, because BLAS makes its threads on loading. This file imports
+Both numbers are set before NumPy is imported, because BLAS starts its threads when it is loaded. This file imports
 nothing that loads NumPy.
 """
 
@@ -16,7 +16,7 @@ import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _WAIT = "OPENBLAS_THREAD_TIMEOUT"  # an idle BLAS thread goes to sleep after 2^this cycles
-PLANNED = set()  # environment variables that this process has set, not its user: other processes plan for themselves
+PLANNED = set()  # environment variables set by this process, not by its user: child processes make their own plan
 
 
 def available_cores():
@@ -32,7 +32,7 @@ def core_quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
     with contextlib.suppress(OSError, ValueError):
         with open(own, encoding="ascii") as file:
             path = next(line.strip()[3:] for line in [*file, "0::/"] if line.startswith("0::"))  # version 2
-        while True:  # the limits of all groups around it hold, too
+        while True:  # the limits of all enclosing groups hold, too
             with contextlib.suppress(OSError, ValueError):
                 with open(os.path.join(root, path.strip("/"), "cpu.max"), encoding="ascii") as file:
                     quota, period = map(int, file.read().split())
@@ -50,19 +50,19 @@ def core_quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
 
 
 def usable_cores(cores=None, ranks=1):
-    """How many of these cores (default: all of this process's) one of so many ranks that share them should use."""
+    """How many of these cores (default: all of this process's) each of `ranks` ranks that share them should use."""
     share = len(available_cores() if cores is None else cores) // ranks
     quota = core_quota()
     return max(1, share if quota is None else min(share, int(quota / ranks)))
 
 
 def plan_threads(threads=None, default=None):
-    """Decide how many threads BLAS and kernels use; gives that number. Call it before NumPy is imported.
+    """Decide how many threads BLAS and kernels use; returns that number. Call it before NumPy is imported.
 
-    threads    what the user asked for with a flag: goes before everything
-    default    where neither a flag nor an environment variable says something; None means all that the system grants
+    threads    what the user asked for with a flag: takes precedence
+    default    where neither a flag nor an environment variable sets it; None means all that the system grants
 
-    Where NumPy is there already, the number still holds for the pool, and for BLAS it comes too late.
+    Where NumPy is imported already, the number still holds for the pool, but comes too late for BLAS.
     """
     PLANNED.update(name for name in (*_COUNTS, _WAIT) if name not in os.environ)
     if threads is None:
@@ -79,12 +79,12 @@ def plan_threads(threads=None, default=None):
 
 
 def threads_flag(argv):
-    """The value of --threads in a command line, or None: it is needed before the flags can be parsed in earnest."""
+    """The value of --threads in a command line, or None: it is needed before the flags are parsed."""
     for i, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == "--threads":
             value = value or (argv[i + 1] if i + 1 < len(argv) else "")
-            return int(value) if value.isdigit() and int(value) else None  # nonsense is refused by the parser later
+            return int(value) if value.isdigit() and int(value) else None  # the parser refuses other values later
     return None
 
 
@@ -92,21 +92,21 @@ _here = threading.local()  # is_part: this thread is working on a part of a spli
 
 
 class Pool:
-    """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run side by side."""
+    """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run in parallel."""
 
     def __init__(self):
-        self.threads = None  # with the caller's own; None: not decided yet
+        self.threads = None  # the calling one counted; None: not decided yet
         self._workers = []
         self._busy = threading.Lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
     def resize(self, threads):
-        """Use so many threads from now on, the calling one counted."""
+        """Use this number of threads from now on, the calling one counted."""
         self.threads = threads
 
     def split(self, function, n, *args, grain=1):
-        """Call function(lo, hi, *args) on parts of range(n), side by side; come back when all are done.
+        """Call function(lo, hi, *args) on parts of range(n), in parallel; returns when all are done.
 
         A part has at least `grain` items (work of less than some 50 us is done sooner by the calling thread alone).
         The parts depend on n, grain and the number of threads only, never on who was quick.
@@ -115,10 +115,10 @@ class Pool:
         if self.threads is None:
             plan_threads()
         parts = min(self.threads, max(1, n // grain))
-        if parts == 1 or getattr(_here, "is_part", False):  # a part that splits again does so alone
+        if parts == 1 or getattr(_here, "is_part", False):  # a nested split runs in its own thread
             function(0, n, *args)
             return
-        with self._busy:  # one job at a time, also where users have threads of their own
+        with self._busy:  # one job at a time, also where the user has started threads
             _here.is_part = True
             try:
                 self._split(parts, function, n, args)
@@ -128,7 +128,7 @@ class Pool:
     def _split(self, parts, function, n, args):
         while len(self._workers) < parts - 1:
             self._workers.append(_Worker())
-        done = queue.SimpleQueue()  # of this job alone: one that Ctrl-C has cut short leaves nothing to later ones
+        done = queue.SimpleQueue()  # of this job only: one interrupted by Ctrl-C leaves no results to later ones
         for i, worker in enumerate(self._workers[: parts - 1]):
             worker.jobs.put((function, n * i // parts, n * (i + 1) // parts, args, done))
         error = None
@@ -162,9 +162,14 @@ class _Worker:
                 function(lo, hi, *args)
             except BaseException as part_error:
                 error = part_error
-            del function, args  # arrays must not live on in an idle thread
+            del function, args  # an idle thread must not keep arrays alive
             done.put(error)
             del done, error
 
 
 POOL = Pool()
+
+
+def planned_threads():
+    """Threads that the plan grants this process, or all usable cores if nothing has been planned."""
+    return POOL.threads or usable_cores()
