@@ -1,4 +1,4 @@
-"""Several ranks under mpirun: the same training as one, and no rank is left waiting when another goes."""
+"""Several ranks under mpirun: the same training as with one, and no rank waits for one that has ended."""
 
 import os
 import pathlib
@@ -92,7 +92,7 @@ def nearly_the_same(one, other, losses):
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_ranks_give_the_bits_of_one_process(runs, n):
+def test_ranks_compute_the_bits_of_one_process(runs, n):
     """On the real GPT, with dropout, accumulation and clipping at work; 1 rank has other threads than 2 have."""
     alone = runs[1][1]
     assert len(alone) == 20 and alone[-1]["loss"] < alone[0]["loss"] - 0.3
@@ -104,18 +104,18 @@ def test_ranks_give_the_bits_of_one_process(runs, n):
 SAME = {
     "ZeRO, 2 ranks": (2, "--zero 1"),
     "ZeRO, 4 ranks": (4, "--zero 1"),
-    "early, 2 ranks": (2, "--overlap yes"),
-    "early, 4 ranks, ZeRO": (4, "--overlap yes --zero 1"),
-    "early, recompute": (2, "--overlap yes --recompute"),
+    "overlap, 2 ranks": (2, "--overlap yes"),
+    "overlap, 4 ranks, ZeRO": (4, "--overlap yes --zero 1"),
+    "overlap, recompute": (2, "--overlap yes --recompute"),
     "one thread": (1, "--threads 1"),
     "four threads": (1, "--threads 4"),
 }
 NEARLY = {
     "plain, 1 rank": (1, "--sum plain"),
     "plain, 2 ranks, ZeRO": (2, "--sum plain --zero 1"),
-    "plain, 4 ranks, early": (4, "--sum plain --overlap yes"),
+    "plain, 4 ranks, overlap": (4, "--sum plain --overlap yes"),
     "bfloat16, 2 ranks": (2, "--wire bfloat16"),
-    "bfloat16, 4 ranks, early": (4, "--wire bfloat16 --overlap yes --zero 1"),
+    "bfloat16, 4 ranks, overlap": (4, "--wire bfloat16 --overlap yes --zero 1"),
 }
 
 
@@ -126,20 +126,20 @@ def test_however_the_work_is_shared_the_bits_are_the_same(folder, runs, name):
 
 
 @pytest.mark.parametrize("name", NEARLY)
-def test_other_orders_and_other_wires_agree_within_rounding(folder, runs, name):
+def test_other_orders_and_dtypes_agree_within_rounding(folder, runs, name):
     n, flags = NEARLY[name]
     other = outcome(n, folder, "nearly", flags)
     assert nearly_the_same(runs[1], other, 1e-6 if "plain" in flags else 2e-3) and not same_bits(runs[1], other)
 
 
-def test_three_ranks_say_that_they_agree_within_rounding(folder):
+def test_three_ranks_report_that_they_agree_within_rounding(folder):
     flags = "--batch-size 12 --micro-batch-size 2"
     one, three = outcome(1, folder, "one", flags), outcome(3, folder, "three", flags)
     assert nearly_the_same(one, three, 1e-6)
     assert "3 ranks are no power of 2: other numbers of ranks agree to rounding only" in three[0]
 
 
-def test_micro_batches_that_are_no_power_of_two_give_the_same_bits(folder):
+def test_micro_batches_that_are_no_power_of_two_sum_to_the_same_bits(folder):
     flags = "--batch-size 12 --micro-batch-size 1"
     first, *others = (outcome(n, folder, f"twelve-{n}", flags) for n in (1, 2, 4))
     assert all(same_bits(first, other) for other in others)
@@ -148,7 +148,7 @@ def test_micro_batches_that_are_no_power_of_two_give_the_same_bits(folder):
 
 @needs_mpich
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_goes_on(folder, runs, number):
+def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes(folder, runs, number):
     flags = f"{FLAGS} --steps 2000 --run-dir cut-{number} --weights-out cut.bin --checkpoint-every 50"
     arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]
     process = subprocess.Popen(
@@ -202,7 +202,7 @@ def test_a_value_that_is_not_finite_stops_all_ranks_in_one_line(folder):
     assert len(list((folder / "burst").glob("nonfinite_step_*/dump.json"))) == 1
 
 
-def test_rank_0_alone_prints(runs):
+def test_only_rank_0_prints(runs):
     for n in (2, 4):
         assert runs[n][0].count("step 20/20") == 1 and f"world     {n} rank(s)" in runs[n][0]
 
@@ -246,7 +246,7 @@ ENDINGS = {
     ),
     "sys.exit(3)": ("sys.exit(3)", "SystemExit: 3"),
     "sys.exit(0)": ("sys.exit(0)", "SystemExit: 0"),
-    "a thing the user can mend": ("raise UserError('mend this')", "mend this"),
+    "a UserError": ("raise UserError('mend this')", "mend this"),
 }
 
 
@@ -276,7 +276,7 @@ def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
         assert result.returncode == 3
 
 
-def test_a_bad_flag_is_said_once(folder):
+def test_a_bad_flag_is_reported_once(folder):
     result = train(4, folder, "--colour red")
     assert result.returncode == 2
     assert result.stderr.count("unrecognized arguments: --colour red") == 1 and "Traceback" not in result.stderr
@@ -302,7 +302,7 @@ def test_ranks_that_do_not_find_each_other_are_refused(folder):
     assert "2 tasks were started, but MPI sees 1" in result.stderr
 
 
-def test_mpirun_without_mpi4py_says_what_to_install(folder):
+def test_mpirun_without_mpi4py_reports_what_to_install(folder):
     blocked = folder / "blocked"
     blocked.mkdir(exist_ok=True)
     (blocked / "mpi4py.py").write_text("raise ImportError('planted')")
@@ -317,7 +317,7 @@ def test_mpirun_without_mpi4py_says_what_to_install(folder):
 ON_GPUS = {
     "through the host": ("host", "--gpu-sum host", True),
     "ZeRO": ("host", "--zero 1", True),
-    "early": ("host", "--overlap yes", True),
+    "overlap": ("host", "--overlap yes", True),
     "NCCL": ("nccl", "", False),
     "NCCL, ZeRO": ("nccl", "--zero 1", False),
 }

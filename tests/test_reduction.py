@@ -17,7 +17,7 @@ class Weights(Module):
 
 
 def gradients(count, size):
-    """Numbers of very different size, so that their order shows in the sum."""
+    """Values of very different size, so that their order shows in the sum."""
     rng = np.random.default_rng(0)
     return [rng.standard_normal(size).astype(np.float32) * np.float32(10.0 ** rng.integers(0, 6)) for _ in range(count)]
 
@@ -35,8 +35,8 @@ def reduce(parts, **options):
         reducer.begin()
         for part in parts:
             with reducer.micro_batch():
-                for parameter, place in zip(flat.parameters, flat.slices.values()):
-                    parameter.add_to_grad(part[place])
+                for parameter, own in zip(flat.parameters, flat.slices.values()):
+                    parameter.add_to_grad(part[own])
         reducer.finish()
     return flat, reducer
 
@@ -47,29 +47,30 @@ def test_micro_batches_are_summed_in_a_binary_tree(count):
     parts = gradients(count, flat.size)
     flat, reducer = reduce(parts)
     expected, got = tree(parts), flat.grad
-    for place in flat.slices.values():
-        assert got[place].tobytes() == expected[place].tobytes()
-    assert len(reducer._spare) == _twos(count)  # what the plan of memory counts on
+    for part in flat.slices.values():
+        assert got[part].tobytes() == expected[part].tobytes()
+    assert reducer.grad_norm().tobytes() == grad_norm(got).astype(np.float32).tobytes()
+    assert len(reducer._spare) == _twos(count)  # the memory plan relies on it
     if count > 4:
         plain = reduce(parts, order="plain")[0].grad
         assert plain.tobytes() != got.tobytes() and np.allclose(plain, got, rtol=1e-3, atol=1)
 
 
-@pytest.mark.parametrize("count, run", [(3, 3), (6, 3), (12, 3), (20, 5)])
-def test_an_odd_number_of_neighbours_is_summed_one_after_the_other(count, run):
+@pytest.mark.parametrize("count, leaf", [(3, 3), (6, 3), (12, 3), (20, 5)])
+def test_an_odd_number_of_micro_batches_is_summed_one_after_the_other(count, leaf):
     flat = FlatBuffers(Weights())
     parts = gradients(count, flat.size)
-    runs = []
-    for i in range(0, count, run):
+    leaves = []
+    for i in range(0, count, leaf):
         total = np.zeros(flat.size, np.float32)
-        for part in parts[i : i + run]:
+        for part in parts[i : i + leaf]:
             total += part
-        runs.append(total)
-    expected, got = tree(runs), reduce(parts)[0].grad
-    assert all(got[place].tobytes() == expected[place].tobytes() for place in flat.slices.values())
+        leaves.append(total)
+    expected, got = tree(leaves), reduce(parts)[0].grad
+    assert all(got[part].tobytes() == expected[part].tobytes() for part in flat.slices.values())
 
 
-def test_a_step_that_was_broken_off_leaves_nothing_behind():
+def test_a_step_that_was_broken_off_leaves_no_gradients():
     flat = FlatBuffers(Weights())
     parts = gradients(4, flat.size)
     reducer = Reducer(flat, World(), 4)

@@ -15,9 +15,9 @@ NAMES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NU
 
 
 def planned(call, **environment):
-    """(what the call gave, the variables it left, was NumPy loaded by it?) in a fresh process."""
+    """What the call returns, and the variables it sets; was NumPy loaded by it? In a new process."""
     script = (
-        "import os, sys\nfrom tinygrad2.system.threads import POOL, plan_threads\n"
+        "import os, sys\nfrom tinygrad2.system.threads import POOL, plan_threads, planned_threads\n"
         f"print({call}, POOL.threads, [os.environ[name] for name in {NAMES!r}], 'numpy' in sys.modules)"
     )
     clean = {key: value for key, value in os.environ.items() if key not in NAMES}
@@ -26,7 +26,7 @@ def planned(call, **environment):
     return result.stdout.strip()
 
 
-def test_the_plan_is_all_cores_unless_somebody_says_otherwise():
+def test_the_plan_is_all_cores_unless_a_flag_or_variable_sets_it():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert planned("plan_threads()") == f"{cores} {cores} {[str(cores)] * 4 + ['14']} False"
     assert planned("plan_threads(default=3)") == f"3 3 {['3'] * 4 + ['14']} False"
@@ -34,6 +34,7 @@ def test_the_plan_is_all_cores_unless_somebody_says_otherwise():
     assert planned("plan_threads(6)", OMP_NUM_THREADS="5") == f"6 6 {['6'] * 4 + ['14']} False"
     assert planned("plan_threads(6)", OPENBLAS_THREAD_TIMEOUT="20") == f"6 6 {['6'] * 4 + ['20']} False"
     assert planned("plan_threads()", OMP_NUM_THREADS="many").startswith(f"{cores} {cores}")
+    assert planned("plan_threads(6) * 10 + planned_threads()").startswith("66 6 ")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def parts_of(pool, n, grain=1):
     return sorted(parts)
 
 
-def test_the_parts_cover_the_range_and_depend_on_nothing_else(pool):
+def test_the_parts_cover_the_range_and_depend_on_its_size_only(pool):
     assert parts_of(pool, 10) == [(0, 3), (3, 6), (6, 10)]
     assert parts_of(pool, 2) == [(0, 1), (1, 2)]
     assert parts_of(pool, 1) == [(0, 1)] and parts_of(pool, 0) == [(0, 0)]
@@ -67,7 +68,7 @@ def test_the_parts_cover_the_range_and_depend_on_nothing_else(pool):
         assert parts_of(pool, 11) == [(0, 3), (3, 7), (7, 11)]
 
 
-def test_the_parts_run_side_by_side(pool):
+def test_the_parts_run_in_parallel(pool):
     together = threading.Barrier(3, timeout=20)  # breaks unless three threads meet at it
     pool.split(lambda lo, hi: together.wait(), 3)
 
@@ -81,13 +82,13 @@ def test_what_a_part_raises_is_raised_after_all_are_done(pool, failing):
             raise KeyError(lo)
         done.append(lo)
 
-    for _ in range(3):  # and the pool is of use afterwards
+    for _ in range(3):  # and the pool works afterwards
         with pytest.raises(KeyError, match=str(failing)):
             pool.split(work, 3)
     assert len(done) == 6 and parts_of(pool, 3) == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_ctrl_c_while_waiting_leaves_a_pool_of_use(pool):
+def test_the_pool_works_after_ctrl_c_while_waiting(pool):
     def work(lo, hi):
         if hi < 3:
             time.sleep(0.05)  # the caller's own part is done by now: it waits
@@ -101,7 +102,7 @@ def test_ctrl_c_while_waiting_leaves_a_pool_of_use(pool):
         assert parts_of(pool, 11) == [(0, 3), (3, 7), (7, 11)]
 
 
-def test_a_part_that_splits_again_does_so_alone(pool):
+def test_a_nested_split_runs_in_its_own_thread(pool):
     inner = []
     pool.split(lambda lo, hi: pool.split(lambda a, b: inner.append((a, b)), 5), 3)
     assert inner == [(0, 5)] * 3
@@ -121,7 +122,7 @@ def test_two_users_threads_take_turns(pool):
         assert not user.is_alive()
 
 
-def test_idle_threads_hold_on_to_nothing(pool):
+def test_idle_threads_keep_no_arrays_alive(pool):
     import weakref
 
     import numpy as np

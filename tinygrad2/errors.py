@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 def short(value):
-    """repr of a value for an error message, on one line and cut after 40 characters if it is longer than 60.
+    """repr of a value for an error message: on one line, cut to 40 characters if it has more than 60.
 
     >>> short("x" * 1000)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
