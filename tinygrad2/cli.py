@@ -116,7 +116,7 @@ def call(main, name=None, abort=None):
     except UserError as error:
         text, code = f"{name}: {error}", 2
     except MemoryError as error:
-        text, code = (f"{name}: out of memory ({error or 'no more is available'}); python -m tinygrad2 plan, with the "
+        text, code = (f"{name}: out of memory ({str(error) or 'no more is available'}); python -m tinygrad2 plan, with the "
                       "same flags, prints what takes how much, and which flag saves how much"), 2  # fmt: skip
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
