@@ -34,11 +34,11 @@ from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, given, saved_values
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.dispatch import use_kernels
 from tinygrad2.distributed.nccl import nccl_of
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.hellaswag import accuracy, load_examples
-from tinygrad2.function import fastest, use_kernels
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
@@ -48,7 +48,7 @@ from tinygrad2.monitor.metrics import MetricsFile
 from tinygrad2.monitor.outliers import Outliers
 from tinygrad2.monitor.progress import Progress
 from tinygrad2.monitor.tensorboard import TensorBoard
-from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
+from tinygrad2.optim import Adam, block_square_sums, clip_scale, learning_rate, norm_of
 from tinygrad2.system.machine import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import StopRequest
@@ -132,8 +132,7 @@ class Trainer(Snapshots):
 
     def __init__(self, config, gpt_config, world, stop=None):
         self.config, self.world, self.stop = config, world, stop
-        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed)
-        self.model.recompute = config.recompute
+        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed, recompute=config.recompute)
         self.flat = FlatBuffers(self.model, config.device)
         self.micro_batches = config.batch_size // config.micro_batch_size      # of all ranks together
         count, early = self.micro_batches // world.size, config.overlap == "yes"
@@ -161,7 +160,7 @@ class Trainer(Snapshots):
                 losses.append(self.micro_step(first_row, x, y))
         self.reducer.finish()
         xp, dtype = array_module(self.config.device), self.flat.data.dtype
-        sums = self.reducer.square_sums(fastest("square_sums", xp, square_sums))
+        sums = self.reducer.square_sums(block_square_sums)
         norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # of the mean over micro-batches
         own = to_host(xp.stack([*losses, norm])).tolist()         # the one place that waits for the device
         own.append(self.stop.signal or 0 if self.stop else 0)

@@ -3,7 +3,7 @@
 import numpy as np
 
 import ops
-from tinygrad2.function import Function, LateGradient
+from tinygrad2.function import DeferredGradient, Function
 
 
 def run(op, arrays, options, dout=None, needs=None):
@@ -31,11 +31,11 @@ def joined(out):
 
 def settle(gradient):
     """A gradient as an array; a late one is asked twice, to set and to add, and must say the same."""
-    if not isinstance(gradient, LateGradient):
+    if not isinstance(gradient, DeferredGradient):
         return gradient
     set_to = gradient.copy()
     added = np.ones_like(set_to)
-    gradient.write(added, add=True)
+    gradient.write_to(added, accumulate=True)
     assert set_to.shape == gradient.shape and set_to.dtype == gradient.dtype
     assert np.allclose(added, set_to + 1, rtol=1e-5, atol=1e-5)
     return set_to

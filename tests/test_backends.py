@@ -17,9 +17,9 @@ from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Tensor
 from tinygrad2.backend import array_module, device_of, to_device, to_host, xp_of
+from tinygrad2.dispatch import OPS, kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.function import OPS, kernels
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm
 

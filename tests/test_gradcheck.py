@@ -5,7 +5,7 @@ import pytest
 
 import ops
 from tinygrad2 import Function, Tensor, apply, gradcheck
-from tinygrad2.function import OPS
+from tinygrad2.dispatch import OPS
 
 R = np.random.default_rng(0).standard_normal
 

@@ -15,9 +15,10 @@ import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Function, Tensor, apply
-from tinygrad2.function import KERNELS, OPS, LateGradient, choose, kernels
+from tinygrad2.dispatch import KERNELS, OPS, choose, kernels
+from tinygrad2.function import DeferredGradient
 from tinygrad2.module import FlatBuffers, Parameter
-from tinygrad2.optim import Adam, clip_grad_norm
+from tinygrad2.optim import Adam, adam_update, clip_grad_norm, grad_norm
 from tinygrad2.system.threads import POOL
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no CPU kernels")
@@ -117,8 +118,7 @@ def test_recomputing_gives_the_same_bits(mode):
     results = []
     for again in (False, True):
         with kernels(mode):
-            model = GPT(SMALL, seed=0)
-            model.recompute = again
+            model = GPT(SMALL, seed=0, recompute=again)
             set_dropout(model, 7, 0)
             x, y = (np.random.default_rng(i).integers(0, 97, (2, 32)) for i in range(2))
             loss = model.loss(x, y)
@@ -132,18 +132,15 @@ def test_recomputing_keeps_the_inputs_of_blocks_only():
 
     model = GPT(GPTConfig(**{**SMALL.to_dict(), "n_layer": 6, "dropout": 0.0}), seed=0)
     x = np.random.default_rng(0).integers(0, 97, (4, 32))
-    _, whole = held_by(lambda: model.hidden(x))
+    _, all_activations = held_by(lambda: model.hidden(x))
     model.recompute = True
     _, inputs = held_by(lambda: model.hidden(x))
     unit = 4 * 32 * 32 * 4  # bytes of one (B, T, C)
-    assert inputs < 12 * unit < 60 * unit < whole
+    assert inputs < 12 * unit < 60 * unit < all_activations
 
 
 @pytest.mark.parametrize("t", [1, 1000])
 def test_adam_in_one_pass_equals_its_page(t):
-    from tinygrad2.function import fastest
-    from tinygrad2.optim import adam_update, grad_norm
-
     rng = np.random.default_rng(0)
     p, g, m, v = (rng.standard_normal(200_003).astype(np.float32) for _ in range(4))
     v = np.abs(v)
@@ -151,7 +148,7 @@ def test_adam_in_one_pass_equals_its_page(t):
     for mode in ("auto", "reference"):
         with kernels(mode):
             own = [p.copy(), g.copy(), m.copy(), v.copy()]
-            fastest("adam_update", np, adam_update)(*own, np.float32(0.3), t, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+            adam_update(*own, np.float32(0.3), t, 1e-3, 0.9, 0.95, 1e-8, 0.1)
             results.append([*own, grad_norm(g)])
     for name, fast, page in zip("pgmvn", *results):
         assert fast.dtype == np.float32
@@ -206,16 +203,16 @@ def test_exp32_is_as_exact_as_it_says(low, high):
 
 
 class Double(Function):
-    """out = 2 x, with a late gradient; a toy."""
+    """out = 2 x, with a deferred gradient; a toy."""
 
     def forward(self, x):
         return 2 * x
 
     def backward(self, dout):
-        def write(out, add):
-            out[...] = 2 * dout + (out if add else 0)
+        def write_to(out, accumulate):
+            out[...] = 2 * dout + (out if accumulate else 0)
 
-        return (LateGradient(self.xp, dout.shape, dout.dtype, write),)
+        return (DeferredGradient(self.xp, dout.shape, dout.dtype, write_to),)
 
 
 @pytest.fixture(autouse=True)
@@ -266,7 +263,7 @@ def test_flat_gradients_of_parameters_that_took_no_part_are_zero():
 
 @pytest.fixture
 def chunks(monkeypatch):
-    monkeypatch.setattr(linear_cross_entropy, "_CHUNK", 5 * 31 * 4)  # five rows of 31 logits
+    monkeypatch.setattr(linear_cross_entropy, "LOGITS_CHUNK", 5 * 31 * 4)  # five rows of 31 logits
 
 
 def head_and_loss(mode, use):

@@ -8,8 +8,9 @@ from kernel_checks import check_contract, check_parity, cotangent, is_float, joi
 from samples import SAMPLES, sample
 
 import ops
-from tinygrad2.function import KERNELS, OPS, Function, choose, kernels
-from tinygrad2.gradcheck import gradcheck
+from tinygrad2.dispatch import KERNELS, OPS, choose, kernels
+from tinygrad2.function import Function
+from tinygrad2.grad_check import gradcheck
 from tinygrad2.tensor import Tensor, apply, no_grad
 
 PAGES = reference_ops(OPS)

@@ -8,8 +8,8 @@ import pytest
 
 import ops
 from tinygrad2 import Function, Tensor, apply, no_grad
-from tinygrad2.function import OPS
-from tinygrad2.tensor import count_uses
+from tinygrad2.autograd import count_uses
+from tinygrad2.dispatch import OPS
 
 
 def leaf(*shape, seed=0):
@@ -237,7 +237,7 @@ def test_too_few_gradients_are_refused():
         def backward(self, dout):
             return (dout,)
 
-    with pytest.raises(ValueError, match="gave 1 gradients for 2 inputs"):
+    with pytest.raises(ValueError, match="returned 1 gradients for 2 inputs"):
         apply(OneOfTwo, leaf(2), leaf(2)).sum().backward()
     del OPS["oneoftwo"]
 

@@ -15,7 +15,7 @@ from samples import SAMPLES, integers, positive, sample
 
 import ops
 from tinygrad2 import Tensor, apply
-from tinygrad2.function import OPS
+from tinygrad2.dispatch import OPS
 from tinygrad2.prng import uniform
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

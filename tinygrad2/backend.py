@@ -4,12 +4,14 @@ CuPy is looked up when a device is asked for, never before: on a machine without
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
 from tinygrad2.errors import UserError
 
 DEVICES = ("cpu", "cuda")
+Array = Any  # in type hints: a NumPy or CuPy array
 
 
 def array_module(device):

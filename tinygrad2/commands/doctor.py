@@ -42,7 +42,7 @@ print(cupy.__version__, name, cupy.cuda.runtime.driverGetVersion())
 _KERNELS = """
 import numpy as np, ops, time
 from tinygrad2 import Tensor
-from tinygrad2.function import kernels
+from tinygrad2.dispatch import kernels
 if not ops.have_cpu_kernels():
     raise ImportError("numba")
 begin = time.perf_counter()

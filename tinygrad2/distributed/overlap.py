@@ -78,7 +78,7 @@ class Early:
     def _send(self):
         number = self.order[self._sent]
         for parameter in self._within.get(number, ()):
-            parameter.grad  # noqa: B018  writes the zeros of one that got no gradient
+            parameter.materialize_grad()                      # the zeros of one that got no gradient
         self._sent += 1
         self._jobs.put(self.reducer.buckets[number])
 
@@ -88,7 +88,7 @@ class Early:
         try:
             with self.reducer.travelling(is_moving=False):
                 while bucket is not None:
-                    self.reducer.sum_bucket(self.reducer.flat._grad, bucket)
+                    self.reducer.sum_bucket(self.reducer.flat.grad_buffer, bucket)
                     bucket = jobs.get()
         except BaseException as error:
             self._error = error

@@ -19,12 +19,10 @@ Directions are cheap (four evaluations whatever the size); only where they disag
 
 import itertools
 import math
-import sys
-import types
 
 import numpy as np
 
-from tinygrad2.tensor import Tensor, no_grad
+from tinygrad2.tensor import Tensor, apply, no_grad
 
 _STEP = 1e-3
 _MAX_ELEMENTS = 2048  # of an input, measured one by one for the report
@@ -81,8 +79,6 @@ def gradcheck(fn, inputs, rtol=1e-7, seed=0):
     Gives a GradcheckReport; raises nothing about wrong gradients.
     """
     if isinstance(fn, type):
-        from tinygrad2.tensor import apply
-
         op = fn
         return gradcheck(_named(lambda *args: apply(op, *args), op.name), inputs, rtol, seed)
     name = getattr(fn, "__name__", type(fn).__name__)
@@ -253,13 +249,3 @@ def _missing_sum(fn, arrays, i, dout, analytic):
                         "over it: each copy sends a gradient back (see ops/broadcast.py)"
                     )
     return ""
-
-
-class _Callable(types.ModuleType):
-    """Importing this file makes `tinygrad2.gradcheck` the module, where users want the function: so it is both."""
-
-    def __call__(self, *args, **kwargs):
-        return gradcheck(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable
