@@ -1,3 +1,4 @@
+import ops
 from models.layernorm import LayerNorm
 from models.mlp import MLP
 from models.multihead_attention import MultiHeadAttention
@@ -21,5 +22,6 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
-        x, normed = self.ln_2.of_sum(x, self.attn(self.ln_1(x), cache))   # x = x + attn(ln_1(x)), and ln_2(x)
+        delta, ln_2 = self.attn(self.ln_1(x), cache), self.ln_2
+        x, normed = ops.add_layernorm(x, delta, ln_2.weight, ln_2.bias, ln_2.eps)   # fused: x = x + delta; ln_2(x)
         return x + self.mlp(normed)                               # (B, T, C)
