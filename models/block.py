@@ -7,7 +7,7 @@ from tinygrad2.module import Module
 
 class Block(Module):
     """Tokens look at each other (attn), then each thinks (mlp). Both only *add* to the residual stream x, and read it
-    through a layernorm ("pre-norm"), so that from the loss to the first layer the gradient has a straight way.
+    through a layernorm ("pre-norm"), so that the gradient has a direct path from the loss to the first layer.
 
         x = x + attn(ln_1(x))
         x = x + mlp(ln_2(x))

@@ -9,19 +9,20 @@ functions: `has_kernels` marks one, `register_kernel` adds a fast version.
 
 import contextlib
 import functools
+from typing import Any
 
 from tinygrad2.backend import xp_of
 
 
 class _Registry(dict):
-    """A dict whose KeyError says what to do."""
+    """A dict whose KeyError names the remedy."""
 
     def __missing__(self, name):
         raise KeyError(f"no op called {name!r} has been defined; `import ops` defines those of this project")
 
 
 OPS = _Registry()
-KERNELS = {}
+KERNELS: dict[tuple[str, str], list[Any]] = {}
 
 _use_kernels = True
 

@@ -21,7 +21,7 @@ Defining the class is enough to register it:
             return 2 * x * dout
 
 A faster version for one array library is a subclass of its op: `class SquareCPU(Square, backend="numpy")` has the
-same name and the same methods, and is chosen where `supports(*arrays)` says yes (see dispatch.py).
+same name and the same methods, and is chosen where `supports(*arrays)` is true (see dispatch.py).
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Function:
     """
 
     name = "function"
-    is_leaf = False  # a leaf Tensor at the end of an edge says True
+    is_leaf = False  # True for a leaf Tensor at the end of an edge
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -23,8 +23,9 @@ class Parameter(Tensor):
     """
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None):
-        self._grad: Array | None = None
-        self._stale, self._borrower = False, None
+        self._grad: Any = None
+        self._stale = False
+        self._borrower: Any = None
         super().__init__(data, dtype=dtype, device=device, requires_grad=True)
 
     @property

@@ -79,7 +79,7 @@ class Adam:
                     end += stop - start
 
     def load_state_dict(self, state, t):
-        """Take over the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
+        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
 
         Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
         """

@@ -46,10 +46,10 @@ class Tensor:
     output         which of the node's results it is, 0 for the first
 
     Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes are never mixed.
-    Raises TypeError where a gradient is asked for on integers, UserError where the device is not there.
+    Raises TypeError where a gradient is asked for on integers, UserError where the device is missing.
     """
 
-    __array_ufunc__ = None  # makes `array + tensor` come to our __radd__ instead of NumPy's loop over elements
+    __array_ufunc__ = None  # makes `array + tensor` call our __radd__ instead of NumPy's loop over elements
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False):
         if isinstance(data, Tensor):
@@ -106,7 +106,7 @@ class Tensor:
         return to_host(self.data)
 
     def item(self) -> Any:
-        """The one value of a one-element Tensor as a Python number."""
+        """The value of a one-element Tensor as a Python scalar."""
         return self.data.item()
 
     def detach(self) -> Tensor:
@@ -115,40 +115,40 @@ class Tensor:
 
     # -- arithmetic: every operator is one op ------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> Tensor:
+    def __add__(self, other: TensorLike) -> Tensor:
         return apply(OPS["add"], self, other)
 
-    def __radd__(self, other: Any) -> Tensor:
+    def __radd__(self, other: TensorLike) -> Tensor:
         return apply(OPS["add"], other, self)
 
-    def __sub__(self, other: Any) -> Tensor:
+    def __sub__(self, other: TensorLike) -> Tensor:
         return apply(OPS["sub"], self, other)
 
-    def __rsub__(self, other: Any) -> Tensor:
+    def __rsub__(self, other: TensorLike) -> Tensor:
         return apply(OPS["sub"], other, self)
 
-    def __mul__(self, other: Any) -> Tensor:
+    def __mul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["mul"], self, other)
 
-    def __rmul__(self, other: Any) -> Tensor:
+    def __rmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["mul"], other, self)
 
-    def __truediv__(self, other: Any) -> Tensor:
+    def __truediv__(self, other: TensorLike) -> Tensor:
         return apply(OPS["div"], self, other)
 
-    def __rtruediv__(self, other: Any) -> Tensor:
+    def __rtruediv__(self, other: TensorLike) -> Tensor:
         return apply(OPS["div"], other, self)
 
-    def __pow__(self, other: Any) -> Tensor:
+    def __pow__(self, other: TensorLike) -> Tensor:
         return apply(OPS["pow"], self, other)
 
-    def __rpow__(self, other: Any) -> Tensor:
+    def __rpow__(self, other: TensorLike) -> Tensor:
         return apply(OPS["pow"], other, self)
 
-    def __matmul__(self, other: Any) -> Tensor:
+    def __matmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["matmul"], self, other)
 
-    def __rmatmul__(self, other: Any) -> Tensor:
+    def __rmatmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["matmul"], other, self)
 
     def __neg__(self) -> Tensor:
@@ -222,8 +222,11 @@ class Tensor:
             self.grad += grad
 
 
+TensorLike = Tensor | np.ndarray | float  # in type hints: what an operator takes on either side
+
+
 def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
-    """Run `op` on Tensors, arrays, numbers (or None for an optional input) and record it. Returns a Tensor.
+    """Run `op` on Tensors, arrays, scalars (or None for an optional input) and record it. Returns a Tensor.
 
     The one place that unwraps inputs, checks that they fit together, picks the implementation, and wraps the result.
     An op whose forward returns a tuple returns a tuple of Tensors.

@@ -1,9 +1,9 @@
 """Adam and the gradient's norm on the CPU. Same formulas (tinygrad2/optim.py); what changes, and what it bought:
 
 - One pass: p, g, m and v are read once, p, m and v written once, the clip factor multiplied in on the way. That is
-  the speed of memory: 10 to 15 ms for 32M parameters, where the page's temporaries take 64.
+  the speed of memory: 10 to 15 ms for 32M parameters, where the reference's temporaries take 64.
 - The norm sums blocks of 65,536 squares in float32 and adds the blocks in float64, in order: one pass, the same bits
-  for any number of threads, and more exact than a float32 dot product of 124 million terms.
+  for any number of threads, and more accurate than a float32 dot product of 124 million terms.
 """
 
 import math
@@ -15,7 +15,7 @@ from tinygrad2.dispatch import register_kernel
 from tinygrad2.optim import NORM_BLOCK, adam_update, block_square_sums
 from tinygrad2.system.threads import POOL
 
-_BLOCK = 1 << 16  # elements that are worth waking a thread for
+_BLOCK = 1 << 16  # elements for which waking a thread pays
 
 
 @register_kernel("adam_update", "numpy")
@@ -23,8 +23,8 @@ def adam_update_cpu(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_dec
     """As adam_update of optim.py."""
     if not is_float32(p, g, m, v):
         return adam_update.reference(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay)
-    numbers = (grad_scale, lr, 1 - beta1, 1 - beta2, 1 / (1 - beta1**t), 1 / (1 - beta2**t), eps, weight_decay)
-    POOL.split(_adam, len(p), p, g, m, v, *map(np.float32, numbers), grain=_BLOCK)
+    constants = (grad_scale, lr, 1 - beta1, 1 - beta2, 1 / (1 - beta1**t), 1 / (1 - beta2**t), eps, weight_decay)
+    POOL.split(_adam, len(p), p, g, m, v, *map(np.float32, constants), grain=_BLOCK)
 
 
 @jit

@@ -2,8 +2,8 @@
 
 - The bias is written to `out` before the product, which is then added to it: BLAS would otherwise fill `out` with
   zeros first, so the bias costs nothing.
-- dweight is a DeferredGradient: BLAS adds it straight to the parameter's place in the flat buffer. No array of the
-  weight's size is made, zeroed or added.
+- dweight is a DeferredGradient: BLAS adds it straight to the parameter's gradient in the flat buffer. No array
+  of the weight's size is made, zeroed or added.
 - dbias is summed by all threads, in fixed blocks of rows.
 """
 
@@ -55,7 +55,7 @@ def product(rows, weight, bias=None):
 
 
 def weight_gradient(rows, drows):
-    """rowsT drows, computed when its place is known."""
+    """rowsT drows, computed when it is known where it belongs."""
     shape = rows.shape[1], drows.shape[1]
     return DeferredGradient(np, shape, rows.dtype, lambda out, accumulate: gemm(rows.T, drows, out, accumulate))
 

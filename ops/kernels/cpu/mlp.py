@@ -1,8 +1,8 @@
 """The MLP on the CPU. Same formulas; what changes, and what it bought:
 
-- Products as in linear.py: biases are written before them, weight gradients go straight to their places.
-- One pass over h in backward gives g, dh and the sums for dbias1 together: g takes the memory of h, dh that of dg, and
-  both are warm in the cache when they are read again.
+- Products as in linear.py: biases are written before them, weight gradients straight to where they belong.
+- One pass over h in backward computes g, dh and the sums for dbias1: g takes the memory of h, dh that of dg, and both
+  are warm in the cache when they are read again.
 - g in forward and dg live in a Lease: the same memory for all layers and steps.
 """
 
