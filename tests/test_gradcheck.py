@@ -19,7 +19,7 @@ def forget_toy_ops():
 
 
 def check(forward, backward, *arrays):
-    """gradcheck of a toy op made of two functions; forward also gives what to save."""
+    """gradcheck of a toy op made of two functions; forward also returns what to save."""
 
     class Toy(Function):
         def forward(self, *inputs):

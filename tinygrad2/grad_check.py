@@ -93,7 +93,7 @@ def gradcheck(
     arrays = [_as_float64(value) for value in inputs]
     checked = [i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f"]
 
-    before = [None if array is None else array.copy() for array in arrays]
+    before: list[Any] = [None if array is None else array.copy() for array in arrays]
     out = _evaluate(fn, arrays)
     if not np.array_equal(out, _evaluate(fn, arrays), equal_nan=True):
         return GradcheckReport(name, failure="two calls returned different results: fix the seed inside first")
