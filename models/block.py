@@ -22,6 +22,7 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
-        delta, ln_2 = self.attn(self.ln_1(x), cache), self.ln_2
-        x, normed = ops.add_layernorm(x, delta, ln_2.weight, ln_2.bias, ln_2.eps)   # fused: x = x + delta; ln_2(x)
+        attn_out, ln_2 = self.attn(self.ln_1(x), cache), self.ln_2
+        # Fused: x = x + attn_out and normed = ln_2(x), in one visit of each row.
+        x, normed = ops.add_layernorm(x, attn_out, ln_2.weight, ln_2.bias, ln_2.eps)
         return x + self.mlp(normed)                               # (B, T, C)

@@ -18,6 +18,7 @@ class MLP(Module):
         self.resid_dropout = Dropout(config.dropout)
 
     def forward(self, x):                                         # (B, T, C)
-        c_fc, c_proj = self.c_fc, self.c_proj                     # fused: c_proj(gelu(c_fc(x))), with half the memory
+        c_fc, c_proj = self.c_fc, self.c_proj
+        # Fused: c_proj(gelu(c_fc(x))), which keeps half as much for backward as three ops would.
         out = ops.mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias, self.exact)
         return self.resid_dropout(out)                            # (B, T, C)

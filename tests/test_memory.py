@@ -46,7 +46,7 @@ def kept_bytes(loss, model):
             continue
         seen.add(id(node))
         look(getattr(node, "saved", ()))
-        stack.extend(node.parents)
+        stack.extend(edge[0] for edge in node.parents if edge)
     return sum(found.values())
 
 
