@@ -29,9 +29,9 @@ from models.quantize import quantize
 from models.sampling import Sampling
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, flag, from_flags
+from tinygrad2.dispatch import use_kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit, UserError
-from tinygrad2.function import use_kernels
 from tinygrad2.io.files import read_bytes
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.tokenizers.streaming import TextStream, write

@@ -34,11 +34,11 @@ from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, given, saved_values
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.dispatch import use_kernels
 from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.hellaswag import accuracy, load_examples
-from tinygrad2.function import use_kernels
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
@@ -132,8 +132,7 @@ class Trainer(Snapshots):
 
     def __init__(self, config, gpt_config, world, stop=None):
         self.config, self.world, self.stop = config, world, stop
-        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed)
-        self.model.recompute = config.recompute
+        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed, recompute=config.recompute)
         self.flat = FlatBuffers(self.model, config.device)
         self.micro_batches = config.batch_size // config.micro_batch_size      # of all ranks together
         count, early = self.micro_batches // world.size, config.overlap == "yes"

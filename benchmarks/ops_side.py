@@ -49,7 +49,8 @@ def our_case(name, mode):
     import numpy as np
 
     import ops  # noqa: F401
-    from tinygrad2.function import OPS, LateGradient, choose, fastest, use_kernels
+    from tinygrad2.dispatch import OPS, choose, use_kernels
+    from tinygrad2.function import DeferredGradient
     from tinygrad2.optim import adam_update, grad_norm
 
     use_kernels(mode)
@@ -57,8 +58,7 @@ def our_case(name, mode):
     arrays = draw(shapes)
     if op == "adam":
         arrays[3] = np.abs(arrays[3])
-        update = fastest("adam_update", np, adam_update)
-        return lambda: update(*arrays, 0.9, 10, 1e-4, 0.9, 0.95, 1e-8, 0.1), None
+        return lambda: adam_update(*arrays, 0.9, 10, 1e-4, 0.9, 0.95, 1e-8, 0.1), None
     if op == "norm":
         norm = grad_norm
         return lambda: norm(arrays[0]), None
@@ -75,8 +75,8 @@ def our_case(name, mode):
 
     def backward():
         for place, gradient in zip(places, state["node"].backward(state["dout"])):
-            if isinstance(gradient, LateGradient):
-                gradient.write(place, add=False)
+            if isinstance(gradient, DeferredGradient):
+                gradient.write_to(place, accumulate=False)
 
     return forward, backward
 

@@ -22,14 +22,13 @@ def tokens(config, step):
 def our_trainer(config, kernels):
     """A function (x, y) -> loss: what train_gpt2.py does in a step."""
     from models import GPT, GPTConfig
-    from tinygrad2.function import use_kernels
+    from tinygrad2.dispatch import use_kernels
     from tinygrad2.module import FlatBuffers
     from tinygrad2.optim import Adam, clip_grad_norm
     from tinygrad2.system.memory import keep_freed_memory
 
     use_kernels(kernels)
-    model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
-    model.recompute = config["recompute"]
+    model = GPT(GPTConfig(**config["model"]), seed=config["seed"], recompute=config["recompute"])
     flat = FlatBuffers(model)
     optimizer = Adam(flat, BETAS, weight_decay=WEIGHT_DECAY)
     keep_freed_memory()

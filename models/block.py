@@ -1,3 +1,4 @@
+import ops
 from models.layernorm import LayerNorm
 from models.mlp import MLP
 from models.multihead_attention import MultiHeadAttention
@@ -6,7 +7,7 @@ from tinygrad2.module import Module
 
 class Block(Module):
     """Tokens look at each other (attn), then each thinks (mlp). Both only *add* to the residual stream x, and read it
-    through a layernorm ("pre-norm"), so that from the loss to the first layer the gradient has a straight way.
+    through a layernorm ("pre-norm"), so that the gradient has a direct path from the loss to the first layer.
 
         x = x + attn(ln_1(x))
         x = x + mlp(ln_2(x))
@@ -21,5 +22,7 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
-        x, normed = self.ln_2.of_sum(x, self.attn(self.ln_1(x), cache))   # x = x + attn(ln_1(x)), and ln_2(x)
+        attn_out, ln_2 = self.attn(self.ln_1(x), cache), self.ln_2
+        # Fused: x = x + attn_out and normed = ln_2(x), in one visit of each row.
+        x, normed = ops.add_layernorm(x, attn_out, ln_2.weight, ln_2.bias, ln_2.eps)
         return x + self.mlp(normed)                               # (B, T, C)

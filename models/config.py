@@ -4,7 +4,10 @@
     GPTConfig.preset("gpt2", n_layer=6)           the same, six layers deep
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from tinygrad2.cli import flag
 
@@ -20,8 +23,8 @@ class GPTConfig:
     vocab_size: int = flag(50257, "number of different tokens the model knows")
     n_layer: int = flag(12, "number of blocks")
     n_head: int = flag(12, "attention heads per block; must divide n_embd")
-    n_embd: int = flag(768, "width: numbers per token between the blocks")
-    dropout: float = flag(0.0, "share of values dropped in training (embedding, attention, residual)")
+    n_embd: int = flag(768, "width: channels per token between the blocks")
+    dropout: float = flag(0.0, "fraction of values dropped in training (embedding, attention, residual)")
     bias: bool = flag(True, "biases in linear layers and layernorms, as in GPT-2")
     tied_head: bool = flag(True, "the head that makes logits is the token embedding, transposed")
     activation: str = flag("gelu", "gelu: tanh form, as GPT-2; gelu_erf: exact", choices=ACTIVATIONS)
@@ -37,7 +40,7 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; heads share it evenly")
+            raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; heads have equal widths")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.n_inner < 0:
@@ -48,22 +51,22 @@ class GPTConfig:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
 
     @classmethod
-    def preset(cls, name, **overrides):
-        """A row of the table below, with some fields replaced."""
+    def preset(cls, name: str, **overrides: Any) -> GPTConfig:
+        """A row of the table below, with some fields replaced. Raises ValueError for an unknown name."""
         if name not in PRESETS:
             raise ValueError(f"there is no model {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
 
     @property
-    def inner(self):
+    def inner(self) -> int:
         """Width inside the MLP."""
         return self.n_inner or 4 * self.n_embd
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def count_parameters(self):
-        """How many numbers a model of this shape learns, without making one."""
+    def count_parameters(self) -> int:
+        """How many parameters a model of this shape has, without making one."""
         C, H = self.n_embd, self.inner
         matrices = 3 * C * C + C * C + C * H + H * C              # c_attn, attn.c_proj, c_fc, mlp.c_proj
         biases = 3 * C + C + H + C + 2 * C if self.bias else 0    # theirs, and those of two layernorms
@@ -72,7 +75,7 @@ class GPTConfig:
         return tables * C + self.n_layer * (matrices + biases + 2 * C) + final
 
     @classmethod
-    def from_dict(cls, values, source="config"):
+    def from_dict(cls, values: Any, source: str = "config") -> GPTConfig:
         """Checked: raises ValueError naming `source` and the field for unknown, missing or impossible entries."""
         if not isinstance(values, dict):
             raise ValueError(f"{source}: the config is not an object with fields but {type(values).__name__}")
@@ -99,7 +102,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def train_flops_per_token(config):
+def train_flops_per_token(config: GPTConfig) -> int:
     """Floating point operations per token of forward and backward: 6 per weight in a matrix, and attention's T x T.
 
         6 (N - N_position) + 12 n_layer n_embd block_size            Chowdhery et al., "PaLM", 2022, appendix B

@@ -4,10 +4,10 @@ from tinygrad2.prng import make_key
 
 
 class Dropout(Module):
-    """Drop a share p of the values in training, none in evaluation (ops/dropout.py).
+    """Drop a fraction p of the values in training, none in evaluation (ops/dropout.py).
 
-    Which ones is decided by (seed, step, this layer's place in the model, the sequence's number in the global batch,
-    the place in the sequence): `set_dropout` below says these before each forward pass. Nothing is hidden in a
+    Which ones is decided by (seed, step, this layer's number in the model, the sequence's number in the global batch,
+    the position in the sequence): `set_dropout` below sets these before each forward pass. Nothing is hidden in a
     generator's state, so accumulation, ranks and restarts do not change the masks.
     """
 
@@ -19,7 +19,7 @@ class Dropout(Module):
     @property
     def active(self):
         if self.training and self.p and self.key is None:
-            raise RuntimeError("dropout in training needs to know the step: call set_dropout(model, seed, step) before")
+            raise RuntimeError("dropout in training needs the step: call set_dropout(model, seed, step) before forward")
         return self.training and self.p > 0
 
     def forward(self, x):                                         # (B, ...)
@@ -27,16 +27,16 @@ class Dropout(Module):
             return x
         return ops.dropout(x, self.p, self.key, self.first_sequence * (x.size // len(x)))
 
-    def inside(self, numbers_per_sequence):
-        """(p, key, first) for an op that drops values itself, so many of each sequence; p is 0 when inactive."""
+    def inside(self, size_per_sequence):
+        """(p, key, first) for an op that drops values itself, out of so many per sequence; p is 0 when inactive."""
         if not self.active:
             return 0.0, 0, 0
-        return self.p, self.key, self.first_sequence * numbers_per_sequence
+        return self.p, self.key, self.first_sequence * size_per_sequence
 
 
 def set_dropout(model, seed, step, first_sequence=0):
     """Give every Dropout of the model its own masks for this step; row 0 is sequence `first_sequence` of the batch."""
     layers = [module for _, module in model.named_modules() if isinstance(module, Dropout)]
-    for place, layer in enumerate(layers):
-        layer.key = make_key(seed, step, place)
+    for number, layer in enumerate(layers):
+        layer.key = make_key(seed, step, number)
         layer.first_sequence = first_sequence

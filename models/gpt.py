@@ -1,9 +1,14 @@
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 import ops
 from models.block import Block
+from models.config import GPTConfig
 from models.dropout import Dropout
 from models.embedding import Embedding
 from models.generation import generate
@@ -25,13 +30,12 @@ class GPT(Module):
         logits = ln_f(x) wteT                    how well each token's embedding matches (or lm_head, if not tied)
 
     Parameter names are those of the released files. `seed` fixes the initial weights; with seed=None they stay zero,
-    for a model that is about to be loaded. Radford et al., 2019.
+    for a model that is about to be loaded. With `recompute` a block keeps only its input for backward, and is computed
+    again there (tinygrad2/recompute.py). Radford et al., 2019.
     """
 
-    recompute = False                                             # True: blocks keep their input only
-
-    def __init__(self, config, seed=None):
-        self.config = config
+    def __init__(self, config: GPTConfig, seed: int | None = None, recompute: bool = False):
+        self.config, self.recompute = config, recompute
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.dropout)
@@ -41,8 +45,8 @@ class GPT(Module):
         if seed is not None:
             initialize(self, seed)
 
-    def forward(self, tokens, targets=None):                      # (B, T) integers
-        """Gives (logits, loss): logits (B, T, V), and the mean loss over all targets (B, T), None without targets.
+    def forward(self, tokens: Any, targets: Any = None) -> tuple[Tensor, Tensor | None]:      # (B, T) integers
+        """(logits, loss): logits (B, T, V), and the mean loss over all targets (B, T) in nats, None without targets.
 
         Raises IndexError for ids outside the vocabulary and ValueError for more than block_size tokens.
         """
@@ -51,13 +55,13 @@ class GPT(Module):
             return logits, None
         return logits, ops.cross_entropy(logits, self._to_model(targets, ignored=-1))
 
-    def loss(self, tokens, targets):                              # (B, T) integers, both
-        """The loss alone, as `forward` gives it, without ever holding all logits: for training and validation."""
+    def loss(self, tokens: Any, targets: Any) -> Tensor:          # (B, T) integers, both
+        """The loss alone, as `forward` returns it, without ever holding all logits: for training and validation."""
         weight = self.wte.weight if self.lm_head is None else self.lm_head.weight.T     # (V, C)
         return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
 
-    def hidden(self, tokens, cache=None):                         # (B, T)
-        """What the model has understood after each token: (B, T, C).
+    def hidden(self, tokens: Any, cache: Any = None) -> Tensor:   # (B, T)
+        """The final hidden state at each position: (B, T, C). What the model has understood after each token.
 
         With a KVCache (or CachePack) the tokens follow those that are in it, and are added to it.
         """
@@ -76,15 +80,18 @@ class GPT(Module):
             cache.advance(T)
         return self.ln_f(x)                                       # (B, T, C)
 
-    def logits(self, x):                                          # (..., C)
+    def logits(self, x: Tensor) -> Tensor:                        # (..., C)
+        """Scores of the next token for hidden states x: (..., V)."""
         if self.lm_head is not None:
             return self.lm_head(x)                                # (..., V)
         return ops.linear(x, self.wte.weight.T)                   # (..., V)
 
-    def generate(self, tokens, max_new_tokens, rng=None, temperature=1.0, top_k=0, top_p=1.0, stop=None, n_vocab=None):
+    def generate(self, tokens: list[int], max_new_tokens: int, rng: np.random.Generator | None = None,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop: int | None = None,
+                 n_vocab: int | None = None) -> Iterator[int]:  # fmt: skip
         """Continue a list of token ids; yields one new id at a time (so text can be shown as it is written).
 
-        rng       NumPy Generator for the draws; None means greedy: always the likeliest token
+        rng       NumPy Generator for the draws; None means greedy: always the most probable token
         stop      id that ends the text (it is not yielded)
         n_vocab   only ids below are drawn (where the tokenizer has fewer than the model has rows)
 
@@ -96,12 +103,12 @@ class GPT(Module):
             if step.token is not None:
                 yield step.token
 
-    def next_logits(self, tokens, cache):                         # (B, T) lists of ids
+    def next_logits(self, tokens: Any, cache: Any) -> Tensor:     # (B, T) lists of ids
         """The scores of the token that follows each sequence, (B, V); the tokens are added to the KVCache."""
         with no_grad():
             return self.logits(self.hidden(np.array(tokens), cache)[:, -1])
 
-    def _to_model(self, ids, ignored=None):
+    def _to_model(self, ids: Any, ignored: int | None = None) -> Any:
         """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""
         ids = ids.data if isinstance(ids, Tensor) else ids
         if isinstance(ids, np.ndarray):
@@ -109,7 +116,7 @@ class GPT(Module):
         return to_device(ids, self.wte.weight.device)
 
 
-def initialize(model, seed):
+def initialize(model: GPT, seed: int) -> None:
     """GPT-2's initial weights, drawn in the order of `named_parameters`, all from one generator.
 
         layernorm weight                          1

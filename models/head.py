@@ -15,5 +15,5 @@ class Head(Module):
         self.attn_dropout = Dropout(dropout)
 
     def forward(self, q, k, v):                                   # q (..., Tq, hs); k, v (..., Tk, hs)
-        weights = math.prod(q.shape[1:-1]) * k.shape[-2]          # of one sequence, of all its heads
+        weights = math.prod(q.shape[1:-1]) * k.shape[-2]          # of one sequence, all its heads
         return ops.attention(q, k, v, *self.attn_dropout.inside(weights))   # (..., Tq, hs)

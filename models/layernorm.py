@@ -14,7 +14,3 @@ class LayerNorm(Module):
 
     def forward(self, x):                                         # (..., C)
         return ops.layernorm(x, self.weight, self.bias, self.eps)  # (..., C)
-
-    def of_sum(self, x, delta):                                   # (..., C), both
-        """(x + delta, and the same normalised), in one visit (ops/add_layernorm.py)."""
-        return ops.add_layernorm(x, delta, self.weight, self.bias, self.eps)

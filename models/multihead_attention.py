@@ -6,9 +6,9 @@ from tinygrad2.module import Module
 
 
 class MultiHeadAttention(Module):
-    """nh heads side by side, each on its own hs = C / nh channels, and a projection that mixes their answers.
+    """nh heads side by side, each on its own hs = C / nh channels, and a projection that mixes their outputs.
 
-    One matrix c_attn makes q, k and v of all heads; the heads are then only another way to look at it:
+    One matrix c_attn makes q, k and v of all heads; the heads are views of the result:
 
         (B, T, 3C) -> split_heads: three times (B, nh, T, hs) -> Head -> merge_heads: (B, T, C) -> c_proj
 

@@ -1,6 +1,6 @@
 """The operations a GPT is made of: one module each, with its formula, the derivation of its gradient, and the code.
 
-Importing the package defines them all (they enter the registry OPS of tinygrad2/function.py) and offers each as a
+Importing the package defines them all (they enter the registry OPS of tinygrad2/dispatch.py) and exports each as a
 function of Tensors: `ops.softmax(x)`, `ops.layernorm(x, weight, bias)`.
 """
 
@@ -48,30 +48,30 @@ try:
 except ImportError as error:
     _missing = error.name or str(error)
 
-    def announce_compiling(say):
+    def announce_compiling(log):
         """Nothing is compiled here."""
 else:
-    _missing = None
+    _missing = ""
 
 
 def have_cpu_kernels():
-    """Are the compiled kernels there?"""
-    return _missing is None
+    """Are the compiled kernels installed?"""
+    return not _missing
 
 
 def runs_reference(mode):
-    """Do the reference implementations run on the CPU, under `--kernels MODE`?"""
+    """Does `--kernels MODE` run the reference implementations on the CPU?"""
     return mode == "reference" or not have_cpu_kernels()
 
 
 def describe_kernels(device, mode):
     """One line for the user: what computes on this device."""
     if mode == "reference":
-        return "none (--kernels reference): NumPy and the pages of maths in ops/"
+        return "none (--kernels reference): NumPy and the reference implementations in ops/"
     if device == "cpu" and _missing:
         return f'none, because {_missing} is missing: pip install -e ".[fast]" makes training about twice as fast'
     if device == "cpu":
         from ops.kernels.cpu import blas_gemm
 
         return f"compiled loops of ops/kernels/cpu, products by {blas_gemm.vendor or 'NumPy'}"
-    return "none yet for this device: the pages of maths in ops/"
+    return "none yet for this device: the reference implementations in ops/"

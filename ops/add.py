@@ -1,6 +1,6 @@
 from ops.broadcast import shape_of, unbroadcast
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, TensorLike, apply
 
 
 class Add(Function):
@@ -26,6 +26,6 @@ class Add(Function):
         )
 
 
-def add(a, b):
+def add(a: TensorLike, b: TensorLike) -> Tensor:
     """a + b with broadcasting."""
     return apply(Add, a, b)

@@ -1,15 +1,15 @@
 from ops.layernorm import LayerNorm
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class AddLayerNorm(Function, name="add_layernorm"):
-    """Add to the residual stream and read it through a layernorm, as every second half of a block does.
+    """Add to the residual stream and read it through a layernorm, fused, as the second half of a block needs it.
 
         sum = x + delta        out = layernorm(sum)               two results
 
-    Backward.  sum is used twice, by whoever comes after and by the layernorm, so two gradients meet; x and delta go
-    into it with factor 1 and get the same:
+    Backward.  sum is used twice, by what follows and by the layernorm, so two gradients meet; x and delta go into
+    it with factor 1 and get the same:
 
         dx = ddelta = dsum + (dx of ops/layernorm.py at sum, given dout)
     """
@@ -30,6 +30,7 @@ class AddLayerNorm(Function, name="add_layernorm"):
         return dx, dx, dweight, dbias
 
 
-def add_layernorm(x, delta, weight, bias=None, eps=1e-5):
+def add_layernorm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5,
+                  ) -> tuple[Tensor, Tensor]:
     """(x + delta, layernorm(x + delta)) for x, delta (..., C), weight (C,), bias (C,) or None."""
     return apply(AddLayerNorm, x, delta, weight, bias, eps=eps)

@@ -2,7 +2,7 @@ import math
 
 from ops.dropout import keep_mask
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Attention(Function):
@@ -57,7 +57,7 @@ class Attention(Function):
 
 
 def future(xp, Tq, Tk):
-    """True where key j comes after query i, shape (Tq, Tk); the last query stands at the last key.
+    """True where key j comes after query i, shape (Tq, Tk); the last query is at the position of the last key.
 
         future(np, 2, 3) -> [[False, False, True],
                              [False, False, False]]
@@ -66,9 +66,9 @@ def future(xp, Tq, Tk):
     return xp.arange(Tk) > position
 
 
-def attention(q, k, v, p=0.0, key=0, first=0):
+def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, key: int = 0, first: int = 0) -> Tensor:
     """Causal attention of q (..., Tq, hs) over k, v (..., Tk, hs): (..., Tq, hs).
 
-    A share p of the weights (..., Tq, Tk) is dropped; key and first choose which, as in ops/dropout.py.
+    A fraction p of the weights (..., Tq, Tk) is dropped; key and first choose which, as in ops/dropout.py.
     """
     return apply(Attention, q, k, v, p=p, key=key, first=first)

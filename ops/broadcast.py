@@ -26,5 +26,5 @@ def unbroadcast(dout, shape):
 
 
 def shape_of(operand):
-    """The shape of an array, () for a Python number."""
+    """The shape of an array, () for a Python scalar."""
     return getattr(operand, "shape", ())

@@ -1,13 +1,13 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Concatenate(Function):
-    """Inputs joined one behind the other along an axis; all other sizes must agree.
+    """Inputs joined one after the other along an axis; all other sizes must agree.
 
         out = [x_1 | x_2 | ... | x_n]
 
-    Backward.  Each input gets the part of dout that stands where it went.
+    Backward.  Each input gets the part of dout at the positions it went to.
     """
 
     def forward(self, *inputs, axis=0):                           # each (..., n_i, ...)
@@ -18,13 +18,13 @@ class Concatenate(Function):
         axis, sizes = self.saved
         parts, start = [], 0
         for size in sizes:
-            place = [slice(None)] * dout.ndim
-            place[axis] = slice(start, start + size)
-            parts.append(dout[tuple(place)])
+            key = [slice(None)] * dout.ndim
+            key[axis] = slice(start, start + size)
+            parts.append(dout[tuple(key)])
             start += size
         return parts
 
 
-def concatenate(inputs, axis=0):
+def concatenate(inputs: list[Tensor], axis: int = 0) -> Tensor:
     """A list of Tensors joined along `axis`."""
     return apply(Concatenate, *inputs, axis=axis)

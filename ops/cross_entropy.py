@@ -1,27 +1,29 @@
+from typing import Any
+
 from ops.embedding import check_ids
 from tinygrad2.backend import device_of
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class CrossEntropy(Function, name="cross_entropy"):
-    """The mean surprise at the right answers: minus the log-probability that softmax(logits) gives to each target.
+    """The mean surprise at the right answers: minus the log-probability of each target under softmax(logits).
 
         p = softmax(logits)        loss = -1/N sum over n of ln p[n, target_n]
 
-    In one go with the softmax (ops/log_softmax.py), so that no small probability is ever rounded to zero first:
+    Fused with the softmax (ops/log_softmax.py), so that no small probability is ever rounded to zero first:
 
         ln p[n, t] = logits[n, t] - logsumexp(logits[n])
 
-    A model that knows nothing gives every token 1/V, so its loss is ln V. Targets equal to ignore_index count neither
-    in the sum nor in N; if all are, the loss is 0.
+    For a model that knows nothing every token has probability 1/V, so its loss is ln V. Targets equal to ignore_index
+    count neither in the sum nor in N; if all are, the loss is 0.
 
     Backward.  Of the two terms the first has derivative 1 at the target, the second is logsumexp, whose derivative is
     the softmax. All the Jacobians of softmax and logarithm have cancelled to
 
         dlogits = dout * (p - onehot(target)) / N
 
-    what the model said minus what was right.
+    what was predicted minus what was right.
     """
 
     def forward(self, logits, targets, ignore_index=-1):          # logits (..., V), targets (...) integers
@@ -51,7 +53,7 @@ class CrossEntropy(Function, name="cross_entropy"):
         return dz.reshape(shape), None
 
 
-def cross_entropy(logits, targets, ignore_index=-1):
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -1) -> Tensor:
     """Mean negative log-likelihood of targets (...) under logits (..., V); a 0-d Tensor, in nats per token.
 
     Raises ValueError where the shapes do not match, and IndexError for a target outside the vocabulary that is not

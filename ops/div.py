@@ -1,6 +1,6 @@
 from ops.broadcast import shape_of, unbroadcast
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, TensorLike, apply
 
 
 class Div(Function):
@@ -26,6 +26,6 @@ class Div(Function):
         )
 
 
-def div(a, b):
+def div(a: TensorLike, b: TensorLike) -> Tensor:
     """a / b, elementwise, with broadcasting."""
     return apply(Div, a, b)

@@ -1,6 +1,8 @@
+from typing import Any
+
 from tinygrad2.backend import device_of
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Embedding(Function):
@@ -9,13 +11,13 @@ class Embedding(Function):
         out[n] = weight[ids[n]]
 
     The same as a matrix product with one-hot rows, without the zeros. Backward.  A row gets the gradient of every
-    place it was used in; a token that occurs three times adds three gradients to its row:
+    position it was used at; a token that occurs three times adds three gradients to its row:
 
         dweight = 0,  then  dweight[ids[n]] += dout[n]  for every n
 
     Raises IndexError for an id outside 0 .. V-1, naming it: NumPy would read negative ids from the end of the table
-    and CuPy would wrap them all. Ids that are on a GPU are not looked at, since that would halt it: check them on the
-    host, where they come from, with `check_ids`.
+    and CuPy would wrap them all. Ids that are on a GPU are not checked, since that would wait for it: check them on
+    the host, where they come from, with `check_ids`.
     """
 
     def forward(self, weight, ids):                               # weight (V, C), ids (...) integers
@@ -40,6 +42,6 @@ def check_ids(ids, vocab_size):
         raise IndexError(f"token id {worst} is outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1})")
 
 
-def embedding(weight, ids):
+def embedding(weight: Tensor, ids: Any) -> Tensor:
     """Rows `ids` (...) of the table `weight` (V, C): (..., C)."""
     return apply(Embedding, weight, ids)

@@ -1,4 +1,4 @@
-"""The error function for arrays. NumPy has none; Python's math.erfc knows it for single numbers, and that is enough.
+"""The error function for arrays. NumPy has none; Python's math.erfc computes it for single floats, and that is enough.
 
     erf(x) = 2/sqrt(pi) * integral from 0 to x of e^(-t^2) dt        erfc = 1 - erf        erf(-x) = -erf(x)
 
@@ -16,7 +16,7 @@ _LARGEST = 6.0                                                    # erf(6) = 1 -
 
 
 def chebyshev_coefficients(f, degree, lo, hi):
-    """The polynomial sum of c_k T_k(u), u in -1 .. 1 mapped to lo .. hi, that equals f in degree + 1 points."""
+    """The polynomial sum of c_k T_k(u), u in -1 .. 1 mapped to lo .. hi, that equals f at degree + 1 points."""
     n = degree + 1
     angles = [math.pi * (i + 0.5) / n for i in range(n)]
     values = [f(lo + (hi - lo) * (math.cos(a) + 1) / 2) for a in angles]

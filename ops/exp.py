@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Exp(Function):
@@ -18,6 +18,6 @@ class Exp(Function):
         return (dout * out,)
 
 
-def exp(x):
+def exp(x: Tensor) -> Tensor:
     """e ** x, elementwise."""
     return apply(Exp, x)

@@ -1,14 +1,14 @@
 import math
 
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 _SCALE = math.sqrt(2 / math.pi)                                   # a Python float: float32 stays float32
 _CUBIC = 0.044715
 
 
 class GELU(Function):
-    """The Gaussian error linear unit in GPT-2's tanh form: x weighted by about the chance that a normal number is < x.
+    """The Gaussian error linear unit in GPT-2's tanh form: x times about P(normal variable < x).
 
         u = sqrt(2/pi) (x + 0.044715 x^3)        out = x (1 + tanh u) / 2
 
@@ -34,6 +34,6 @@ class GELU(Function):
         return self.xp.tanh(_SCALE * (x + _CUBIC * (x * x * x)))
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """GELU, tanh form (GPT-2, "gelu_new"), elementwise."""
     return apply(GELU, x)

@@ -2,14 +2,14 @@ import math
 
 from ops.erf import erf
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 _RSQRT2 = 1 / math.sqrt(2)
 _RSQRT2PI = 1 / math.sqrt(2 * math.pi)
 
 
 class GELUErf(Function, name="gelu_erf"):
-    """The Gaussian error linear unit, exact: x times the chance that a standard normal number is below x.
+    """The Gaussian error linear unit, exact: x times the probability that a standard normal variable is below x.
 
         Phi(x) = (1 + erf(x / sqrt 2)) / 2        out = x Phi(x)
 
@@ -31,6 +31,6 @@ class GELUErf(Function, name="gelu_erf"):
         return (dout * (Phi + x * phi),)
 
 
-def gelu_erf(x):
+def gelu_erf(x: Tensor) -> Tensor:
     """GELU, exact form ("gelu" of PyTorch and Hugging Face), elementwise."""
     return apply(GELUErf, x)

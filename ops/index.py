@@ -1,5 +1,7 @@
+from typing import Any
+
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Index(Function):
@@ -7,7 +9,7 @@ class Index(Function):
 
         out = x[key]
 
-    Backward.  What was taken gets its gradient, the rest gets zero. An array of integers may take the same place
+    Backward.  What was taken gets its gradient, the rest gets zero. An array of integers may take the same element
     twice; both gradients belong to it, so they are added, never just written:
 
         dx = 0,  then  dx[key] += dout
@@ -21,18 +23,18 @@ class Index(Function):
         shape, key = self.saved
         dx = self.xp.zeros(shape, dtype=dout.dtype)
         if _is_basic(key):
-            dx[key] = dout                                        # slices never take a place twice
+            dx[key] = dout                                        # slices never take an element twice
         else:
             self.xp.add.at(dx, key, dout)
         return (dx,)
 
 
 def _is_basic(key):
-    """True where the key takes each place at most once: only integers, slices, ... and None."""
+    """True where the key takes each element at most once: only integers, slices, ... and None."""
     parts = key if isinstance(key, tuple) else (key,)
     return all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
 
 
-def index(x, key):
+def index(x: Tensor, key: Any) -> Tensor:
     """x[key]."""
     return apply(Index, x, key=key)

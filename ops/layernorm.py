@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class LayerNorm(Function):
@@ -13,8 +13,8 @@ class LayerNorm(Function):
     Backward.  Write g = dout * weight, the gradient at xhat. x reaches xhat on three paths:
 
         directly                            g * rstd
-        through mean:  dxhat_i/dmean = -rstd, dmean/dx_j = 1/C          gives  -rstd * avg(g)
-        through rstd:  drstd/dx_j = -rstd^3 (x_j - mean)/C, so          gives  -rstd * xhat_j * avg(g * xhat)
+        through mean:  dxhat_i/dmean = -rstd, dmean/dx_j = 1/C              -rstd * avg(g)
+        through rstd:  drstd/dx_j = -rstd^3 (x_j - mean)/C, so              -rstd * xhat_j * avg(g * xhat)
                        sum_i g_i (x_i - mean) drstd/dx_j
 
     (mean also moves var, but at the mean itself the sum of (x - mean) is zero, so that path is closed.) Together
@@ -22,7 +22,7 @@ class LayerNorm(Function):
         dx = rstd * (g - avg(g) - xhat * avg(g * xhat))
         dweight = sum over rows of dout * xhat        dbias = sum over rows of dout
 
-    In words: dx is g with its mean and its component along xhat taken out, because changes in those directions are
+    In words: dx is g with its mean and its component along xhat removed, because changes in those directions are
     just what the normalisation undoes. Ba, Kiros and Hinton, "Layer normalization", 2016, equations 3-4.
     """
 
@@ -41,6 +41,6 @@ class LayerNorm(Function):
         return dx, (dout * xhat).sum(rows), dout.sum(rows)
 
 
-def layernorm(x, weight, bias=None, eps=1e-5):
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Normalise the last axis of x (..., C), scale by weight (C,), shift by bias (C,) or None."""
     return apply(LayerNorm, x, weight, bias, eps=eps)

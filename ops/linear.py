@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Linear(Function):
@@ -8,7 +8,7 @@ class Linear(Function):
         out = x weight + bias
 
     The weight is stored (in, out) as in GPT-2's files, so the formula needs no transpose. All axes of x but the last
-    count rows: they are folded into one, which makes a single large matrix product of it.
+    count rows: they are folded into one, which makes it a single large matrix product.
 
     Backward.  As for the matrix product (see ops/matmul.py); the bias goes into every row, so every row adds to its
     gradient:
@@ -36,6 +36,6 @@ class Linear(Function):
         )
 
 
-def linear(x, weight, bias=None):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight + bias for x (..., I), weight (I, O), bias (O,) or None."""
     return apply(Linear, x, weight, bias)

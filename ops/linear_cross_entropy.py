@@ -1,19 +1,21 @@
+from typing import Any
+
 from ops.cross_entropy import CrossEntropy
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class LinearCrossEntropy(Function, name="linear_cross_entropy"):
-    """The head and its loss in one: how surprised is softmax(x weightT) by the right answers?
+    """The head and its loss, fused: how surprised is softmax(x weightT) by the right answers?
 
         logits = x weightT        loss = -1/N sum over n of ln softmax(logits[n])[target_n]
 
-    The weight is stored (V, C), one row per token, as an embedding table is. In training nobody asks for the logits,
-    which are the largest array of a GPT (V is 50,257); as one op they need not outlive the loss, nor be there all at
-    once.
+    The weight is stored (V, C), one row per token, as an embedding table is. In training the logits themselves
+    are not needed, and they are the largest array of a GPT (V is 50,257). As one op they need not outlive the loss, nor
+    exist all at once.
 
-    Backward.  The chain of two pages: ops/cross_entropy.py gives dlogits = dout (p - onehot(target)) / N, and then, as
-    for every matrix product,
+    Backward.  The chain of two ops: dlogits = dout (p - onehot(target)) / N by ops/cross_entropy.py, and then, as for
+    every matrix product,
 
         dx = dlogits weight        dweight = dlogitsT x
     """
@@ -32,7 +34,7 @@ class LinearCrossEntropy(Function, name="linear_cross_entropy"):
         return (dlogits @ weight).reshape(x.shape), dlogits.T @ rows, None
 
 
-def linear_cross_entropy(x, weight, targets, ignore_index=-1):
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -1) -> Tensor:
     """Mean negative log-likelihood of targets (...) under the logits x @ weight.T; x (..., C), weight (V, C).
 
     Raises ValueError where the shapes do not match, and IndexError for a target outside the vocabulary that is not

@@ -1,14 +1,16 @@
+from typing import Any
+
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class LinearInt8(Function, name="linear_int8"):
-    """A linear map whose weights are kept as whole numbers from -127 to 127, a quarter of the memory of float32.
+    """A linear map whose weights are kept as integers from -127 to 127, a quarter of the memory of float32.
 
         weight[o, i] = scale[o] q[o, i]        out[o] = scale[o] (sum over i of x[i] q[o, i]) + bias[o]
 
-    Each output has a row of q and a scale of its own, taken out of the sum. Writing a text reads every weight once per
-    token and does next to nothing else, so it takes as long as reading does: fewer bytes, less time.
+    Each output has a row of q and a scale of its own, taken out of the sum. Generating a text reads every weight once
+    per token and does next to nothing else, so it takes as long as reading does: fewer bytes, less time.
 
     Backward.  q is a constant. As for every linear map,
 
@@ -34,15 +36,15 @@ class LinearInt8(Function, name="linear_int8"):
 
 
 def quantize_rows(xp, weight):
-    """(q int8, scale) of a matrix (O, I): each row divided by its largest number / 127, and rounded.
+    """(q int8, scale) of a matrix (O, I): each row divided by its largest magnitude / 127, and rounded.
 
-    No number is off by more than half a scale.
+    No weight changes by more than half a scale.
     """
     scale = xp.maximum(xp.abs(weight).max(-1), 1e-30) / 127       # (O,); a row of zeros stays one
     q = xp.rint(weight / scale[:, None]).astype(xp.int8)
     return xp.ascontiguousarray(q), scale
 
 
-def linear_int8(x, q, scale, bias=None):
+def linear_int8(x: Tensor, q: Any, scale: Any, bias: Any = None) -> Tensor:
     """x (..., I) by the int8 matrix q (O, I) with a scale per row (O,), plus bias (O,) or None: (..., O)."""
     return apply(LinearInt8, x, q, scale, bias)

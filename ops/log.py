@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Log(Function):
@@ -17,6 +17,6 @@ class Log(Function):
         return (dout / x,)
 
 
-def log(x):
+def log(x: Tensor) -> Tensor:
     """ln x, elementwise."""
     return apply(Log, x)

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class LogSoftmax(Function, name="log_softmax"):
@@ -23,6 +23,6 @@ class LogSoftmax(Function, name="log_softmax"):
         return (dout - self.xp.exp(out) * dout.sum(axis, keepdims=True),)
 
 
-def log_softmax(x, axis=-1):
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """Log-probabilities along `axis`."""
     return apply(LogSoftmax, x, axis=axis)

@@ -1,9 +1,9 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Mean(Function):
-    """The mean over one axis, several, or all: the sum over the N values that meet in one place, divided by N.
+    """The mean over one axis, several, or all: the sum over the N values that meet in one element, divided by N.
 
         out = 1/N sum over the axes of x
 
@@ -34,6 +34,6 @@ def _count(shape, axis):
     return N
 
 
-def mean(x, axis=None, keepdims=False):
+def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (int, tuple, or None for all)."""
     return apply(Mean, x, axis=axis, keepdims=keepdims)

@@ -1,9 +1,9 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class MergeHeads(Function, name="merge_heads"):
-    """The answers of all heads side by side again: the way back from ops/split_heads.py.
+    """The outputs of all heads side by side again: the inverse of ops/split_heads.py.
 
         out[b, t, h hs + i] = x[b, h, t, i]        dx[b, h, t, i] = dout[b, t, h hs + i]
     """
@@ -19,6 +19,6 @@ class MergeHeads(Function, name="merge_heads"):
         return (dout.reshape(B, T, nh, C // nh).transpose(0, 2, 1, 3),)
 
 
-def merge_heads(x):
+def merge_heads(x: Tensor) -> Tensor:
     """(B, T, nh hs) from x (B, nh, T, hs)."""
     return apply(MergeHeads, x)

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Neg(Function):
@@ -15,6 +15,6 @@ class Neg(Function):
         return (-dout,)
 
 
-def neg(x):
+def neg(x: Tensor) -> Tensor:
     """-x."""
     return apply(Neg, x)

@@ -1,10 +1,10 @@
 from ops.broadcast import unbroadcast
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, TensorLike, apply
 
 
 class Pow(Function):
-    """A power, elementwise, with broadcasting. Base and exponent may both be Tensors or numbers.
+    """A power, elementwise, with broadcasting. Base and exponent may both be Tensors or scalars.
 
         out = a^b
 
@@ -34,6 +34,6 @@ class Pow(Function):
         return da, db
 
 
-def pow(a, b):
+def pow(a: TensorLike, b: TensorLike) -> Tensor:
     """a ** b, elementwise, with broadcasting."""
     return apply(Pow, a, b)

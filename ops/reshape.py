@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Reshape(Function):
@@ -17,6 +17,6 @@ class Reshape(Function):
         return (dout.reshape(shape),)
 
 
-def reshape(x, shape):
+def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """x under another shape."""
     return apply(Reshape, x, shape=shape)

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Softmax(Function):
@@ -7,8 +7,8 @@ class Softmax(Function):
 
         p_i = e^(x_i) / sum over j of e^(x_j)
 
-    Taking the same number from all scores changes nothing (it cancels in the fraction); taking away the largest keeps
-    every exponent <= 0, so nothing overflows. A score of -inf gets probability 0.
+    Subtracting the same constant from all scores changes nothing (it cancels in the fraction); subtracting the largest
+    keeps every exponent <= 0, so nothing overflows. A score of -inf gets probability 0.
 
     Backward.  x_i raises p_i and lowers all others: dp_i/dx_j = p_i (1[i=j] - p_j). Summed against dout,
 
@@ -29,6 +29,6 @@ class Softmax(Function):
         return (p * (dout - average),)
 
 
-def softmax(x, axis=-1):
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
     """Probabilities along `axis`."""
     return apply(Softmax, x, axis=axis)

@@ -1,15 +1,15 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class SplitHeads(Function, name="split_heads"):
     """The packed projection of attention, cut into q, k and v of all heads.
 
-    Channel c of x belongs to part c // C (query, key, value), head (c % C) // hs, and is number c % hs there:
+    Channel c of x belongs to part c // C (query, key, value), head (c % C) // hs, and is channel c % hs there:
 
         q, k, v[b, h, t, i] = x[b, t, part C + h hs + i]          out: three results, no copies
 
-    Backward.  Every number of x stands in one place of one part, so the gradients go back to where they came from:
+    Backward.  Every element of x is in exactly one part, so the gradients go back to where they came from:
 
         dx[b, t, part C + h hs + i] = dout_part[b, h, t, i]
     """
@@ -25,7 +25,7 @@ class SplitHeads(Function, name="split_heads"):
         return (self.xp.stack(rows, axis=2).reshape(B, T, 3 * nh * hs),)
 
 
-def split_heads(x, n_head):
+def split_heads(x: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k, v), each (B, nh, T, hs), from x (B, T, 3 nh hs). Raises ValueError where n_head does not divide."""
     if x.ndim != 3 or x.shape[-1] % (3 * n_head):
         raise ValueError(f"split_heads: shape {x.shape} does not hold q, k and v of {n_head} heads")

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Sum(Function):
@@ -25,6 +25,6 @@ class Sum(Function):
         return (xp.broadcast_to(dout, shape),)
 
 
-def sum(x, axis=None, keepdims=False):
+def sum(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (int, tuple, or None for all)."""
     return apply(Sum, x, axis=axis, keepdims=keepdims)

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.tensor import apply
+from tinygrad2.tensor import Tensor, apply
 
 
 class Transpose(Function):
@@ -7,8 +7,8 @@ class Transpose(Function):
 
         out = x.transpose(axes)
 
-    Backward.  The inverse permutation sends every gradient back to where its value came from. argsort gives it: where
-    axes[i] = a, the axis a has gone to place i.
+    Backward.  The inverse permutation sends every gradient back to where its value came from. It is argsort: where
+    axes[i] = a, the axis a has gone to position i.
 
         dx = dout.transpose(argsort(axes))
     """
@@ -24,6 +24,6 @@ class Transpose(Function):
         return (dout.transpose(inverse),)
 
 
-def transpose(x, axes=None):
+def transpose(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     """x with its axes in another order."""
     return apply(Transpose, x, axes=axes)

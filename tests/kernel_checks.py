@@ -1,15 +1,15 @@
-"""What any fast version of an op must fulfil, as functions: test_ops.py runs them over all kernels there are."""
+"""What every kernel must fulfil, as functions: test_ops.py runs them over all kernels."""
 
 import numpy as np
 
 import ops
-from tinygrad2.function import Function, LateGradient
+from tinygrad2.function import DeferredGradient, Function
 
 
 def run(op, arrays, options, dout=None, needs=None):
     """Forward and backward of one Function on plain NumPy arrays: (out, dout, gradients).
 
-    The results of an op that gives several (all of one shape) are stacked, as is dout.
+    The results of an op that returns several (all of one shape) are stacked, as is dout.
     """
     needs = [is_float(a) for a in arrays] if needs is None else needs
     node = op(np, needs)
@@ -25,17 +25,17 @@ def stacked(out, xp=np):
 
 
 def joined(out):
-    """One Tensor of the several that an op gives, in the shape that `stacked` makes."""
+    """One Tensor of the several that an op returns, in the shape that `stacked` makes."""
     return ops.concatenate([part.reshape(1, *part.shape) for part in out]) if isinstance(out, tuple) else out
 
 
 def settle(gradient):
-    """A gradient as an array; a late one is asked twice, to set and to add, and must say the same."""
-    if not isinstance(gradient, LateGradient):
+    """A gradient as an array; a deferred one is written twice, set and added, and must be the same."""
+    if not isinstance(gradient, DeferredGradient):
         return gradient
     set_to = gradient.copy()
     added = np.ones_like(set_to)
-    gradient.write(added, add=True)
+    gradient.write_to(added, accumulate=True)
     assert set_to.shape == gradient.shape and set_to.dtype == gradient.dtype
     assert np.allclose(added, set_to + 1, rtol=1e-5, atol=1e-5)
     return set_to
@@ -56,40 +56,41 @@ def error(got, exact, size=0.0):
 
 
 def check_parity(kernel, op, sample):
-    """A kernel's float32 errors against float64 are at most twice the page's own (or a few ulps, where that is 0).
+    """A kernel's float32 errors against float64 are at most twice the reference's own (or a few ulps, where that is 0).
 
-    A result that is zero but for rounding (everything cancels) is measured by the largest number that went in.
+    A result that is zero but for rounding (everything cancels) is measured by the largest input value.
     """
     arrays = sample.arrays(np.float32)
     if not kernel.supports(*arrays):
         return False
     wide = [a.astype(np.float64) if is_float(a) else a for a in arrays]
     fast_out, dout, fast_grads = run(kernel, arrays, sample.options)
-    page_out, _, page_grads = run(op, arrays, sample.options, dout)
+    reference_out, _, reference_grads = run(op, arrays, sample.options, dout)
     exact_out, _, exact_grads = run(op, wide, sample.options, dout.astype(np.float64))
-    for fast, page, exact in zip([fast_out, *fast_grads], [page_out, *page_grads], [exact_out, *exact_grads]):
+    references = [reference_out, *reference_grads]
+    for fast, reference, exact in zip([fast_out, *fast_grads], references, [exact_out, *exact_grads]):
         if exact is None:
             continue
         assert fast.dtype == np.float32 and fast.shape == exact.shape
         largest = max(np.abs(a).max(initial=0.0) for a in [*filter(is_float, arrays), dout])
         size = largest if np.abs(exact).max(initial=0.0) < 1e-13 * largest else 0.0
-        assert error(fast, exact, size) <= max(2 * error(page, exact, size), 5e-7)
+        assert error(fast, exact, size) <= max(2 * error(reference, exact, size), 5e-7)
     return True
 
 
 def check_contract(kernel, op, sample):
-    """Fast forward with the page's backward, and the other way round, give what the page alone gives.
+    """The kernel's forward with the reference's backward, and the other way round, compute what the reference computes.
 
-    Only asked where the kernel keeps the page's saved values; one that saves something else overrides both methods.
+    Only checked where the kernel saves what the reference saves; one that saves something else overrides both methods.
     """
     arrays = sample.arrays(np.float32)
     if not kernel.supports(*arrays) or {"forward", "backward"} <= set(vars(kernel)):
         return False
-    _, dout, page = run(op, arrays, sample.options)
+    _, dout, reference = run(op, arrays, sample.options)
     for forward, backward in ((kernel, op), (op, kernel)):
         mixed = type("Mixed", (op,), {"forward": forward.forward, "backward": backward.backward}, backend="nowhere")
         _, _, gradients = run(mixed, arrays, sample.options, dout)
-        for got, expected in zip(gradients, page):
+        for got, expected in zip(gradients, reference):
             assert (got is None) == (expected is None)
             assert got is None or error(got, expected) < 1e-5
     return True

@@ -5,10 +5,10 @@ A sample lists the inputs by their shapes, in the order of `forward`, and the op
     (3, 4)                        standard normal, shape (3, 4)
     positive(3, 4)                1/2 + |normal|, for log and for powers
     integers(5, below=7)          token ids 0 .. 6
-    int8(3, 4)                    whole numbers from -127 to 127, one byte each
+    int8(3, 4)                    integers from -127 to 127, one byte each
     transposed(3, 4)              values of shape (3, 4) in a memory laid out the other way
     repeated(3, 4)                every row is the same memory (stride 0)
-    2.5, None                     handed over as they are
+    2.5, None                     passed as they are
 """
 
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class Sample:
     options: dict = field(default_factory=dict)
 
     def arrays(self, dtype, seed=0):
-        """The inputs as arrays (or numbers, or None), the floating point ones of this dtype."""
+        """The inputs as arrays (or scalars, or None), the floating point ones of this dtype."""
         rng = np.random.default_rng(seed)
         return [self._draw(value, rng, dtype) for value in self.inputs]
 

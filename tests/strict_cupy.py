@@ -1,20 +1,20 @@
 """A strict stand-in for CuPy, over NumPy: it shows on a machine without a GPU where host and device arrays are mixed.
 
     def test_something(monkeypatch):
-        cupy = strict_cupy.install(monkeypatch)     # from here on, `import cupy` gives the stand-in
+        cupy = strict_cupy.install(monkeypatch)     # from here on, `import cupy` returns the stand-in
         x = cupy.asarray(host)
         with strict_cupy.no_sync():                 # a read of the device raises here, naming the call
             y = cupy.exp(x) @ x
         y + host                                    # TypeError, as in CuPy
 
 A device array is a NumPy array in a box that NumPy cannot look into. (A subclass of np.ndarray would not do: NumPy
-takes it for its own.) All computing is NumPy's, so results equal NumPy's bit for bit. Added are refusals of
+treats it as its own.) All computing is NumPy's, so results equal NumPy's bit for bit. Added are refusals of
 
     what CuPy refuses          np.asarray(x), x + host, out=host, where= of a ufunc, names and keywords that CuPy lacks
     what CuPy lets pass        host arrays and lists as indices (copied to the device in silence), cupy.sum(host) (done
-    although it is a mistake   on the host), indices out of range (wrapped), one place assigned twice (undefined)
+    although it is a mistake   on the host), indices out of range (wrapped), one element assigned twice (undefined)
 
-and what makes a device: reductions and x[0] give 0-d arrays, `empty` holds NaN, and every read back to the host is
+and what makes a device: reductions and x[0] return 0-d arrays, `empty` holds NaN, and every read back to the host is
 counted as a "sync", since the program waits there until the GPU has finished. Not modelled: strides of results, the
 order of atomic additions, dtypes that a CUDA kernel lacks, memory reused before a kernel has run.
 """
@@ -49,7 +49,7 @@ _TAKE_NO_NUMBERS_IN_LISTS = set(  # elsewhere a list may be a shape or axes; her
     "allclose append array_equal clip compress concatenate convolve copyto delete dot einsum extract hstack inner "
     "interp isin kron outer searchsorted stack take take_along_axis vdot vstack where".split()
 )
-_READERS = set(  # they give values to the host, or must know values to know how large their result is
+_READERS = set(  # they return values to the host, or must know values to know how large their result is
     "array2string array_repr array_str dump dumps item save savetxt savez savez_compressed tobytes tofile tolist "
     "argwhere bincount choose compress delete extract flatnonzero histogram intersect1d nanmax nanmin nonzero "
     "setdiff1d setxor1d trim_zeros union1d unique unique_all unique_counts unique_inverse unique_values".split()
@@ -74,7 +74,7 @@ def sync_count():
 
 @contextlib.contextmanager
 def count_syncs():
-    """`with count_syncs() as syncs: ...`: after the block, `syncs.count` says how many there were in it."""
+    """`with count_syncs() as syncs: ...`: after the block, `syncs.count` is how many there were in it."""
     syncs, before = SimpleNamespace(count=None), _syncs.count
     try:
         yield syncs
@@ -149,15 +149,15 @@ def _call(path, function, *args, **kwargs):
     unboxed, options = _unbox(args), {keyword: _unbox(value) for keyword, value in kwargs.items()}
     for value in values if name in _TAKE_NO_NUMBERS_IN_LISTS else ():
         if isinstance(value, (list, tuple)) and len(_boxes(value)) < len(value):
-            raise TypeError(f"{path}() was given numbers in a {type(value).__name__}; use a device array")
+            raise TypeError(f"{path}() was given scalars in a {type(value).__name__}; use a device array")
     if given and name in _CREATORS:
-        raise TypeError(f"{path}() takes numbers of the host, not a device array")
+        raise TypeError(f"{path}() takes host values, not a device array")
     if not given and name not in _CREATORS | _NEED_NO_ARRAY:
         raise TypeError(f"{path}() was given no device array")
     result = function(*unboxed, **options)
     if name in _READERS or (name == "where" and len(args) == 1):
         _sync(f"{path}()")
-    if name in ("empty", "empty_like"):  # a pool hands out used memory: see that nobody relies on zeros
+    if name in ("empty", "empty_like"):  # a pool hands out used memory: see that nothing relies on zeros
         result.fill(np.frombuffer(b"\xff" * result.itemsize, result.dtype)[0])
     return _box(np.asarray(result) if name in _DEVICE_ANSWERS else result, given)
 
@@ -198,8 +198,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
 
     def __array_function__(self, function, _types, args, kwargs):  # np.f(x) runs cupy.f(x), where there is one
         module = {"numpy": cupy, "numpy.linalg": cupy.linalg}.get(function.__module__)
-        found = getattr(module, function.__name__, None)
-        return NotImplemented if found is None else found(*args, **kwargs)
+        device_function = getattr(module, function.__name__, None)
+        return NotImplemented if device_function is None else device_function(*args, **kwargs)
 
     def __getattr__(self, name):  # shape, dtype, T, sum, reshape, astype, ...: all that is not defined here
         path = f"cupy.ndarray.{name}"
@@ -218,9 +218,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill; use cupy.asarray, or set()")
         key, value = _unbox_key(key), _unbox_operand(value)
         if any(isinstance(part, np.ndarray) and part.dtype != bool for part in key):
-            places = np.arange(self.size).reshape(self.shape)[key]
-            if np.unique(places).size != places.size:
-                raise ValueError("one place is assigned twice: CuPy leaves open which value stays")
+            elements = np.arange(self.size).reshape(self.shape)[key]
+            if np.unique(elements).size != elements.size:
+                raise ValueError("one element is assigned twice: CuPy leaves open which value stays")
         self._a[key] = value
 
     def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have
@@ -275,27 +275,27 @@ class _Module(ModuleType):
 
     def __getattr__(self, name):
         path = f"{self.__name__}.{name}"
-        found = getattr(self._numpy, name, None) if _ABSENT.isdisjoint({name, path}) and name[0] != "_" else None
-        if isinstance(found, np.ufunc):
-            function = partial(_call_ufunc, found, "__call__")
-            vars(function).update({method: partial(_call_ufunc, found, method) for method in (*_UFUNCS_WITH, "outer")})
+        value = getattr(self._numpy, name, None) if _ABSENT.isdisjoint({name, path}) and name[0] != "_" else None
+        if isinstance(value, np.ufunc):
+            function = partial(_call_ufunc, value, "__call__")
+            vars(function).update({method: partial(_call_ufunc, value, method) for method in (*_UFUNCS_WITH, "outer")})
             return function
-        if isinstance(found, type) and issubclass(found, (np.number, np.bool, np.dtype, np.finfo, np.iinfo)):
-            return found
-        if callable(found) and not isinstance(found, type):
-            return partial(_call, path, found)
-        if isinstance(found, float):  # pi, inf
-            return found
+        if isinstance(value, type) and issubclass(value, (np.number, np.bool, np.dtype, np.finfo, np.iinfo)):
+            return value
+        if callable(value) and not isinstance(value, type):
+            return partial(_call, path, value)
+        if isinstance(value, float):  # pi, inf
+            return value
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 def _array(a, dtype=None):
-    """A new device array from a device array, a host array or lists of numbers."""
+    """A new device array from a device array, a host array or lists of scalars."""
     return ndarray(np.array(_unbox(a) if _boxes(a) else a, dtype))
 
 
 def _asarray(a, dtype=None):
-    """The same, but a device array that has this dtype already is given back as it is."""
+    """The same, but a device array that has this dtype already is returned as it is."""
     return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else _array(a, dtype)
 
 
@@ -304,7 +304,7 @@ def _asnumpy(a, *, out=None, blocking=True):
 
 
 def _default_rng(seed=None):
-    """A generator with methods that CuPy's has, too. (But CuPy's gives other numbers.)"""
+    """A generator with methods that CuPy's has, too. (But CuPy's draws other numbers.)"""
     rng = np.random.default_rng(seed)
     return SimpleNamespace(**{name: partial(_call, f"random.{name}", getattr(rng, name)) for name in _RANDOM})
 
@@ -334,7 +334,7 @@ cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=
 
 
 def install(monkeypatch):
-    """Make `import cupy` give the stand-in until the test ends, and count syncs from zero. Gives the stand-in."""
+    """Make `import cupy` return the stand-in until the test ends, and count syncs from zero. Returns the stand-in."""
     for module in (cupy, cupy.cuda, cupy.linalg, cupy.random):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     _syncs.count = 0

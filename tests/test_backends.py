@@ -17,19 +17,19 @@ from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Tensor
 from tinygrad2.backend import array_module, device_of, to_device, to_host, xp_of
+from tinygrad2.dispatch import OPS, kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.function import OPS, kernels
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_grad_norm
 
-PAGES = reference_ops(OPS)
-CASES = [pytest.param(name, s, id=f"{name}-{i}") for name in sorted(PAGES) for i, s in enumerate(SAMPLES[name])]
+REFERENCE = reference_ops(OPS)
+CASES = [pytest.param(name, s, id=f"{name}-{i}") for name in sorted(REFERENCE) for i, s in enumerate(SAMPLES[name])]
 TINY = GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16, dropout=0.1)
 
 
 @pytest.fixture(autouse=True)
-def pages_only():
+def reference_only():
     """Bits are compared here, and kernels of the two backends round differently."""
     with kernels("reference"):
         yield
@@ -49,14 +49,14 @@ def on_device(value, cupy):
 
 
 @pytest.mark.parametrize("name, sample", CASES)
-def test_every_op_gives_the_same_bits_without_a_sync(name, sample, cupy):
+def test_every_op_computes_the_same_bits_without_a_sync(name, sample, cupy):
     arrays = [a.copy() if isinstance(a, np.ndarray) else a for a in sample.arrays(np.float32)]  # packed, as there
     needs = [is_float(a) for a in arrays]
-    out, dout, gradients = run(PAGES[name], arrays, sample.options)
+    out, dout, gradients = run(REFERENCE[name], arrays, sample.options)
     boxed = [on_device(a, cupy) for a in arrays]
     options = {key: on_device(value, cupy) for key, value in sample.options.items()}
     ddout = cupy.asarray(dout)
-    node = PAGES[name](cupy, needs)
+    node = REFERENCE[name](cupy, needs)
     with strict_cupy.no_sync():
         dev_out, several = stacked(node.forward(*boxed, **options), cupy)
         dev_gradients = node.backward(tuple(ddout[i] for i in range(len(ddout))) if several else ddout)
@@ -87,7 +87,7 @@ def training_steps(device, steps, sync_free):
     return losses, to_host(flat.data)
 
 
-def test_a_training_step_gives_the_same_bits_and_never_waits(cupy):
+def test_a_training_step_computes_the_same_bits_and_never_waits(cupy):
     losses, weights = training_steps("cpu", 3, contextlib.nullcontext)
     device_losses, device_weights = training_steps("cuda", 3, strict_cupy.no_sync)
     assert losses == device_losses
@@ -97,7 +97,7 @@ def test_a_training_step_gives_the_same_bits_and_never_waits(cupy):
 
 @pytest.fixture
 def train(tmp_path, capsys):
-    """train(device, more flags) trains a tiny model on a tiny text and gives its metrics, clocks left out."""
+    """train(device, more flags) trains a tiny model on a tiny text and returns its metrics, without times."""
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat. The dog sat on the cat.\n" * 20)
 

@@ -126,7 +126,7 @@ def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
 def test_verify_fails_where_an_op_is_wrong(run, name, monkeypatch, capsys):
     import ops  # noqa: F401
     from tinygrad2.commands import verify
-    from tinygrad2.function import KERNELS, OPS
+    from tinygrad2.dispatch import KERNELS, OPS
 
     if name == "kernels" and not ops.have_cpu_kernels():
         pytest.skip("Numba is not installed")

@@ -18,6 +18,7 @@ from test_train import ROOT, TEXT, python, train
 
 from tinygrad2.commands.eval import main
 from tinygrad2.datasets.token_files import TokenStream, write_tokens
+from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation import hellaswag, scoring
@@ -32,7 +33,6 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import score_long, score_rows, windows
-from tinygrad2.function import kernels
 from tinygrad2.interop import hf
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad

@@ -24,8 +24,8 @@ from models import GPT, GPTConfig
 from models.generation import Step, generate
 from models.kv_cache import KVCache
 from models.sampling import Sampling, log_probability, sample
+from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
-from tinygrad2.function import kernels
 from tinygrad2.io.weights import save_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 from kernel_checks import is_float, run, stacked
-from test_backends import CASES, PAGES, on_device, training_steps
+from test_backends import CASES, REFERENCE, on_device, training_steps
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 if not cupy.cuda.is_available():
@@ -15,8 +15,8 @@ if not cupy.cuda.is_available():
 @pytest.mark.parametrize("name, sample", CASES)
 def test_every_op_equals_the_cpu(name, sample):
     arrays = sample.arrays(np.float32)
-    out, dout, gradients = run(PAGES[name], arrays, sample.options)
-    node = PAGES[name](cupy, [is_float(a) for a in arrays])
+    out, dout, gradients = run(REFERENCE[name], arrays, sample.options)
+    node = REFERENCE[name](cupy, [is_float(a) for a in arrays])
     options = {key: on_device(value, cupy) for key, value in sample.options.items()}
     got_out, several = stacked(node.forward(*(on_device(a, cupy) for a in arrays), **options), cupy)
     ddout = cupy.asarray(dout)

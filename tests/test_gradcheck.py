@@ -5,7 +5,7 @@ import pytest
 
 import ops
 from tinygrad2 import Function, Tensor, apply, gradcheck
-from tinygrad2.function import OPS
+from tinygrad2.dispatch import OPS
 
 R = np.random.default_rng(0).standard_normal
 
@@ -19,7 +19,7 @@ def forget_toy_ops():
 
 
 def check(forward, backward, *arrays):
-    """gradcheck of a toy op made of two functions; forward also gives what to save."""
+    """gradcheck of a toy op made of two functions; forward also returns what to save."""
 
     class Toy(Function):
         def forward(self, *inputs):

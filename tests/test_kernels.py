@@ -1,6 +1,7 @@
-"""The CPU kernels as a whole: what training with them gives, what they do with NaN, with memory, with threads.
+"""All CPU kernels together: training with them, and what they do with NaN, memory and threads.
 
-That each of them does what its page does is shown in test_ops.py, for every op on every sample.
+That each of them computes what its reference implementation computes is shown in test_ops.py, for every op on every
+sample.
 """
 
 import gc
@@ -15,9 +16,10 @@ import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Function, Tensor, apply
-from tinygrad2.function import KERNELS, OPS, LateGradient, choose, kernels
+from tinygrad2.dispatch import KERNELS, OPS, choose, kernels
+from tinygrad2.function import DeferredGradient
 from tinygrad2.module import FlatBuffers, Parameter
-from tinygrad2.optim import Adam, clip_grad_norm
+from tinygrad2.optim import Adam, adam_update, clip_grad_norm, grad_norm
 from tinygrad2.system.threads import POOL
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no CPU kernels")
@@ -70,7 +72,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS.keys())
-def test_fifty_steps_stay_with_the_pages_of_maths(changes):
+def test_fifty_steps_stay_with_the_reference(changes):
     config = GPTConfig(**{**SMALL.to_dict(), **changes})
     fast, slow = (train(config, 50, mode) for mode in ("auto", "reference"))
     assert np.abs(fast[0] - slow[0]).max() < 1e-4
@@ -102,23 +104,22 @@ def test_every_op_of_a_training_step_has_a_kernel():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_same_plan_gives_the_same_bits(threads):
+def test_the_same_number_of_threads_computes_the_same_bits(threads):
     first, second = (train(SMALL, 8, "auto", threads=threads) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
 
 
-def test_another_number_of_threads_gives_the_same_training():
+def test_another_number_of_threads_trains_the_same():
     one, three = (train(SMALL, 8, "auto", threads=threads) for threads in (1, 3))
     assert np.abs(one[0] - three[0]).max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["auto", "reference"])
-def test_recomputing_gives_the_same_bits(mode):
+def test_recomputing_computes_the_same_bits(mode):
     results = []
     for again in (False, True):
         with kernels(mode):
-            model = GPT(SMALL, seed=0)
-            model.recompute = again
+            model = GPT(SMALL, seed=0, recompute=again)
             set_dropout(model, 7, 0)
             x, y = (np.random.default_rng(i).integers(0, 97, (2, 32)) for i in range(2))
             loss = model.loss(x, y)
@@ -132,18 +133,15 @@ def test_recomputing_keeps_the_inputs_of_blocks_only():
 
     model = GPT(GPTConfig(**{**SMALL.to_dict(), "n_layer": 6, "dropout": 0.0}), seed=0)
     x = np.random.default_rng(0).integers(0, 97, (4, 32))
-    _, whole = held_by(lambda: model.hidden(x))
+    _, all_activations = held_by(lambda: model.hidden(x))
     model.recompute = True
     _, inputs = held_by(lambda: model.hidden(x))
     unit = 4 * 32 * 32 * 4  # bytes of one (B, T, C)
-    assert inputs < 12 * unit < 60 * unit < whole
+    assert inputs < 12 * unit < 60 * unit < all_activations
 
 
 @pytest.mark.parametrize("t", [1, 1000])
-def test_adam_in_one_pass_equals_its_page(t):
-    from tinygrad2.function import fastest
-    from tinygrad2.optim import adam_update, grad_norm
-
+def test_adam_in_one_pass_equals_its_reference(t):
     rng = np.random.default_rng(0)
     p, g, m, v = (rng.standard_normal(200_003).astype(np.float32) for _ in range(4))
     v = np.abs(v)
@@ -151,15 +149,15 @@ def test_adam_in_one_pass_equals_its_page(t):
     for mode in ("auto", "reference"):
         with kernels(mode):
             own = [p.copy(), g.copy(), m.copy(), v.copy()]
-            fastest("adam_update", np, adam_update)(*own, np.float32(0.3), t, 1e-3, 0.9, 0.95, 1e-8, 0.1)
+            adam_update(*own, np.float32(0.3), t, 1e-3, 0.9, 0.95, 1e-8, 0.1)
             results.append([*own, grad_norm(g)])
-    for name, fast, page in zip("pgmvn", *results):
+    for name, fast, reference in zip("pgmvn", *results):
         assert fast.dtype == np.float32
-        assert np.allclose(fast, page, rtol=2e-6, atol=1e-7), name
+        assert np.allclose(fast, reference, rtol=2e-6, atol=1e-7), name
     assert float(results[0][4]) == pytest.approx(np.linalg.norm(g.astype(np.float64)), rel=1e-7)
 
 
-# -- what must not be lost -------------------------------------------------------------------------------------------
+# -- NaN and accuracy ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted({name for name, backend in KERNELS if backend == "numpy" and name in OPS}))
@@ -172,7 +170,7 @@ def test_nan_stays_nan(name):
         if kernel is OPS[name] or not is_float(arrays[0]) or not arrays[0].size or name in ("dropout", "embedding"):
             continue
         spoiled = arrays[0].copy()
-        spoiled.reshape(-1)[0] = np.nan  # the first number: in attention every later query sees it
+        spoiled.reshape(-1)[0] = np.nan  # the first element: in attention every later query sees it
         node = kernel(np, [is_float(a) for a in arrays])
         out, _ = stacked(node.forward(spoiled, *arrays[1:], **sample.options))
         assert np.isnan(out).any()
@@ -187,7 +185,7 @@ def test_a_diverged_training_shows():
 
 
 @pytest.mark.parametrize("low, high", [(-60, 60), (-1, 1), (80, 88)])
-def test_exp32_is_as_exact_as_it_says(low, high):
+def test_exp32_is_as_accurate_as_documented(low, high):
     from ops.kernels.cpu.fast_math import exp32
     from ops.kernels.cpu.numba_jit import jit
 
@@ -206,16 +204,16 @@ def test_exp32_is_as_exact_as_it_says(low, high):
 
 
 class Double(Function):
-    """out = 2 x, with a late gradient; a toy."""
+    """out = 2 x, with a deferred gradient; a toy."""
 
     def forward(self, x):
         return 2 * x
 
     def backward(self, dout):
-        def write(out, add):
-            out[...] = 2 * dout + (out if add else 0)
+        def write_to(out, accumulate):
+            out[...] = 2 * dout + (out if accumulate else 0)
 
-        return (LateGradient(self.xp, dout.shape, dout.dtype, write),)
+        return (DeferredGradient(self.xp, dout.shape, dout.dtype, write_to),)
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +223,7 @@ def forget_toys():
     OPS["double"] = Double
 
 
-def test_late_gradients_reach_leaves_and_other_nodes():
+def test_deferred_gradients_reach_leaves_and_other_nodes():
     leaf = Tensor(np.ones(3, np.float32), requires_grad=True)
     (apply(Double, leaf) + apply(Double, apply(Double, leaf)) + leaf).sum().backward()
     assert leaf.grad.tolist() == [7, 7, 7]
@@ -234,7 +232,7 @@ def test_late_gradients_reach_leaves_and_other_nodes():
     assert leaf.grad.tolist() == [2, 2, 2]
 
 
-def test_zeroed_gradients_are_zero_for_whoever_looks():
+def test_zeroed_gradients_read_as_zero():
     p = Parameter(np.ones(3, np.float32))
     p.zero_grad()
     assert p.grad is None
@@ -266,11 +264,11 @@ def test_flat_gradients_of_parameters_that_took_no_part_are_zero():
 
 @pytest.fixture
 def chunks(monkeypatch):
-    monkeypatch.setattr(linear_cross_entropy, "_CHUNK", 5 * 31 * 4)  # five rows of 31 logits
+    monkeypatch.setattr(linear_cross_entropy, "LOGITS_CHUNK", 5 * 31 * 4)  # five rows of 31 logits
 
 
 def head_and_loss(mode, use):
-    """The result of use(x, weight, y) and all gradients, by kernels or pages."""
+    """The result of use(x, weight, y) and all gradients, by kernels or reference implementations."""
     rng = np.random.default_rng(0)
     with kernels(mode):
         x = Tensor(rng.standard_normal((3, 7, 8)).astype(np.float32), requires_grad=True)
@@ -293,20 +291,20 @@ def micro_batches(x, weight, y):
 
 
 def two_losses_at_once(x, weight, y):
-    """The second forward takes the memory that the first has borrowed, and both gradients must still be right."""
+    """The second forward borrows the same memory as the first, and both gradients must still be right."""
     loss = ops.linear_cross_entropy(x, weight, y) + ops.linear_cross_entropy(x * 2.0, weight, y)
     loss.backward()
     return loss.item()
 
 
-def somebody_else_writes_first(x, weight, y):
+def another_gradient_comes_first(x, weight, y):
     loss = ops.linear_cross_entropy(x, weight, y)
     (weight * 3.0).sum().backward()
     loss.backward()
     return loss.item()
 
 
-def somebody_looks_in_between(x, weight, y):
+def grad_is_read_in_between(x, weight, y):
     loss = ops.linear_cross_entropy(x, weight, y)
     assert not weight.grad.any()
     loss.backward()
@@ -334,12 +332,12 @@ def through_a_transpose(x, weight, y):
 
 @pytest.mark.parametrize(
     "use",
-    [once, micro_batches, two_losses_at_once, somebody_else_writes_first, somebody_looks_in_between,
+    [once, micro_batches, two_losses_at_once, another_gradient_comes_first, grad_is_read_in_between,
      embedding_and_head, not_used, through_a_transpose],
 )  # fmt: skip
-def test_head_and_loss_in_chunks_equal_their_page(use, chunks):
-    for fast, page in zip(head_and_loss("auto", use), head_and_loss("reference", use)):
-        assert np.allclose(fast, page, rtol=1e-4, atol=1e-6)
+def test_head_and_loss_in_chunks_equal_their_reference(use, chunks):
+    for fast, reference in zip(head_and_loss("auto", use), head_and_loss("reference", use)):
+        assert np.allclose(fast, reference, rtol=1e-4, atol=1e-6)
 
 
 def test_no_array_of_all_logits_is_made(chunks, monkeypatch):
@@ -358,7 +356,7 @@ def test_no_array_of_all_logits_is_made(chunks, monkeypatch):
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_is_handed_out_again_when_it_is_let_go():
+def test_the_memory_of_a_deleted_lease_is_used_again():
     lease = workspace.Lease(1000, 1003)
     address = lease.array.ctypes.data
     other = workspace.Lease(1000, 1003)
@@ -373,7 +371,7 @@ def test_a_lease_is_handed_out_again_when_it_is_let_go():
 
 
 def test_the_steady_state_takes_no_new_memory():
-    """Once warm, a step asks the system for next to no pages: all its arrays come from those of the step before."""
+    """Once warm, a step takes next to no memory pages from the system: its arrays reuse those of the step before."""
     from tinygrad2.system.memory import keep_freed_memory
 
     config = GPTConfig(block_size=128, vocab_size=512, n_layer=2, n_head=4, n_embd=128)
@@ -427,20 +425,20 @@ def test_backward_of_split_heads_copies_nothing_where_attention_wrote_side_by_si
     q, k, v = (rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(3))
     kernel = choose(OPS["attention"], np, [q, k, v])
     _, _, parts = run(kernel, [q, k, v], {})
-    page = OPS["split_heads"](np, [True])
+    reference = OPS["split_heads"](np, [True])
     split = choose(OPS["split_heads"], np, [q])(np, [True])
-    (whole,) = split.backward(tuple(parts))
-    assert np.shares_memory(whole, parts[0]) and np.array_equal(whole, page.backward(tuple(parts))[0])
+    (packed,) = split.backward(tuple(parts))
+    assert np.shares_memory(packed, parts[0]) and np.array_equal(packed, reference.backward(tuple(parts))[0])
     for others in ((parts[0], parts[2], parts[1]), [p.copy() for p in parts], (q, k, v)):
         (copied,) = split.backward(tuple(others))
-        assert not np.shares_memory(copied, others[0]) and np.array_equal(copied, page.backward(tuple(others))[0])
+        assert not np.shares_memory(copied, others[0]) and np.array_equal(copied, reference.backward(tuple(others))[0])
 
 
 # -- ops with several results ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("used", [(0,), (2,), (0, 1), (0, 1, 2), (1, 1)], ids=str)
-def test_a_result_that_plays_no_part_gets_zeros(used, mode_of_split):
+def test_an_unused_result_gets_zeros(used, mode_of_split):
     with kernels(mode_of_split):
         x = Tensor(np.arange(12.0, dtype=np.float32).reshape(1, 2, 6), requires_grad=True)
         y = x * 2.0  # not a leaf
@@ -474,7 +472,7 @@ def test_several_results_leave_nothing_to_the_collector(no_collector):
 
 
 def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
-    """Numba alone would go on with an old exp32 inside kernels whose own files have not changed."""
+    """Numba alone would keep an old exp32 inside kernels whose own files have not changed."""
     from ops.kernels.cpu import gelu, numba_jit, softmax
 
     stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu.gelu_row, softmax._forward)}

@@ -1,4 +1,4 @@
-"""The model: its sizes, what a token may see, what its parts are made of, how it writes."""
+"""The model: its sizes, what a token may see, what its parts are made of, how it generates."""
 
 import gc
 import math
@@ -174,7 +174,7 @@ def test_too_long_a_text_and_foreign_ids_are_named():
 
 @pytest.mark.parametrize("shape", [(3, 2), (1, 1), (2, 1), (2, 2)], ids=str)
 def test_targets_of_another_shape_than_the_tokens_are_refused(shape):
-    """Also where the number of them happens to fit, or to broadcast: the loss would be of something else."""
+    """Also where their number happens to fit, or to broadcast: the loss would be of something else."""
     with pytest.raises(ValueError, match=r"targets.*\({}, {}\)".format(*shape)):
         tiny()(tokens(T=3), np.zeros(shape, int))
 
@@ -238,9 +238,9 @@ def test_multihead_attention_equals_a_loop_over_single_heads(n_head):
 def test_queries_at_the_end_attend_as_they_would_in_the_whole():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 6, 4)) for _ in range(3))
-    whole = ops.attention(Tensor(q), Tensor(k), Tensor(v)).numpy()
+    full = ops.attention(Tensor(q), Tensor(k), Tensor(v)).numpy()
     last = ops.attention(Tensor(q[:, -2:]), Tensor(k), Tensor(v)).numpy()
-    assert np.allclose(whole[:, -2:], last, rtol=1e-12)
+    assert np.allclose(full[:, -2:], last, rtol=1e-12)
 
 
 def test_a_tied_weight_gets_the_gradients_of_both_uses():
@@ -284,7 +284,7 @@ def overfit(steps):
     return losses
 
 
-# Recorded on 2026-11-20. PyTorch gives the same (test_torch_gpt.py).
+# Recorded on 2026-11-20. PyTorch computes the same (test_torch_gpt.py).
 TEN_LOSSES = [3.397905, 3.249511, 3.120436, 2.985042, 2.853897, 2.731515, 2.603670, 2.478878, 2.352103, 2.221543]
 
 
@@ -298,7 +298,7 @@ def test_one_batch_is_learned_by_heart_with_the_recorded_losses():
 
 
 def held_by(make):
-    """What `make()` gives, and how many bytes of arrays stay allocated while it lives."""
+    """What `make()` returns, and how many bytes of arrays stay allocated while it lives."""
     tracemalloc.start()
     result = make()
     arrays = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
@@ -393,7 +393,7 @@ def test_evaluation_does_not_ask_for_the_step():
 
 
 def test_dropout_keeps_the_mean():
-    """Of what a layer passes on, and of the masks it gives to the attention."""
+    """Of what a layer passes on, and of the masks it passes to attention."""
     layer = Dropout(0.3)
     set_dropout(layer, seed=1, step=0)
     x = Tensor(np.full((50, 40, 50), 2.0, np.float32))
@@ -425,10 +425,10 @@ def test_masks_depend_on_the_sequence_not_on_how_the_batch_is_cut():
     model = tiny(dropout=0.3)
     x = tokens(B=4)
     set_dropout(model, seed=1, step=5)
-    whole, _ = model(x)
+    full, _ = model(x)
     set_dropout(model, seed=1, step=5, first_sequence=2)
     half, _ = model(x[2:])
-    assert np.allclose(whole.numpy()[2:], half.numpy(), atol=1e-5)
+    assert np.allclose(full.numpy()[2:], half.numpy(), atol=1e-5)
 
 
 def test_masks_of_every_layer_are_cut_from_the_same_whole():
@@ -438,12 +438,12 @@ def test_masks_of_every_layer_are_cut_from_the_same_whole():
     layers = [module for _, module in model.named_modules() if isinstance(module, Dropout)]
     for layer in layers:
         set_dropout(model, seed=1, step=5)
-        whole = keep_mask(np, shape, *layer.inside(72), np.float32)
+        full = keep_mask(np, shape, *layer.inside(72), np.float32)
         passed = layer(Tensor(np.ones(shape, np.float32))).numpy()
         set_dropout(model, seed=1, step=5, first_sequence=2)
-        assert np.array_equal(keep_mask(np, (2, *shape[1:]), *layer.inside(72), np.float32), whole[2:])
+        assert np.array_equal(keep_mask(np, (2, *shape[1:]), *layer.inside(72), np.float32), full[2:])
         assert np.array_equal(layer(Tensor(np.ones((2, *shape[1:]), np.float32))).numpy(), passed[2:])
-        assert np.array_equal(passed, whole) and not np.array_equal(whole[2:], whole[:2])
+        assert np.array_equal(passed, full) and not np.array_equal(full[2:], full[:2])
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"step": 6}, {"first_sequence": 1}], ids=["seed", "step", "sequence"])

@@ -11,8 +11,9 @@ from test_train import ROOT, TEXT, python, train
 
 import ops  # noqa: F401
 from models import GPT, GPTConfig
+from tinygrad2.dispatch import KERNELS, OPS, kernels
 from tinygrad2.errors import UserError
-from tinygrad2.function import KERNELS, OPS, kernels, observe
+from tinygrad2.function import observe
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, Watch
 
@@ -38,7 +39,7 @@ def plant(monkeypatch):
                     return result
                 results = list(result) if isinstance(result, (tuple, list)) else [result]
                 i = next(i for i, value in enumerate(results) if value is not None)
-                spoilt = results[i].copy() if hasattr(results[i], "write") else np.array(results[i])
+                spoilt = results[i].copy() if hasattr(results[i], "write_to") else np.array(results[i])
                 spoilt.flat[0] = np.nan
                 results[i] = spoilt
                 return tuple(results) if len(results) > 1 or direction == "backward" else spoilt
@@ -52,8 +53,7 @@ def plant(monkeypatch):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("layer, op", PLACES)
 def test_a_planted_nan_is_named(plant, layer, op, direction, mode):
-    model = GPT(CONFIG, seed=1)
-    model.recompute = mode == "recompute"
+    model = GPT(CONFIG, seed=1, recompute=mode == "recompute")
     watch = Watch(model)
     plant(op, direction, layer, watch)
     ids = np.arange(16).reshape(2, 8)

@@ -1,4 +1,4 @@
-"""Matrix products have the same bits for any number of threads, and wherever their arrays lie in memory."""
+"""Matrix products have the same bits for any number of threads, and wherever their arrays are in memory."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def library(request, monkeypatch):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_threads_do_not_show_in_the_bits(library, layer):
+def test_bits_do_not_depend_on_the_threads(library, layer):
     for a, b in products(*layer):
         start = np.random.default_rng(1).standard_normal((len(a), b.shape[1]), dtype=np.float32)
         for add in (False, True):
@@ -71,7 +71,7 @@ def placed(array, offset):
 
 
 @pytest.mark.parametrize("layer", LAYERS[:2] + LAYERS[6:9], ids=str)
-def test_places_in_memory_do_not_show_in_the_bits(library, layer):
+def test_bits_do_not_depend_on_the_address(library, layer):
     for a, b in products(*layer):
         results = set()
         for offset in (0, 16, 32, 48, 4):

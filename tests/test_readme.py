@@ -10,8 +10,8 @@ import pytest
 
 import inference
 import train_gpt2
+from tinygrad2.dispatch import OPS
 from tinygrad2.distributed.world import World
-from tinygrad2.function import OPS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from tinygrad2.distributed.reducer import BUCKET, OVERLAP_BUCKET, Reducer
 from tinygrad2.distributed.world import World
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.module import FlatBuffers, Module, Parameter
-from tinygrad2.optim import NORM_BLOCK, Adam, grad_norm, norm_of, square_sums
+from tinygrad2.optim import NORM_BLOCK, Adam, block_square_sums, grad_norm, norm_of
 from tinygrad2.training.memory_plan import _twos
 
 
@@ -113,12 +113,12 @@ def test_the_parts_of_all_ranks_cover_the_buffer_once_and_begin_at_blocks(size, 
 
 def test_norms_of_parts_make_the_norm_of_the_whole():
     grad = np.random.default_rng(0).standard_normal(5 * NORM_BLOCK + 99).astype(np.float32)
-    whole = square_sums(grad)
-    parts = [square_sums(grad[:NORM_BLOCK]), square_sums(grad[NORM_BLOCK : 3 * NORM_BLOCK])]
-    parts.append(square_sums(grad[3 * NORM_BLOCK :]))
+    whole = block_square_sums(grad)
+    parts = [block_square_sums(grad[:NORM_BLOCK]), block_square_sums(grad[NORM_BLOCK : 3 * NORM_BLOCK])]
+    parts.append(block_square_sums(grad[3 * NORM_BLOCK :]))
     assert np.concatenate(parts).tobytes() == whole.tobytes()
     assert norm_of(whole, np.float32) == grad_norm(grad) == pytest.approx(np.linalg.norm(grad.astype(float)), rel=1e-6)
-    assert square_sums(grad[:5]).shape == (1,) and grad_norm(grad[:5].astype(np.float64)).dtype == np.float64
+    assert block_square_sums(grad[:5]).shape == (1,) and grad_norm(grad[:5].astype(np.float64)).dtype == np.float64
 
 
 def test_adam_on_parts_does_what_adam_on_all_does():

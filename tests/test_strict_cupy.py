@@ -29,7 +29,7 @@ def names(xp, put):
 # -- misuse ------------------------------------------------------------------------------------------------------------
 
 REFUSED = [
-    # the device array where NumPy wants one of its own
+    # a device array where NumPy wants its own
     ("np.asarray(x)", TypeError),
     ("np.array(x)", TypeError),
     ("np.asarray([x, x])", TypeError),
@@ -235,7 +235,7 @@ def step(xp, table, w, gain, ids, targets):
     loss = (lse - logits[rows, targets.reshape(-1)]).mean()
 
     dlogits = xp.exp(logits - lse[:, None])
-    dlogits[rows, targets.reshape(-1)] -= 1  # fancy assignment, every target in a row of its own
+    dlogits[rows, targets.reshape(-1)] -= 1  # fancy assignment, every target in its own row
     dlogits *= 1 / (B * T)
     grad = xp.zeros_like(flat)
     dwte, dwq = grad[: table.size].reshape(table.shape), grad[table.size :].reshape(w.shape)
@@ -282,7 +282,7 @@ def test_in_place_operators_keep_the_object_and_write_through_views(cp):
         assert scope["x"] is same, code
     view += 1
     x[0][2:] = 5
-    first = x[1, 0]  # a 0-d view, where NumPy gives a copy
+    first = x[1, 0]  # a 0-d view, where NumPy returns a copy
     first += 100
     wanted = np.arange(6.0).reshape(2, 3)
     wanted = (((wanted + 1 - 0.5) * 2 / 3) // 0.5) ** 2 % 7
@@ -304,9 +304,9 @@ def test_host_and_device_never_share_memory(cp):
     assert x.get(out=target) is target and target.sum() == 3
     x.set(h)
     assert x.get().sum() == 0
-    for twin in (copy.copy(x), copy.deepcopy(x), pickle.loads(pickle.dumps(x)), cp.array(x)):
-        twin += 1
-        assert isinstance(twin, cp.ndarray) and twin is not x and x.get().sum() == 0
+    for duplicate in (copy.copy(x), copy.deepcopy(x), pickle.loads(pickle.dumps(x)), cp.array(x)):
+        duplicate += 1
+        assert isinstance(duplicate, cp.ndarray) and duplicate is not x and x.get().sum() == 0
 
 
 def test_a_device_behaves_unlike_numpy_here(cp):
@@ -392,9 +392,9 @@ def test_install_makes_it_cupy_until_the_test_ends():
 def test_it_offers_nothing_that_cupy_lacks():
     real = pytest.importorskip("cupy", reason="CuPy is not installed")
     fake = strict_cupy.cupy
-    for mine, theirs, source in ((fake, real, np), (fake.linalg, real.linalg, np.linalg)):
-        offered = [name for name in dir(source) if name[0] != "_" and hasattr(mine, name)]
-        assert len(offered) > 10 and [name for name in offered if not hasattr(theirs, name)] == []
+    for stand_in, cupy, source in ((fake, real, np), (fake.linalg, real.linalg, np.linalg)):
+        offered = [name for name in dir(source) if name[0] != "_" and hasattr(stand_in, name)]
+        assert len(offered) > 10 and [name for name in offered if not hasattr(cupy, name)] == []
     offered = [name for name in dir(np.ndarray) if name[0] != "_" and hasattr(fake.zeros((1, 1)), name)]
     assert len(offered) > 50 and [name for name in offered if not hasattr(real.ndarray, name)] == []
     assert [name for name in vars(fake.random.default_rng()) if not hasattr(real.random.Generator, name)] == []

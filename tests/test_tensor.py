@@ -1,5 +1,6 @@
 """The graph: what is recorded, how gradients walk back, what is freed when, and what is refused."""
 
+import contextlib
 import tracemalloc
 import weakref
 
@@ -8,8 +9,10 @@ import pytest
 
 import ops
 from tinygrad2 import Function, Tensor, apply, no_grad
-from tinygrad2.function import OPS
-from tinygrad2.tensor import count_uses
+from tinygrad2.autograd import count_uses
+from tinygrad2.dispatch import OPS
+from tinygrad2.function import observe
+from tinygrad2.module import Module
 
 
 def leaf(*shape, seed=0):
@@ -237,7 +240,7 @@ def test_too_few_gradients_are_refused():
         def backward(self, dout):
             return (dout,)
 
-    with pytest.raises(ValueError, match="gave 1 gradients for 2 inputs"):
+    with pytest.raises(ValueError, match="returned 1 gradients for 2 inputs"):
         apply(OneOfTwo, leaf(2), leaf(2)).sum().backward()
     del OPS["oneoftwo"]
 
@@ -331,6 +334,41 @@ def test_memory_is_flat_over_200_steps_without_the_collector(no_collector):
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 50_000  # one array kept per step would be 3 million
+
+
+def test_observers_stack():
+    """An inner `observe` does not switch off the outer one, and both end with their blocks."""
+
+    class Log:
+        def __init__(self):
+            self.calls = []
+
+        @contextlib.contextmanager
+        def inside(self, module):
+            self.calls.append("inside")
+            yield
+
+        def after_forward(self, node, arrays, results):
+            self.calls.append(f"forward {node.name}")
+
+        def after_backward(self, node, dout, dinputs):
+            self.calls.append(f"backward {node.name}")
+
+        def after_leaf(self, node, i, leaf, gradient):
+            self.calls.append(f"leaf {i}")
+
+    class Double(Module):
+        def forward(self, x):
+            return x * 2
+
+    outer, inner = Log(), Log()
+    with observe(outer):
+        with observe(inner):
+            out = Double()(leaf(3)).sum()
+        out.backward()
+    Double()(leaf(3)).sum().backward()
+    assert inner.calls == ["inside", "forward mul", "forward sum"]
+    assert outer.calls == [*inner.calls, "backward sum", "backward mul", "leaf 0"]
 
 
 def test_uses_are_counted():

@@ -1,9 +1,10 @@
-"""Every op beside its counterpart in PyTorch: values and all gradients, with random cotangents, in float64 and float32.
+"""Every op next to its counterpart in PyTorch: values and all gradients, for random cotangents, in float64 and
+float32.
 
 The samples are those of samples.py, and below some more of what users write and what is easily got wrong. The bound is
-the same everywhere: LAST_PLACES units in the last place of the tensor's largest number (measured: at most 14). Where a
-result is small because large numbers cancel, it is known only to the last places of those, so a tensor counts as no
-smaller than a hundredth of the largest number that went in.
+the same everywhere: LAST_PLACES units in the last place of the tensor's largest value (measured: at most 14). Where a
+result is small because large values cancel, it is known only to the last places of those, so a tensor counts as no
+smaller than a hundredth of the largest input value.
 """
 
 import math
@@ -15,14 +16,14 @@ from samples import SAMPLES, integers, positive, sample
 
 import ops
 from tinygrad2 import Tensor, apply
-from tinygrad2.function import OPS
+from tinygrad2.dispatch import OPS
 from tinygrad2.prng import uniform
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
 
 LAST_PLACES = 64
-PAGES = reference_ops(OPS)
+REFERENCE = reference_ops(OPS)
 
 
 # -- the table: op -> the same in PyTorch ----------------------------------------------------------------------------
@@ -42,8 +43,8 @@ def reduce(function):
 
 def index(x, key):
     if isinstance(key, tuple) and any(isinstance(k, slice) and (k.step or 1) < 0 for k in key):
-        place = np.arange(x.numel()).reshape(x.shape)[key]  # torch has no negative steps
-        return x.flatten()[torch.from_numpy(place.copy())]
+        index = np.arange(x.numel()).reshape(x.shape)[key]  # torch has no negative steps
+        return x.flatten()[torch.from_numpy(index.copy())]
     parts = key if isinstance(key, tuple) else (key,)
     return x[tuple(torch.from_numpy(k) if isinstance(k, np.ndarray) else k for k in parts)]
 
@@ -75,7 +76,7 @@ def cross_entropy(logits, targets, ignore_index=-1):
 
 
 def dropout(x, p, key, first=0):
-    dropped = torch.from_numpy(np.asarray(uniform(np, tuple(x.shape), key, first) < p))  # which ones is ours to say
+    dropped = torch.from_numpy(np.asarray(uniform(np, tuple(x.shape), key, first) < p))  # torch draws others
     return x.masked_fill(dropped, 0.0) / (1 - p)
 
 
@@ -115,7 +116,7 @@ PEERS = {
 
 
 def test_every_op_has_a_peer():
-    assert set(PEERS) == set(PAGES)
+    assert set(PEERS) == set(REFERENCE)
 
 
 # -- what is tried ---------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ ROWS = np.array([[1e4, 1e4, -1e4], [-300.0, 0.0, 300.0], [0.5, 0.5, 0.5]])
 LINE = np.array([-40.0, -10.0, -6.0, -1.0, -1e-3, -0.0, 0.0, 1e-3, 1.0, 6.0, 10.0, 40.0])
 WIDE = 1e3 * np.random.default_rng(5).standard_normal((3, 6, 4))
 
-EDGES = {  # places where a formula that is right on paper overflows, divides by zero or loses its digits
+EDGES = {  # points where a formula that is right on paper overflows, divides by zero or loses its digits
     "softmax, large scores": ("softmax", [ROWS], {}),
     "softmax, masked scores": ("softmax", [np.array([[-np.inf, 0.0, 1.0], [-np.inf, -np.inf, 5.0]])], {}),
     "log_softmax, large scores": ("log_softmax", [ROWS], {}),
@@ -183,7 +184,7 @@ EDGES = {  # places where a formula that is right on paper overflows, divides by
     "gelu, far out": ("gelu", [LINE], {}),
     "gelu_erf, far out": ("gelu_erf", [LINE], {}),
     "layernorm, rows all equal": ("layernorm", [np.full((2, 4), 3.0), np.arange(4.0), np.ones(4)], {}),
-    "pow, zero and less to a number": ("pow", [np.array([0.0, -2.0, 3.0]), 3], {}),
+    "pow, zero and less to a scalar": ("pow", [np.array([0.0, -2.0, 3.0]), 3], {}),
     "pow, zero to the zero": ("pow", [np.array([0.0, 2.0]), 0], {}),
     "pow, zero to a tensor": ("pow", [np.array([0.0, 0.0, 2.0]), np.array([0.0, 1.0, 2.0])], {}),
 }
@@ -196,7 +197,7 @@ def cast(arrays):
 
 CASES = [
     pytest.param(name, s.arrays, s.options, id=f"{name}-{i}")
-    for name in sorted(PAGES)
+    for name in sorted(REFERENCE)
     for i, s in enumerate([*SAMPLES.get(name, ()), *MORE.get(name, ())])
 ]
 CASES += [pytest.param(name, cast(arrays), options, id=label) for label, (name, arrays, options) in EDGES.items()]
@@ -206,9 +207,9 @@ CASES += [pytest.param(name, cast(arrays), options, id=label) for label, (name, 
 
 
 def both(name, arrays, options, wanted):
-    """(result and gradients of ours, the same of PyTorch, the largest number that went in)."""
+    """(result and gradients of ours, the same of PyTorch, the largest input value)."""
     results, largest = [], 0.0
-    for op, tensor in ((lambda *xs, **o: apply(PAGES[name], *xs, **o), Tensor), (PEERS[name], torch.tensor)):
+    for op, tensor in ((lambda *xs, **o: apply(REFERENCE[name], *xs, **o), Tensor), (PEERS[name], torch.tensor)):
         inputs = [
             tensor(a, requires_grad=need) if isinstance(a, np.ndarray) else a for a, need in zip(arrays, wanted)
         ]
@@ -253,7 +254,7 @@ def test_one_tensor_in_every_place_gets_the_sum_of_its_gradients(name):
     values = 2 + np.random.default_rng(6).random((4, 4))
     n = 3 if name == "attention" else 2
     x, peer = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
-    out, torch_out = apply(PAGES[name], *[x] * n), PEERS[name](*[peer] * n)
+    out, torch_out = apply(REFERENCE[name], *[x] * n), PEERS[name](*[peer] * n)
     dout = cotangent(out.data)
     out.backward(dout)
     torch_out.backward(torch.from_numpy(dout))

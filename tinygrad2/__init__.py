@@ -5,30 +5,39 @@
     (x * x).sum().backward()
     x.grad                                              # [[2., 4.]]
 
-This file is the face of the engine. It imports nothing until a name is asked for: under mpirun the ranks must agree
-on their threads before NumPy loads (see world.py), and `import tinygrad2.anything` passes through here first.
+What this file exports is imported when the first of the names is asked for, not before: under mpirun the ranks must
+agree on their threads before NumPy loads (distributed/world.py), and `import tinygrad2.anything` runs this file first.
 """
 
-import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinygrad2.function import Function
+    from tinygrad2.grad_check import gradcheck
+    from tinygrad2.module import Module, Parameter
+    from tinygrad2.tensor import Tensor, apply, no_grad
+    from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-
-_FACE = {
-    "Tensor": "tinygrad2.tensor",
-    "apply": "tinygrad2.tensor",
-    "no_grad": "tinygrad2.tensor",
-    "Function": "tinygrad2.function",
-    "Module": "tinygrad2.module",
-    "Parameter": "tinygrad2.module",
-    "gradcheck": "tinygrad2.gradcheck",
-    "Tokenizer": "tinygrad2.tokenizers.tokenizer",
-}
+__all__ = ["Function", "Module", "Parameter", "Tensor", "Tokenizer", "apply", "gradcheck", "no_grad"]
 
 
-def __getattr__(name):
-    if name not in _FACE:
+def __getattr__(name: str) -> object:
+    if name not in __all__:
         raise AttributeError(f"module 'tinygrad2' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_FACE[name]), name)
-    importlib.import_module("ops")  # a Tensor is of use once `+` has an op behind it
-    globals()[name] = value  # also takes the place of a submodule of the same name (gradcheck)
-    return value
+    _import_all()
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _import_all() -> None:
+    global Function, Module, Parameter, Tensor, Tokenizer, apply, gradcheck, no_grad
+    import ops  # noqa: F401  the ops that `+` and the other operators of a Tensor run
+    from tinygrad2.function import Function
+    from tinygrad2.grad_check import gradcheck
+    from tinygrad2.module import Module, Parameter
+    from tinygrad2.tensor import Tensor, apply, no_grad
+    from tinygrad2.tokenizers.tokenizer import Tokenizer

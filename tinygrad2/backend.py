@@ -1,15 +1,17 @@
-"""Which array library a value belongs to: NumPy for the host, CuPy for the GPU. The only file that imports cupy.
+"""Which array library an array belongs to: NumPy for the host, CuPy for the GPU. The only file that imports cupy.
 
-CuPy is looked up when a device is asked for, never before: on a machine without it nothing is missed.
+CuPy is imported when a device is asked for, never before: a machine without it does not need it.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
 from tinygrad2.errors import UserError
 
 DEVICES = ("cpu", "cuda")
+Array = Any  # in type hints: a NumPy or CuPy array
 
 
 def array_module(device):
@@ -58,14 +60,14 @@ def to_host(array):
 
 
 def to_device(array, device):
-    """The same values on `device`; the array itself where it already lives there."""
+    """The same values on `device`; the array itself where it is there already."""
     if device_of(array) == device:
         return array
     return to_host(array) if device == "cpu" else array_module(device).asarray(array)
 
 
 def choose_gpu(xp, number=None):
-    """Work on GPU `number` of this host from now on, counted around where there are fewer. On the CPU: nothing.
+    """Use GPU `number` (modulo the GPUs there are) of this host from now on. On the CPU: nothing.
 
     Holds for the calling thread. `choose_gpu(xp)` in another thread chooses the same one again.
     """
@@ -86,7 +88,7 @@ def pinned_empty(n, dtype):
 
 
 def nccl_library():
-    """CuPy's NCCL, which sums from GPU to GPU (nccl.py); None where it has none."""
+    """CuPy's NCCL, which sums from GPU to GPU (distributed/nccl.py); None where it has none."""
     try:
         from cupy.cuda import nccl
     except ImportError:

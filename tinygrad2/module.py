@@ -1,17 +1,73 @@
 """Module: a part of a model that owns parameters and other modules, and the flat buffers all parameters live in."""
 
-from tinygrad2 import function
-from tinygrad2.backend import array_module, to_device, to_host, xp_of
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from tinygrad2.backend import Array, array_module, to_device, to_host, xp_of
+from tinygrad2.function import DeferredGradient, observers
 from tinygrad2.tensor import Tensor
 
+_Module = TypeVar("_Module", bound="Module")
 _ALIGN = 16  # floats: every parameter starts on a 64-byte boundary of the flat buffer, as BLAS likes it
 
 
 class Parameter(Tensor):
-    """A leaf Tensor that is learned."""
+    """A leaf Tensor that is learned.
 
-    def __init__(self, data, dtype=None, device=None):
+    The memory of its gradient is kept from step to step. `zero_grad` only marks it as stale: whoever adds first
+    overwrites it, so no pass is spent on zeros, and whoever reads `grad` before that finds zeros. While it is stale a
+    kernel may borrow it: the largest gradient is computed early and needs no memory of its own.
+    """
+
+    def __init__(self, data: Any, dtype: Any = None, device: str | None = None):
+        self._grad: Any = None
+        self._stale = False
+        self._borrower: Any = None
         super().__init__(data, dtype=dtype, device=device, requires_grad=True)
+
+    @property
+    def grad(self) -> Array | None:  # type: ignore[override]
+        return self.materialize_grad()
+
+    @grad.setter
+    def grad(self, array: Array | None) -> None:
+        self._grad, self._stale, self._borrower = array, False, None
+
+    def materialize_grad(self) -> Array | None:
+        """The gradient, after writing the zeros that `zero_grad` has left out."""
+        if self._stale:
+            self._grad.fill(0)
+            self._stale, self._borrower = False, None
+        return self._grad
+
+    def zero_grad(self) -> None:
+        """From now on the gradient is zero, if there is one; its memory is not touched."""
+        self._stale, self._borrower = self._grad is not None, None
+
+    def add_to_grad(self, grad: Array | DeferredGradient) -> None:
+        if self._stale and isinstance(grad, DeferredGradient):
+            grad.write_to(self._grad, accumulate=False)
+        elif self._stale:
+            self._grad[...] = grad
+        else:
+            super().add_to_grad(grad)
+        self._stale, self._borrower = False, None
+
+    def lend_grad(self, borrower: object) -> Array | None:
+        """The memory of a stale gradient, to be used as scratch space; None where it is not stale.
+
+        What is written there may be lost: it is still the borrower's as long as `has_lent_to(borrower)`.
+        """
+        if not self._stale:
+            return None
+        self._borrower = borrower
+        return self._grad
+
+    def has_lent_to(self, borrower: object) -> bool:
+        return self._borrower is borrower
 
 
 class Module:
@@ -22,16 +78,18 @@ class Module:
 
     training = True  # dropout looks at it; train() and eval() set it on the whole tree
 
-    def __call__(self, *args, **kwargs):
-        if function.observer is None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not observers:
             return self.forward(*args, **kwargs)
-        with function.observer.inside(self):
+        with contextlib.ExitStack() as stack:
+            for observer in observers:
+                stack.enter_context(observer.inside(self))
             return self.forward(*args, **kwargs)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
-    def named_children(self):
+    def named_children(self) -> Iterator[tuple[str, Module | Parameter]]:
         """(attribute path, Module or Parameter) for everything this module owns directly."""
         for name, value in vars(self).items():
             if isinstance(value, (Module, Parameter)):
@@ -41,14 +99,14 @@ class Module:
                     if isinstance(item, (Module, Parameter)):
                         yield f"{name}.{i}", item
 
-    def named_modules(self, prefix=""):
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(path, Module) for this module and all below it, in the order in which they were made."""
         yield prefix, self
         for name, child in self.named_children():
             if isinstance(child, Module):
                 yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def named_parameters(self):
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(path, Parameter) for all parameters, each once: a tied weight has the name under which it comes first."""
         seen = set()
         for prefix, module in self.named_modules():
@@ -57,36 +115,36 @@ class Module:
                     seen.add(id(child))
                     yield (f"{prefix}.{name}" if prefix else name), child
 
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
         """All parameters, each once."""
         return [parameter for _, parameter in self.named_parameters()]
 
-    def count_parameters(self):
-        """How many numbers are learned."""
+    def count_parameters(self) -> int:
+        """How many values are learned."""
         return sum(parameter.size for parameter in self.parameters())
 
-    def train(self, mode=True):
+    def train(self: _Module, mode: bool = True) -> _Module:
         """Switch the whole tree to training (dropout acts)."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self):
+    def eval(self: _Module) -> _Module:
         """Switch the whole tree to evaluation (dropout is the identity)."""
         return self.train(False)
 
-    def zero_grad(self):
-        """Set all gradients to zero (without touching them: see Tensor.zero_grad)."""
+    def zero_grad(self) -> None:
+        """Set all gradients to zero (without touching them: see Parameter)."""
         for parameter in self.parameters():
             parameter.zero_grad()
 
-    def state_dict(self, copy=True):
-        """{path: NumPy array}, each array a copy of its own; with copy=False, where it is on the host, the very one."""
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """{path: NumPy array}; with copy=False a parameter's own array, where that is on the host, else a copy."""
         arrays = {name: to_host(parameter.data) for name, parameter in self.named_parameters()}
         return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
-    def load_state_dict(self, state):
-        """Copy values in place, so that flat buffers and optimizers keep pointing to the same memory.
+    def load_state_dict(self, state: Any) -> None:
+        """Copy values {path: array} in place, so that flat buffers and optimizers keep pointing to the same memory.
 
         Raises ValueError naming every missing, unknown or wrongly shaped entry; then nothing has been changed.
         """
@@ -111,6 +169,7 @@ class FlatBuffers:
     parameter is in here once, so tied weights are one view.
 
         data, grad    (size,) float32 on `device`
+        grad_buffer   the memory of grad as it is, where parameters may be stale (see Parameter)
         n_decay       the first n_decay elements belong to matrices (weight decay), the rest to vectors (none)
         slices        {name: slice of the buffers}
     """
@@ -126,7 +185,7 @@ class FlatBuffers:
             if parameter.ndim >= 2:
                 self.n_decay = end
         dtype = named[0][1].dtype
-        self.data = xp.zeros(end, dtype=dtype)  # the gaps between parameters stay zero for ever
+        self.data = xp.zeros(end, dtype=dtype)  # the gaps between parameters stay zero
         gradients = xp.zeros(end, dtype=dtype)
         for name, parameter in named:
             view = self.data[self.slices[name]].reshape(parameter.shape)
@@ -139,16 +198,16 @@ class FlatBuffers:
     @property
     def grad(self):
         for parameter in self.parameters:
-            parameter.grad  # noqa: B018  writes the zeros of one that got no gradient since zero_grad
-        return self._grad
+            parameter.materialize_grad()
+        return self.grad_buffer
 
     @grad.setter
     def grad(self, values):
-        self._grad[...] = values  # in place: the parameters' gradients are views of it
+        self.grad_buffer[...] = values  # in place: the parameters' gradients are views of it
 
     def use_grad(self, array):
-        """From now on gradients are views of `array`, laid out like the buffers; what is in it counts."""
-        self._grad = array
+        """From now on gradients are views of `array`, laid out like the buffers; they start from what is in it."""
+        self.grad_buffer = array
         for parameter, part in zip(self.parameters, self.slices.values()):
             parameter.grad = array[part].reshape(parameter.shape)
 

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, and clipping by global norm. Learning rates: schedule.py.
+"""Adam with decoupled weight decay, clipping by global norm, and the learning rate of each step.
 
     m <- beta1 m + (1 - beta1) g                 the mean of the gradient, over about 1/(1 - beta1) steps
     v <- beta2 v + (1 - beta2) g^2               the mean of its square
@@ -10,15 +10,21 @@ Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive st
 "Decoupled weight decay regularization", ICLR 2019, algorithm 2 (AdamW). With weight_decay = 0 it is plain Adam.
 """
 
+import math
+
 import numpy as np
 
 from tinygrad2.backend import device_of, to_device, xp_of
-from tinygrad2.function import fastest
-from tinygrad2.schedule import SCHEDULES, learning_rate  # noqa: F401  part of this module's face
+from tinygrad2.dispatch import has_kernels
 
+SCHEDULES = ("constant", "linear", "cosine")
+NORM_BLOCK = 1 << 16  # elements: the parts of the gradient whose squares are summed together
 _BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
 
+# -- Adam ------------------------------------------------------------------------------------------------------------
 
+
+@has_kernels
 def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
     """One Adam step in place on flat arrays (n,); g counts times grad_scale; t counts steps from 1."""
     for start in range(0, len(p), _BLOCK):
@@ -35,47 +41,12 @@ def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
     p -= lr * (mhat / (xp.sqrt(vhat) + eps) + weight_decay * p)
 
 
-NORM_BLOCK = 1 << 16  # elements: the parts of the gradient whose squares are summed together
-
-
-def square_sums(grad):
-    """sum g^2 of each block of NORM_BLOCK elements of a flat array (n,): (blocks,) float64."""
-    xp = xp_of(grad)
-    whole = len(grad) // NORM_BLOCK * NORM_BLOCK
-    sums = []
-    for start in range(0, whole, 64 * NORM_BLOCK):                # 16 MB at a time: the squares need memory, too
-        blocks = grad[start : min(start + 64 * NORM_BLOCK, whole)].reshape(-1, NORM_BLOCK)
-        sums.append((blocks * blocks).sum(1))
-    if whole < len(grad):
-        sums.append((grad[whole:] * grad[whole:]).sum().reshape(1))
-    return xp.concatenate(sums).astype("float64")
-
-
-def block_square_sums(grad):
-    """The same, by the fastest kernel there is for this array."""
-    return fastest("square_sums", xp_of(grad), square_sums)(grad)
-
-
-def norm_of(sums, dtype):
-    """sqrt of the sum of square_sums, a 0-d array.
-
-    Two stages, so that ranks that have a part of the gradient each (reducer.py) arrive at the bits of one that has it
-    all; and a float32 sum of 124 million squares would be worth little.
-    """
-    return xp_of(sums).sqrt(sums.sum()).astype(dtype)
-
-
-def grad_norm(grad):
-    """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
-    return norm_of(block_square_sums(grad), grad.dtype)
-
-
 class Adam:
-    """Adam on flat buffers (tinygrad2/module.py); weight decay acts on matrices, not on biases and layernorms.
+    """Adam on flat buffers (module.py); weight decay acts on matrices, not on biases and layernorms.
 
     flat      FlatBuffers: parameters and gradients
-    parts     the slices of the buffers that this rank looks after, default: all (see reducer.py)
-    m, v      first and second moment of these parts, one after the other
+    parts     the slices of the buffers that this rank updates, default: all (see distributed/reducer.py)
+    m, v      first and second moment of these parts, one after the other, (n,) of the parameters' dtype
     t         steps done
     """
 
@@ -88,12 +59,11 @@ class Adam:
         self.t = 0
 
     def step(self, lr, grad_scale=1.0):
-        """Update every parameter. `grad_scale` multiplies the gradients (see clip_grad_norm), number or 0-d array."""
+        """Update every parameter. `grad_scale` multiplies the gradients (see clip_scale), a float or 0-d array."""
         self.t += 1
         flat, grad = self.flat, self.flat.grad
-        update = fastest("adam_update", xp_of(grad), adam_update)
         for part, own, decays in self._pieces():
-            update(
+            adam_update(
                 flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
                 self.t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
             )  # fmt: skip
@@ -109,27 +79,29 @@ class Adam:
                     end += stop - start
 
     def load_state_dict(self, state, t):
-        """Take over the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
+        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
 
         Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
         """
         self._check(state)
         if self.m.size == self.flat.size:
-            self._lay_out(state, self.m, self.v)
+            self._copy_to(state, self.m, self.v)
         else:
-            whole = self.whole_moments(state)
-            for own, moment in zip((self.m, self.v), whole):
+            for own, moment in zip((self.m, self.v), self.whole_moments(state)):
                 own[...] = to_device(np.concatenate([moment[part] for part in self.parts]), device_of(own))
         self.t = t
 
     def whole_moments(self, state):
-        """Both moments of all parameters as NumPy arrays laid out like the buffers. Raises like load_state_dict."""
+        """Both moments of all parameters, on all ranks, as NumPy arrays laid out like the buffers.
+
+        Raises like load_state_dict.
+        """
         self._check(state)
         m, v = (np.zeros(self.flat.size, self.flat.data.dtype) for _ in range(2))
-        self._lay_out(state, m, v)
+        self._copy_to(state, m, v)
         return m, v
 
-    def _lay_out(self, state, m, v):
+    def _copy_to(self, state, m, v):
         for letter, moment in (("m", m), ("v", v)):
             for name, part in self.flat.slices.items():
                 values = state[f"{letter}.{name}"].reshape(-1).astype(moment.dtype, copy=False)
@@ -140,22 +112,79 @@ class Adam:
         for name in sorted(set(own) | set(state)):
             size = own[name].stop - own[name].start if name in own else None
             if name not in state or state[name].size != size:
-                found = state[name].size if name in state else "nothing"
-                raise ValueError(f"cannot load these moments: {name} has {found}, the model's has {size} numbers")
+                given = state[name].size if name in state else "nothing"
+                raise ValueError(f"cannot load these moments: {name} has {given}, the model's has {size} values")
+
+
+# -- the norm of the gradient, and clipping --------------------------------------------------------------------------
+
+
+@has_kernels
+def block_square_sums(grad):
+    """sum g^2 of each block of NORM_BLOCK elements of a flat array (n,): (blocks,) float64."""
+    xp = xp_of(grad)
+    n_full = len(grad) // NORM_BLOCK * NORM_BLOCK                 # elements in full blocks
+    sums = []
+    for start in range(0, n_full, 64 * NORM_BLOCK):               # 16 MB at a time: the squares need memory, too
+        blocks = grad[start : min(start + 64 * NORM_BLOCK, n_full)].reshape(-1, NORM_BLOCK)
+        sums.append((blocks * blocks).sum(1))
+    if n_full < len(grad):
+        sums.append((grad[n_full:] * grad[n_full:]).sum().reshape(1))
+    return xp.concatenate(sums).astype("float64")
+
+
+def norm_of(sums, dtype):
+    """sqrt of the sum of block_square_sums, a 0-d array.
+
+    Two stages, so that ranks that have a part of the gradient each (distributed/reducer.py) get the same bits as one
+    that has all of it; and a float32 sum of 124 million squares would be inexact.
+    """
+    return xp_of(sums).sqrt(sums.sum()).astype(dtype)
+
+
+def grad_norm(grad):
+    """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
+    return norm_of(block_square_sums(grad), grad.dtype)
+
+
+def clip_scale(norm, max_norm):
+    """The factor that brings a gradient of this norm down to max_norm where it is above; max_norm = 0: no clipping.
+
+        scale = min(1, max_norm / (norm + 1e-6))
+
+    Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1.
+    """
+    return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
 
 def clip_grad_norm(grad, max_norm):
-    """The norm of the whole gradient, and the factor that brings it down to max_norm where it is above.
+    """(norm of the gradient (n,), clip_scale of it), both 0-d arrays on its device: nothing waits for a GPU.
 
-        norm = sqrt(sum g^2)        scale = min(1, max_norm / (norm + 1e-6))
-
-    Both are 0-d arrays on the gradient's device (nothing waits for a GPU); the factor is for Adam.step, so clipping
-    costs no pass of its own. max_norm = 0 means no clipping. Pascanu et al., ICML 2013, algorithm 1.
+    The factor is for Adam.step, so clipping costs no pass of its own.
     """
     norm = grad_norm(grad)
     return norm, clip_scale(norm, max_norm)
 
 
-def clip_scale(norm, max_norm):
-    """The factor of clip_grad_norm, from the norm."""
-    return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+# -- the learning rate -----------------------------------------------------------------------------------------------
+
+
+def learning_rate(step, schedule, peak, final, warmup, total):
+    """The learning rate of step 0, 1, ..., total - 1. Raises ValueError for an unknown schedule.
+
+    Warmup: peak (step + 1) / warmup. Then, with x going from 0 to 1 over the rest:
+
+        constant   peak
+        linear     peak + x (final - peak)
+        cosine     final + (1 + cos(pi x)) / 2 (peak - final)         Loshchilov and Hutter, "SGDR", ICLR 2017, eq. 5
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    x = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak + x * (final - peak)
+    if schedule == "cosine":
+        return final + 0.5 * (1 + math.cos(math.pi * x)) * (peak - final)
+    raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")

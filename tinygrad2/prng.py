@@ -1,7 +1,7 @@
 """Random numbers without a hidden state: a hash of (key, counter), the same on NumPy and CuPy, bit for bit.
 
-A generator with a state gives numbers that depend on all calls before. A hash gives number i of stream `key` to
-whoever asks, in any order and in any part: what was drawn does not depend on how the work was cut up.
+The numbers of a generator with a state depend on all calls before. A hash computes number i of stream `key` on its
+own, in any order: what is drawn does not depend on how the work is divided.
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(z):
-    """Stir 64 bits until each output bit depends on every input bit (the finaliser of splitmix64).
+    """Mix 64 bits until each output bit depends on every input bit (the finaliser of splitmix64).
 
     Takes a uint64 array, which wraps around on overflow. Steele et al., "Fast splittable generators", 2014, fig. 17.
     """
@@ -41,8 +41,8 @@ def make_key(*parts):
 def permute(i, n, key):
     """Where the numbers i (an integer array, each in 0 .. n - 1) go in a shuffle of 0 .. n - 1, chosen by `key`.
 
-    A shuffle without a table: each number goes its way alone, however large n is. The bits of a number are cut into two
-    halves, and four times one half is stirred into the other,
+    A shuffle without a table: each number is mapped on its own, however large n is. The bits of a number are cut into
+    two halves, and four times one half is mixed into the other,
 
         left, right = right, left ^ hash(right)                     (a Feistel network: it can be run backwards,
 
@@ -55,8 +55,8 @@ def permute(i, n, key):
     def encrypt(x):
         left, right = x >> bits, x & low
         for turn in range(4):
-            stirred = mix(right + np.uint64(make_key(key, turn)))
-            left, right = right, left ^ (stirred & low)
+            mixed = mix(right + np.uint64(make_key(key, turn)))
+            left, right = right, left ^ (mixed & low)
         return left << bits | right
 
     x = encrypt(np.asarray(i).astype(np.uint64))

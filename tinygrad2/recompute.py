@@ -1,10 +1,9 @@
-"""Trade time for memory: forget what a part of the model computed on the way, and compute it again in backward.
+"""Trade time for memory: free what a part of the model computed on the way, and compute it again in backward.
 
-    x = recompute(block, x)            the same numbers as block(x)
+    x = recompute(block, x)            the same bits as block(x)
 
-Of the part only its input is kept. When backward comes by, the part runs a second time, now recorded, and is walked
-back at once. One more forward pass (124M, 1024 tokens: 22 % of a step) buys the activations of all parts but the one at
-hand.
+Of the part only its input is kept. In backward the part runs a second time, now recorded, and is walked back at
+once. One more forward pass (124M, 1024 tokens: 22 % of a step) saves the activations of all parts but one.
 
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 """
@@ -14,7 +13,7 @@ from tinygrad2.tensor import Tensor, apply, no_grad
 
 
 class Recompute(Function):
-    """A whole part of a model as one op. Gradients of its parameters go straight to them, as in any backward pass."""
+    """A part of a model as one op. Gradients of its parameters go straight to them, as in any backward pass."""
 
     def forward(self, x, part):
         self.save(x, part)
@@ -29,8 +28,8 @@ class Recompute(Function):
 
 
 def recompute(part, x):
-    """part(x), a Tensor, where part is a function of one Tensor that gives the same each time it is called.
+    """part(x), a Tensor, where part is a function of one Tensor that returns the same each time it is called.
 
-    Dropout does (ops/random.py), as long as `set_dropout` is not called in between.
+    Dropout does (tinygrad2/prng.py), as long as `set_dropout` is not called in between.
     """
     return apply(Recompute, x, part=part)

@@ -1,35 +1,32 @@
-"""Tensor: an array that remembers how it was made, so that gradients can walk back. The only file that records a graph.
+"""Tensor: an array that remembers how it was made, so that gradients can walk back.
 
-`apply` runs an op and hangs a node on its result: the Function instance that computed it. A node points to its parents,
-which are the nodes of its inputs (or the input Tensors themselves where these are leaves):
+`apply` runs an op and hangs a node on its result: the Function instance that computed it. An edge leads from a node to
+where each of its inputs came from, a node again or, where the input is a leaf, that Tensor itself:
 
     y = (x * w).sum()          y ── Sum ──> Mul ──> x, w        (leaves)
 
 The nodes, not the Tensors, form the graph. So an intermediate array that no op saved is freed as soon as the forward
-pass drops its Tensor, although the graph lives on.
-
-`backward` walks the graph from the result to the leaves in reverse topological order (a node's turn comes when every
-use of its output has sent its gradient) and adds what arrives at the leaves to their `.grad`:
-
-    dL/dx = sum over all uses u of x of  (du/dx)^T dL/du                     the chain rule
-
-This is reverse-mode differentiation (Linnainmaa 1970; Baydin et al., "Automatic differentiation in machine learning",
-JMLR 2018, section 3.2).
+pass drops its Tensor, although the graph lives on. `backward` walks it from the result to the leaves (autograd.py).
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from tinygrad2 import function
-from tinygrad2.backend import device_of, is_array, to_device, to_host, xp_of
-from tinygrad2.function import OPS, LateGradient, Part, choose
+from tinygrad2.autograd import walk_back
+from tinygrad2.backend import Array, device_of, is_array, to_device, to_host, xp_of
+from tinygrad2.dispatch import OPS, choose
+from tinygrad2.function import DeferredGradient, Function, observers
 
 _recording = True
 
 
 @contextlib.contextmanager
-def no_grad():
+def no_grad() -> Iterator[None]:
     """Within the block no graph is recorded and nothing is saved: for evaluation and generation."""
     global _recording
     before, _recording = _recording, False
@@ -46,14 +43,15 @@ class Tensor:
     grad           dL/dself after `backward()`, an array like data, or None; only leaves get one, and it accumulates
     requires_grad  whether a gradient is wanted here (leaf) or passes through here (result of an op)
     node           the Function that made it, or None for a leaf
+    output         which of the node's results it is, 0 for the first
 
     Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes are never mixed.
-    Raises TypeError where a gradient is asked for on integers, UserError where the device is not there.
+    Raises TypeError where a gradient is asked for on integers, UserError where the device is missing.
     """
 
-    __array_ufunc__ = None  # makes `array + tensor` come to our __radd__ instead of NumPy's loop over elements
+    __array_ufunc__ = None  # makes `array + tensor` call our __radd__ instead of NumPy's loop over elements
 
-    def __init__(self, data, dtype=None, device=None, requires_grad=False):
+    def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False):
         if isinstance(data, Tensor):
             data = data.data
         if type(data) is not np.ndarray and not is_array(data):
@@ -63,112 +61,135 @@ class Tensor:
                 dtype = np.float32
         if dtype is not None:
             data = data.astype(dtype, copy=False)
-        self.data = data if device is None else to_device(data, device)
-        self._grad, self._grad_is_stale, self._lent_to = None, False, None
-        self.node = None
+        self.data: Array = data if device is None else to_device(data, device)
+        self.grad: Array | None = None
+        self.node: Function | None = None
+        self.output = 0
         self.requires_grad = requires_grad
         if requires_grad and self.dtype.kind != "f":
             raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; give it dtype float32 or float64")
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    device = property(lambda self: device_of(self.data))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
 
-    def __repr__(self):
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Is this Tensor no result of a recorded op?"""
+        return self.node is None
+
+    def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({np.array2string(self.numpy(), precision=4, threshold=20)}, dtype={self.dtype}{grad})"
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The values as a NumPy array (not a copy where they are one already)."""
         return to_host(self.data)
 
-    def item(self):
-        """The one value of a one-element Tensor as a Python number."""
+    def item(self) -> Any:
+        """The value of a one-element Tensor as a Python scalar."""
         return self.data.item()
 
-    def detach(self):
+    def detach(self) -> Tensor:
         """The same values outside the graph."""
         return Tensor(self.data)
 
     # -- arithmetic: every operator is one op ------------------------------------------------------------------------
 
-    def __add__(self, other):
+    def __add__(self, other: TensorLike) -> Tensor:
         return apply(OPS["add"], self, other)
 
-    def __radd__(self, other):
+    def __radd__(self, other: TensorLike) -> Tensor:
         return apply(OPS["add"], other, self)
 
-    def __sub__(self, other):
+    def __sub__(self, other: TensorLike) -> Tensor:
         return apply(OPS["sub"], self, other)
 
-    def __rsub__(self, other):
+    def __rsub__(self, other: TensorLike) -> Tensor:
         return apply(OPS["sub"], other, self)
 
-    def __mul__(self, other):
+    def __mul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["mul"], self, other)
 
-    def __rmul__(self, other):
+    def __rmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["mul"], other, self)
 
-    def __truediv__(self, other):
+    def __truediv__(self, other: TensorLike) -> Tensor:
         return apply(OPS["div"], self, other)
 
-    def __rtruediv__(self, other):
+    def __rtruediv__(self, other: TensorLike) -> Tensor:
         return apply(OPS["div"], other, self)
 
-    def __pow__(self, other):
+    def __pow__(self, other: TensorLike) -> Tensor:
         return apply(OPS["pow"], self, other)
 
-    def __rpow__(self, other):
+    def __rpow__(self, other: TensorLike) -> Tensor:
         return apply(OPS["pow"], other, self)
 
-    def __matmul__(self, other):
+    def __matmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["matmul"], self, other)
 
-    def __rmatmul__(self, other):
+    def __rmatmul__(self, other: TensorLike) -> Tensor:
         return apply(OPS["matmul"], other, self)
 
-    def __neg__(self):
+    def __neg__(self) -> Tensor:
         return apply(OPS["neg"], self)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Tensor:
         return apply(OPS["index"], self, key=_plain_key(key))
 
-    def exp(self):
+    def exp(self) -> Tensor:
         return apply(OPS["exp"], self)
 
-    def log(self):
+    def log(self) -> Tensor:
         return apply(OPS["log"], self)
 
-    def sum(self, axis=None, keepdims=False):
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         return apply(OPS["sum"], self, axis=axis, keepdims=keepdims)
 
-    def mean(self, axis=None, keepdims=False):
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         return apply(OPS["mean"], self, axis=axis, keepdims=keepdims)
 
-    def reshape(self, *shape):
+    def reshape(self, *shape: Any) -> Tensor:
         """`x.reshape(2, -1)` or `x.reshape((2, -1))`."""
         return apply(OPS["reshape"], self, shape=_as_tuple(shape))
 
-    def transpose(self, *axes):
+    def transpose(self, *axes: Any) -> Tensor:
         """Axis i of the result is axis `axes[i]` of this Tensor (as in NumPy); without axes their order is reversed."""
         return apply(OPS["transpose"], self, axes=_as_tuple(axes) or None)
 
-    T = property(lambda self: self.transpose())
+    @property
+    def T(self) -> Tensor:
+        return self.transpose()
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 
-    def backward(self, grad=None):
+    def backward(self, grad: Any = None) -> None:
         """Add dL/dleaf to the `.grad` of every leaf this Tensor was computed from, where L = sum(self * grad).
 
         `grad` has the shape of this Tensor; a one-element Tensor (a loss) needs none. The graph is freed on the way:
         each node's saved arrays go as soon as the node is done.
-        Raises RuntimeError where there is no graph, or where a part of it was already walked.
+        Raises RuntimeError where there is no graph, or where a part of it was already walked; ValueError for a `grad`
+        of another shape or dtype.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a Tensor that does not depend on anything with requires_grad=True")
@@ -184,56 +205,31 @@ class Tensor:
         if self.node is None:
             self.add_to_grad(grad)
         else:
-            _walk_back(self.node, grad)
+            walk_back(self.node, self.output, grad)
 
-    @property
-    def grad(self):
-        if self._grad_is_stale:
-            self._grad.fill(0)
-            self._grad_is_stale, self._lent_to = False, None
-        return self._grad
+    def zero_grad(self) -> None:
+        """Set the gradient to zero, where there is one."""
+        if self.grad is not None:
+            self.grad.fill(0)
 
-    @grad.setter
-    def grad(self, array):
-        self._grad, self._grad_is_stale, self._lent_to = array, False, None
-
-    def zero_grad(self):
-        """From now on the gradient is zero. Its memory is only marked: whoever adds first overwrites, and no pass over
-        it is spent on zeros; whoever looks first finds them."""
-        self._grad_is_stale, self._lent_to = self._grad is not None, None
-
-    def lend_grad(self, borrower):
-        """The gradient's memory to scribble in, where its content means nothing (after zero_grad), else None.
-
-        What is written there may be lost: it is still the borrower's as long as `has_lent_to(borrower)`.
-        """
-        if not self._grad_is_stale:
-            return None
-        self._lent_to = borrower
-        return self._grad
-
-    def has_lent_to(self, borrower):
-        return self._lent_to is borrower
-
-    def add_to_grad(self, grad):
-        """Leaves accumulate: a parameter that is used twice gets the sum of both gradients. `grad` is an array or a
-        LateGradient (function.py), which writes itself straight to its place."""
-        if self._grad is None:
-            self._grad = grad.copy()  # grad may be lent, or a view of something else
-        elif isinstance(grad, LateGradient):
-            grad.write(self._grad, add=not self._grad_is_stale)
-        elif self._grad_is_stale:
-            self._grad[...] = grad
+    def add_to_grad(self, grad: Array | DeferredGradient) -> None:
+        """Leaves accumulate: a parameter that is used twice gets the sum of both gradients."""
+        if self.grad is None:
+            self.grad = grad.copy()  # it may be the gradient of another leaf, too, or a view
+        elif isinstance(grad, DeferredGradient):
+            grad.write_to(self.grad, accumulate=True)
         else:
-            self._grad += grad
-        self._grad_is_stale, self._lent_to = False, None
+            self.grad += grad
 
 
-def apply(op, *inputs, **options):
-    """Run `op` on Tensors, arrays, numbers (or None for an optional input) and record it. Gives a Tensor.
+TensorLike = Tensor | np.ndarray | float  # in type hints: what an operator takes on either side
+
+
+def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
+    """Run `op` on Tensors, arrays, scalars (or None for an optional input) and record it. Returns a Tensor.
 
     The one place that unwraps inputs, checks that they fit together, picks the implementation, and wraps the result.
-    An op whose forward gives a tuple gives a tuple of Tensors.
+    An op whose forward returns a tuple returns a tuple of Tensors.
     Raises TypeError for mixed devices or mixed float dtypes, naming the op and its operands.
     """
     arrays = [_plain(value) for value in inputs]
@@ -241,120 +237,24 @@ def apply(op, *inputs, **options):
     needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
-    wanted = any(needs_grad)
-    if wanted:
-        node.leaves = [value if needed and value.node is None else None for value, needed in zip(inputs, needs_grad)]
+    recorded = any(needs_grad)
+    if recorded:
+        node.parents = [(value.node or value, value.output) if needed else None
+                        for value, needed in zip(inputs, needs_grad)]  # fmt: skip
     results = node.forward(*arrays, **options)
-    several = isinstance(results, tuple)
-    outs = [Tensor(xp.asarray(result)) for result in (results if several else (results,))]
-    if function.observer:
-        function.observer.after_forward(node, arrays, [out.data for out in outs])
+    node.several = isinstance(results, tuple)
+    outs = [Tensor(xp.asarray(result)) for result in (results if node.several else (results,))]
+    for observer in observers:
+        observer.after_forward(node, arrays, [out.data for out in outs])
     for out in outs:
         if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:
             raise TypeError(f"{op.name}: {float_dtype} in, {out.dtype} out; keep constants as Python floats in the op")
 
-    if wanted:
-        node.parents = [(value.node or value) if needed else None for value, needed in zip(inputs, needs_grad)]
+    if recorded:
+        node.outputs = [(out.shape, out.dtype) for out in outs]
         for i, out in enumerate(outs):
-            out.requires_grad = True
-            out.node = Part(node, i) if several else node
-            out.node.shape, out.node.dtype = out.shape, out.dtype
-        if several:
-            node.parts = [(out.shape, out.dtype) for out in outs]
-    return tuple(outs) if several else outs[0]
-
-
-def _walk_back(root, grad):
-    """Send `grad` from the node `root` to the leaves.
-
-    A gradient in flight is a pair (array, owned). The first one to arrive at a node is only borrowed: it may be the
-    dout of another node, or a view. The second makes a sum, which is ours; every later one is added to it in place.
-    """
-    uses = count_uses(root)
-    gradients = {root: (grad, False)}
-    ready = [root]
-    while ready:
-        node = ready.pop()
-        dout, _ = gradients.pop(node)
-        parents = node.parents
-        if isinstance(node, Part):
-            node.collect(dout, gradients)
-            dinputs = (None,)
-        else:
-            dinputs = node.backward(dout)
-            dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
-            if function.observer:
-                function.observer.after_backward(node, dout, dinputs)
-        node.release()  # frees what forward saved, before the next gradients are made
-        del dout
-        if len(dinputs) != len(parents):
-            raise ValueError(
-                f"{node.name}.backward gave {len(dinputs)} gradients for {len(parents)} inputs: give one each, None "
-                "where there is none (and hand over None for an optional input that is left out)"
-            )
-        for i, (parent, dinput) in enumerate(zip(parents, dinputs)):
-            if parent is None:
-                continue
-            if not isinstance(node, Part):
-                _check_gradient(node, i, parent, dinput)
-                if isinstance(parent, Tensor):
-                    parent.add_to_grad(dinput)
-                    if function.observer:
-                        function.observer.after_leaf(node, i, parent, dinput)
-                    continue
-                gradients[parent] = _sum_in_flight(gradients.get(parent), dinput)
-            uses[parent] -= 1
-            if uses[parent] == 0:
-                del uses[parent]  # the last name besides `ready`: the node dies when its turn is over
-                ready.append(parent)
-
-
-def _sum_in_flight(so_far, dinput):
-    if isinstance(dinput, LateGradient):
-        dinput = dinput.copy()
-    if so_far is None:
-        return dinput, False
-    array, owned = so_far
-    if owned:
-        array += dinput
-    else:
-        array = array + dinput
-    return array, True
-
-
-def count_uses(root):
-    """How often each node below `root` is used by another: {node: uses}. Iterative: depth costs no Python stack.
-
-    Raises RuntimeError where a backward pass has been here already.
-    """
-    uses = {}
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.released:
-            raise RuntimeError(
-                f"backward() was already called through this {node.name}: its saved values are freed, and a second "
-                "pass would add the same gradients again. Run the forward pass again; several losses: add them first"
-            )
-        for parent in node.parents:
-            if parent is None or isinstance(parent, Tensor):
-                continue
-            if parent not in uses:
-                uses[parent] = 0
-                stack.append(parent)
-            uses[parent] += 1
-    return uses
-
-
-def _check_gradient(node, i, parent, dinput):
-    shape = None if dinput is None else dinput.shape
-    if shape != parent.shape:
-        raise ValueError(
-            f"{node.name}.backward: the gradient of input {i} has shape {shape}, the input has {parent.shape}. "
-            "Where an input was broadcast, its gradient is summed over the broadcast axes (see ops/broadcast.py)"
-        )
-    if dinput.dtype != parent.dtype:
-        raise TypeError(f"{node.name}.backward: the gradient of input {i} is {dinput.dtype}, the input {parent.dtype}")
+            out.requires_grad, out.node, out.output = True, node, i
+    return tuple(outs) if node.several else outs[0]
 
 
 def _check_operands(op, arrays):
@@ -384,7 +284,7 @@ def _describe(arrays):
 
 
 def _plain(value):
-    """What forward gets for an operand: the array of a Tensor; NumPy scalars as Python numbers, which never widen."""
+    """What forward gets for an operand: the array of a Tensor; NumPy scalars as Python scalars, which never widen."""
     if isinstance(value, Tensor):
         return value.data
     return value.item() if isinstance(value, np.generic) else value

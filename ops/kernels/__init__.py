@@ -1,1 +1,1 @@
-"""Fast versions of the ops, one folder per kind of machine: cpu (Numba and BLAS). Each has the name of its page."""
+"""Fast versions of the ops, one folder per kind of machine: cpu (Numba and BLAS). Each file is named after its op."""

@@ -16,7 +16,7 @@ def kernels():
     import numpy as np
 
     import ops
-    from tinygrad2.function import kernels as use
+    from tinygrad2.dispatch import kernels as use
     from tinygrad2.tensor import Tensor
 
     if not ops.have_cpu_kernels():

@@ -12,8 +12,9 @@ import numpy as np
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.cli import Parser
+from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
-from tinygrad2.function import kernels, observe
+from tinygrad2.function import observe
 from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges
@@ -27,12 +28,11 @@ def main(argv):
 
     dump, weights, x, y = read_dump(args.dump)
     try:
-        model = GPT(GPTConfig.from_dict(weights.config, source=args.dump))
+        model = GPT(GPTConfig.from_dict(weights.config, source=args.dump), recompute=dump["recompute"])
         model.load_state_dict(weights.tensors)
     except ValueError as error:
         raise UserError(f"{args.dump}: {error}") from None
     FlatBuffers(model)
-    model.recompute = dump["recompute"]
     print(f"dump      step {dump['step']}: loss {dump.get('loss')}, gradient norm {dump.get('grad_norm')}; "
           f"{len(x)} row(s) from {dump['first_row']} on")
     print(f"then      {describe(dump['finding'])}")

@@ -36,10 +36,10 @@ from models.sampling import Sampling, sample
 from tinygrad2.commands import verify_models
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.function import kernels
 from tinygrad2.io.weights import load_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad

@@ -77,7 +77,7 @@ class OverlappedReduction:
     def _send(self):
         bucket = self.order[self._sent]
         for parameter in self._within.get(bucket, ()):
-            parameter.grad  # noqa: B018  writes the zeros of one that got no gradient
+            parameter.materialize_grad()                      # the zeros of one that got no gradient
         self._sent += 1
         self._jobs.put(self.reducer.buckets[bucket])
 
@@ -87,7 +87,7 @@ class OverlappedReduction:
         try:
             with self.reducer.collective(moves_data=False):
                 while bucket is not None:
-                    self.reducer.sum_bucket(self.reducer.flat._grad, bucket)
+                    self.reducer.sum_bucket(self.reducer.flat.grad_buffer, bucket)
                     bucket = jobs.get()
         except BaseException as error:
             self._error = error

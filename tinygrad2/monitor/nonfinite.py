@@ -13,7 +13,7 @@ import contextlib
 import inspect
 
 from tinygrad2.backend import is_array, xp_of
-from tinygrad2.function import LateGradient
+from tinygrad2.function import DeferredGradient
 
 
 class NonFinite(ArithmeticError):
@@ -80,7 +80,7 @@ class Watch:
 
     def after_leaf(self, node, i, leaf, gradient):
         """Called when a gradient has been added to that of a leaf: some are only computed then."""
-        if isinstance(gradient, LateGradient):
+        if isinstance(gradient, DeferredGradient):
             name = _names(node)[i]
             self._check(leaf.grad, "backward", node.name, node, f"gradient of {name}", node.inputs)
 

@@ -4,6 +4,10 @@ import ctypes
 import os
 import sys
 
+# Bytes of logits that exist at a time: 364 rows of 50,257 columns. ops/kernels/cpu/linear_cross_entropy.py makes them
+# in such chunks (fewer rows make slower products, docs/kernels.md), and training/memory_plan.py counts them.
+LOGITS_CHUNK = 70 << 20
+
 _CGROUPS = (  # limit and use of a container: version 2 and version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -19,10 +19,9 @@ nothing: its masks are computed again. The head's logits are N x V numbers; the 
 
 from dataclasses import dataclass, field
 
-from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
+from tinygrad2.system.memory import LOGITS_CHUNK, available_bytes, megabytes, resident_bytes
 
 _F = 4  # bytes of a float32
-LOGITS_CHUNK = 70 << 20  # ops/kernels/cpu/linear_cross_entropy.py
 _COMPILED = 50 << 20  # what Numba's machine code and BLAS's buffers take once the first step has run
 _PAGE = 6 << 20  # the same without Numba
 _BUCKET = 4 << 20  # numbers, of reducer.py

@@ -1,4 +1,4 @@
-"""The CPU's versions of the ops: Numba loops and BLAS calls. Importing the package registers them; nothing compiles."""
+"""The ops for the CPU: Numba loops and BLAS calls. Importing the package registers them; nothing is compiled yet."""
 
 from ops.kernels.cpu import (  # noqa: F401
     adam,

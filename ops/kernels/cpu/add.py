@@ -1,7 +1,7 @@
 """Addition on the CPU. Same formula; what it bought:
 
-- Large arrays of one shape (the residual stream) are added by all threads: one core alone reads half of what the memory
-  can give.
+- Large arrays of one shape (the residual stream) are added by all threads: one core alone reaches half of the memory
+  bandwidth.
 """
 
 import numpy as np

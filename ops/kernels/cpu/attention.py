@@ -1,13 +1,13 @@
 """Attention on the CPU. Same formulas; what changes, and what it bought:
 
-- Queries go in blocks of 64. A block multiplies only the keys up to its own last query, so what lies above the diagonal
-  is not computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
-- Not w but the logarithm of each row's sum is kept (as in FlashAttention, Dao et al. 2022): backward makes w again.
+- Queries go in blocks of 64. A block multiplies only the keys up to its own last query, so nothing above the diagonal
+  is computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
+- Not w but the logarithm of each row's sum is kept (as in FlashAttention, Dao et al. 2022): backward computes w again.
 - sum over keys of dw * w is the sum over channels of dout * out: put dw = dout vT in, and out = w v comes out.
-- Heads are shared out over the threads, each with its own small products on one BLAS thread.
+- Heads are divided among the threads, each with its own small products on one BLAS thread.
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side,
   and so are the gradient of the projection without a copy (split_heads.py).
-- Dropout's mask is computed where it is used, number by number.
+- Dropout's mask is computed where it is used, element by element.
 """
 
 import math
@@ -40,10 +40,10 @@ class AttentionCPU(Attention, backend="numpy"):
         out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
         logsum = np.empty((B, nh, Tq), np.float32)
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
-        numbers = np.float32(1 / math.sqrt(hs)), *dropout
-        grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads that are worth waking a thread for
+        constants = np.float32(1 / math.sqrt(hs)), *dropout
+        grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads for which waking a thread pays
         with one_thread():
-            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *numbers, grain=grain)
+            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain)
         self.save(q, k, v, out, logsum, dropout)
         return out.reshape(shape)
 
@@ -57,22 +57,22 @@ class AttentionCPU(Attention, backend="numpy"):
             dq, dk, dv = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         else:
             dq, dk, dv = (np.empty((B, nh, T, hs), np.float32) for T in (Tq, Tk, Tk))
-        numbers = np.float32(1 / math.sqrt(hs)), *dropout
+        constants = np.float32(1 / math.sqrt(hs)), *dropout
         with one_thread():
-            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, *numbers)
+            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, *constants)
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 
 @jit
 def _softmax_block(w, seen, logsum):
-    """Scores w (m, n), of which row i sees the first seen + i, become weights; logsum (m,) gets ln(sum e^s)."""
+    """In place: scores w (m, n), of which row i sees the first seen + i, become weights. logsum (m,): ln(sum e^s)."""
     for i in range(len(w)):
         row, past = w[i], w[i][: seen + i]
         largest = row[0]
         for j in range(past.size):
             largest = max32(largest, past[j])
         total = _ZERO
-        for j in range(row.size):                                 # the whole row: ragged ones vectorise badly
+        for j in range(row.size):                                 # the full row: ragged ones vectorise badly
             e = exp32(row[j] - largest)
             e = e if j < past.size else _ZERO
             row[j] = e
@@ -85,7 +85,7 @@ def _softmax_block(w, seen, logsum):
 
 @jit
 def _ds_block(w, dw, seen, logsum, average, scale):
-    """Scores w become weights again, and dw becomes ds (times scale)."""
+    """In place: scores w become weights again, and dw becomes ds (times scale)."""
     for i in range(len(w)):
         row, drow, shift, mean = w[i], dw[i], logsum[i], average[i]
         visible = seen + i
@@ -132,12 +132,12 @@ def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, ke
                 average[i] = 0
                 for j in range(hs):
                     average[i] += out[b, h, t + i, j] * dout[b, h, t + i, j]
-            place = first + np.uint64(head * Tq + t) * step
+            position = first + np.uint64(head * Tq + t) * step
             if p > 0:
-                drop_block(dw, p, key, place, step)
+                drop_block(dw, p, key, position, step)
             _ds_block(w, dw, n - m + 1, logsum[b, h, t : t + m], average, scale)
             if p > 0:
-                drop_block(w, p, key, place, step)
+                drop_block(w, p, key, position, step)
             add_transposed(gemm, w, dout, b, h, t, beta, dv)
             add_transposed(gemm, dw, q, b, h, t, beta, dk)
             weights_times_rows(gemm, dw, k, b, h, t, dq)

@@ -1,6 +1,6 @@
-"""Products of a block of queries with the keys or values of its head, for attention.py.
+"""Matrix products through BLAS of a block of queries with the keys or values of its head, for attention.py.
 
-q, k, v, out and their gradients are (B, nh, T, hs) arrays of any layout whose last axis is without gaps: BLAS is given
+q, k, v, out and their gradients are (B, nh, T, hs) arrays of any layout whose last axis is contiguous: BLAS gets
 the address of a head's first row and the distance of its rows, so nothing is copied.
 """
 

@@ -2,13 +2,13 @@
 
 Its C interface can do three things that `np.matmul` cannot:
 
-- add the product to what is in `out` (beta = 1): a weight's gradient goes straight to its place, and a bias that was
-  written to `out` first costs no pass of its own;
+- add the product to what is in `out` (beta = 1): a weight's gradient is written straight to where it belongs, and a
+  bias that was written to `out` first costs no pass of its own;
 - run on one thread for a while, so that many small products (the heads of attention) can run side by side;
 - be called from compiled loops, by its address.
 
 Where none is found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
-call it from compiled loops leave the work to their pages.
+call it from compiled loops leave the work to the reference implementations.
 """
 
 import contextlib
@@ -28,9 +28,10 @@ _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of
 
 # Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
 # BLAS's own threads wait for each other several times in a product, which costs nothing on a quiet machine and up to
-# 4 ms each time where another program wants a core; ours meet once, at the end. And BLAS gives other last bits with
-# other numbers of threads; ours do not, because parts end where BLAS's own tiles end, and none is so small that BLAS
-# takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the same bits.
+# 4 ms each time where another program wants a core; ours meet once, at the end. And with BLAS's threads the last bits
+# depend on how many there are; with ours they do not, because parts end where BLAS's own tiles end, and none is so
+# small that BLAS takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the
+# same bits.
 _PART = 1 << 20                                                   # multiplications that a part has at least
 _EDGE = 32                                                        # parts end at multiples of this
 
@@ -44,9 +45,9 @@ if available:
 
 
 def gemm(a, b, out, add=False, scale=1.0):
-    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Gives out.
+    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Returns out.
 
-    Rows or columns of a and b must be without gaps. A transposed view (`x.T`) is read in place.
+    Rows or columns of a and b must be contiguous. A transposed view (`x.T`) is read in place.
     """
     if not available:
         product = np.matmul(a, b) if add else np.matmul(a, b, out=out)
@@ -56,7 +57,7 @@ def gemm(a, b, out, add=False, scale=1.0):
             out += product
         return out
     if len(a) == 1 and scale == 1 and not add:
-        return np.matmul(a, b, out=out)                           # knows the product of a matrix and a vector
+        return np.matmul(a, b, out=out)                           # has a fast product of vector and matrix
     (M, K), N = a.shape, b.shape[1]
     units = max(M, N) // _EDGE                                    # the last one takes in what is left
     grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
@@ -88,7 +89,7 @@ def _product(a, b, out, add, scale):
 
 
 def _layout(matrix):
-    """(cblas's word for the layout, distance of its rows or columns in elements)."""
+    """(cblas's constant for the layout, distance of its rows or columns in elements)."""
     rows, columns = matrix.strides
     if columns == 4 or matrix.shape[1] == 1:
         return _PLAIN, max(1, rows // 4, matrix.shape[1])
@@ -96,13 +97,13 @@ def _layout(matrix):
 
 
 def readable(*matrices):
-    """Can gemm read these in place: float32, with rows or columns without gaps?"""
+    """Can gemm read these in place: float32, with contiguous rows or columns?"""
     return all(m.dtype == np.float32 and 4 in m.strides[-2:] and min(m.strides) > 0 for m in matrices)
 
 
 @contextlib.contextmanager
 def one_thread():
-    """Within the block each product runs on the thread that asks for it."""
+    """Within the block each product runs on the thread that calls for it."""
     _set_threads(1)
     try:
         yield

@@ -1,10 +1,10 @@
-"""Where matrix products come from: a BLAS library whose functions can be called directly.
+"""The BLAS library that computes matrix products: the first one whose functions can be called directly.
 
 - Intel's MKL, where it is installed (`pip install -e ".[mkl]"`) and the processor is Intel's. On a Xeon with AVX-512 it
   does 160 GFLOP/s per core on the shapes of a GPT, OpenBLAS 135. On other processors it was never faster.
-- The OpenBLAS that NumPy's wheels carry and have loaded already.
+- The OpenBLAS that NumPy's wheels contain and have loaded already.
 
-Both give the same bits wherever arrays lie in memory and however products are cut (tests/test_kernels.py).
+Both compute the same bits wherever arrays are in memory and however products are cut (tests/test_products.py).
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-_SEQUENTIAL = 1  # MKL's threading layer: our parts run side by side, each on the thread that asks for it
+_SEQUENTIAL = 1  # MKL's threading layer: our parts run side by side, each on the thread that calls for it
 
 
 def find():

@@ -1,7 +1,7 @@
 """Dropout on the CPU. Same formulas; what changes, and what it bought:
 
-- The hash of ops/random.py for one number at a time, in registers: the same bits as the page, without its six arrays of
-  64-bit integers (3072 x 384: 4.0 -> 0.15 ms).
+- The hash of tinygrad2/prng.py for one element at a time, in registers: the same bits as the reference, without its six
+  arrays of 64-bit integers (3072 x 384: 4.0 -> 0.15 ms).
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ _ONE, _TO_UNIT = np.float32(1), np.float32(2.0**-24)
 
 
 @inlined
-def keep32(p, key, place):
-    """0 with probability p, else 1 / (1 - p): keep_mask of ops/dropout.py at one place of stream `key`."""
-    z = (place + np.uint64(1)) * _GOLDEN + key
+def keep32(p, key, position):
+    """0 with probability p, else 1 / (1 - p): keep_mask of ops/dropout.py at one position of stream `key`."""
+    z = (position + np.uint64(1)) * _GOLDEN + key
     z = (z ^ (z >> _30)) * _FACTOR_1
     z = (z ^ (z >> _27)) * _FACTOR_2
     z = z ^ (z >> _31)
@@ -28,10 +28,10 @@ def keep32(p, key, place):
 
 
 @jit
-def drop_block(w, p, key, place, step):
-    """w times dropout's factors; row i begins at `place` + i `step` of the stream."""
+def drop_block(w, p, key, position, step):
+    """w times dropout's factors; row i begins at `position` + i `step` of the stream."""
     for i in range(len(w)):
-        row, start = w[i], place + np.uint64(i) * step
+        row, start = w[i], position + np.uint64(i) * step
         for j in range(row.size):
             row[j] *= keep32(p, key, start + np.uint64(j))
 
@@ -59,6 +59,6 @@ class DropoutCPU(Dropout, backend="numpy"):
 
 def _run(x, p, key, first):
     out = np.empty_like(x)
-    numbers = np.float32(p), np.uint64(key), np.uint64(first)
-    POOL.split(_dropout, x.size, x.reshape(-1), out.reshape(-1), *numbers, grain=16384)
+    constants = np.float32(p), np.uint64(key), np.uint64(first)
+    POOL.split(_dropout, x.size, x.reshape(-1), out.reshape(-1), *constants, grain=16384)
     return out

@@ -1,16 +1,16 @@
 """Embedding on the CPU. Same formulas; what changes, and what it bought:
 
-- dweight is a LateGradient: only the rows that were looked up are touched, in the parameter's own memory, where the
-  page fills a table of zeros (154 MB for GPT-2) and adds it whole.
-- The threads share out the columns, and each goes through the ids in order: every number is a sum in the same order,
-  whatever the threads do, and needs neither sorting nor atomic additions.
+- dweight is a DeferredGradient: only the rows that were looked up are touched, in the parameter's own memory, where the
+  reference fills a table of zeros (154 MB for GPT-2) and adds all of it.
+- The columns are divided among the threads, and each goes through the ids in order: every element is a sum in the
+  same order, for any number of threads, and needs neither sorting nor atomic additions.
 """
 
 import numpy as np
 
 from ops.embedding import Embedding
 from ops.kernels.cpu.numba_jit import jit
-from tinygrad2.function import LateGradient
+from tinygrad2.function import DeferredGradient
 from tinygrad2.system.threads import POOL
 
 
@@ -22,16 +22,16 @@ class EmbeddingCPU(Embedding, backend="numpy"):
     def backward(self, dout):
         shape, ids = self.saved
         rows = np.asarray(dout, order="C").reshape(-1, shape[1])   # (N, C)
-        return LateGradient(np, shape, dout.dtype, _writer(rows, ids.reshape(-1).astype(np.int64))), None
+        return DeferredGradient(np, shape, dout.dtype, _writer(rows, ids.reshape(-1).astype(np.int64))), None
 
 
 def _writer(rows, ids):
-    def write(out, add):
-        if not add:
+    def write_to(out, accumulate):
+        if not accumulate:
             POOL.split(lambda lo, hi: out[lo:hi].fill(0), len(out), grain=4096)
         POOL.split(_add_rows, rows.shape[1], rows, ids, out, grain=max(16, (1 << 16) // max(1, len(ids))))
 
-    return write
+    return write_to
 
 
 @jit

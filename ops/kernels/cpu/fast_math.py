@@ -1,4 +1,4 @@
-"""float32 functions of one number that LLVM can vectorise: those of the C library are called once per element."""
+"""float32 functions of single values that LLVM can vectorise; those of the C library are called once per element."""
 
 import math
 
@@ -47,7 +47,7 @@ def exp32(x):
     x = n ln 2 + f with |f| <= ln 2 / 2, so e^x = 2^n e^f: the first by setting the exponent's bits, the second by its
     Taylor polynomial of degree 7, whose error at the ends is f^8/8! = 5e-9.
     """
-    x = _LOWEST if x < _LOWEST else x                             # the comparisons let NaN pass
+    x = _LOWEST if x < _LOWEST else x                             # NaN passes both comparisons
     x = _HIGHEST if x > _HIGHEST else x
     n = np.float32(math.floor(x * _LOG2E + _HALF))
     f = (x - n * _LN2_HI) - n * _LN2_LO

@@ -1,7 +1,8 @@
-"""Layernorm, alone and after a residual addition, on the CPU. Same formulas; what changes, and what it bought:
+"""Layernorm, alone and fused with a residual addition, on the CPU. Same formulas; what changes, and what it bought:
 
-- A row is read once into the cache, and mean, variance and out are made there: the page goes to memory eight times.
-- backward makes xhat again from mean and rstd and sums dweight and dbias in the same pass, per block of rows.
+- A row is read once into the cache, and mean, variance and out are made there; the reference makes eight trips to
+  memory.
+- backward computes xhat again from mean and rstd and sums dweight and dbias in the same pass, per block of rows.
 - With the residual: x + delta, its row statistics and its layernorm in one visit of the row; in backward the gradient
   that comes down the residual stream is added in the pass that makes dx.
 """

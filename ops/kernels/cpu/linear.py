@@ -2,8 +2,8 @@
 
 - The bias is written to `out` before the product, which is then added to it: BLAS would otherwise fill `out` with
   zeros first, so the bias costs nothing.
-- dweight is a LateGradient: BLAS adds it straight to the parameter's place in the flat buffer. No array of the
-  weight's size is made, zeroed or added.
+- dweight is a DeferredGradient: BLAS adds it straight to the parameter's gradient in the flat buffer. No array
+  of the weight's size is made, zeroed or added.
 - dbias is summed by all threads, in fixed blocks of rows.
 """
 
@@ -13,7 +13,7 @@ from ops.kernels.cpu import skinny_gemm
 from ops.kernels.cpu.blas_gemm import gemm, readable
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
 from ops.linear import Linear
-from tinygrad2.function import LateGradient
+from tinygrad2.function import DeferredGradient
 from tinygrad2.system.threads import POOL
 
 
@@ -55,9 +55,9 @@ def product(rows, weight, bias=None):
 
 
 def weight_gradient(rows, drows):
-    """rowsT drows, computed when its place is known."""
+    """rowsT drows, computed when it is known where it belongs."""
     shape = rows.shape[1], drows.shape[1]
-    return LateGradient(np, shape, rows.dtype, lambda out, add: gemm(rows.T, drows, out, add))
+    return DeferredGradient(np, shape, rows.dtype, lambda out, accumulate: gemm(rows.T, drows, out, accumulate))
 
 
 def column_sums(rows):

@@ -1,8 +1,8 @@
 """The int8 linear map on the CPU. Same formulas; what changes, and what it bought:
 
-- Few rows (a text is written one row at a time): a weight is read once, as the byte it is, and widened in a register.
-  The page makes a float32 copy of the whole matrix first. Time is that of reading, a quarter of float32's.
-- Many rows (a prompt): the page, since there the products count.
+- Few rows (a text is generated one row at a time): a weight is read once, as the byte it is, and widened in a register.
+  The reference makes a float32 copy of the matrix first. The time is that of reading, a quarter of float32's.
+- Many rows (a prompt): the reference, since there the products count.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """The MLP on the CPU. Same formulas; what changes, and what it bought:
 
-- Products as in linear.py: biases are written before them, weight gradients go straight to their places.
-- One pass over h in backward gives g, dh and the sums for dbias1 together: g takes the memory of h, dh that of dg, and
-  both are warm in the cache when they are read again.
+- Products as in linear.py: biases are written before them, weight gradients straight to where they belong.
+- One pass over h in backward computes g, dh and the sums for dbias1: g takes the memory of h, dh that of dg, and both
+  are warm in the cache when they are read again.
 - g in forward and dg live in a Lease: the same memory for all layers and steps.
 """
 
@@ -14,7 +14,7 @@ from ops.kernels.cpu.linear import column_sums, product, weight_gradient
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
-from tinygrad2.function import LateGradient
+from tinygrad2.function import DeferredGradient
 
 
 class MLPCPU(MLP, backend="numpy"):
@@ -40,16 +40,16 @@ class MLPCPU(MLP, backend="numpy"):
         partial = np.zeros((ROW_BLOCKS, h.shape[1]), np.float32)
         split_blocks(_gelu_backward, *h.shape, h, dg, partial, exact)
         g, dh = h, dg                                             # what their memory holds from here on
-        dweight1 = LateGradient(np, weight1.shape, h.dtype, _keep(lease, weight_gradient(rows, dh).write))
+        dweight1 = DeferredGradient(np, weight1.shape, h.dtype, _holding(lease, weight_gradient(rows, dh).write_to))
         dx = product(dh, weight1.T).reshape(x.shape) if need_x else None
         dbias1 = partial.sum(0) if need_bias1 else None
         dbias2 = column_sums(dout) if need_bias2 else None
         return dx, dweight1, dbias1, weight_gradient(g, dout), dbias2
 
 
-def _keep(lease, write):
-    """`write`, holding on to the lease whose memory it reads."""
-    return lambda out, add: (write(out, add), lease)
+def _holding(lease, write_to):
+    """`write_to`, with a reference to the lease whose memory it reads."""
+    return lambda out, accumulate: (write_to(out, accumulate), lease)
 
 
 @jit

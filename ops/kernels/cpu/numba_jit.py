@@ -1,12 +1,12 @@
 """How the CPU kernels are compiled: Numba, with the settings that make plain loops fast.
 
-What every kernel here keeps to, each measured (docs/kernels.md):
+The rules of every kernel here, each measured (docs/kernels.md):
 
 - A kernel works on a range of rows, lo .. hi, and releases Python's lock; `POOL.split` runs several ranges at once.
 - Slice first, then `for j in range(row.size)`: only then does the compiler know that no index is negative or shared.
 - Constants are float32, or the loop runs in float64.
 - exp is a polynomial in plain arithmetic: a call of the C library per element would stop vectorisation.
-- Sums over rows go through a fixed number of partial sums, added in order: the same bits whatever the threads do.
+- Sums over rows go through a fixed number of partial sums, added in order: the same bits for any number of threads.
 - NaN stays NaN (no "nnan" flag): a diverging training must be seen.
 """
 
@@ -32,14 +32,14 @@ def jit(function):
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to keep it
         return numba.njit(**options)(function)
-    with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp holds
+    with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp counts
         compiled._cache._cache_file._source_stamp = _stamp()
     return compiled
 
 
 @functools.cache
 def _stamp():
-    """What the sources of all kernels are: Numba itself would look at a kernel's own file only, and miss that exp32
+    """A hash of the sources of all kernels. Numba itself would look at a kernel's own file only, and miss that exp32
     has changed."""
     folder = pathlib.Path(__file__).parent
     files = sorted(folder.glob("*.py")) + [folder.parents[1] / "erf.py"]
@@ -52,7 +52,7 @@ def inlined(function):
 
 
 def split_rows(kernel, n_rows, row_size, *args):
-    """Run kernel(lo, hi, *args) over all rows; a part is worth waking a thread for from some 30,000 numbers on."""
+    """Run kernel(lo, hi, *args) over all rows; from some 30,000 elements on waking a thread pays."""
     POOL.split(kernel, n_rows, *args, grain=max(1, 32768 // max(1, row_size)))
 
 
@@ -71,7 +71,7 @@ def block_edge(n_rows, block):
 
 
 def packed(*arrays):
-    """Are all of these float32 and without gaps? What a kernel that runs over memory asks in `supports`."""
+    """Are all of these (but None) float32 and contiguous? For kernels that run over memory."""
     return all(a is None or (a.dtype == np.float32 and a.flags.c_contiguous) for a in arrays)
 
 
@@ -80,19 +80,19 @@ def is_float32(*arrays):
     return all(a is None or a.dtype == np.float32 for a in arrays)
 
 
-# -- the word to the user --------------------------------------------------------------------------------------------
+# -- a message to the user -------------------------------------------------------------------------------------------
 
 
 class _Announcer(event.Listener):
-    """Says once that kernels are being compiled, when Numba finds one that is not in its cache."""
+    """Reports once that kernels are being compiled, when Numba finds one that is not in its cache."""
 
     def __init__(self):
-        self.say = None
+        self.log = None
 
     def on_start(self, _):
-        if self.say:
-            self.say("compiling CPU kernels (once)")
-            self.say = None
+        if self.log:
+            self.log("compiling CPU kernels (once)")
+            self.log = None
 
     def on_end(self, _):
         pass
@@ -102,6 +102,6 @@ _announcer = _Announcer()
 event.register("numba:compile", _announcer)
 
 
-def announce_compiling(say):
-    """Call say(text) if, from now on, a kernel has to be compiled; at most once."""
-    _announcer.say = say
+def announce_compiling(log):
+    """Call log(text) if, from now on, a kernel has to be compiled; at most once."""
+    _announcer.log = log

@@ -1,13 +1,13 @@
-"""Products with two to eight rows: several texts that are written side by side, one token each.
+"""Matrix products of two to eight rows: several texts that are generated side by side, one token each.
 
 Here the time is that of reading the weight once. BLAS copies it into an order of its own first, which pays for many
-rows only; these loops read it as it lies, two to three times as fast (docs/kernels.md):
+rows only; these loops read it where it is, two to three times as fast (docs/kernels.md):
 
 - weight (I, O), as Linear has it: in strips of columns, whose sums stay in the cache; eight of its rows are multiplied
-  at a time, for two rows of x together, so that a number loaded is used twice.
+  at a time, for two rows of x together, so that a weight loaded is used twice.
 - weight (I, O) as the transpose of an (O, I) array, as the head has the embedding: each output is a dot product.
 
-Sums are taken in an order that does not depend on the number of threads, 128 numbers at a time: rounding errors grow
+Sums are taken in an order that does not depend on the number of threads, 128 terms at a time: rounding errors grow
 with the length of what is summed, and so they stay below BLAS's.
 """
 
@@ -19,16 +19,16 @@ from tinygrad2.system.threads import POOL
 MOST = 8
 _STRIP = 384                                                      # columns: what is added to stays in the cache
 _DEPTH = 128                                                      # rows that are summed apart; see above
-_GRAIN = 1 << 17                                                  # weights that are worth waking a thread for
+_GRAIN = 1 << 17                                                  # weights for which waking a thread pays
 
 
 def fits(rows, weight):
-    """Is it this module's work: few rows, and a weight without gaps?"""
+    """Is it this module's work: few rows, and a contiguous weight?"""
     return 2 <= len(rows) <= MOST and (weight.flags.c_contiguous or weight.T.flags.c_contiguous)
 
 
 def product(rows, weight, bias, out):
-    """out = rows weight + bias (or None): float32 (N, I), (I, O), (O,), (N, O). Gives out."""
+    """out = rows weight + bias (or None): float32 (N, I), (I, O), (O,), (N, O). Returns out."""
     n_in, n_out = weight.shape
     bias = np.zeros(n_out, np.float32) if bias is None else np.asarray(bias, order="C")
     if not weight.T.flags.c_contiguous:
@@ -59,18 +59,18 @@ def _strips(lo, hi, x, weight, bias, out):
 @jit
 def _add_rows(x, weight, start, stop, a, b, out):
     """Add what rows start .. stop - 1 of the weight make of x, in columns a .. b - 1."""
-    whole = stop - (stop - start) % 8
-    for k in range(start, whole, 8):
+    full = stop - (stop - start) % 8
+    for k in range(start, full, 8):
         for i in range(0, len(x) - 1, 2):
             _add_to_two(x[i, k:], x[i + 1, k:], weight[k:], a, b, out[i], out[i + 1])
         if len(x) % 2:
             _add_to_one(x[len(x) - 1, k:], weight[k:], a, b, out[len(x) - 1])
-    for k in range(whole, stop):
+    for k in range(full, stop):
         row = weight[k, a:b]
         for i in range(len(x)):
-            total, number = out[i], x[i, k]
+            total, factor = out[i], x[i, k]
             for j in range(row.size):
-                total[j] += number * row[j]
+                total[j] += factor * row[j]
 
 
 @jit
@@ -115,8 +115,8 @@ def _dots(lo, hi, x, rows, bias, out):
     for j in range(lo, hi):
         row = rows[j]
         for i in range(len(x)):
-            some = x[i]
+            xi = x[i]
             total = np.float32(0)
             for k in range(row.size):
-                total += some[k] * row[k]
+                total += xi[k] * row[k]
             out[i, j] = total + bias[j]

@@ -1,7 +1,7 @@
 """Split into heads on the CPU. Same formula; what changes, and what it bought:
 
-- attention.py writes dq, dk and dv side by side in one array. Parts that lie like that in one memory already *are* the
-  gradient: backward then gives that memory, and copies nothing.
+- attention.py writes dq, dk and dv side by side in one array. Parts that are laid out like that already *are* the
+  gradient: backward then returns that array, and copies nothing.
 """
 
 from ops.split_heads import SplitHeads
@@ -9,8 +9,8 @@ from ops.split_heads import SplitHeads
 
 class SplitHeadsCPU(SplitHeads, backend="numpy"):
     def backward(self, douts):
-        whole = _packed(douts)
-        return SplitHeads.backward(self, douts) if whole is None else (whole,)
+        packed = _packed(douts)
+        return SplitHeads.backward(self, douts) if packed is None else (packed,)
 
 
 def _packed(douts):

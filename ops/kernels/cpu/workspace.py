@@ -1,4 +1,4 @@
-"""Large arrays that are needed again in every step: kept when they are let go, and handed out again.
+"""Large arrays that are needed again in every step: their memory is kept when they are freed, and used again.
 
 Filling a fresh array of 50 MB takes 4 ms, one that was used before 2: the system must find and clear every page of it.
 """
@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
-_kept = []  # flat float32 arrays nobody uses now, smallest first
+_kept: list[np.ndarray] = []  # flat float32 arrays that are free now, smallest first
 _MOST = 4
 
 
 class Lease:
-    """`array`, float32 of the given shape with arbitrary values. Its memory goes back when the Lease is let go."""
+    """`array`, float32 of the given shape with arbitrary values. Its memory is free again when the Lease is deleted."""
 
     def __init__(self, *shape):
         size = math.prod(shape)
@@ -27,4 +27,4 @@ class Lease:
     def __del__(self):
         _kept.append(self._flat)
         _kept.sort(key=len)
-        del _kept[:-_MOST]  # the largest are the dearest to make anew
+        del _kept[:-_MOST]  # the largest cost the most to allocate again

@@ -1,13 +1,13 @@
-"""Is this gradient right? A numerical check in float64, with a report that says where it is wrong and guesses why.
+"""Is this gradient right? A numerical check in float64, with a report of where it is wrong and a guess why.
 
     def f(x, weight):
         return (x @ weight).exp()
 
     report = gradcheck(f, [np.random.randn(3, 4), np.random.randn(4, 2)])
-    print(report)                      # one line per input; `report` is true where all is well
+    print(report)                      # one line per input; `report` is true where all is right
 
-How.  The output is a whole array, so it is first made a number with a *random* cotangent: F(x) = sum(dout * f(x)).
-(All ones would prove nothing about softmax or layernorm, whose rows always sum to the same.) Then the derivative of F
+How.  The output is an array, so it is first reduced to a scalar with a *random* cotangent: F(x) = sum(dout * f(x)).
+(All ones would test nothing about softmax or layernorm, whose rows always sum to the same.) Then the derivative of F
 along a random direction d, which is <dx, d> by our gradient, is measured with a five-point difference:
 
     dF/dh = [8 (F(x + h d) - F(x - h d)) - (F(x + 2h d) - F(x - 2h d))] / 12h  +  O(h^4)
@@ -17,21 +17,24 @@ in float64 both are near 1e-12. In float32 neither could get below 1e-3: such a 
 Directions are cheap (four evaluations whatever the size); only where they disagree is every element measured.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
-import sys
-import types
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from tinygrad2.tensor import Tensor, no_grad
+from tinygrad2.function import Function
+from tinygrad2.tensor import Tensor, apply, no_grad
 
 _STEP = 1e-3
 _MAX_ELEMENTS = 2048  # of an input, measured one by one for the report
 
 
 class InputReport:
-    """What was found for one input: `ok`, `error` (relative), and for a wrong one the worst element and a hint."""
+    """The result for one input: `ok`, `error` (relative), and for a wrong one the worst element and a hint."""
 
     def __init__(self, number, shape, error, tolerance, analytic=None, numeric=None, hint=""):
         self.number, self.shape, self.error, self.ok = number, shape, error, error <= tolerance
@@ -43,9 +46,9 @@ class InputReport:
         if not self.ok and self.analytic is not None:
             difference = np.nan_to_num(np.abs(self.analytic - self.numeric), nan=math.inf)
             worst = np.unravel_index(np.argmax(difference), self.shape)
-            place = "".join(f"[{i}]" for i in worst) or "[()]"
+            index = "".join(f"[{i}]" for i in worst) or "[()]"
             analytic, numeric = self.analytic[worst], self.numeric[worst]
-            line += f"\n    worst element {place}: analytic {analytic:.9g}, numeric {numeric:.9g}"
+            line += f"\n    worst element {index}: analytic {analytic:.9g}, numeric {numeric:.9g}"
         if self.hint:
             line += f"\n    hint: {self.hint}"
         return line
@@ -58,7 +61,7 @@ class GradcheckReport:
         self.name, self.inputs, self.failure = name, list(inputs), failure
         self.ok = not failure and all(report.ok for report in self.inputs)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.ok
 
     def __str__(self):
@@ -71,29 +74,29 @@ class GradcheckReport:
     __repr__ = __str__  # so that `assert gradcheck(...)` in a test shows it
 
 
-def gradcheck(fn, inputs, rtol=1e-7, seed=0):
+def gradcheck(
+    fn: Callable[..., Tensor] | type[Function], inputs: Sequence[Any], rtol: float = 1e-7, seed: int = 0
+) -> GradcheckReport:
     """Compare the gradients of `fn` with numerical ones.
 
-    fn      takes as many Tensors as there are inputs and gives a Tensor; a Function subclass will do, too
+    fn      takes as many Tensors as there are inputs and returns a Tensor; or a Function subclass
     inputs  arrays, Tensors or lists; the floating point ones become float64 and are checked, others are passed on
     rtol    largest relative error that passes
 
-    Gives a GradcheckReport; raises nothing about wrong gradients.
+    Returns a GradcheckReport, true where every gradient is right; a wrong gradient raises nothing.
     """
     if isinstance(fn, type):
-        from tinygrad2.tensor import apply
-
-        op = fn
+        op: Any = fn
         return gradcheck(_named(lambda *args: apply(op, *args), op.name), inputs, rtol, seed)
     name = getattr(fn, "__name__", type(fn).__name__)
     rng = np.random.default_rng(seed)
     arrays = [_as_float64(value) for value in inputs]
     checked = [i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f"]
 
-    before = [None if array is None else array.copy() for array in arrays]
+    before: list[Any] = [None if array is None else array.copy() for array in arrays]
     out = _evaluate(fn, arrays)
     if not np.array_equal(out, _evaluate(fn, arrays), equal_nan=True):
-        return GradcheckReport(name, failure="two calls gave different results: fix the random numbers inside first")
+        return GradcheckReport(name, failure="two calls returned different results: fix the seed inside first")
     if any(a is not None and not np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, before)):
         return GradcheckReport(name, failure="an input was changed in place by forward")
     dout = rng.standard_normal(out.shape)
@@ -104,12 +107,12 @@ def gradcheck(fn, inputs, rtol=1e-7, seed=0):
 
     reports = []
     for i in checked:
-        error = max(_direction_error(fn, arrays, i, dout, gradients[i], rng) for _ in range(3))
-        report = InputReport(i, arrays[i].shape, error, rtol)
+        largest = max(_direction_error(fn, arrays, i, dout, gradients[i], rng) for _ in range(3))
+        report = InputReport(i, arrays[i].shape, largest, rtol)
         if not report.ok and arrays[i].size <= _MAX_ELEMENTS:
             numeric = numeric_gradient(fn, arrays, i, dout)
             hint = _guess(fn, arrays, i, dout, gradients, numeric)
-            report = InputReport(i, arrays[i].shape, error, rtol, gradients[i], numeric, hint)
+            report = InputReport(i, arrays[i].shape, largest, rtol, gradients[i], numeric, hint)
         reports.append(report)
     return GradcheckReport(name, reports)
 
@@ -117,10 +120,10 @@ def gradcheck(fn, inputs, rtol=1e-7, seed=0):
 def numeric_gradient(fn, arrays, i, dout):
     """dF/dx for every element of input i, F = sum(dout * fn(...)), measured one element at a time."""
     gradient = np.zeros(arrays[i].shape)
-    for place in np.ndindex(arrays[i].shape):
+    for index in np.ndindex(arrays[i].shape):
         direction = np.zeros(arrays[i].shape)
-        direction[place] = 1.0
-        gradient[place] = _derivative(fn, arrays, i, direction, dout)
+        direction[index] = 1.0
+        gradient[index] = _derivative(fn, arrays, i, direction, dout)
     return gradient
 
 
@@ -129,7 +132,7 @@ def _named(fn, name):
     return fn
 
 
-def _as_float64(value):
+def _as_float64(value: Any) -> Any:
     """A fresh array: floats in float64, the rest as it is."""
     if value is None:
         return None
@@ -153,13 +156,13 @@ def _analytic(fn, arrays, checked, dout):
 
 
 def _derivative(fn, arrays, i, direction, dout):
-    """dF along `direction` in input i: the five-point formula of the page's top."""
+    """dF along `direction` in input i: the five-point formula at the top of this file."""
 
     def moved(h):
         return _evaluate(fn, [a + h * direction if j == i else a for j, a in enumerate(arrays)])
 
     h = _STEP
-    with np.errstate(all="ignore"):  # a step may leave the domain; the result then says so (nan)
+    with np.errstate(all="ignore"):  # a step may leave the domain; the result is then nan
         change = 8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))  # before the sum: less cancels
     return float((dout * change).sum()) / (12 * h)
 
@@ -181,7 +184,7 @@ def _guess(fn, arrays, i, dout, gradients, numeric):
     if not np.isfinite(analytic).all():
         return "the gradient is not finite here: 0 * inf, or a division by zero?"
     if not analytic.any():
-        return "the gradient is zero everywhere: is this input used, and is its gradient returned in its place?"
+        return "the gradient is zero everywhere: is this input used, and is its gradient returned at its position?"
     factor = _constant_factor(analytic, numeric)
     if factor is not None:
         return _explain_factor(factor, [a.shape for a in arrays if a is not None] + [dout.shape])
@@ -222,8 +225,8 @@ def _explain_factor(factor, shapes):
 def _missing_sum(fn, arrays, i, dout, analytic):
     """Was the gradient of one copy taken instead of the sum over all copies of a broadcast input?
 
-    The input is spelled out to the shape of the output, so that every copy has a gradient of its own; if summing
-    these over some of the copied axes, and taking one entry (or the mean) along the others, gives what we got, that
+    The input is expanded to the shape of the output, so that every copy has its own gradient; if summing
+    these over some of the copied axes, and taking one entry (or the mean) along the others, equals what we got, that
     was the mistake.
     """
     shape = (1,) * (dout.ndim - analytic.ndim) + analytic.shape
@@ -253,13 +256,3 @@ def _missing_sum(fn, arrays, i, dout, analytic):
                         "over it: each copy sends a gradient back (see ops/broadcast.py)"
                     )
     return ""
-
-
-class _Callable(types.ModuleType):
-    """Importing this file makes `tinygrad2.gradcheck` the module, where users want the function: so it is both."""
-
-    def __call__(self, *args, **kwargs):
-        return gradcheck(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable

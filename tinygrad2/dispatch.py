@@ -1,0 +1,90 @@
+"""Dispatch: the registry of all ops and kernels, and the choice between a reference implementation and a fast version.
+
+    OPS["layernorm"]                   the reference implementation (ops/layernorm.py): the maths, for any array library
+    KERNELS["layernorm", "numpy"]      its fast versions for one array library (ops/kernels), the newest last
+
+A Function enters itself where its class is defined (function.py). Steps that are no ops, such as Adam's update, are
+functions: `has_kernels` marks one, `register_kernel` adds a fast version.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+from tinygrad2.backend import xp_of
+
+
+class _Registry(dict):
+    """A dict whose KeyError names the remedy."""
+
+    def __missing__(self, name):
+        raise KeyError(f"no op called {name!r} has been defined; `import ops` defines those of this project")
+
+
+OPS = _Registry()
+KERNELS: dict[tuple[str, str], list[Any]] = {}
+
+_use_kernels = True
+
+
+def register_kernel(name, backend):
+    """A decorator: this class or function is a fast version of `name` for the array library `backend`, "numpy" or
+    "cupy"."""
+
+    def register(kernel):
+        KERNELS.setdefault((name, backend), []).append(kernel)
+        return kernel
+
+    return register
+
+
+def choose(op, xp, arrays):
+    """The version of `op` to run on these arrays: the newest kernel that supports them, else the op itself."""
+    if _use_kernels:
+        for kernel in reversed(KERNELS.get((op.name, xp.__name__), ())):
+            if issubclass(kernel, op) and kernel.supports(*arrays):
+                return kernel
+    return op
+
+
+def fastest(name, xp, reference):
+    """The version of a function to run on arrays of this library: the newest kernel of that name, else `reference`."""
+    versions = KERNELS.get((name, xp.__name__)) if _use_kernels else None
+    return versions[-1] if versions else reference
+
+
+def has_kernels(reference):
+    """A decorator for a function of arrays: a call runs the fastest version for the library of the first array.
+
+    The function itself stays available as `.reference`.
+    """
+
+    @functools.wraps(reference)
+    def run(array, *args):
+        return fastest(reference.__name__, xp_of(array), reference)(array, *args)
+
+    run.reference = reference
+    return run
+
+
+@contextlib.contextmanager
+def kernels(mode):
+    """Within the block, "reference" runs the reference implementation of every op; "auto" a kernel where one fits.
+
+    Raises ValueError for an unknown mode.
+    """
+    global _use_kernels
+    before = _use_kernels
+    use_kernels(mode)
+    try:
+        yield
+    finally:
+        _use_kernels = before
+
+
+def use_kernels(mode):
+    """The same as `kernels`, for the rest of the program."""
+    global _use_kernels
+    if mode not in ("auto", "reference"):
+        raise ValueError(f"kernels must be 'auto' or 'reference', not {mode!r}")
+    _use_kernels = mode == "auto"
