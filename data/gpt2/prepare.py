@@ -16,8 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
-from tinygrad2.cli import Parser
-from tinygrad2.distributed.world import World
+from tinygrad2.cli import Parser, run
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_json
 from tinygrad2.io.safetensors import Broken, open_container
@@ -156,4 +155,4 @@ def _look_at(model, out):
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+from tinygrad2.cli import program
 from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.system.signals import leave_now
 
@@ -60,9 +61,3 @@ def tell_hard_exits(rank, size, over):
         leave_now(code)
 
     os._exit = leave_loudly
-
-
-def program():
-    """The name of the script, for messages."""
-    return os.path.basename(sys.argv[0])
-
