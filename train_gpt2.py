@@ -34,11 +34,11 @@ from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, given, saved_values
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
-from tinygrad2.distributed.nccl import nccl_of
+from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.hellaswag import accuracy, load_examples
-from tinygrad2.function import fastest, use_kernels
+from tinygrad2.function import use_kernels
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
@@ -48,7 +48,7 @@ from tinygrad2.monitor.metrics import MetricsFile
 from tinygrad2.monitor.outliers import Outliers
 from tinygrad2.monitor.progress import Progress
 from tinygrad2.monitor.tensorboard import TensorBoard
-from tinygrad2.optim import Adam, clip_scale, learning_rate, norm_of, square_sums
+from tinygrad2.optim import Adam, clip_scale, learning_rate
 from tinygrad2.system.machine import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import StopRequest
@@ -140,7 +140,8 @@ class Trainer(Snapshots):
         if config.overlap == "auto":
             early = world.hosts > 1                                            # over one host there is nothing to gain
         self.reducer = Reducer(
-            self.flat, world, count, config.sum, config.wire, config.zero > 0, early, nccl_of(config, world)
+            self.flat, world, count, order=config.sum, comm_dtype=config.wire, shard=config.zero > 0, overlap=early,
+            nccl=connect_gpus(world, config.device, config.gpu_sum, config.wire),
         )
         betas, parts = (config.beta1, config.beta2), self.reducer.parts
         self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)
@@ -161,8 +162,7 @@ class Trainer(Snapshots):
                 losses.append(self.micro_step(first_row, x, y))
         self.reducer.finish()
         xp, dtype = array_module(self.config.device), self.flat.data.dtype
-        sums = self.reducer.square_sums(fastest("square_sums", xp, square_sums))
-        norm = xp.asarray(norm_of(sums, dtype)) / self.micro_batches           # of the mean over micro-batches
+        norm = self.reducer.grad_norm() / self.micro_batches                     # of the mean over micro-batches
         own = to_host(xp.stack([*losses, norm])).tolist()         # the one place that waits for the device
         own.append(self.stop.signal or 0 if self.stop else 0)
         every = self.world.all_gather(np.array(own), f"losses of step {self.done + 1}")
@@ -171,7 +171,7 @@ class Trainer(Snapshots):
         if math.isfinite(loss + norm):
             scale = clip_scale(dtype.type(norm), self.config.grad_clip) / self.micro_batches
             self.optimizer.step(self.lr(), float(scale))          # here the sum becomes the mean, once
-            self.reducer.spread_weights(f"weights of step {self.done + 1}")
+            self.reducer.all_gather_weights(f"weights of step {self.done + 1}")
             self.position = loader.after(self.position)
             self.done += 1
         return loss, norm

@@ -110,8 +110,7 @@ def main():
         rank = world.rank
 
         def everyone(value):
-            with world.alone("waiting for a request"):            # the other ranks sleep, and leave the cores to others
-                value = requests() if rank == 0 else None
+            value = world.on_rank_0("waiting for a request", requests)  # the other ranks sleep meanwhile
             return world.broadcast_object(value)
 
         def mean(loss):

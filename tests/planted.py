@@ -1,5 +1,6 @@
 """A training in which one rank goes wrong at one step, for test_failures.py:  planted.py KIND RANK STEP [flags]."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,7 +50,7 @@ class Return(BaseException):
     pass
 
 
-inner_step, travelling, main = train_gpt2.Trainer.step, Reducer.travelling, train_gpt2.main
+inner_step, inner_collective, main = train_gpt2.Trainer.step, Reducer.collective, train_gpt2.main
 
 
 def planted_step(trainer, loader):
@@ -61,18 +62,18 @@ def planted_step(trainer, loader):
     return inner_step(trainer, loader)
 
 
-def planted_travelling(reducer, is_moving=True):
+@contextlib.contextmanager
+def no_collective(reducer):
+    """This rank keeps its own gradient and goes on to what comes next."""
+    reducer.all_reduce, all_reduce = None, reducer.all_reduce
+    yield
+    reducer.all_reduce = all_reduce
+
+
+def planted_collective(reducer, moves_data=True):
     planted, reducer.planted = getattr(reducer, "planted", False), False
     if planted and kind == "skipped":
-        reducer.size, size = 1, reducer.size  # this rank keeps its own gradient and goes on to what comes next
-        import contextlib
-
-        @contextlib.contextmanager
-        def alone():
-            yield
-            reducer.size = size
-
-        return alone()
+        return no_collective(reducer)
     if planted and kind == "other size":
         return world.collective(reducer.name, "tree of 77 float32 in 1")
     if planted and kind == "other dtype":
@@ -81,7 +82,7 @@ def planted_travelling(reducer, is_moving=True):
         return world.collective(reducer.name, f"largest of {reducer.flat.size} float32 in {len(reducer.buckets)}")
     if planted and kind == "other collective":
         return world.collective("broadcast", f"{reducer.flat.size} float32")
-    return travelling(reducer, is_moving)
+    return inner_collective(reducer, moves_data)
 
 
 def planted_main(world, argv):
@@ -91,5 +92,5 @@ def planted_main(world, argv):
         return 0
 
 
-train_gpt2.Trainer.step, Reducer.travelling = planted_step, planted_travelling
+train_gpt2.Trainer.step, Reducer.collective = planted_step, planted_collective
 world.run(lambda: planted_main(world, sys.argv[4:]))

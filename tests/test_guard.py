@@ -1,6 +1,7 @@
-"""The guard's parts alone; what it does for a whole job: test_failures.py."""
+"""The parts of the watchdog; what it does for a job: test_failures.py."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,16 +11,16 @@ import time
 import pytest
 from test_train import ROOT
 
-from tinygrad2.distributed.watchdog import Board, Guard, process_state, where_is_main
+from tinygrad2.distributed.watchdog import StatusTable, Watchdog, location_of_main_thread, process_state
 from tinygrad2.system.threads import core_quota, usable_cores
 
 pytestmark = pytest.mark.alone
 
 
-def test_a_board_shows_each_rank_what_the_others_do():
-    path = Board.make_file(2)
+def test_the_status_table_shows_each_rank_what_the_others_do():
+    path = StatusTable.create_file(2)
     try:
-        first, second = Board(path, 2, 0), Board(path, 2, 1)
+        first, second = StatusTable(path, 2, 0), StatusTable(path, 2, 1)
     finally:
         os.unlink(path)
     first.write(7, 1, 12.5, "gradients of step 3")
@@ -31,51 +32,58 @@ def test_a_board_shows_each_rank_what_the_others_do():
     first.ask(1)
     assert second.beat() and second.read(1).beat == pytest.approx(time.monotonic(), abs=1)
     second.answer("train_gpt2.py:131 in step")
-    assert not second.beat() and first.read(1).place == "train_gpt2.py:131 in step"
+    assert not second.beat() and first.read(1).location == "train_gpt2.py:131 in step"
     assert first.read(0).name == "gradients of step 3"
 
 
-def test_the_guard_ends_what_takes_too_long_and_nothing_else():
+def test_the_watchdog_ends_what_takes_too_long_and_nothing_else():
     ended = threading.Event()
-    words = []
-    guard = Guard(0, 2, lambda text, code: (words.append((text, code)), ended.set(), time.sleep(60)), timeout=0.5)
-    guard.start()
+    aborts = []
+    watchdog = Watchdog(0, 2, lambda text, code: (aborts.append((text, code)), ended.set(), time.sleep(60)), 0.5)
+    watchdog.start()
     for i in range(4):  # each in time, although all together are not
-        guard.enter(f"sum of step {i}")
+        watchdog.enter(f"sum of step {i}")
         time.sleep(0.25)
-        guard.leave()
+        watchdog.leave()
     time.sleep(0.8)  # no collective: nobody waits
     assert not ended.is_set()
-    guard.enter("a sum that hangs")
+    watchdog.enter("a sum that hangs")
     assert ended.wait(5)
-    text, code = words[0]
-    assert code == 124 and "collective #5 'a sum that hangs' was not over within 0.5 s" in text
+    text, code = aborts[0]
+    assert code == 124 and "collective #5 'a sum that hangs' did not finish within 0.5 s" in text
     assert "no rank of" in text and "is missing: it is a rank of another host, or the network" in text
-    guard.leave()
+    watchdog.leave()
     signal.set_wakeup_fd(-1)
 
 
-def test_a_guard_that_was_asleep_itself_does_not_count_that_time():
+def test_a_watchdog_that_was_suspended_itself_does_not_count_that_time():
     """All ranks of a job may be suspended and go on later: nobody was late then."""
     ended = []
-    guard = Guard(0, 1, lambda text, code: ended.append(code), timeout=8)
-    guard.start()
-    guard.enter("a sum")
-    since = guard.since
-    guard.last_look -= 100  # as if this thread had not run for 100 s
-    guard.since -= 100
+    watchdog = Watchdog(0, 1, lambda text, code: ended.append(code), timeout=8)
+    watchdog.start()
+    watchdog.enter("a sum")
+    since = watchdog.since
+    watchdog.last_look -= 100  # as if this thread had not run for 100 s
+    watchdog.since -= 100
     time.sleep(0.5)
-    assert not ended and guard.since == pytest.approx(since, abs=1)
-    guard.leave()
+    assert not ended and watchdog.since == pytest.approx(since, abs=1)
+    watchdog.leave()
     signal.set_wakeup_fd(-1)
 
 
-def test_where_is_main_names_this_file():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(where_is_main()))
-    thread.start()
-    thread.join()
-    assert "test_guard.py:" in found[0] and "in test_where_is_main_names_this_file" in found[0]
+@pytest.mark.parametrize(
+    "path, location",
+    [
+        ("tinygrad2/tensor.py", "tensor.py:3 in wait"),
+        ("tinygrad2/distributed/allreduce.py", r"test_guard.py:\d+ in test_the_location"),
+        ("tinygrad2/cli.py", r"test_guard.py:\d+ in test_the_location"),
+    ],
+)
+def test_the_location_of_a_waiting_rank_is_outside_of_what_waits(path, location):
+    namespace, locations = {}, []
+    exec(compile("def wait(thread):\n    thread.start()\n    thread.join()\n", ROOT / path, "exec"), namespace)
+    namespace["wait"](threading.Thread(target=lambda: locations.append(location_of_main_thread())))
+    assert re.match(location, locations[0])
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")

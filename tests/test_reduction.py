@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygrad2.distributed.reducer import BUCKET, EARLY_BUCKET, Reducer
+from tinygrad2.distributed.reducer import BUCKET, OVERLAP_BUCKET, Reducer
 from tinygrad2.distributed.world import World
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.module import FlatBuffers, Module, Parameter
@@ -51,7 +51,7 @@ def test_micro_batches_are_summed_in_a_binary_tree(count):
         assert got[place].tobytes() == expected[place].tobytes()
     assert len(reducer._spare) == _twos(count)  # what the plan of memory counts on
     if count > 4:
-        plain = reduce(parts, sum="plain")[0].grad
+        plain = reduce(parts, order="plain")[0].grad
         assert plain.tobytes() != got.tobytes() and np.allclose(plain, got, rtol=1e-3, atol=1)
 
 
@@ -88,8 +88,8 @@ def test_a_step_that_was_broken_off_leaves_nothing_behind():
 
 @pytest.mark.parametrize("size", [1, 100, NORM_BLOCK, NORM_BLOCK + 1, 3 * NORM_BLOCK + 5, BUCKET + 7, 3 * BUCKET])
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
-@pytest.mark.parametrize("early", [False, True])
-def test_the_parts_of_all_ranks_are_the_whole_and_end_with_blocks(size, ranks, early):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_parts_of_all_ranks_cover_the_buffer_once_and_begin_at_blocks(size, ranks, overlap):
     class Ranks(World):
         pass
 
@@ -100,11 +100,11 @@ def test_the_parts_of_all_ranks_are_the_whole_and_end_with_blocks(size, ranks, e
         parameters, slices = [], {}
 
     Flat.size = size
-    reducer = Reducer(Flat, world, 1, shards=True, early=early)
-    assert reducer.buckets[0].stop == min(size, EARLY_BUCKET if early else BUCKET)
+    reducer = Reducer(Flat, world, 1, shard=True, overlap=overlap)
+    assert reducer.buckets[0].stop == min(size, OVERLAP_BUCKET if overlap else BUCKET)
     seen = np.zeros(size, int)
     for rank in range(ranks):
-        for part in reducer.parts_of(rank):
+        for part in reducer.shards.parts_of(rank):
             seen[part] += 1
             assert part.start == part.stop or part.start % NORM_BLOCK == 0
     assert (seen == 1).all()

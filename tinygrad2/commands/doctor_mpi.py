@@ -95,7 +95,7 @@ def _between(world, distance):
             begin = time.perf_counter()
             if partner < world.size:
                 start = i * n % (len(numbers) - n)
-                world.wire.exchange(numbers[start : start + n], partner, arrived[:n])
+                world.transport.exchange(numbers[start : start + n], partner, arrived[:n])
             times.append(time.perf_counter() - begin)
         return times
 
@@ -108,7 +108,7 @@ def _between(world, distance):
 def _adding(world):
     import numpy as np
 
-    from tinygrad2.distributed.reducer import add
+    from tinygrad2.distributed.allreduce import add
 
     numbers, other = np.ones(2 * SIZE, np.float32), np.ones(_PIECE, np.float32)
     starts = iter(range(0, 20 * _PIECE, _PIECE))

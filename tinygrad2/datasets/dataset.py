@@ -78,12 +78,9 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
     splits = _choose(pairs, name, data)[1] if pairs else {"train": paths}
     streams, size = {}, 0
     for split in sorted(splits):  # "train" first: its text trains the tokenizer
-        with world.alone("making tokens") as mine:
-            if mine:
-                found = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
-        if world.rank:  # now the others find them
-            found = tokens_of_text(splits[split], tokenizer, vocab_size, world.print)
-        files, tokenizer = found
+        arguments = splits[split], tokenizer, vocab_size, world.print
+        tokens = world.on_rank_0("making tokens", tokens_of_text, *arguments)
+        files, tokenizer = tokens or tokens_of_text(*arguments)  # the other ranks read what rank 0 has written
         streams[split] = TokenStream(files, vocab_size)
         size += sum(os.path.getsize(path) for path in splits[split])
     train, n = streams["train"], sum(map(len, streams.values()))

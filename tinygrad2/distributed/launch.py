@@ -1,4 +1,4 @@
-"""Launch: what mpirun or srun have started, before MPI itself can be asked; and leaving when that makes no sense.
+"""Launch: what mpirun or srun have started, before MPI itself can be asked; and exits that report themselves.
 
 Imports nothing that loads NumPy or MPI.
 """
@@ -21,8 +21,8 @@ def ranks_started():
     return max(_number(os.environ.get(name)) for name in _TASKS)
 
 
-def limit_start():
-    """A timer that ends this process where MPI's start takes too long; cancel() it afterwards."""
+def exit_unless_started():
+    """A timer that ends this process if MPI has not started within START seconds; cancel() it when it has."""
     timer = threading.Timer(START, _never_started)
     timer.daemon = True
     timer.start()
@@ -38,26 +38,26 @@ def _number(text):
     return int(text) if text and text.isdigit() else 0
 
 
-def leave(line):
-    """One line on stderr, exit code 2. Before MPI is up, the launcher's own variables say who is rank 0."""
+def exit_with_line(line):
+    """One line on stderr, exit code 2. Before MPI is up, the launcher's own variables name rank 0, which prints it."""
     rank = max(_number(os.environ.get(name)) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK"))
     if rank == 0:
         print(f"{program()}: {line}", file=sys.stderr)
     sys.exit(2)
 
 
-def tell_hard_exits(rank, size, over):
-    """From now on os._exit says which rank has called it: mpirun would end the others without a word. `over()` is
-    called before."""
+def report_hard_exits(rank, size, announce_exit):
+    """From now on os._exit reports which rank has called it: mpirun would end the others without a message.
+    announce_exit() is called before."""
     own = os.getpid()
 
-    def leave_loudly(code):
+    def report_and_exit(code):
         if os.getpid() == own:  # not in a forked child, for which it is the right way out
-            over()
+            announce_exit()
             frame = sys._getframe(1)
-            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-            os.write(2, f"[rank {rank} of {size}] left by os._exit({code}) at {place}\n".encode())
+            location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            os.write(2, f"[rank {rank} of {size}] ended by os._exit({code}) at {location}\n".encode())
             time.sleep(0.1)  # mpirun passes it on
         leave_now(code)
 
-    os._exit = leave_loudly
+    os._exit = report_and_exit

@@ -5,42 +5,48 @@ from tinygrad2.errors import UserError
 
 
 class Nccl:
-    """The ranks' GPUs, joined.
+    """The communicator of the ranks' GPUs.
 
-    share(value) gives every rank what rank 0 has.
+    broadcast_object(value) returns rank 0's value on every rank.
     """
 
-    def __init__(self, rank, size, share):
+    def __init__(self, rank, size, broadcast_object):
         nccl = nccl_library()
-        unique = share(nccl.get_unique_id() if rank == 0 else None)
-        self.comm, self.float32, self.plus = nccl.NcclCommunicator(size, unique, rank), nccl.NCCL_FLOAT32, nccl.NCCL_SUM
+        unique = broadcast_object(nccl.get_unique_id() if rank == 0 else None)
+        self.comm = nccl.NcclCommunicator(size, unique, rank)
+        self.float32, self.plus = nccl.NCCL_FLOAT32, nccl.NCCL_SUM
 
     def sum(self, array):
         """Overwrite a float32 array on every rank with the sum over all ranks."""
-        place, stream = array.data.ptr, array_module("cuda").cuda.get_current_stream()
-        self.comm.allReduce(place, place, array.size, self.float32, self.plus, stream.ptr)
+        address, stream = array.data.ptr, array_module("cuda").cuda.get_current_stream()
+        self.comm.allReduce(address, address, array.size, self.float32, self.plus, stream.ptr)
 
     def broadcast(self, array, root):
         """Overwrite a float32 array on every rank with that of one."""
-        place, stream = array.data.ptr, array_module("cuda").cuda.get_current_stream()
-        self.comm.broadcast(place, place, array.size, self.float32, root, stream.ptr)
+        address, stream = array.data.ptr, array_module("cuda").cuda.get_current_stream()
+        self.comm.broadcast(address, address, array.size, self.float32, root, stream.ptr)
 
     def wait(self):
-        """Until the GPU has done it: so that what never arrives is noticed where it was sent for."""
+        """Until the GPU has done it: so that a rank that never comes is noticed in the collective it is missing in."""
         array_module("cuda").cuda.get_current_stream().synchronize()
 
 
-def nccl_of(config, world):
-    """The Nccl of these ranks where the flags and the machine want one, else None. Raises UserError where the flags
-    want one that cannot be."""
-    if config.device == "cpu" or world.size == 1 or config.gpu_sum == "host":
+def connect_gpus(world, device, method, comm_dtype):
+    """The Nccl of these ranks, or None where gradients go through the host.
+
+    method: the value of --gpu-allreduce, "host", "nccl" or "auto".
+
+    Raises UserError where it is "nccl", and NCCL or a GPU for each rank is missing.
+    """
+    if device == "cpu" or world.size == 1 or method == "host":
         return None
-    if config.wire != "float32":  # that is packed on the host
+    if comm_dtype != "float32":  # bfloat16 is packed on the host
         return None
     if all(world.all_gather_object(_have_nccl(world.host_size), "who has NCCL")):
         return Nccl(world.rank, world.size, world.broadcast_object)
-    if config.gpu_sum == "nccl":
-        raise UserError("--gpu-sum nccl needs NCCL in CuPy and a GPU for every rank of a host; take --gpu-sum host")
+    if method == "nccl":
+        raise UserError("--gpu-allreduce nccl needs NCCL in CuPy and a GPU for every rank of a host; "
+                        "take --gpu-allreduce host")  # fmt: skip
     return None
 
 

@@ -1,21 +1,21 @@
-"""Guard: what keeps several ranks from waiting for each other for ever.
+"""Watchdog: what keeps several ranks from waiting for each other indefinitely.
 
 Every collective (something that all ranks do together) has a number, a name and a deadline. A thread in each rank
-watches: where a collective is not over in time, it finds out who is missing, says so, and ends the whole job. What it
-sees of the other ranks of its host is the board, a few bytes of shared memory per rank:
+watches: where a collective does not finish in time, it finds out which rank is missing, reports it, and ends the whole
+job. What it sees of the other ranks of its host is the status table, a few bytes of shared memory per rank:
 
     number, name     the collective the rank is in, or was in last
     inside, since    is it in there now, and since when
-    beat             when its guard was last awake: a stopped process has a stale one
-    place            file, line and function of its main thread, written when another rank asks for it
+    beat             when its watchdog was last awake: a stopped process has a stale one
+    location         file, line and function of its main thread, written when another rank asks for it
 
-What it sees of ranks on other hosts is nothing, but their own guards see them.
+Ranks on other hosts it does not see, but their own watchdogs do.
 
-Where a rank of this host dies without a word (out of memory, say), the system wakes the guards of the others at once,
-and one of them says which rank that was: mpirun knows a number of a process only, and some say nothing at all.
+Where a rank of this host dies without a message (out of memory, say), the system wakes the watchdogs of the others at
+once, and one of them reports which rank that was: mpirun knows a process number only, and some report nothing at all.
 
 The same thread takes care of signals where the main thread cannot: Python runs signal handlers between two of its
-instructions, which never comes for a rank that waits inside MPI. And it leaves when mpirun has died.
+instructions, which never comes for a rank that waits inside MPI. And it exits when mpirun has died.
 
 Imports nothing that loads NumPy: threads are planned later.
 """
@@ -37,143 +37,145 @@ from tinygrad2.system.signals import STOP_SIGNALS, leave_now
 
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
 
-_ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, place
-_ASKED = 40  # the offset of `asked` in a row
+_ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, location
+_BEAT, _PID, _ASKED, _NAME, _LOCATION = 24, 32, 40, 48, 168  # offsets in a row
 LAST = "the end of the program"  # the collective after which ranks may end
-_OVER = "over"
-_OWN = ("world.py", "watchdog.py", "transport.py")  # where a rank that waits is anyway
+_EXITING = "exiting"
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_ALWAYS = (_HERE + os.sep, os.path.join(os.path.dirname(_HERE), "cli.py"))  # where a rank that waits is in any case
 _TICK = 0.2  # seconds between two looks
 _PATIENCE = 10.0  # seconds that a rank may sit in one collective after a signal
 
 
-class Row:
-    """What the board says of one rank."""
+class Status:
+    """One row of the table: what is known of one rank."""
 
-    def __init__(self, number, inside, since, beat, pid, asked, name, place):
+    def __init__(self, number, inside, since, beat, pid, asked, name, location):
         self.number, self.inside, self.since, self.beat, self.pid, self.asked = number, inside, since, beat, pid, asked
-        self.name, self.place = (text.split(b"\0")[0].decode("utf-8", "replace") for text in (name, place))
+        name, location = (text.split(b"\0")[0].decode("utf-8", "replace") for text in (name, location))
+        self.name, self.location = name, location
 
 
-class Board:
-    """Shared memory with one row per rank of this host; `mine` is the number of our own row."""
+class StatusTable:
+    """Shared memory with one row per rank of this host; `own` is the number of our own row."""
 
-    def __init__(self, path=None, rows=1, mine=0):
-        self.rows, self.mine = rows, mine
+    def __init__(self, path=None, rows=1, own=0):
+        self.rows, self.own = rows, own
         if path is None:
             self._memory = mmap.mmap(-1, _ROW.size * rows)  # of this process alone
         else:
             with open(path, "r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), _ROW.size * rows)
-        self._row = dict(number=0, inside=0, since=time.monotonic(), pid=os.getpid(), name=b"the start")
 
     @staticmethod
-    def make_file(rows):
-        """A file of the right size; whoever makes it removes it when all have opened it."""
+    def create_file(rows):
+        """A file of the right size; returns its path. Whoever creates it removes it once all have opened it."""
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        handle, path = tempfile.mkstemp(prefix="tinygrad2-board-", dir=folder)
+        handle, path = tempfile.mkstemp(prefix="tinygrad2-status-", dir=folder)
         os.truncate(handle, _ROW.size * rows)
         os.close(handle)
         return path
 
+    def _pack(self, row, offset, form, *values):
+        struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)
+
     def write(self, number, inside, since, name):
-        """Our own row, but for what guards write."""
-        offset = self.mine * _ROW.size
-        struct.pack_into("qqd", self._memory, offset, number, inside, since)
-        struct.pack_into("q", self._memory, offset + 32, os.getpid())
-        struct.pack_into("120s", self._memory, offset + 48, name[:119].encode()[:119])
+        """Our own row, except for what watchdogs write."""
+        self._pack(self.own, 0, "qqd", number, inside, since)
+        self._pack(self.own, _PID, "q", os.getpid())
+        self._pack(self.own, _NAME, "120s", name[:119].encode()[:119])
 
     def beat(self):
-        """Our guard is awake. Gives True where another rank asks where we are."""
-        offset = self.mine * _ROW.size
-        struct.pack_into("d", self._memory, offset + 24, time.monotonic())
-        return struct.unpack_from("q", self._memory, offset + _ASKED)[0] > 0
+        """Our watchdog is awake. Returns True where another rank asks where we are."""
+        self._pack(self.own, _BEAT, "d", time.monotonic())
+        return self.read(self.own).asked > 0
 
     def ask(self, row):
         """Ask another rank where it is."""
-        struct.pack_into("q", self._memory, row * _ROW.size + _ASKED, 1)
+        self._pack(row, _ASKED, "q", 1)
 
-    def answer(self, place):
-        """Say where we are."""
-        offset = self.mine * _ROW.size
-        struct.pack_into("200s", self._memory, offset + 168, place[-199:].encode()[:199])
-        struct.pack_into("q", self._memory, offset + _ASKED, 0)
+    def answer(self, location):
+        """Write where we are."""
+        self._pack(self.own, _LOCATION, "200s", location[-199:].encode()[:199])
+        self._pack(self.own, _ASKED, "q", 0)
 
     def read(self, row):
-        """The Row of a rank."""
-        return Row(*_ROW.unpack_from(self._memory, row * _ROW.size))
+        """The Status of a rank."""
+        return Status(*_ROW.unpack_from(self._memory, row * _ROW.size))
 
 
-class Guard:
-    """Watches over this rank's collectives.
+class Watchdog:
+    """Watches this rank's collectives.
 
-    rank, size   of this process among all
-    end          end(text, code) says the text, ends all ranks with this exit code, and does not come back
-    timeout      seconds that a collective may take; 0 means for ever
+    rank, size        of this process among all
+    abort             abort(text, code) prints the text, ends all ranks with this exit code, and never returns
+    timeout           seconds that a collective may take; 0 means indefinitely
+    heartbeat         None, or a function that is called every few seconds: while this rank works and the others wait
+    awaits_rank_0     True while this rank waits for rank 0, which works on its own
     """
 
-    def __init__(self, rank, size, end, timeout=300.0):
-        self.rank, self.size, self.end, self.timeout = rank, size, end, timeout
-        self.board, self.ranks = Board(), [rank]  # ranks: who has which row
+    def __init__(self, rank, size, abort, timeout=300.0):
+        self.rank, self.size, self.abort, self.timeout = rank, size, abort, timeout
+        self.table, self.ranks = StatusTable(), [rank]  # ranks: which rank has which row
         self.number, self.name, self.inside, self.since = 0, "the start", False, time.monotonic()
         self.longest = {}  # kind of collective -> seconds
-        self.alive_words = None  # called now and then while this rank works alone and the others wait for it
-        self.in_alone = False  # we wait for rank 0, which works alone
-        self.parent = os.getppid()
-        self._signals = []
-        self._lives = {}  # a handle that the system makes readable when a process ends -> its row
-        self._died = None  # when the first of them did
-        self._next_word = 0.0
-        self._pipe = None
+        self.heartbeat, self.awaits_rank_0 = None, False
         self.last_look = time.monotonic()
+        self._next_heartbeat = 0.0
+        self._parent = os.getppid()
+        self._signals = []  # (number, when it came)
+        self._processes = {}  # a handle that the system makes readable when a process ends -> its row
+        self._died = None  # when the first of them did
+        self._pipe = None
 
     def start(self):
-        """Begin to watch. Call it in the main thread."""
+        """Start the thread. Call it in the main thread."""
         readable, writable = os.pipe()
         os.set_blocking(readable, False)
         os.set_blocking(writable, False)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         self._pipe = readable
-        threading.Thread(target=self._watch, name="tinygrad2 guard", daemon=True).start()
+        threading.Thread(target=self._watch, name="tinygrad2 watchdog", daemon=True).start()
 
-    def attach(self, board, ranks, pids):
+    def attach(self, table, ranks, pids):
         """From now on the other ranks of this host are seen; ranks[i], process pids[i], has row i."""
-        board.write(self.number, int(self.inside), self.since, self.name)
-        self.board, self.ranks = board, ranks
+        table.write(self.number, int(self.inside), self.since, self.name)
+        self.table, self.ranks = table, ranks
         for i, pid in enumerate(pids):
-            if i != board.mine and hasattr(os, "pidfd_open"):
+            if i != table.own and hasattr(os, "pidfd_open"):
                 with contextlib.suppress(OSError):
-                    self._lives[os.pidfd_open(pid)] = i
+                    self._processes[os.pidfd_open(pid)] = i
 
     def enter(self, name):
-        """This rank goes into a collective."""
+        """This rank enters a collective."""
         self.number += 1
         self.name, self.since = name, time.monotonic()
-        self.board.write(self.number, 1, self.since, name)
+        self.table.write(self.number, 1, self.since, name)
         self.inside = True
 
     def leave(self):
-        """This rank has come out of it."""
+        """This rank has left it."""
         self.inside = False
         now = time.monotonic()
         kind = self.name.partition(" of step")[0]
         self.longest[kind] = max(self.longest.get(kind, 0.0), now - self.since)
         self.since = now
-        self.board.write(self.number, 0, now, self.name)
+        self.table.write(self.number, 0, now, self.name)
 
-    def over(self):
-        """This rank ends, and says so itself: the others need not wonder."""
-        self.board.write(self.number, 0, time.monotonic(), _OVER)
+    def announce_exit(self):
+        """This rank exits, and reports it itself: the others need not."""
+        self.table.write(self.number, 0, time.monotonic(), _EXITING)
 
-    def heard(self):
-        """Rank 0, which works alone, has said that it is alive: the deadline begins anew."""
+    def reset_deadline(self):
+        """Rank 0, which works on its own, is alive: the time of this collective counts from now."""
         self.since = time.monotonic()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _watch(self):
         while True:
-            handles = [self._pipe, *self._lives]
+            handles = [self._pipe, *self._processes]
             ready, _, _ = select.select(handles, [], [], min(_TICK, self.timeout / 5 or _TICK))
             now = time.monotonic()
             if now - self.last_look > _PATIENCE / 2:  # we were suspended, and the others perhaps as well
@@ -183,32 +185,31 @@ class Guard:
                 if handle == self._pipe:
                     self._take_signals(now)
                 else:
-                    self._one_has_died(self._lives.pop(handle))
+                    self._report_death(self._processes.pop(handle))
                     os.close(handle)
             if self._died and now - self._died > _PATIENCE / 2:  # mpirun should have ended us by now
-                self.end("a rank has died; ending the job\n", 1)
-            if self.board.beat():
-                self.board.answer(where_is_main())
-            if os.getppid() != self.parent:
-                os.write(2, f"[rank {self.rank} of {self.size}] mpirun has gone; leaving\n".encode())
+                self.abort("a rank has died; ending the job\n", 1)
+            if self.table.beat():
+                self.table.answer(location_of_main_thread())
+            if os.getppid() != self._parent:
+                os.write(2, f"[rank {self.rank} of {self.size}] mpirun has exited; ending this rank\n".encode())
                 leave_now(1)
-            if self.alive_words and now >= self._next_word:
-                self._next_word = now + min(5.0, self.timeout / 4 or 5.0)
-                words = self.alive_words
-                if words:
-                    words()
+            heartbeat = self.heartbeat  # the main thread may reset it meanwhile
+            if heartbeat and now >= self._next_heartbeat:
+                self._next_heartbeat = now + min(5.0, self.timeout / 4 or 5.0)
+                heartbeat()
             if self.inside:
                 self._check(now)
 
-    def _one_has_died(self, i):
-        row, names = self.board.read(i), {self.board.read(j).name for j in range(self.board.rows)}
-        if self._died or row.name == LAST or _OVER in names:  # the second one is mpirun's doing
+    def _report_death(self, i):
+        row, names = self.table.read(i), {self.table.read(j).name for j in range(self.table.rows)}
+        if self._died or row.name == LAST or _EXITING in names:  # the second one is mpirun's doing
             return
         self._died = time.monotonic()
-        if self.board.mine == min(j for j in range(self.board.rows) if j != i):
-            went = "in" if row.inside else "after"
-            what = f"rank {self.ranks[i]} (pid {row.pid}) has died without a word, {went} #{row.number} '{row.name}'"
-            why = "killed from outside (out of memory? see dmesg), crashed, or left by os._exit"
+        if self.table.own == min(j for j in range(self.table.rows) if j != i):
+            when = "in" if row.inside else "after"
+            what = f"rank {self.ranks[i]} (pid {row.pid}) died without a message, {when} #{row.number} '{row.name}'"
+            why = "killed from outside (out of memory? see dmesg), crashed, or ended by os._exit"
             os.write(2, f"[rank {self.rank} of {self.size}] {what}: {why}\n".encode())
 
     def _take_signals(self, now):
@@ -220,66 +221,65 @@ class Guard:
 
     def _check(self, now):
         waited = now - self.since
-        if self._signals and not self.in_alone:
+        if self._signals and not self.awaits_rank_0:
             number, first = self._signals[0]
             kind = self.name.partition(" of step")[0]
             grace = max(_PATIENCE, 3 * self.longest.get(kind, 0.0))
             again = now - first > 1 and any(now - when < 1 for _, when in self._signals[1:])
             if self.inside and (now - max(first, self.since) > grace or again):
                 name = signal.Signals(number).name
-                self.end(f"{name} has come, and this rank sits in {self._this()} since {waited:.1f} s; ending the job "
-                         f"without another checkpoint (exit code {128 + number})\n", 128 + number)  # fmt: skip
+                text = f"{name} received, but this rank has been in {self._current()} for {waited:.1f} s"
+                self.abort(f"{text}; ending the job without another checkpoint (exit code {128 + number})\n",
+                           128 + number)  # fmt: skip
         if self.timeout and waited > self.timeout:
-            self._time_is_up(self.number)
+            self._report_timeout(self.number)
 
-    def _this(self):
+    def _current(self):
         return f"collective #{self.number} '{self.name}'"
 
-    def _time_is_up(self, number):
-        late = self._missing()
-        for row in late:
-            self.board.ask(row)
+    def _report_timeout(self, number):
+        for row in self._missing():
+            self.table.ask(row)
         time.sleep(3 * _TICK)  # for the answers
         if not self.inside or self.number != number or time.monotonic() - self.since < self.timeout:
-            return  # it has come after all
-        late, now = self._missing(), time.monotonic()
-        waiting = [i for i in range(self.board.rows) if i not in late]
-        if self.board.mine != min(waiting, default=self.board.mine):
-            time.sleep(2)  # one of us is enough
-        host = socket.gethostname()
-        if late:
-            missing = "missing: " + "; ".join(self._describe(row, now) for row in late)
-        elif self.board.rows == self.size:
-            missing = "all ranks have come to it, and none has left"
+            return  # it has finished after all
+        missing, now = self._missing(), time.monotonic()
+        waiting = [i for i in range(self.table.rows) if i not in missing]
+        if self.table.own != min(waiting, default=self.table.own):
+            time.sleep(2)  # one report is enough
+        if missing:
+            cause = "missing: " + "; ".join(self._describe(row, now) for row in missing)
+        elif self.table.rows == self.size:
+            cause = "all ranks have entered it, and none has left"
         else:
-            missing = f"no rank of {host} is missing: it is a rank of another host, or the network"
-        self.end(f"{self._this()} was not over within {self.timeout:g} s; {missing}. Ending the job (exit code "
-                 f"{TIMED_OUT}); --timeout sets the limit\n", TIMED_OUT)  # fmt: skip
+            cause = f"no rank of {socket.gethostname()} is missing: it is a rank of another host, or the network"
+        self.abort(f"{self._current()} did not finish within {self.timeout:g} s; {cause}. Ending the job (exit code "
+                   f"{TIMED_OUT}); --timeout sets the limit\n", TIMED_OUT)  # fmt: skip
 
     def _missing(self):
-        """The rows of those for whom this collective waits, or who do not answer."""
+        """The rows of ranks that this collective waits for, or whose watchdog does not run."""
         now, stale = time.monotonic(), max(1.0, min(5.0, self.timeout / 2))
-        rows = [(i, self.board.read(i)) for i in range(self.board.rows)]
-        return [i for i, row in rows if i != self.board.mine and (row.number < self.number or now - row.beat > stale)]
+        rows = [(i, self.table.read(i)) for i in range(self.table.rows)]
+        return [i for i, row in rows if i != self.table.own and (row.number < self.number or now - row.beat > stale)]
 
     def _describe(self, i, now):
-        row = self.board.read(i)
+        row = self.table.read(i)
         state = process_state(row.pid)
         if state in ("T", "t"):
             doing = "is stopped (as by SIGSTOP or a debugger)"
         elif state in ("", "Z", "X"):
-            doing = "has gone"
-        elif row.place:
-            doing = f"is at {row.place}"
+            doing = "has exited"
+        elif row.location:
+            doing = f"is at {row.location}"
         else:
-            doing = f"gives no answer (state {state})"
-        went = "entered" if row.inside else "left"
-        last = f"{went} #{row.number} '{row.name}' {now - row.since:.1f} s ago"
+            doing = f"does not answer (state {state})"
+        verb = "entered" if row.inside else "left"
+        last = f"{verb} #{row.number} '{row.name}' {now - row.since:.1f} s ago"
         return f"rank {self.ranks[i]} (pid {row.pid}) {last} and {doing}"
 
 
 def process_state(pid):
-    """The letter that Linux has for what a process does ("R", "S", "T": stopped, ...); "" where there is none."""
+    """Linux's letter for the state of a process ("R", "S", "T": stopped, ...); "" where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0]
@@ -287,14 +287,11 @@ def process_state(pid):
         return "" if os.path.isdir("/proc/self") else "unknown"
 
 
-def where_is_main():
-    """ "train_gpt2.py:131 in step": the innermost frame of the main thread that is neither a library's nor ours."""
+def location_of_main_thread():
+    """Where the main thread is, "train_gpt2.py:131 in step": its innermost frame outside libraries and this folder."""
     frame = innermost = sys._current_frames().get(threading.main_thread().ident)
-    libraries = tuple(filter(None, {*sysconfig.get_paths().values()}))
-    while frame is not None:
-        path = os.path.abspath(frame.f_code.co_filename)
-        if not path.startswith(libraries) and os.path.basename(path) not in _OWN:
-            break
+    skipped = (*filter(None, {*sysconfig.get_paths().values()}), *_ALWAYS)
+    while frame is not None and os.path.abspath(frame.f_code.co_filename).startswith(skipped):
         frame = frame.f_back
     frame = frame or innermost
     if frame is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tinygrad2.backend import DEVICES
 from tinygrad2.cli import flag
 from tinygrad2.datasets.dataloader import ORDERS
-from tinygrad2.distributed.reducer import SUMS, WIRES
+from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.optim import SCHEDULES
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -69,11 +69,11 @@ class TrainConfig:
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     sum: str = flag("tree", "order in which gradients of micro-batches and ranks are added up: tree (the same bits for "
-                            "1, 2, 4, ... ranks) or plain (a little faster, less memory)", choices=SUMS)
+                            "1, 2, 4, ... ranks) or plain (a little faster, less memory)", choices=REDUCE_ORDERS)
     zero: int = flag(0, "1: each rank keeps Adam's state of its own share of the weights only (ZeRO stage 1); the same "
                         "bits, less memory", choices=(0, 1))
     wire: str = flag("float32", "what gradients travel as between ranks; bfloat16 is half as much and less exact",
-                     choices=WIRES)
+                     choices=COMM_DTYPES)
     gpu_sum: str = flag("auto", "how gradients of several GPUs are added up: host (in pinned memory, by MPI), nccl "
                                 "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
                         choices=("auto", "host", "nccl"))

@@ -20,7 +20,7 @@ class Snapshots:
         outs = self.copies if copy and self.copies else [None] * 3
         if not copy and self.reducer.shards and self.config.device == "cpu":
             outs = [None, self.flat.grad, None]                   # the training ends: gradients are needed no more
-        whole = [self.flat.data, *(self.reducer.whole(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
+        whole = [self.flat.data, *(self.reducer.gather(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
         if self.world.rank:
             return None
         whole = [to_host(array) for array in whole]

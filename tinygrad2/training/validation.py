@@ -65,8 +65,11 @@ def report_loss_and_samples(trainer, loader, tokenizer, config, world, say, when
     """
     loss = validate(trainer.model, loader, config, world)
     say(f"{when:9s} loss on the new text {loss:.4f}")
-    with world.alone(f"sampling {when} the training") as mine:
-        for n, ids in enumerate(beginnings(config, tokenizer, loader.stream) if mine and config.sample_tokens else ()):
+
+    def print_samples():
+        for n, ids in enumerate(beginnings(config, tokenizer, loader.stream) if config.sample_tokens else ()):
             rng = np.random.default_rng([config.seed, n])
             say(f"{when:9s} sample {n + 1}: {sample_text(trainer.model, tokenizer, config, rng, ids)}\n")
+
+    world.on_rank_0(f"sampling {when} the training", print_samples)
     return loss

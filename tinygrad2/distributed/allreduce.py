@@ -1,0 +1,185 @@
+"""All-reduce: an array on every rank becomes, on every rank, the sum over all ranks. One class for each algorithm.
+
+    RecursiveHalving   a binary tree over the ranks, in fixed order: the same bits for 1, 2, 4, ... ranks
+    MpiSum             MPI chooses the order
+    PackedSum          values travel as bfloat16
+    NcclSum            from GPU to GPU, in NCCL's order
+
+An all-reduce is a reduce-scatter, after which each rank has the sum of its own part of the array, followed by an
+all-gather, in which the ranks send each other these parts. ZeRO sharding (zero.py) needs the two one by one.
+"""
+
+import contextlib
+import threading
+
+import numpy as np
+
+from tinygrad2.backend import pinned_empty, xp_of
+from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.optim import NORM_BLOCK
+from tinygrad2.system.threads import POOL
+
+
+def choose_all_reduce(world, largest, is_tree, comm_dtype, nccl):
+    """The AllReduce that the flags ask for. `largest`: the most elements that one array has."""
+    if nccl:
+        return NcclSum(world, nccl)
+    exact = (RecursiveHalving if is_tree else MpiSum)(world, largest)
+    return PackedSum(world, largest, exact) if comm_dtype == "bfloat16" else exact
+
+
+class AllReduce:
+    """What the algorithms share. Arrays are float32 (n,), NumPy or CuPy; all is done within one collective.
+
+    A rank's part of an array begins at a multiple of NORM_BLOCK, so that norms of parts have complete blocks.
+    """
+
+    def __init__(self, world, largest):
+        self.rank, self.size, self.transport, self.largest = world.rank, world.size, world.transport, largest
+        self._staging = None
+
+    def part(self, n, rank):
+        """The slice of an array of n elements that a rank owns: here one of `size` parts of nearly equal length."""
+        return slice(self._edge(n, rank), self._edge(n, rank + 1))
+
+    def _edge(self, n, i):
+        return min(n, -(-(n * i // self.size) // NORM_BLOCK) * NORM_BLOCK) if i < self.size else n
+
+    def sum(self, array, own_part_only=False):
+        """Overwrite `array` with the sum over all ranks; with `own_part_only` its other parts are left undefined."""
+        with self._on_host(array) as host:
+            self._sum(host, own_part_only)
+
+    def all_gather(self, array):
+        """Each rank has its own part of `array`: overwrite the other parts with those of their owners."""
+        with self._on_host(array) as host:
+            self._all_gather(host)
+
+    def _all_gather(self, host):
+        self.transport.all_gather_parts(host, [self.part(len(host), rank) for rank in range(self.size)])
+
+    def wait(self):
+        """Until all sums are complete: here they are already."""
+
+    @contextlib.contextmanager
+    def _on_host(self, array):
+        """The array itself on the CPU; from a GPU a copy in pinned memory, which is copied back at the end."""
+        if xp_of(array) is np:
+            yield array
+            return
+        if self._staging is None:
+            self._staging = pinned_empty(self.largest, array.dtype)
+        host = self._staging[: array.size]
+        array.get(out=host)
+        yield host
+        array.set(host)
+
+
+class MpiSum(AllReduce):
+    """MPI's own sum."""
+
+    def _sum(self, host, own_part_only):
+        self.transport.all_reduce(host)
+
+
+class RecursiveHalving(AllReduce):
+    """Recursive halving with the distance doubling, for 2^k ranks (Thakur, Rabenseifner and Gropp, "Optimization of
+    collective communication operations in MPICH", 2005, section 4.5).
+
+    Rank r and r xor 1 send each other one half of what they have and add up the other; then r and r xor 2 one half of
+    that; ... until each rank has the sum of 1 / size of all elements: the reduce-scatter. The all-gather is the way
+    back. Each rank sends and receives 2 (size - 1) / size n elements, which is the least that is possible.
+    """
+
+    def __init__(self, world, largest):
+        super().__init__(world, largest)
+        self._arrived = None
+
+    def part(self, n, rank):
+        """The slice that the last round leaves to a rank."""
+        return list(self._rounds(n, rank))[-1][1]
+
+    def _rounds(self, n, rank):
+        """(partner, the half to keep, the half to send) for each round of halving an array of n elements."""
+        lo, hi, distance = 0, n, 1
+        while distance < self.size:
+            middle = min(hi, lo + -(-(hi - lo) // (2 * NORM_BLOCK)) * NORM_BLOCK)
+            low, high = slice(lo, middle), slice(middle, hi)
+            keep, send = (high, low) if rank & distance else (low, high)
+            yield rank ^ distance, keep, send
+            lo, hi, distance = keep.start, keep.stop, 2 * distance
+
+    def _sum(self, host, own_part_only):
+        self._reduce_scatter(host)
+        if not own_part_only:
+            self._all_gather(host)
+
+    def _reduce_scatter(self, host):
+        if self._arrived is None:
+            self._arrived = np.empty(self.largest, host.dtype)
+        for partner, keep, send in self._rounds(len(host), self.rank):
+            arrived = self._arrived[: keep.stop - keep.start]
+            self.transport.exchange(host[send], partner, arrived)
+            add(host[keep], arrived)
+
+    def _all_gather(self, host):
+        for partner, keep, send in reversed(list(self._rounds(len(host), self.rank))):
+            self.transport.exchange(host[keep], partner, host[send])
+
+
+class PackedSum(AllReduce):
+    """Each rank rounds its values to bfloat16, sums its share of all ranks' in float32, and rounds that sum.
+
+    Weights stay float32: the parts, and how they are gathered, are those of `exact`.
+    """
+
+    def __init__(self, world, largest, exact):
+        super().__init__(world, largest)
+        self.part, self.all_gather = exact.part, exact.all_gather
+
+    def _sum(self, host, own_part_only):
+        n, P = len(host), self.size
+        share = -(-n // P)
+        packed = np.zeros((P, share), np.uint16)
+        packed.reshape(-1)[:n] = pack(host)
+        shares = np.empty_like(packed)
+        self.transport.all_to_all(packed, shares)                 # shares[r]: rank r's version of our share
+        sums = [unpack(row) for row in shares]
+        while len(sums) > 1:                                      # the same tree
+            pairs = [a + b for a, b in zip(sums[::2], sums[1::2])]
+            sums = pairs + sums[len(sums) // 2 * 2 :]
+        self.transport.all_gather(pack(sums[0]), packed)
+        host[...] = unpack(packed.reshape(-1)[:n])
+
+
+class NcclSum(AllReduce):
+    """On the GPUs themselves."""
+
+    def __init__(self, world, nccl):
+        super().__init__(world, 0)
+        self.nccl = nccl
+
+    def sum(self, array, own_part_only=False):
+        """As above; the GPU may still be at it afterwards (wait)."""
+        self.nccl.sum(array)
+
+    def all_gather(self, array):
+        """As above; the GPU may still be at it afterwards (wait)."""
+        for rank in range(self.size):
+            self.nccl.broadcast(array[self.part(array.size, rank)], rank)
+
+    def wait(self):
+        """Until the GPU has done it."""
+        self.nccl.wait()
+
+
+def add(out, other):
+    """out += other, on arrays (n,); in the main thread by all threads of POOL."""
+    if xp_of(out) is not np or threading.current_thread() is not threading.main_thread():
+        out += other
+    else:
+        POOL.split(_add, len(out), out, other, grain=1 << 16)
+
+
+def _add(lo, hi, out, other):
+    out[lo:hi] += other[lo:hi]
