@@ -84,7 +84,7 @@ def run_and_signal(folder, number, when, *flags):
 def test_a_signal_ends_after_the_step_saves_and_says_how_to_go_on(folder, uninterrupted, number, when):
     code, printed, errors = run_and_signal(folder, number, when)
     assert code == 128 + number and "stopping after this step" in errors and "Traceback" not in errors
-    assert "go on with: python train_gpt2.py --resume" in printed
+    assert "continue with: python train_gpt2.py --resume" in printed
     done = read_checkpoint(list_checkpoints(folder / "run" / "checkpoints")[0]).step
     assert when <= done < 24 and load_weights(folder / "trained_weights.bin").training["steps_done"] == done
     second = subprocess.run(
@@ -106,17 +106,20 @@ def test_every_step_can_be_the_last(folder, uninterrupted):
     from tinygrad2.datasets.dataloader import DataLoader
     from tinygrad2.datasets.dataset import open_dataset
     from tinygrad2.distributed.world import World
+    from tinygrad2.training.run_state import RunState
+    from tinygrad2.training.snapshot import restore, snapshot
 
     world = World()
     states = [read_checkpoint(path) for path in reversed(paths)]
-    config, gpt_config, _ = train_gpt2.parse(["--data", str(folder / "text.txt")], world, states[0].state)
+    state = RunState.from_checkpoint(states[0])
+    config, gpt_config, _ = train_gpt2.parse(["--data", str(folder / "text.txt")], 1, state)
     data = open_dataset(config.data, "", "", gpt_config.vocab_size, config.val_fraction, world)
     loader = DataLoader(data.train, config.batch_size, gpt_config.block_size, 0, 1, config.order, config.seed)
     for before, after in zip(states, states[1:]):
         trainer = train_gpt2.Trainer(config, gpt_config, world)
-        trainer.restore(before)
+        restore(trainer, before)
         trainer.step(loader)
-        again = trainer.checkpoint(trainer.gather(), {}, "", b"")
+        again = snapshot(trainer, state)
         assert again.t == after.t and again.state["position"] == after.state["position"]
         for mine, theirs in ((again.weights, after.weights), (again.moments, after.moments)):
             assert mine.keys() == theirs.keys()
