@@ -104,10 +104,9 @@ def main(world, argv=None):
                 snapshot.save(trainer, writer, state, log)
 
         if state.before is not None:
-            after = compare("after")
-            world.print(f"finetuned loss on the new text {state.before:.4f} before, {after:.4f} after {trainer.done} steps")
+            report.print_finetuned(state.before, compare("after"), trainer.done, world.print)
         peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
-        world.on_rank_0("writing the results", write_results, trainer, state, tokenizer, log, writer, plan, peaks, start)
+        world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
     log.close()
     return 128 + trainer.stopping if trainer.stopping else 0
 
@@ -255,7 +254,7 @@ def configure(argv, world):
     kernels = ops.describe_kernels(config.device, config.kernels)
     report.print_setup(config, gpt_config, preset, world, kernels, xp)
     ops.announce_compiling(world.print)
-    state = replace(saved or RunState({}, {}, preset), training=asdict(config), model=gpt_config.to_dict())
+    state = replace(saved or RunState(preset), training=asdict(config), model=gpt_config.to_dict())
     return config, gpt_config, state, run_dir, checkpoint
 
 
@@ -306,9 +305,10 @@ def measure_costs(trainer, plan, loader):
 # -- after the loop ----------------------------------------------------------------------------------------------------
 
 
-def write_results(trainer, state, tokenizer, log, writer, plan, peaks, start):
+def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     """On rank 0: report what was done, write the weights, and wait until the last checkpoint is written."""
-    config, model, steps = trainer.config, trainer.model, trainer.done - state.step
+    config, model, state = trainer.config, trainer.model, log.state
+    steps = trainer.done - state.step                             # of this process
     seconds, total_seconds = log.seconds(), time.perf_counter() - start
     sample = validation.sample_text(model, tokenizer, config)
     report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample)

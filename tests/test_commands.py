@@ -206,7 +206,8 @@ def test_later_lines_win_and_half_a_last_line_is_left_out(tmp_path):
 def test_runs_without_curves_are_one_line(run, tmp_path):
     for content, says in (('{"step": 0}\n', "no numeric fields"),
                           ('{"step": 0, "loss": NaN}\n', "nothing to draw"),
-                          ('{"step": 0, "colour": 3}\n', "nothing to draw"), ("", "contains no steps yet")):  # fmt: skip
+                          ('{"step": 0, "colour": 3}\n', "nothing to draw"),
+                          ("", "contains no steps yet")):  # fmt: skip
         (tmp_path / "metrics.jsonl").write_text(content)
         result = command("plot", tmp_path, "--out", tmp_path / "c", cwd=tmp_path)
         assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1

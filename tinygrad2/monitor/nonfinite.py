@@ -6,7 +6,7 @@ observer checks the result of each op, and of each op's backward, as it comes.
     with observe(NonFiniteObserver(model)):
         model.loss(x, y).backward()              raises NonFinite
 
-The weights are those before the step and nothing in a step is random (tinygrad2/prng.py), so the same values come again.
+The weights are those before the step, and nothing in it is random (tinygrad2/prng.py): the same values come again.
 """
 
 import contextlib

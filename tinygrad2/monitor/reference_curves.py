@@ -1,9 +1,9 @@
 """Reference curves: the losses of the presets on the bundled text, and how far apart seeds are.
 
 curves/<preset>.json holds the losses of five trainings that differ in nothing but their seed. Smoothed over WIDTH steps
-they stay close together, and a sixth seed stays with them. Logarithms are compared, because seeds differ by percents:
+they stay close together, and a sixth seed stays with them. Logarithms are compared: seeds differ by percents.
 
-    mean(t), sd(t)       of ln(loss) over the five; sd is smoothed over AROUND steps, since five values estimate it badly
+    mean(t), sd(t)       of ln(loss) over the five; sd smoothed over AROUND steps: of five values it is rough
     band(t)              exp(mean +- max(SDS sd(t), LEAST))
 
 docs/log.md explains how SDS and LEAST were chosen, and which mistakes leave the band.

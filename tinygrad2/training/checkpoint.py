@@ -98,8 +98,8 @@ def write_checkpoint(folder, checkpoint):
     except OSError as error:
         _remove_tree(temporary)
         raise UserError(
-            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); earlier ones are "
-            "unchanged; free some space, or choose another --run-dir"
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); earlier ones "
+            "are unchanged; free some space, or choose another --run-dir"
         ) from error
 
 
@@ -181,7 +181,7 @@ def newest_checkpoint(folder, log=print):
             log(f"warning   {error}; trying the one before it")
             damaged.append(path)
     if damaged:
-        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is intact; remove them to start a new training")
+        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is intact; remove them to start again")
     return None, []
 
 

@@ -92,8 +92,8 @@ class TrainConfig:
                                 "only", choices=("auto", "reference"))
     weights_out: str = flag("trained_weights.bin", "file for the trained weights")
     run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
-    resume: bool = flag(False, "continue from the newest intact checkpoint in --run-dir, with its flags; bit for bit as "
-                               "if the training had never stopped. Where there is none, start a new training")
+    resume: bool = flag(False, "continue from the newest intact checkpoint in --run-dir, with its flags; bit for bit "
+                               "as if the training had never stopped. Where there is none, start a new training")
     checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
     keep_checkpoints: int = flag(2, "how many of the newest checkpoints to keep, in addition to the best one")
     metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")

@@ -68,8 +68,9 @@ class MemoryPlan:
     def of(cls, config, gpt_config, reference, ranks=1):
         """The plan for a TrainConfig and a GPTConfig; `reference` as above (ops.runs_reference)."""
         return cls(
-            gpt_config, config.micro_batch_size, gpt_config.block_size, config.batch_size // ranks, config.recompute,
-            reference, 0 < config.checkpoint_every < config.steps, ranks, config.zero > 0, config.reduce_order == "tree",
+            gpt_config, config.micro_batch_size, gpt_config.block_size, batch_rows=config.batch_size // ranks,
+            recompute=config.recompute, reference=reference, keeps_copies=0 < config.checkpoint_every < config.steps,
+            ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
         )  # fmt: skip
 
     @property
@@ -95,10 +96,11 @@ class MemoryPlan:
         kept = _F * N * C if self.recompute else one_layer
         activations = c.n_layer * kept + 3 * _F * N * C               # and those of embedding, ln_f and its output
         logits = _F * N * c.vocab_size
-        if self.reference:                                            # logits, e^logits, dlogits, and one in between;
-            masks = 6 if c.dropout else 0                             # freed before backward reaches the blocks. Masks:
-            attention = (4 + masks) * _F * N * c.n_head * self.length         # three arrays of 64-bit integers at a time
-            work = max(4 * logits, _F * N * (6 * c.inner + 2 * C), attention)
+        if self.reference:
+            masks = 6 if c.dropout else 0                             # three arrays of 64-bit integers at a time
+            attention = (4 + masks) * _F * N * c.n_head * self.length
+            work = max(4 * logits, _F * N * (6 * c.inner + 2 * C), attention)     # logits: they, e^logits, dlogits, and
+                                                                      # one more, freed before backward is in the blocks
             name, chunk, overhead = "logits, or work space of backward", 0, _REFERENCE_OVERHEAD
         else:
             chunk = min(logits, LOGITS_CHUNK) + (_F * N * C if logits > LOGITS_CHUNK else 0)

@@ -33,7 +33,7 @@ def print_setup(config, gpt_config, preset, world, kernels, library):
 
     kernels, library     what computes (ops.describe_kernels), and the array library
     """
-    log, field = world.print, partial(print_field, world.print)
+    field = partial(print_field, world.print)
     rows = list(_changed_flags(config, gpt_config, preset, world.size))
     recipe = f"finetuning of {config.init_from}" if preset == "--init-from" else f"preset {preset}"
     changed = "but for these flags" if rows else "with all its flags"
@@ -92,7 +92,8 @@ def print_costs(trainer, plan, peak, flops):
     """How gradients are summed, and what memory and arithmetic a step takes.
 
     plan           MemoryPlan
-    peak, flops    floating-point operations per second in matrix products, on all ranks together; those of a step
+    peak           floating-point operations per second in matrix products, on all ranks together
+    flops          floating-point operations of a step
     """
     config, world, field = trainer.config, trainer.world, partial(print_field, trainer.world.print)
     for line in trainer.reducer.describe():
@@ -117,6 +118,11 @@ def print_changes(saved, config, gpt_config, log):
 # -- after the last step -----------------------------------------------------------------------------------------------
 
 
+def print_finetuned(before, after, done, log):
+    """The loss on the new text before and after a finetuning of `done` steps."""
+    log(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {done} steps")
+
+
 def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample):
     """What a training has done and what it took.
 
@@ -125,7 +131,7 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
     sample                   what the model writes
     """
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
-          f"({tokens / max(seconds, 1e-9):,.0f} tokens/s with validation and samples); {duration(total_seconds)} in all")
+          f"({tokens / (seconds or 1):,.0f} tokens/s with validation and samples); {duration(total_seconds)} in all")
     if config.device == "cpu" and peaks[0]:
         print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
         if len(peaks) > 1:

@@ -63,7 +63,7 @@ class RunDir:
         """Open the folder; returns the newest intact Checkpoint, None where there is none."""
         self.open()
         checkpoint, self.damaged = newest_checkpoint(self.checkpoints, log)
-        log(f"resume    from {checkpoint.path}" if checkpoint else "resume    nothing here yet: starting a new training")
+        log("resume    " + (f"from {checkpoint.path}" if checkpoint else "nothing here yet: starting a new training"))
         return checkpoint
 
     def begin(self, state, log):

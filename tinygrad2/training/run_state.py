@@ -13,8 +13,8 @@ _SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", 
 class RunState:
     """What a training is (its flags, model, data and tokenizer), how far it is, and what was measured on the way.
 
-    training, model  the fields of TrainConfig and GPTConfig
     preset           the preset, or "--init-from"
+    training, model  the fields of TrainConfig and GPTConfig
     data             fingerprint of the tokens
     tokenizer        the tokenizer as JSON text, "" where there is none (in weights.bin, not in state.json)
     step, position   optimizer steps done, and where the next batch starts (see DataLoader)
@@ -24,9 +24,9 @@ class RunState:
     windows          the values that outliers are compared with, {"loss": [...], "grad_norm": [...]}
     """
 
-    training: dict
-    model: dict
     preset: str
+    training: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
     data: str = ""
     tokenizer: str = ""
     step: int = 0
@@ -60,9 +60,9 @@ class RunState:
             raise UserError(f"--resume: this training is of --model {self.preset}, not {preset}")
         init_from, tokenizer = flags.get("init_from"), flags.get("tokenizer")
         if init_from not in (None, self.training.get("init_from", "")):
-            raise UserError(f"--resume --init-from {init_from}: this training has begun already; leave one of them out")
+            raise UserError(f"--resume --init-from {init_from}: this training has begun already; leave one out")
         if self.tokenizer and tokenizer not in (None, self.training.get("tokenizer", "")):
-            raise UserError(f"--resume --tokenizer {tokenizer}: the checkpoint has its tokenizer; leave one of them out")
+            raise UserError(f"--resume --tokenizer {tokenizer}: the checkpoint has its tokenizer; leave one out")
         for name in _SHAPE:
             value = model_flags.get(name, self.model.get(name))
             if value != self.model.get(name):

@@ -30,8 +30,8 @@ def save(trainer, writer, state, log):
 def snapshot(trainer, state, history=b"", buffers=None):
     """The Checkpoint of this moment on rank 0, None on the others. A collective: every rank calls it.
 
-    buffers   three arrays (flat.size,) into which weights and moments are copied. None: nothing is copied where they are
-              on the host already, so the checkpoint is valid until the next step; gradients may be overwritten
+    buffers   three arrays (flat.size,) into which weights and moments are copied. None: the checkpoint shares the
+              trainer's arrays where it can, and is valid until the next step; gradients may be overwritten
     """
     arrays = _gather(trainer, buffers)
     if trainer.world.rank:

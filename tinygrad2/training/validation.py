@@ -59,8 +59,10 @@ def refuse_overwrite(config):
 
 
 def report_loss_and_samples(trainer, loader, tokenizer, log, when):
-    """Report, by log(text) on rank 0, the loss on the new text and samples, both always the same ones; returns the loss.
-    A collective: every rank calls it. `when` is "before" or "after"."""
+    """Report by log(text) the loss on the new text and samples, always on the same passages; returns the loss.
+
+    A collective: every rank calls it. `when` is "before" or "after".
+    """
     config, world = trainer.config, trainer.world
     loss = validate(trainer.model, loader, config, world)
     log(f"{when:9s} loss on the new text {loss:.4f}")
