@@ -47,7 +47,7 @@ def test_the_commands_are_listed_and_each_explains_itself():
     [
         ("plan --colour red", "unrecognized arguments: --colour red"),
         ("verify dance", "there is no property 'dance'; choose among: resume, accum"),
-        ("verify --resume", "--resume: a verification begins its own trainings"),
+        ("verify --resume", "--resume: a verification starts its own trainings"),
         ("verify accum --data nowhere", "nowhere: cannot be read"),
         ("plot nowhere", "nowhere: cannot be read"),
         ("plot", "the following arguments are required: RUN"),
