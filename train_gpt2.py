@@ -163,7 +163,7 @@ class Trainer:
                 losses.append(self.micro_step(first_row, x, y))   # forward, backward; gradients add up
         self.reducer.finish()                                     # now they are the sum over all ranks
 
-        norm = self.reducer.grad_norm() / self.micro_batches              # of the mean over micro-batches, as is the loss
+        norm = self.reducer.grad_norm() / self.micro_batches      # of the mean over micro-batches, as is the loss
         loss, norm, self.stopping = self.agree(losses, norm)
         if math.isfinite(loss + norm):
             scale = clip_scale(self.flat.data.dtype.type(norm), self.config.grad_clip) / self.micro_batches

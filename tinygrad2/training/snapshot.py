@@ -49,10 +49,10 @@ def _gather(trainer, buffers):
     outs = buffers or [None] * 3
     if buffers is None and reducer.shards and trainer.config.device == "cpu":
         outs = [None, flat.grad, None]                            # memory that nobody needs at the end of a training
-    arrays = [flat.data, reducer.gather(optimizer.m, "moments", outs[1]), reducer.gather(optimizer.v, "moments", outs[2])]
+    m, v = (reducer.gather(own, "moments", out) for own, out in zip((optimizer.m, optimizer.v), outs[1:]))
     if trainer.world.rank:
         return None
-    arrays = [to_host(array) for array in arrays]
+    arrays = [to_host(array) for array in (flat.data, m, v)]
     for i, out in enumerate(outs):
         if out is not None and out is not arrays[i]:
             np.copyto(out, arrays[i])
