@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -191,3 +192,27 @@ def test_a_second_signal_stops_at_once(folder):
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=600)
     assert process.returncode == 130
+
+
+def test_flags_that_had_other_names_are_understood_on_the_command_line_and_in_checkpoints(tmp_path):
+    import train_gpt2
+    from tinygrad2.errors import UserError
+    from tinygrad2.training.checkpoint import Checkpoint
+    from tinygrad2.training.run_state import RunState
+
+    old, new = ("--sum plain --wire bfloat16 --gpu-sum host --threads 3 --ranks 1",
+                "--reduce-order plain --comm-dtype bfloat16 --gpu-allreduce host --threads 3 --ranks 1")  # fmt: skip
+    config, gpt_config, preset = train_gpt2.parse(old.split())
+    assert (config, gpt_config, preset) == train_gpt2.parse(new.split())
+    state = RunState(preset, asdict(config), gpt_config.to_dict(), step=3, position=(1, 2)).to_dict()
+    training = state["training"]
+    for before, now in (("sum", "reduce_order"), ("wire", "comm_dtype"), ("gpu_sum", "gpu_allreduce")):
+        training[before] = training.pop(now)
+    del state["before"]                                           # older checkpoints do not have it
+    saved = RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))
+    resumed, _, _ = train_gpt2.parse(["--resume", "--threads", "2"], 1, saved)
+    assert (resumed.reduce_order, resumed.comm_dtype, resumed.gpu_allreduce) == ("plain", "bfloat16", "host")
+    assert (resumed.threads, resumed.ranks, saved.step, saved.position) == (2, None, 3, (1, 2))
+    state["training"]["colour"] = "red"
+    with pytest.raises(UserError, match="the checkpoint has a flag 'colour' that is unknown here"):
+        RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))
