@@ -90,7 +90,7 @@ def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
             return Full()
 
         monkeypatch.setattr(builtins, "open", small_disk)
-        with pytest.raises(UserError, match="step 3 cannot be written .No space left on device.; those before it"):
+        with pytest.raises(UserError, match="step 3 cannot be written .No space left on device.; earlier ones are unchanged"):
             write_checkpoint(folder, checkpoint(3))
         monkeypatch.setattr(builtins, "open", really_open)
         assert steps(folder) == [2, 1] and len(os.listdir(folder)) == 2
@@ -142,7 +142,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_it_taken(folder, name,
 def test_where_all_are_damaged_it_is_an_error_and_nothing_is_removed(folder):
     for name in os.listdir(folder):
         os.remove(os.path.join(folder, name, "weights.bin"))
-    with pytest.raises(UserError, match="none of the 2 checkpoint.s. is whole"):
+    with pytest.raises(UserError, match="none of the 2 checkpoint.s. is intact"):
         newest_checkpoint(folder, lambda line: None)
     assert len(os.listdir(folder)) == 2
     assert newest_checkpoint(os.path.join(folder, "nowhere")) == (None, [])
