@@ -1,1 +1,1 @@
-"""Speed, measured side by side with the rival on the machine at hand: train, ops, decode, tokenizer."""
+"""Speed, compared with PyTorch and other libraries on the same machine: train, ops, decode, tokenizer."""

@@ -1,7 +1,7 @@
 """Make the reference curves of a preset: python -m benchmarks.curves --preset demo
 
-Trains it with five seeds and writes tinygrad2/monitor/curves/<preset>.json. With --first N each training is ended after
-N steps (its schedule stays that of the whole), for presets whose whole training takes days.
+Trains it with five seeds and writes tinygrad2/monitor/curves/<preset>.json. With --first N each training ends after N
+steps (its schedule stays that of the complete training), for presets whose training takes days.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--first", type=int, default=0, help="end each after N steps (default: train to the end)")
     parser.add_argument("--out", default="", help="file to write (default: tinygrad2/monitor/curves/PRESET.json)")
-    parser.add_argument("flags", nargs="*", help="more flags for train_gpt2.py, behind --")
+    parser.add_argument("flags", nargs="*", help="more flags for train_gpt2.py, after --")
     args = parser.parse_args()
     losses = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def main():
         "machine": cpu_name(), "numpy": np.__version__,
         "config": {name: config[name] for name in ("training", "model", "data")}, "losses": losses,
     }  # fmt: skip
-    for name in ("data", "run_dir", "weights_out", "metrics"):  # places on the machine that made them
+    for name in ("data", "run_dir", "weights_out", "metrics"):  # paths on the machine that made them
         result["config"]["training"].pop(name)
     with atomic_write(args.out or os.path.join(FOLDER, f"{args.preset}.json")) as file:
         file.write(json.dumps(result, separators=(",", ":")).encode() + b"\n")

@@ -1,8 +1,8 @@
-"""What all benchmarks share: two sides in turns, the machine's own limits, and rows that can be committed.
+"""What all benchmarks share: two sides in turns, the limits of the machine, and rows that can be committed.
 
-Timings on a shared machine wander by half. So nothing is compared across runs: the sides take turns (A B A B ...) in
-processes of their own, the limits (matrix products, memory) are measured between the turns, and what is reported is
-the ratio of medians, with the spread of the ratios of single turns.
+Timings on a shared machine vary by half. So nothing is compared across runs: the sides take turns (A B A B ...) in
+processes of their own, the limits (matrix products, memory) are measured between the turns, and the result is the ratio
+of medians, with the spread of the ratios of single turns.
 """
 
 import csv
@@ -22,7 +22,7 @@ RESULTS = os.path.join(ROOT, "benchmarks", "results")
 
 
 def cpu_name():
-    """The processor as its maker calls it, with the number of cores this process may use."""
+    """The processor's model name, with the number of cores this process may use."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -34,12 +34,12 @@ def cpu_name():
 
 
 def load_average():
-    """Processes that wanted to run, over the last minute: far above the cores means the figures are worth little."""
+    """Mean number of runnable processes over the last minute: far above the number of cores, timings are worthless."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def peak_rss():
-    """The most memory this process has ever held, in bytes."""
+    """The peak memory of this process, in bytes."""
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -50,13 +50,13 @@ def versions(*names):
     """{package: version} of those that are installed."""
     from importlib import metadata
 
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def installed(name):
@@ -68,7 +68,7 @@ def installed(name):
 def bandwidth(seconds=0.5, size=1 << 25):
     """Bytes per second through memory with all kernel threads, the best of copying and adding large float32 arrays.
 
-    Reading and writing are counted, twice and three times the array.
+    Reads and writes both count: copying moves the array twice, adding three times.
     """
     import numpy as np
 
@@ -105,7 +105,7 @@ class Side:
         )  # fmt: skip
 
     def ask(self, **request):
-        """Send a request and wait for the answer. Raises SystemExit where the side has died."""
+        """Send a request and return the answer. Raises SystemExit where the process has ended."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -127,9 +127,9 @@ def machine(threads):
 
 
 def answer_requests(handle):
-    """The other end: call handle(**request) for every line on stdin; its dict is the answer."""
+    """In the process of a Side: call handle(**request) for every line on stdin; the dict it returns is the answer."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print to stdout must not be taken for an answer
+    os.dup2(2, 1)  # what libraries print to stdout must not become part of an answer
     for line in sys.stdin:
         out.write(json.dumps(handle(**json.loads(line))) + "\n")
         out.flush()
@@ -138,8 +138,8 @@ def answer_requests(handle):
 def ratio_of(theirs, ours):
     """(ratio of medians, lowest and highest ratio of the medians of single turns): above 1 means ours is faster."""
     turns = [statistics.median(t) / statistics.median(o) for t, o in zip(theirs, ours)]
-    whole = statistics.median(sum(theirs, [])) / statistics.median(sum(ours, []))
-    return whole, min(turns), max(turns)
+    ratio = statistics.median(sum(theirs, [])) / statistics.median(sum(ours, []))
+    return ratio, min(turns), max(turns)
 
 
 def save(name, rows, **about):

@@ -40,6 +40,7 @@ def ours(config):
     from models import GPTConfig
     from tinygrad2.system.memory import keep_freed_memory
     from tinygrad2.training.config import TrainConfig
+    from tinygrad2.training.snapshot import synchronize
 
     rows = config["micro_batch_size"] or config["batch_size"] // world.size
     training = TrainConfig(
@@ -49,7 +50,7 @@ def ours(config):
     )  # fmt: skip
     trainer = train_gpt2.Trainer(training, GPTConfig(**config["model"]), world)
     trainer.position = 0
-    trainer.synchronize()
+    synchronize(trainer)
     keep_freed_memory()
     batches = Batches(config, world.rank, world.size)
 

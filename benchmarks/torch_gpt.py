@@ -1,4 +1,4 @@
-"""The rival: GPT-2 in PyTorch as one writes it there, with nothing left out that makes it fast on a CPU.
+"""GPT-2 in idiomatic PyTorch, with everything that makes it fast on a CPU.
 
 Fused attention (SDPA), fused AdamW, one packed q/k/v projection, tied weights, gradients set to None, no logits kept
 but those of the loss. The initial weights are drawn exactly like ours (models/gpt.py), so that the losses must agree.

@@ -1,9 +1,9 @@
-"""Training steps of ours and of the rival, in turns.
+"""Training steps of tinygrad2 and of PyTorch, in turns.
 
     python -m benchmarks.train --model gpt2 --batch-size 4 --seq-len 64 --against torch,torch-compile
 
 Sides to compare with: torch (eager), torch-compile, torch-tuned and torch-compile-tuned (the same, with glibc told by
-environment variables to keep freed memory), reference (our pages of maths without kernels). Every side trains on the
+environment variables to keep freed memory), reference (our reference implementations). Every side trains on the
 same synthetic tokens from the same initial weights, in float32 with the same number of threads; the losses must agree.
 """
 
@@ -27,22 +27,22 @@ def main():
     parser.add_argument("--against", default="torch,torch-compile", help=f"some of {', '.join(SIDES)}")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps per turn, after one that is not (default: 3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per turn, after an untimed one (default: 3)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the first turn (default: 3)")
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--recompute", action="store_true", help="ours keeps the inputs of blocks only")
+    parser.add_argument("--recompute", action="store_true", help="ours keeps only the inputs of blocks")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
-    rivals = [name for name in args.against.split(",") if name]
-    if unknown := set(rivals) - set(SIDES):
+    others = [name for name in args.against.split(",") if name]
+    if unknown := set(others) - set(SIDES):
         parser.error(f"unknown side(s) {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     if not installed("torch"):
         print("torch is not installed: its sides are left out (pip install torch==2.13.0)")
-        rivals = [name for name in rivals if not name.startswith("torch")]
-    run(args, rivals)
+        others = [name for name in others if not name.startswith("torch")]
+    run(args, others)
 
 
-def run(args, rivals):
+def run(args, others):
     from models.config import GPTConfig
 
     changes = {"vocab_size": args.vocab_size} if args.vocab_size else {}
@@ -53,7 +53,7 @@ def run(args, rivals):
     text = json.dumps(config)
     sides = [
         Side(name, "benchmarks.train_side", name, text, env=TUNED if name.endswith("tuned") else None)
-        for name in ["ours", *rivals]
+        for name in ["ours", *others]
     ]
     print(f"{args.model}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), float32, "
           f"load {load_average()}")
@@ -62,7 +62,7 @@ def run(args, rivals):
     for turn in range(args.turns):
         for side in sides:
             answer = side.ask(steps=1 + args.steps)
-            ms[side.name].append(answer["ms"][1:])                # the first step after waiting finds cold caches
+            ms[side.name].append(answer["ms"][1:])                # the first step after a wait finds cold caches
             losses[side.name] += answer["losses"]
             rss[side.name] = answer["peak_rss"]
         print(f"turn {turn + 1}: " + ", ".join(f"{s} {statistics.median(ms[s][-1]):.1f} ms" for s in ms), flush=True)
@@ -100,7 +100,7 @@ def report(args, config, losses, ms, rss, limits):
               f"{row['share_of_gemm_peak']:.0%} of peak  losses apart {apart:.1e}")
     worst = max(row["losses_apart"] for row in rows)
     if worst > 1e-3:
-        raise SystemExit(f"the losses are {worst} apart: the sides did not do the same work, the figures mean nothing")
+        raise SystemExit(f"the losses are {worst} apart: the sides did not do the same work, ignore the timings")
     if args.save:
         save("train", rows)
 

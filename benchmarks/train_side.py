@@ -20,7 +20,7 @@ def tokens(config, step):
 
 
 def our_trainer(config, kernels):
-    """A function (x, y) -> loss: what train_gpt2.py does in a step."""
+    """A function (x, y) -> loss that does one step of train_gpt2.py."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
     from tinygrad2.module import FlatBuffers

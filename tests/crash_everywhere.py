@@ -86,7 +86,7 @@ def main(folder):
         assert code in (0, 9), code
         for path in list_checkpoints(folder):
             read_checkpoint(path)
-        newest, damaged = newest_checkpoint(folder, say=None)
+        newest, damaged = newest_checkpoint(folder, log=None)
         expected = checkpoint(newest.step)
         assert newest.step in (2, 3) and not damaged and newest.state == expected.state
         assert newest.t == expected.t and newest.history == expected.history

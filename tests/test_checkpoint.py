@@ -21,7 +21,7 @@ from tinygrad2.training.checkpoint import (
     sweep,
     write_checkpoint,
 )
-from tinygrad2.training.run_dir import RunFolder
+from tinygrad2.training.run_dir import RunDir
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
             return Full()
 
         monkeypatch.setattr(builtins, "open", small_disk)
-        with pytest.raises(UserError, match="step 3 cannot be written .No space left on device.; those before it"):
+        with pytest.raises(UserError, match="cannot be written .No space left on device.; earlier ones are unchanged"):
             write_checkpoint(folder, checkpoint(3))
         monkeypatch.setattr(builtins, "open", really_open)
         assert steps(folder) == [2, 1] and len(os.listdir(folder)) == 2
@@ -142,7 +142,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_it_taken(folder, name,
 def test_where_all_are_damaged_it_is_an_error_and_nothing_is_removed(folder):
     for name in os.listdir(folder):
         os.remove(os.path.join(folder, name, "weights.bin"))
-    with pytest.raises(UserError, match="none of the 2 checkpoint.s. is whole"):
+    with pytest.raises(UserError, match="none of the 2 checkpoint.s. is intact"):
         newest_checkpoint(folder, lambda line: None)
     assert len(os.listdir(folder)) == 2
     assert newest_checkpoint(os.path.join(folder, "nowhere")) == (None, [])
@@ -222,25 +222,29 @@ def test_a_new_training_moves_an_older_one_aside_and_two_cannot_share_a_folder(t
     assert {"previous-1", "previous-2", "checkpoints", "metrics.jsonl", "config.json"} <= set(os.listdir(run))
     for older in ("previous-1", "previous-2"):
         assert steps(run / older / "checkpoints") == [2] and (run / older / "metrics.jsonl").exists()
-    first = RunFolder(str(run))
+    first = RunDir(str(run))
     first.open()
     result = train(tmp_path, "--steps 2")
-    assert result.returncode == 2 and "another training is at work in this folder" in result.stderr
+    assert result.returncode == 2 and "another training is running in this folder" in result.stderr
     del first
     assert train(tmp_path, "--steps 2").returncode == 0
 
 
 def test_resume_needs_the_same_data_and_shape_and_says_what_has_changed(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
-    assert "nothing here yet: beginning" in train(tmp_path, "--steps 4 --resume").stdout
+    assert "nothing here yet: starting a new training" in train(tmp_path, "--steps 4 --resume").stdout
     more = train(tmp_path, "--steps 6 --lr 1e-3 --resume")
     assert more.returncode == 0 and "resume    --steps 4 is now 6" in more.stdout
     assert "resume    --lr 0.006 is now 0.001" in more.stdout and more.stdout.count("\nstep ") == 2
     assert "--n-layer was 1 when this training began" in train(tmp_path, "--resume --n-layer 2").stderr
     assert "is of --model demo, not baby" in train(tmp_path, "--resume --model baby").stderr
+    refused = train(tmp_path, "--resume --tokenizer mine.json")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert "--resume --tokenizer mine.json: the checkpoint has its tokenizer" in refused.stderr
+    assert "resume    --dropout 0.0 is now 0.1" in train(tmp_path, "--steps 6 --dropout 0.1 --resume").stdout
     (tmp_path / "text.txt").write_text(TEXT * 41, encoding="utf-8")
     result = train(tmp_path, "--steps 8 --resume")
-    assert result.returncode == 2 and "these are not the data that the training in run began with" in result.stderr
+    assert result.returncode == 2 and "this is not the data that the training in run began with" in result.stderr
 
 
 def test_a_finished_training_that_is_resumed_is_just_finished(tmp_path):

@@ -47,7 +47,7 @@ def test_the_commands_are_listed_and_each_explains_itself():
     [
         ("plan --colour red", "unrecognized arguments: --colour red"),
         ("verify dance", "there is no property 'dance'; choose among: resume, accum"),
-        ("verify --resume", "--resume: a verification begins its own trainings"),
+        ("verify --resume", "--resume: a verification starts its own trainings"),
         ("verify accum --data nowhere", "nowhere: cannot be read"),
         ("plot nowhere", "nowhere: cannot be read"),
         ("plot", "the following arguments are required: RUN"),
@@ -55,7 +55,7 @@ def test_the_commands_are_listed_and_each_explains_itself():
         ("plot run --out no/where", "the folder"),
         ("compare nowhere", "nowhere/config.json: cannot be read"),
         ("compare run", "cannot be compared with the curves of demo: steps: 1000 in the reference, 30 here; "),
-        ("compare run --preset dance", "no reference curves of 'dance'; there are some of: "),
+        ("compare run --preset dance", "no reference curves of 'dance'; choose one of: "),
         ("replay run", "run/dump.json: cannot be read"),
         ("doctor --dance", "unrecognized arguments: --dance"),
     ],
@@ -92,8 +92,8 @@ def test_verify_kvcache_sees_a_position_that_is_off(run, monkeypatch, capsys):
 
 
 SPOILT = {
-    "resume": "train_gpt2.Trainer.restore = lambda self, c, old=train_gpt2.Trainer.restore: (old(self, c),"
-              " setattr(self.optimizer, 't', self.optimizer.t + 1))",
+    "resume": "snapshot = train_gpt2.snapshot\nsnapshot.restore = lambda trainer, c, old=snapshot.restore:"
+              " (old(trainer, c), setattr(trainer.optimizer, 't', trainer.optimizer.t + 1))",
     "accum": "train_gpt2.Trainer.micro_step = lambda self, row, x, y, old=train_gpt2.Trainer.micro_step:"
              " old(self, 0, x, y)",  # every micro-batch gets the masks of the first
     "determinism": "import os\ntrain_gpt2.set_dropout = lambda model, seed, step, row, old=train_gpt2.set_dropout:"
@@ -199,13 +199,15 @@ def test_later_lines_win_and_half_a_last_line_is_left_out(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)) + '\n\n{"step": 3, "lo')
     assert read_metrics(str(tmp_path)) == {"loss": ([0, 1, 2], [3.0, 2.5, 1.0]), "val_loss": ([0], [9.0])}
     path.write_text('{"step": 0, "loss": 1}\n{"step": 1\n{"step": 2, "loss": 1}\n')
-    with pytest.raises(UserError, match="line 2 is no JSON object with a whole number 'step'"):
+    with pytest.raises(UserError, match="line 2 is not a JSON object with an integer 'step'"):
         read_metrics(str(path))
 
 
 def test_runs_without_curves_are_one_line(run, tmp_path):
-    for content, says in (('{"step": 0}\n', "no numbers"), ('{"step": 0, "loss": NaN}\n', "nothing to draw"),
-                          ('{"step": 0, "colour": 3}\n', "nothing to draw"), ("", "no step in it yet")):  # fmt: skip
+    for content, says in (('{"step": 0}\n', "no numeric fields"),
+                          ('{"step": 0, "loss": NaN}\n', "nothing to draw"),
+                          ('{"step": 0, "colour": 3}\n', "nothing to draw"),
+                          ("", "contains no steps yet")):  # fmt: skip
         (tmp_path / "metrics.jsonl").write_text(content)
         result = command("plot", tmp_path, "--out", tmp_path / "c", cwd=tmp_path)
         assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
@@ -299,7 +301,7 @@ def test_compare_says_inside_or_the_first_step_outside(tmp_path):
     a_run(tmp_path, mean[:150])
     assert "inside the band, all 150 steps" in command("compare", tmp_path).stdout
     a_run(tmp_path, [*mean, 0.1, 0.1])
-    assert "steps behind 1,000 are not judged" in command("compare", tmp_path).stdout
+    assert "steps after 1,000 are not compared" in command("compare", tmp_path).stdout
     a_run(tmp_path, [*mean[:200], float("nan"), *mean[201:]])
     assert command("compare", tmp_path).returncode == 1
     a_run(tmp_path, mean, lr=1e-3)
@@ -330,7 +332,7 @@ def test_a_jump_in_the_loss_is_told(tmp_path):
     """The learning rate is so high that the loss jumps now and then; the threshold is low."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     printed = train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 2").stdout
-    words = r"^warning   step (\d+): (loss|grad_norm) [\d.]+ lies [\d.]+ standard deviations above the last 128"
+    words = r"^warning   step (\d+): (loss|grad_norm) [\d.]+ is [\d.]+ standard deviations above the last 128"
     found = re.findall(words, printed, re.MULTILINE)
     assert found and all(int(step) > 128 for step, _ in found)
     assert "standard deviations" not in train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 0").stdout

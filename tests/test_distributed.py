@@ -162,7 +162,7 @@ def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes
             process.send_signal(number)
             break
     printed = "".join(lines) + process.communicate(timeout=600)[0]
-    stopped = re.search(r"^stopped after (\d+) of 2000 steps; go on with: .*--resume$", printed, re.MULTILINE)
+    stopped = re.search(r"^stopped after (\d+) of 2000 steps; continue with: .*--resume$", printed, re.MULTILINE)
     assert stopped and process.returncode == 128 + number, printed[-2000:]
     more = f"--n-layer 2 --steps {int(stopped[1]) + 5} --resume --run-dir cut-{number} --weights-out cut.bin"
     for n in (4, 1):

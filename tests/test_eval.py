@@ -650,10 +650,10 @@ def test_help_lists_the_flags():
 def test_a_line_says_how_far_it_is():
     import io
 
-    from tinygrad2.monitor.progress import Live
+    from tinygrad2.monitor.progress import Meter
 
     stream = io.StringIO()
-    live = Live("hellaswag", "questions", 1000, 200, stream)
+    live = Meter("hellaswag", 1000, "questions", 200, stream)
     live.add(10, "acc_norm 0.3")
     assert stream.getvalue() == ""
     live.begin -= 5
@@ -661,4 +661,5 @@ def test_a_line_says_how_far_it_is():
     live.add(90, "acc_norm 0.3")
     live.close()
     line = r"hellaswag 300 of 1,000 \(30%\) \| acc_norm 0.3 \| (19|20)\.\d questions/s \| 35s left\n"
+    line += r"hellaswag 100 questions took 5s\n"
     assert re.fullmatch(line, stream.getvalue()), stream.getvalue()

@@ -163,7 +163,7 @@ def test_sigusr1_saves_and_ends(tmp_path, n):
         lines += process.stdout.readlines()
     printed = "".join(lines)
     assert process.returncode == 128 + signal.SIGUSR1, printed[-2000:]
-    stopped = re.search(r"^stopped after (\d+) of 100000 steps; go on with: .*--resume$", printed, re.MULTILINE)
+    stopped = re.search(r"^stopped after (\d+) of 100000 steps; continue with: .*--resume$", printed, re.MULTILINE)
     checkpoint, damaged = newest_checkpoint(str(tmp_path / "run" / "checkpoints"), print)
     assert checkpoint.step == int(stopped[1]) and not damaged and no_process_is_left(job)
 

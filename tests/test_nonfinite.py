@@ -15,7 +15,7 @@ from tinygrad2.dispatch import KERNELS, OPS, kernels
 from tinygrad2.errors import UserError
 from tinygrad2.function import observe
 from tinygrad2.monitor.dump import read_dump
-from tinygrad2.monitor.nonfinite import NonFinite, Watch
+from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver
 
 CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=3, n_head=2, n_embd=16)
 SEVERAL = {"h.1.attn": ("split_heads", "merge_heads"), "h.1.attn.head": ("attention",), "h.1.mlp": ("mlp",),
@@ -26,15 +26,15 @@ PLACES = [(layer, op) for layer, names in SEVERAL.items() for op in names]
 
 @pytest.fixture
 def plant(monkeypatch):
-    """plant(op, direction, layer): from now on this op, page and kernels, gives one NaN in this layer."""
+    """plant(op, direction, layer): from now on this op, reference and kernels, returns one NaN in this layer."""
 
-    def plant(name, direction, layer, watch):
+    def plant(name, direction, layer, observer):
         for version in {OPS[name], *KERNELS.get((name, "numpy"), ())}:
             original = getattr(version, direction)
 
             def changed(self, *args, original=original, **kwargs):
                 result = original(self, *args, **kwargs)
-                here = watch.path[-1] if direction == "forward" else getattr(self, "layer", None)
+                here = observer.path[-1] if direction == "forward" else getattr(self, "layer", None)
                 if here != layer:
                     return result
                 results = list(result) if isinstance(result, (tuple, list)) else [result]
@@ -54,10 +54,10 @@ def plant(monkeypatch):
 @pytest.mark.parametrize("layer, op", PLACES)
 def test_a_planted_nan_is_named(plant, layer, op, direction, mode):
     model = GPT(CONFIG, seed=1, recompute=mode == "recompute")
-    watch = Watch(model)
-    plant(op, direction, layer, watch)
+    observer = NonFiniteObserver(model)
+    plant(op, direction, layer, observer)
     ids = np.arange(16).reshape(2, 8)
-    with kernels("reference" if mode == "reference" else "auto"), pytest.raises(NonFinite) as error, observe(watch):
+    with kernels("reference" if mode == "reference" else "auto"), pytest.raises(NonFinite) as error, observe(observer):
         model.loss(ids, ids).backward()
     finding = error.value.finding
     assert (finding["phase"], finding["op"], finding["layer"]) == (direction, op, layer)
@@ -72,8 +72,8 @@ def test_a_sound_step_passes_and_nothing_is_left_behind():
     for watched in (True, False):
         model.zero_grad()
         if watched:
-            with observe(Watch(model)) as watch:
-                watch.check_parameters(model)
+            with observe(NonFiniteObserver(model)) as observer:
+                observer.check_parameters(model)
                 model.loss(ids, ids).backward()
         else:
             model.loss(ids, ids).backward()
@@ -85,7 +85,7 @@ def test_a_bad_parameter_is_named_before_anything_is_computed():
     model = GPT(CONFIG, seed=1)
     model.h[2].mlp.c_fc.weight.data[3, 4] = np.inf
     with pytest.raises(NonFinite, match="update of optimizer: parameter h.2.mlp.c_fc.weight, 0 nan and 1 inf of 1,024"):
-        Watch(model).check_parameters(model)
+        NonFiniteObserver(model).check_parameters(model)
 
 
 def test_a_diverging_training_stops_with_the_place_a_dump_and_its_checkpoint(tmp_path):
@@ -114,7 +114,7 @@ def damage(dump):
         ("batch.bin", lambda raw: raw[:-8], "batch.bin: not a whole"),
         ("weights.bin", lambda raw: raw[:100], "weights.bin: not a whole"),
         ("dump.json", lambda raw: raw.replace(b'"seed"', b'"sead"'), "dump.json: field 'seed' is None"),
-        ("dump.json", lambda raw: b"[]", "is no dump"),
+        ("dump.json", lambda raw: b"[]", "is not a dump"),
         ("dump.json", lambda raw: b"{", "is no JSON"),
     ):
         raw = (dump / name).read_bytes()

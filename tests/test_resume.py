@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def run_and_signal(folder, number, when, *flags):
 def test_a_signal_ends_after_the_step_saves_and_says_how_to_go_on(folder, uninterrupted, number, when):
     code, printed, errors = run_and_signal(folder, number, when)
     assert code == 128 + number and "stopping after this step" in errors and "Traceback" not in errors
-    assert "go on with: python train_gpt2.py --resume" in printed
+    assert "continue with: python train_gpt2.py --resume" in printed
     done = read_checkpoint(list_checkpoints(folder / "run" / "checkpoints")[0]).step
     assert when <= done < 24 and load_weights(folder / "trained_weights.bin").training["steps_done"] == done
     second = subprocess.run(
@@ -106,17 +107,20 @@ def test_every_step_can_be_the_last(folder, uninterrupted):
     from tinygrad2.datasets.dataloader import DataLoader
     from tinygrad2.datasets.dataset import open_dataset
     from tinygrad2.distributed.world import World
+    from tinygrad2.training.run_state import RunState
+    from tinygrad2.training.snapshot import restore, snapshot
 
     world = World()
     states = [read_checkpoint(path) for path in reversed(paths)]
-    config, gpt_config, _ = train_gpt2.parse(["--data", str(folder / "text.txt")], world, states[0].state)
+    state = RunState.from_checkpoint(states[0])
+    config, gpt_config, _ = train_gpt2.parse(["--data", str(folder / "text.txt")], 1, state)
     data = open_dataset(config.data, "", "", gpt_config.vocab_size, config.val_fraction, world)
     loader = DataLoader(data.train, config.batch_size, gpt_config.block_size, 0, 1, config.order, config.seed)
     for before, after in zip(states, states[1:]):
         trainer = train_gpt2.Trainer(config, gpt_config, world)
-        trainer.restore(before)
+        restore(trainer, before)
         trainer.step(loader)
-        again = trainer.checkpoint(trainer.gather(), {}, "", b"")
+        again = snapshot(trainer, state)
         assert again.t == after.t and again.state["position"] == after.state["position"]
         for mine, theirs in ((again.weights, after.weights), (again.moments, after.moments)):
             assert mine.keys() == theirs.keys()
@@ -188,3 +192,27 @@ def test_a_second_signal_stops_at_once(folder):
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=600)
     assert process.returncode == 130
+
+
+def test_flags_that_had_other_names_are_understood_on_the_command_line_and_in_checkpoints(tmp_path):
+    import train_gpt2
+    from tinygrad2.errors import UserError
+    from tinygrad2.training.checkpoint import Checkpoint
+    from tinygrad2.training.run_state import RunState
+
+    old, new = ("--sum plain --wire bfloat16 --gpu-sum host --threads 3 --ranks 1",
+                "--reduce-order plain --comm-dtype bfloat16 --gpu-allreduce host --threads 3 --ranks 1")  # fmt: skip
+    config, gpt_config, preset = train_gpt2.parse(old.split())
+    assert (config, gpt_config, preset) == train_gpt2.parse(new.split())
+    state = RunState(preset, asdict(config), gpt_config.to_dict(), step=3, position=(1, 2)).to_dict()
+    training = state["training"]
+    for before, now in (("sum", "reduce_order"), ("wire", "comm_dtype"), ("gpu_sum", "gpu_allreduce")):
+        training[before] = training.pop(now)
+    del state["before"]                                           # older checkpoints do not have it
+    saved = RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))
+    resumed, _, _ = train_gpt2.parse(["--resume", "--threads", "2"], 1, saved)
+    assert (resumed.reduce_order, resumed.comm_dtype, resumed.gpu_allreduce) == ("plain", "bfloat16", "host")
+    assert (resumed.threads, resumed.ranks, saved.step, saved.position) == (2, None, 3, (1, 2))
+    state["training"]["colour"] = "red"
+    with pytest.raises(UserError, match="the checkpoint has a flag 'colour' that is unknown here"):
+        RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))

@@ -55,16 +55,19 @@ def folder(tmp_path):
 
 def test_a_training_tells_what_it_does(trained):
     printed = (trained / "printed.txt").read_text(encoding="utf-8")
-    config = json.loads(re.search(r"^config +(\{.*\})$", printed, re.MULTILINE)[1])
-    assert config["seed"] == 1337 and config["steps"] == 30 and config["lr"] == 1e-2
-    assert json.loads(re.search(r"^model +(\{.*\})$", printed, re.MULTILINE)[1])["n_embd"] == 32
+    config = json.loads((trained / "run" / "config.json").read_text())
+    assert config["training"]["seed"] == 1337 and config["training"]["lr"] == 1e-2 and config["model"]["n_embd"] == 32
     size = len((TEXT * 40).encode())
     assert f"text.txt: {size:,} bytes, " in printed
     for words in (
+        r"^config +preset demo, but for these flags \(run/config.json has the complete configuration\)$",
+        r"^ +--steps +30 +instead of 1000$",
+        r"^ +--data +/.*text\.txt +instead of the bundled stories$",
+        r"^ +--n-embd +32 +instead of 128$",
+        r"^model +22,\d\d\d parameters: 1 layers, 2 heads, 32 channels, 16 positions, 290 tokens$",
         r"^tokenizer +\d+ different tokens; the model has 290 rows",
         r"^split +[\d,]+ tokens to train, \d+ to validate",
         r"^batch +128 tokens per step = 1 rank\(s\) x 1 micro-batch\(es\) x 8 rows x 16; [\d.]+ epochs",
-        r"^model +22,\d\d\d parameters",
         r"^machine +\d+ GFLOP/s in matrix products",
         r"^expected first loss ln\(290\) = 5\.6699, measured 5\.[67]",
         r"^step 30/30 \[#{12}\] loss \d\.\d{4} \| lr [\d.e-]+ \| norm [\d.]+ \| \d+ ms \| [\d,]+ tok/s \| .*\| 0s left",

@@ -19,22 +19,32 @@ from tinygrad2.errors import EarlyExit, UserError
 
 
 def flag(value, text, **more):
-    """A dataclass field with its default value and help text. `more`: choices=(...), kind=int where the value is None,
-    default="what the help shows in its place". A field whose default is a tuple may be given several times."""
+    """A dataclass field with its default value and help text.
+
+    `more`: choices=(...), kind=int where the value is None, default="what the help shows instead of the value",
+    former="the name it had in earlier versions", which is still accepted. A field whose default is a tuple may be given
+    several times.
+    """
     return field(default=value, metadata={"help": text, **more})
 
 
+def option(name):
+    """option("batch_size") -> "--batch-size"."""
+    return "--" + name.replace("_", "-")
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError, one line, instead of printing its usage and leaving."""
+    """An ArgumentParser that raises UserError, one line, instead of printing its usage and exiting."""
 
     def error(self, message):
         raise UserError(f"{message} (see --help)")
 
 
 def add_flags(group, dataclass, default_text=None):
-    """Add a flag for each field. Without the flag its value is None, "not given"; what then holds is the field's own
-    default (see from_flags), or what `default_text` says. A field with the default None names its type in
-    metadata["kind"]."""
+    """Add a flag for each field; one that is not given parses to None, and the field's own default holds.
+
+    default_text    what the help shows as the default of every field, where that is not the field's own
+    """
     for f in fields(dataclass):
         kind = f.metadata.get("kind") or type(f.default)
         shown = default_text or f.metadata.get("default", f.default)
@@ -51,37 +61,41 @@ def add_flags(group, dataclass, default_text=None):
             options.update(type=kind, choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
         else:
             options.update(type=kind, metavar=kind.__name__.upper())
-        group.add_argument("--" + f.name.replace("_", "-"), **options)
+        group.add_argument(option(f.name), **options)
+        if "former" in f.metadata:
+            group.add_argument(option(f.metadata["former"]), **options | {"help": argparse.SUPPRESS})
 
 
 def given(dataclass, args):
-    """{field: value} of those flags that were given."""
+    """{field: value} of the flags that were given."""
     values = {f.name: getattr(args, f.name) for f in fields(dataclass) if getattr(args, f.name) is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def from_flags(dataclass, args):
-    """The dataclass filled from the parsed flags; a ValueError of its checks becomes one clear line."""
+    """The dataclass filled from the parsed flags. Raises UserError where one of its checks fails."""
     return build(dataclass, given(dataclass, args))
 
 
 def saved_values(dataclass, values):
-    """{field: value} of what an earlier program saved of such a dataclass; fields that are new since then are left out.
+    """{field: value} of such a dataclass as a checkpoint holds it, under today's names; fields added since are missing.
 
-    Raises UserError for a field that is not known, or of another type.
+    Raises UserError for an unknown field, or one of another type.
     """
+    former = {f.metadata["former"]: f.name for f in fields(dataclass) if "former" in f.metadata}
+    values = {former.get(name, name): value for name, value in values.items()}
     known = {f.name: f.metadata.get("kind") or type(f.default) for f in fields(dataclass)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"the checkpoint has a flag {name!r} that is not known here; update tinygrad2")
+            raise UserError(f"the checkpoint has a flag {name!r} that is unknown here; update tinygrad2")
         kinds = (float, int) if known[name] is float else (known[name],)
         if value is not None and type(value) not in kinds:
-            raise UserError(f"the checkpoint has {value!r} for the flag {name!r}, which is no {known[name].__name__}")
+            raise UserError(f"the checkpoint has {value!r} for the flag {name!r}; expected {known[name].__name__}")
     return values
 
 
 def build(dataclass, values):
-    """dataclass(**values); a ValueError of its checks becomes a UserError."""
+    """dataclass(**values). Raises UserError where one of its checks (a ValueError) fails."""
     try:
         return dataclass(**values)
     except ValueError as error:
@@ -116,8 +130,9 @@ def call(main, name=None, abort=None):
     except UserError as error:
         text, code = f"{name}: {error}", 2
     except MemoryError as error:
-        text, code = (f"{name}: out of memory ({str(error) or 'no more is available'}); python -m tinygrad2 plan, with the "
-                      "same flags, prints what takes how much, and which flag saves how much"), 2  # fmt: skip
+        reason = str(error) or "no more is available"
+        text, code = (f"{name}: out of memory ({reason}); python -m tinygrad2 plan, with the same flags, prints what "
+                      "takes how much, and which flag saves how much"), 2  # fmt: skip
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         text, code = "nobody reads the output any more" if abort else "", 1

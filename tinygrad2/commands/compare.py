@@ -1,7 +1,7 @@
-"""python -m tinygrad2 compare RUN: is my loss normal? The run beside the reference curves of its preset.
+"""python -m tinygrad2 compare RUN: is my loss normal? The run compared with the reference curves of its preset.
 
-RUN is a run's folder. Exit code 0: inside the band all along. 1: it left the band, the first step is named. 2: it
-cannot be compared, because flags on which the loss depends are not those of the reference; they are named.
+RUN is a run's folder. Exit code 0: all steps are inside the band. 1: it left the band; the first step is printed. 2: it
+cannot be compared, because flags on which the loss depends are not those of the reference; they are printed.
 """
 
 import math
@@ -22,9 +22,10 @@ def main(argv):
         raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only; look at its "
                         f"own: python -m tinygrad2 plot {args.run}")
     reference = load_curves(args.preset or config["preset"])
-    differ = differences(reference, config["training"], config["model"], config["data"])
-    if differ:
-        raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: {'; '.join(differ)}")
+    different = differences(reference, config["training"], config["model"], config["data"])
+    if different:
+        raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: "
+                        + "; ".join(different))
     curves = read_metrics(args.run)
     if "loss" not in curves:
         raise UserError(f"{args.run}: its metrics.jsonl has no 'loss'; it cannot be compared")
@@ -32,17 +33,17 @@ def main(argv):
     gap = next((i for i, step in enumerate(steps) if step != i), len(steps))
     losses = [value if math.isfinite(value) else math.inf for value in losses[:gap]]
     band = band_of(reference["losses"])
-    judged = min(len(losses), len(band.mean))
+    compared = min(len(losses), len(band.mean))
     print(f"reference {reference['preset']}, seeds {', '.join(reference['losses'])}, {len(band.mean):,} steps, "
           f"{reference['machine']}, {reference['date']}")  # fmt: skip
-    for step in sorted({0, *(judged * i // 5 - 1 for i in range(1, 6))} - {-1}):
+    for step in sorted({0, *(compared * i // 5 - 1 for i in range(1, 6))} - {-1}):
         limits = f"{band.low[step]:7.4f} to {band.high[step]:7.4f}"
         print(f"    step {step + 1:6d}   loss {losses[step]:8.4f}   band {limits}")
-    if judged < len(losses):
-        print(f"note      steps behind {judged:,} are not judged: the reference ends there")
+    if compared < len(losses):
+        print(f"note      steps after {compared:,} are not compared: the reference ends there")
     outside = first_outside(losses, band)
     if outside is None:
-        print(f"inside the band, all {judged:,} steps (mean over {WIDTH} steps)")
+        print(f"inside the band, all {compared:,} steps (mean over {WIDTH} steps)")
         return 0
     step, value = outside
     print(f"OUTSIDE the band, first at step {step + 1:,}: the mean over {WIDTH} steps is {value:.4f}, the band there "

@@ -37,7 +37,7 @@ from tinygrad2.evaluation.hellaswag import (
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
-from tinygrad2.monitor.progress import Live
+from tinygrad2.monitor.progress import Meter
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -141,7 +141,7 @@ def _hellaswag(config):
     answers = file.read(examples)
     if answers:
         _tell(config, f"note      going on with {file.path}, which has {len(answers):,} answers")
-    live = Live("hellaswag", "questions", len(examples), len(answers), _stream(config))
+    live = Meter("hellaswag", len(examples), "questions", len(answers), _stream(config))
     right = sum(a.right_norm for a in answers)
     try:
         while len(answers) < len(examples):
@@ -295,7 +295,7 @@ def _perplexity(config):
         raise UserError(f"--stride {config.stride}: windows have {block_size} tokens, so some would be left out; use "
                         f"{block_size} or less")
     _tell(config, f"data      {config.data}: {len(stream):,} tokens")
-    live = Live("perplexity", "tokens", len(stream), stream=_stream(config))
+    live = Meter("perplexity", len(stream), "tokens", stream=_stream(config))
     result = perplexity(model, stream, tokenizer, config.stride, config.batch_tokens, live.add).to_dict()
     live.close()
     if not result["tokens"]:

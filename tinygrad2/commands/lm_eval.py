@@ -36,7 +36,7 @@ from models.sampling import Sampling
 from tinygrad2.backend import array_module
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
-from tinygrad2.monitor.progress import Live
+from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.threads import plan_threads
 from tinygrad2.tokenizers.streaming import TextStream
 
@@ -120,7 +120,7 @@ class Adapter:
 
     def _score(self, what, requests, pairs, quiet):
         """(ln p, likeliest?) of each continuation's tokens. A context that is too long loses its beginning."""
-        live, scores = Live(what, "requests", len(requests), stream=sys.stderr), []
+        live, scores = Meter(what, len(requests), "requests", stream=sys.stderr), []
         for i in range(0, len(pairs), _PORTION):
             some = pairs[i : i + _PORTION]
             rows, begins = [front + rest for front, rest in some], [len(front) for front, _ in some]
@@ -139,7 +139,7 @@ class Adapter:
         groups, texts = defaultdict(list), [""] * len(requests)
         for number, request in enumerate(requests):
             groups[repr(_normal(request.args[1], self.max_gen_toks))].append(number)
-        live = Live("generate_until", "requests", len(requests), stream=sys.stderr)
+        live = Meter("generate_until", len(requests), "requests", stream=sys.stderr)
         for numbers in groups.values():
             stops, length, sampling = _normal(requests[numbers[0]].args[1], self.max_gen_toks)
             for n, text in self._write(numbers, requests, stops, length, sampling):

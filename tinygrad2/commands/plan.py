@@ -1,42 +1,34 @@
 """python -m tinygrad2 plan [flags of train_gpt2.py]: how much memory and time would this training take?
 
---ranks 4 says how many ranks would share this host; shown is what rank 0 needs, which alone writes checkpoints.
+--ranks 4 means that four ranks share this host; the table is rank 0's, which alone writes checkpoints.
 
 Exit code 0 where it fits into the memory that is free now, 1 where it does not (then with what would help).
 """
-
-from functools import partial
 
 import ops
 import train_gpt2
 from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
-from tinygrad2.distributed.world import World
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.machine import gemm_peak
-from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
-from tinygrad2.training.memory_plan import advice, plan_for
+from tinygrad2.system.memory import available_bytes, megabytes
+from tinygrad2.training.memory_plan import MemoryPlan, advice
 
-_EFFICIENCY = 0.45, 0.9  # of the peak of matrix products: what trainings here have reached (docs/kernels.md)
+_EFFICIENCY = 0.45, 0.9  # share of the peak of matrix products that trainings reach (docs/kernels.md)
 
 
 def main(argv):
     if any(word in ("--help", "-h") for word in argv):
         print(__doc__)
         return 0
-    world = World()
-    config, gpt_config, preset = train_gpt2.parse(argv, world)
-    if config.ranks:
-        world.size = config.ranks
-        config, gpt_config, preset = train_gpt2.parse(argv, world)
-    base, ranks = resident_bytes(), config.ranks or 1
-    reference = ops.runs_reference(config.kernels)
-    plan = plan_for(config, gpt_config, reference, ranks, base)
-    rows, length = config.micro_batch_size, gpt_config.block_size
+    config, gpt_config, preset = train_gpt2.parse(argv)
+    ranks = config.ranks or 1
+    plan = MemoryPlan.of(config, gpt_config, ops.runs_reference(config.kernels), ranks)
+    tokens = config.batch_size * gpt_config.block_size            # per step
     name = config.init_from or preset
     print(f"model     {name}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
     shared = f", on each of {ranks} ranks" if ranks > 1 else ""
-    print(f"batch     {config.batch_size * length:,} tokens per step, in micro-batches of {rows} x {length}{shared}\n")
+    print(f"batch     {tokens:,} tokens per step, in micro-batches of {plan.rows} x {plan.length}{shared}\n")
     for line in plan.table():
         print(line)
     print("\nwhat one layer keeps for backward" + (", one at a time (--recompute)" if config.recompute else ""))
@@ -44,22 +36,21 @@ def main(argv):
         print(f"    {name:38s}{megabytes(size):>12s}")
 
     peak = gemm_peak(array_module("cpu"))
-    flops = train_flops_per_token(gpt_config) * config.batch_size * length
+    flops = train_flops_per_token(gpt_config) * tokens
     best, worst = (flops / peak / share for share in reversed(_EFFICIENCY))
     print(f"\ntime      {flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} "
           f"to {seconds(worst)}; {config.steps:,} steps: {duration(best * config.steps)} to "
           f"{duration(worst * config.steps)}")  # fmt: skip
     available = available_bytes()
     if available is None:
-        print("memory    this system does not say how much is free")
+        print("memory    this system does not report how much is free")
         return 0
     fits = plan.of_ranks(ranks) <= available
-    others = f" ({megabytes(plan.of_ranks(ranks) + base)} by {ranks} ranks)" if ranks > 1 else ""
-    print(f"memory    {megabytes(plan.total)} needed{others}, {megabytes(available + base)} free: "
+    others = f" ({megabytes(plan.of_ranks(ranks) + plan.base)} by {ranks} ranks)" if ranks > 1 else ""
+    print(f"memory    {megabytes(plan.total)} needed{others}, {megabytes(available + plan.base)} free: "
           f"{'it fits' if fits else 'it does NOT fit; what helps:'}")  # fmt: skip
     if not fits:
-        changed = partial(plan_for, config, gpt_config, reference, ranks, base)
-        for line in advice(changed, available / ranks + base, rows, length):
+        for line in advice(plan, available / ranks + plan.base):
             print(f"    {line}")
     return 0 if fits else 1
 

@@ -1,7 +1,7 @@
-"""python -m tinygrad2 plot RUN...: curves of one or several runs, as a picture (PNG) and as a page (HTML).
+"""python -m tinygrad2 plot RUN...: curves of one or several runs, as a picture (PNG) and as an HTML page.
 
 RUN is a run's folder, or its metrics.jsonl. The page needs nothing but a browser: point at a curve to read it, click a
-run's name to hide it. The picture needs matplotlib; without it there is the page alone.
+run's name to hide it. The picture needs matplotlib; without it only the page is written.
 """
 
 import json
@@ -20,26 +20,26 @@ PANELS = (  # name, title, unit, logarithmic?
     ("grad_norm", "Gradient norm", "", True),
     ("tokens_per_s", "Throughput", "tokens per second", False),
 )
-# Told apart by colour-blind people, too: Okabe and Ito, 2008.
+# Distinguishable with colour blindness, too: Okabe and Ito, 2008.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 _MOST = 3000  # points of a curve
 _SMOOTHED = ("loss", "grad_norm", "tokens_per_s")
-_PAGE = os.path.join(os.path.dirname(__file__), "plot.html")
+_TEMPLATE = os.path.join(os.path.dirname(__file__), "plot.html")
 
 
 def main(argv):
     parser = Parser(prog="tinygrad2 plot", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.jsonl")
-    parser.add_argument("--out", default="curves", metavar="NAME", help="NAME.png and NAME.html are written "
-                                                                        "(default: curves)")  # fmt: skip
-    parser.add_argument("--smooth", type=int, default=20, metavar="N", help="draw the mean over N steps over the pale "
-                                                                            "curve itself (default: 20)")  # fmt: skip
+    parser.add_argument("--out", default="curves", metavar="NAME",
+                        help="NAME.png and NAME.html are written (default: curves)")  # fmt: skip
+    parser.add_argument("--smooth", type=int, default=20, metavar="N",
+                        help="draw the mean over N steps on top of the pale curve itself (default: 20)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
     if not any(_finite(*curves[name])[0] for curves in runs.values() for name, *_ in PANELS if name in curves):
-        raise UserError(f"{args.runs[0]}: there is nothing to draw in it: no loss, no learning rate, ...")
+        raise UserError(f"{args.runs[0]}: has nothing to draw: no loss, no learning rate, ...")
     for ending in (".png", ".html"):
         check_writable(args.out + ending)
     _write_page(runs, args.out + ".html", args.smooth)
@@ -104,7 +104,7 @@ def _write_picture(runs, path, width):
 
 
 def _write_page(runs, path, width):
-    """One file with all in it: the page's text is plot.html, the data are put into its middle."""
+    """One self-contained file: plot.html with the data inserted."""
     data = {"smooth": width, "panels": [], "runs": list(runs), "colours": COLOURS}
     for name, title, unit, logarithmic in PANELS:
         lines = []
@@ -116,7 +116,7 @@ def _write_page(runs, path, width):
         if any(line["pale"][0] for line in lines):
             data["panels"].append({"title": title, "unit": unit, "log": logarithmic, "lines": lines})
     text = json.dumps(data).replace("<", "\\u003c")  # no name can end the script
-    with open(_PAGE, encoding="utf-8") as file:
+    with open(_TEMPLATE, encoding="utf-8") as file:
         page = file.read().replace('"DATA"', text)
     with atomic_write(path) as file:
         file.write(page.encode())

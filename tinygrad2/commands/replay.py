@@ -1,7 +1,7 @@
-"""python -m tinygrad2 replay DUMP: compute once more the rows in which a training met a value that is not finite.
+"""python -m tinygrad2 replay DUMP: compute again the rows for which a training met a value that is not finite.
 
 DUMP is the folder that the stopped training has named. With --debug the Python debugger opens where the value was
-made: `u` and `d` walk through the calls, `p x.min()` looks at what is there.
+computed: `u` and `d` walk through the calls, `p x.min()` inspects what is there.
 """
 
 import pdb
@@ -17,13 +17,13 @@ from tinygrad2.errors import UserError
 from tinygrad2.function import observe
 from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import read_dump
-from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges
+from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
 
 
 def main(argv):
     parser = Parser(prog="tinygrad2 replay", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
     parser.add_argument("dump", metavar="DUMP", help="folder nonfinite_step_... of a run")
-    parser.add_argument("--debug", action="store_true", help="open the debugger where the value was made (default: no)")
+    parser.add_argument("--debug", action="store_true", help="open the debugger where it was computed (default: no)")
     args = parser.parse_args(argv)
 
     dump, weights, x, y = read_dump(args.dump)
@@ -37,8 +37,8 @@ def main(argv):
           f"{len(x)} row(s) from {dump['first_row']} on")
     print(f"then      {describe(dump['finding'])}")
     try:
-        with kernels(dump["kernels"]), observe(Watch(model)) as watch, np.errstate(all="ignore"):
-            watch.check_parameters(model)
+        with kernels(dump["kernels"]), observe(NonFiniteObserver(model)) as observer, np.errstate(all="ignore"):
+            observer.check_parameters(model)
             set_dropout(model, dump["seed"], dump["step"] - 1, dump["first_row"])
             loss = model.loss(x, y)
             loss.backward()
@@ -52,7 +52,7 @@ def main(argv):
             pdb.post_mortem(sys.exc_info()[2])
         return 0 if same else 1
     except (IndexError, ValueError) as error:  # ids beyond the vocabulary, say
-        raise UserError(f"{args.dump}: cannot be computed: {error}") from None
-    print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: what was wrong then is not "
-          "in the weights and the batch")
+        raise UserError(f"{args.dump}: cannot be computed again: {error}") from None
+    print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: the cause was not in "
+          "the weights and the batch")
     return 1

@@ -1,18 +1,18 @@
-"""python -m tinygrad2 verify [PROPERTY...] [flags of train_gpt2.py]: prove it here, on your own flags and data.
+"""python -m tinygrad2 verify [PROPERTY...] [flags of train_gpt2.py]: test it here, with your own flags and data.
 
     resume        killed (SIGKILL) in the middle and resumed, a training arrives at the same bits
-    accum         the batch cut into 1, 2, 4, 8 micro-batches gives the same losses, with dropout and clipping at work
-    determinism   the same training twice gives the same bits
-    ranks         1, 2 and 4 ranks of mpirun give the same bits, with dropout, accumulation and clipping at work
-    kernels       fast kernels and pages of maths give the same loss and gradients
+    accum         1, 2, 4, 8 micro-batches per batch have the same losses, with dropout and active clipping
+    determinism   the same training twice has the same bits
+    ranks         1, 2 and 4 ranks of mpirun have the same bits, with dropout, accumulation and active clipping
+    kernels       compiled kernels and reference implementations have the same loss and gradients
     gradients     the gradient is the slope of the loss, measured in float64
-    kvcache       texts written with a cache of keys and values, several at once, are those written without
+    kvcache       texts generated with a cache of keys and values, several at once, are those generated without
     all           each of them (this is the default)
 
     hf MODEL                    the same logits, loss and text as transformers, where that is installed
     llmc MODEL DEBUG_STATE      the same logits, loss and gradients as in a debug state of llm.c
 
-The first four run train_gpt2.py itself, for a few steps and in a folder of their own; nothing of yours is touched.
+The first four run train_gpt2.py itself, for a few steps and in a temporary folder; none of your files is changed.
 Exit code 0 where all pass, 1 where one fails, 2 where something is wrong with flags or data.
 """
 
@@ -53,7 +53,7 @@ _SECONDS = 20  # that checks of single parameters may take
 
 @dataclass
 class Result:
-    """What a property showed: `difference` must be at most `tolerance`."""
+    """The outcome of one property: `difference` must be at most `tolerance`."""
 
     difference: float
     tolerance: float
@@ -72,9 +72,9 @@ def main(argv):
     if unknown:
         raise UserError(f"there is no property {unknown[0]!r}; choose among: {', '.join(PROPERTIES)}, all")
     names = [name for name in PROPERTIES if name in words or not words or "all" in words]
-    config, gpt_config, _ = train_gpt2.parse(flags, World())
+    config, gpt_config, _ = train_gpt2.parse(flags)
     if config.resume:
-        raise UserError("--resume: a verification begins its own trainings")
+        raise UserError("--resume: a verification starts its own trainings")
     failed, live = 0, sys.stdout.isatty()
     start = "\r\x1b[K" if live else ""
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
@@ -102,13 +102,13 @@ def _leading(argv):
 
 
 class Trial:
-    """The user's flags, and what it takes to try them out."""
+    """The user's flags, and trainings with them."""
 
     def __init__(self, flags, config, gpt_config, folder):
         self.flags, self.config, self.gpt_config, self.folder = flags, config, gpt_config, folder
 
     def command(self, name, *more):
-        """train_gpt2.py with the user's flags, but few steps, and all files under a name in our folder."""
+        """train_gpt2.py with the user's flags, but few steps, and all files under this name in our folder."""
         ours = ["--steps", STEPS, "--eval-every", 5, "--eval-batches", 1, "--sample-every", 7, "--sample-tokens", 4,
                 "--checkpoint-every", 4, "--run-dir", os.path.join(self.folder, name), "--metrics", self.metrics(name),
                 "--weights-out", self.weights(name)]  # fmt: skip
@@ -121,7 +121,7 @@ class Trial:
         return os.path.join(self.folder, f"{name}.bin")
 
     def run(self, name, *more, kill_after=None, ranks=1):
-        """Run it to its end, or kill it when it has done so many steps; gives the number of steps done."""
+        """Run it to its end, or kill it after `kill_after` steps; returns the number of steps done."""
         streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
         launcher = [] if ranks == 1 else [find_mpirun(), "-n", str(ranks)]
         process = subprocess.Popen(launcher + self.command(name, *more), env=environment(), **streams)
@@ -132,10 +132,10 @@ class Trial:
                 if line.startswith("step"):
                     done = int(line[4:].split("/")[0])
                     if kill_after and done >= kill_after:
-                        process.kill()  # SIGKILL: nothing can be tidied up
+                        process.kill()  # SIGKILL: nothing can be cleaned up
                         return done
         if process.returncode:
-            raise UserError(f"the training that was to be verified ended with: {lines[-1] if lines else 'no word'}")
+            raise UserError(f"the training that was to be verified failed: {lines[-1] if lines else 'without output'}")
         return done
 
     def outcome(self, name):
@@ -167,10 +167,10 @@ def _largest_difference(first, second):
 
 
 def _resume(trial):
-    trial.run("whole")
+    trial.run("uncut")
     killed = trial.run("cut", kill_after=STEPS // 2 + 1)
     trial.run("cut", "--resume")
-    difference = _largest_difference(trial.outcome("whole"), trial.outcome("cut"))
+    difference = _largest_difference(trial.outcome("uncut"), trial.outcome("cut"))
     how = f"{STEPS} steps, one training killed after step {killed} and resumed"
     return Result(difference, 0, f"{how}: losses, norms, validation, weights")
 
@@ -186,7 +186,7 @@ def _accum(trial):
     B, dropout = trial.config.batch_size, trial.gpt_config.dropout or 0.1
     pieces = [n for n in (1, 2, 4, 8) if B % n == 0]
     if len(pieces) == 1:
-        raise UserError(f"--batch-size {B} cannot be cut into micro-batches; verify accum needs an even one")
+        raise UserError(f"--batch-size {B} does not split into micro-batches; verify accum needs an even one")
     clip = min(trial.config.grad_clip or 0.5, 0.5)
     curves = []
     for n in pieces:
@@ -208,8 +208,8 @@ def _ranks(trial):
         raise UserError(f"--batch-size {B} cannot be shared by 2 ranks; verify ranks needs an even one")
     micro = B // (2 * counts[-1]) or 1 if B % (2 * counts[-1]) == 0 else B // counts[-1]
     clip = min(trial.config.grad_clip or 0.5, 0.5)
-    pages = ops.runs_reference(trial.config.kernels)
-    threads = ("--threads", 1) if pages and trial.config.threads is None else ()  # BLAS rounds otherwise with others
+    reference = ops.runs_reference(trial.config.kernels)
+    threads = ("--threads", 1) if reference and trial.config.threads is None else ()  # BLAS: other threads, other bits
     for n in counts:
         flags = ("--micro-batch-size", micro, "--dropout", dropout, "--grad-clip", clip, *threads)
         trial.run(f"ranks-{n}", *flags, ranks=n)
@@ -231,11 +231,11 @@ def _kernels(trial):
             loss = model.loss(x, y)
             loss.backward()
             results.append((loss.item(), {name: p.grad for name, p in model.named_parameters()}))
-    (loss, fast), (page_loss, page) = results
-    differences = {name: _relative(fast[name], page[name]) for name in page}
+    (loss, fast), (reference_loss, reference) = results
+    differences = {name: _relative(fast[name], reference[name]) for name in reference}
     worst = max(differences, key=differences.get)
-    difference = max(abs(loss - page_loss) / page_loss, differences[worst])
-    text = f"loss {loss:.6f} and {page_loss:.6f}; gradients of {len(page)} parameters, the worst of {worst}"
+    difference = max(abs(loss - reference_loss) / reference_loss, differences[worst])
+    text = f"loss {loss:.6f} and {reference_loss:.6f}; gradients of {len(reference)} parameters, the worst of {worst}"
     return Result(difference, KERNELS_TOLERANCE, text)
 
 
@@ -278,12 +278,12 @@ def _gradients(trial):
         if np.linalg.norm(grad[part]) > 1e-6:  # of a smaller one only rounding would be seen
             errors[name] = error(part)
     worst = max(errors, key=errors.get)
-    text = f"three directions of all {flat.size:,} numbers, and {len(errors) - 1} parameters alone; the worst: {worst}"
+    text = f"three directions of all {flat.size:,} values, and {len(errors) - 1} parameters alone; the worst: {worst}"
     return Result(errors[worst], GRADIENT_TOLERANCE, text)
 
 
 def _kvcache(trial):
-    """Three texts of different lengths, together and with caches, past the context; then each alone and without."""
+    """Three texts of different lengths, together and with caches, beyond the context; then each alone and without."""
     T = min(48, trial.gpt_config.block_size)
     if trial.config.init_from:
         model = load_pretrained(trial.config.init_from, T)[0]
@@ -292,24 +292,24 @@ def _kvcache(trial):
     V, new = model.config.vocab_size, T + 8
     rng = np.random.default_rng(trial.config.seed)
     prompts = [rng.integers(0, V, length).tolist() for length in (1, T // 2 or 1, T + 3)]
-    different, knobs = 0, Sampling(temperature=1.0, top_k=50)
+    different, sampling = 0, Sampling(temperature=1.0, top_k=50)
     for draws in (False, True):
         rngs = [np.random.default_rng(n) if draws else None for n in range(3)]
         texts = [list(prompt) for prompt in prompts]
-        for step in generate(model, prompts, new, rngs, knobs):
+        for step in generate(model, prompts, new, rngs, sampling):
             texts[step.text].append(step.token)
         for n, prompt in enumerate(prompts):
             rng, text = np.random.default_rng(n) if draws else None, list(prompt)
             for _ in range(new):
                 with no_grad():
                     logits = model(np.array([text[-T:]]))[0].numpy()[0, -1]
-                text.append(sample(logits, rng, **vars(knobs)))
+                text.append(sample(logits, rng, **vars(sampling)))
             different += sum(a != b for a, b in zip(text, texts[n]))
     how = f"prompts of {', '.join(str(len(prompt)) for prompt in prompts)} tokens in a context of {T}"
     return Result(different, 0, f"6 texts of {new} tokens, greedy and drawn, {how}: tokens")
 
 
-PROPERTIES = {  # later ones join here: gpu
+PROPERTIES = {
     "resume": _resume,
     "accum": _accum,
     "determinism": _determinism,

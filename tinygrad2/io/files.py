@@ -141,8 +141,20 @@ def read_record(path):
     return fields
 
 
+def crc32_text(*parts):
+    """The CRC-32 of bytes that come in one or several parts, as files of ours note it: "crc32:%08x".
+
+    >>> crc32_text(b"123456789")
+    'crc32:cbf43926'
+    """
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return f"crc32:{crc:08x}"
+
+
 def _checksum(fields):
-    return f"crc32:{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"
+    return crc32_text(json.dumps(fields, sort_keys=True).encode())
 
 
 def locked(path):

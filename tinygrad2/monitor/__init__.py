@@ -1,1 +1,1 @@
-"""What is watched while a training runs: progress, metrics, outliers, non-finite values."""
+"""Monitoring of a training: progress, metrics, outliers, reference curves, values that are not finite."""

@@ -1,9 +1,9 @@
-"""Dumps: what it takes to meet a value that is not finite again, under a debugger.
+"""Dumps: all that is needed to reproduce a value that is not finite, under a debugger.
 
     run/nonfinite_step_00000123/
         weights.bin     the model before the step, with its config and tokenizer
-        batch.bin       x and y, the rows in which the value was made
-        dump.json       step, flags, and what was found; written last
+        batch.bin       x and y, the rows that were computed when it appeared
+        dump.json       step, flags, and the finding; written last
 
     python -m tinygrad2 replay run/nonfinite_step_00000123
 """
@@ -18,19 +18,20 @@ from tinygrad2.errors import UserError
 from tinygrad2.function import observe
 from tinygrad2.io.files import atomic_write, read_json, write_json
 from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
-from tinygrad2.monitor.nonfinite import NonFinite, Watch, describe, ranges
+from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
 
 FORMAT, VERSION = "tinygrad2-dump", 1
 
 
-def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
-    """A step gave a loss or a gradient norm that is not finite: find where it began, tell, dump, and stop.
+def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
+    """Raises UserError: a step returned a loss or a gradient norm that is not finite. Searches where it began, reports
+    that by log(line), and writes a dump into the folder `run_dir`. A collective: every rank calls it.
 
-    `trainer` has not changed since before the step. Always raises UserError.
+    `trainer` must not have changed since before the step, which is computed again.
     """
-    config, step = trainer.config, trainer.done + 1
-    found = _search(trainer, loader)
-    findings = trainer.world.all_gather_object(found and found[0])
+    world, step = trainer.world, trainer.done + 1
+    own = _search(trainer, loader)
+    findings = world.all_gather_object(own and own[0])
     first = next((rank for rank, finding in enumerate(findings) if finding), None)
     headline = f"step {step}: loss {loss}, gradient norm {norm}: the training has diverged and was stopped"
     remedy = "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept"
@@ -41,35 +42,38 @@ def explain_nonfinite(trainer, loader, loss, norm, folder, tokenizer, say):
         raise UserError(f"{headline}. Computed again, all values of the step were finite: something in it does not "
                         "depend on its inputs alone, or the memory of this machine is faulty")
     finding = findings[first]
-    path = os.path.join(folder.path, f"nonfinite_step_{step:08d}")
-    say(f"\nfirst value that is not finite: {describe(finding)}")
+    path = os.path.join(run_dir, f"nonfinite_step_{step:08d}")
+    log(f"\nfirst value that is not finite: {describe(finding)}")
     for line in ranges(finding):
-        say(f"    {line}")
-    if trainer.world.rank == first:
-        _, first_row, x, y = found
+        log(f"    {line}")
+    if world.rank == first:
+        _, first_row, x, y = own
         text = _text(x, tokenizer)
         print(f"    batch     rows from {first_row} on; the first: {text!r}", flush=True)
-        dump = dict(
-            format=FORMAT, version=VERSION, step=step, finding=finding, first_row=first_row,
-            batch_size=config.batch_size, seed=config.seed, recompute=config.recompute, kernels=config.kernels,
-            loss=str(loss), grad_norm=str(norm), text=text,
-        )  # fmt: skip
-        write_dump(path, trainer.model, tokenizer, x, y, dump)
-    trainer.world.barrier()
+        _write(path, trainer, tokenizer, x, y, step=step, finding=finding, first_row=first_row, loss=str(loss),
+               grad_norm=str(norm), text=text)  # fmt: skip
+    world.barrier()
     raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay "
                     f"{path}; {remedy}")
 
 
+def _write(path, trainer, tokenizer, x, y, **fields):
+    c = trainer.config
+    flags = dict(batch_size=c.batch_size, seed=c.seed, recompute=c.recompute, kernels=c.kernels)
+    dump = dict(format=FORMAT, version=VERSION) | fields | flags
+    write_dump(path, trainer.model, tokenizer, x, y, dump)
+
+
 @np.errstate(all="ignore")
 def _search(trainer, loader):
-    """(finding, number of the first row, x, y), or None where all is finite on this rank."""
-    watch = Watch(trainer.model)
+    """(finding, number of the first row, x, y) of this rank's rows, or None where all values are finite."""
+    observer = NonFiniteObserver(trainer.model)
     trainer.flat.zero_grad()
     batches = loader.micro_batches(trainer.position, trainer.config.micro_batch_size)
     for first_row, x, y in batches:
         try:
-            with observe(watch):
-                watch.check_parameters(trainer.model)
+            with observe(observer):
+                observer.check_parameters(trainer.model)
                 trainer.micro_step(first_row, x, y)
         except NonFinite as error:
             return error.finding, first_row, to_host(x), to_host(y)
@@ -80,16 +84,16 @@ def _text(x, tokenizer):
     row = to_host(x)[0].tolist()
     try:
         return (tokenizer.decode(row) if tokenizer else " ".join(map(str, row)))[:200]
-    except ValueError:  # ids beyond the tokenizer's
+    except ValueError:  # ids that the tokenizer does not have
         return " ".join(map(str, row))[:200]
 
 
 def write_dump(path, model, tokenizer, x, y, dump):
-    """Write a dump folder; dump.json comes last, so a dump without it is not one."""
+    """Write a dump folder; dump.json comes last, so a folder without it is not a dump."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}); choose another --run-dir") from None
+        raise UserError(f"{path}: cannot be created ({error.strerror}); choose another --run-dir") from None
     text = tokenizer.to_json() if tokenizer else ""
     save_weights(os.path.join(path, "weights.bin"), model.state_dict(), model.config.to_dict(), text, {})
     with atomic_write(os.path.join(path, "batch.bin")) as file:
@@ -98,11 +102,11 @@ def write_dump(path, model, tokenizer, x, y, dump):
 
 
 def read_dump(path):
-    """(dump.json as a dict, Weights, x, y), checked. Raises UserError, one line, for anything that is not a dump."""
+    """(dump.json as a dict, Weights, x, y), checked; x, y (rows, T) int64. Raises UserError where it is not valid."""
     name = os.path.join(path, "dump.json")
     dump = read_json(name)
     if not isinstance(dump, dict) or dump.get("format") != FORMAT or dump.get("version") != VERSION:
-        raise UserError(f"{name}: is no dump of this version of tinygrad2")
+        raise UserError(f"{name}: is not a dump of this version of tinygrad2")
     for field, kind in (("step", int), ("first_row", int), ("batch_size", int), ("seed", int), ("recompute", bool),
                         ("kernels", str), ("finding", dict)):  # fmt: skip
         if type(dump.get(field)) is not kind:
@@ -110,5 +114,5 @@ def read_dump(path):
     tensors, _ = read_tensors(os.path.join(path, "batch.bin"))
     x, y = (tensors.get(key) for key in "xy")
     if x is None or y is None or x.shape != y.shape or x.ndim != 2 or x.dtype != np.int64:
-        raise UserError(f"{path}: batch.bin does not hold two equal tables of ids; the dump is damaged")
+        raise UserError(f"{path}: batch.bin does not hold x and y of one shape and of int64; the dump is damaged")
     return dump, load_weights(os.path.join(path, "weights.bin")), x, y

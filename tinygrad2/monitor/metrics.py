@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: the curves of a run."""
+"""metrics.jsonl, one JSON object per step: written by a training, read as the curves of a run."""
 
 import itertools
 import json
@@ -14,16 +14,16 @@ MAX_LINE = 100_000  # characters; ours have some 200
 def read_metrics(run):
     """{name: ([steps], [values])} of a run, steps rising: the curves of loss, lr, grad_norm, ms, val_loss, ...
 
-    run    a run's folder, or a file with one JSON object per line. Each has a "step" (from 0) and numbers.
+    run    a run's folder, or a file with one JSON object per line. Each has a "step" (from 0) and numeric fields.
 
-    A step that is there twice counts as it is told last: a training that was resumed has done it again. A last line
-    that was cut off in the middle of writing is left out. Raises UserError, naming file and line, for anything else.
+    Of a step that is there twice the later line holds: a training that was resumed has done it again. A last line that
+    is cut off is left out. Raises UserError, naming file and line, for anything else that is not valid.
     """
     path = os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run
     records = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            lines = iter(lambda: file.readline(MAX_LINE), "")  # in pieces: one without an end must not fill the memory
+            lines = iter(lambda: file.readline(MAX_LINE), "")  # bounded: a line without an end must not fill the memory
             for number, line in enumerate(lines, start=1):
                 record = _parse(line, path, number)
                 if record is not None:
@@ -32,7 +32,7 @@ def read_metrics(run):
         problem = f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {problem}; give a run's folder or its metrics.jsonl") from None
     if not records:
-        raise UserError(f"{path}: there is no step in it yet")
+        raise UserError(f"{path}: contains no steps yet")
     curves = {}
     for step in sorted(records):
         for name, value in records[step].items():
@@ -40,12 +40,12 @@ def read_metrics(run):
             steps.append(step)
             values.append(value)
     if not curves:
-        raise UserError(f"{path}: there are steps in it, but no numbers")
+        raise UserError(f"{path}: its steps have no numeric fields")
     return curves
 
 
 def _parse(line, path, number):
-    """{"step": int, name: float} or None for a line that says nothing."""
+    """{"step": int, name: float}, or None for a line without content."""
     if not line.strip():
         return None
     try:
@@ -55,12 +55,12 @@ def _parse(line, path, number):
             return None  # cut off by a crash
         record = None
     if not isinstance(record, dict) or type(record.get("step")) is not int or not 0 <= record["step"] < 1 << 53:
-        raise UserError(f"{path}: line {number} is no JSON object with a whole number 'step': {line[:40]!r}")
-    numbers = {"step": record["step"]}
+        raise UserError(f"{path}: line {number} is not a JSON object with an integer 'step': {line[:40]!r}")
+    values = {"step": record["step"]}
     for name, value in record.items():
         if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers[name] = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
-    return numbers
+            values[name] = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
+    return values
 
 
 def read_run_config(run):
@@ -69,12 +69,12 @@ def read_run_config(run):
     config = read_json(path)
     for name, kind in (("training", dict), ("model", dict), ("preset", str), ("data", str)):
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
-            raise UserError(f"{path}: field {name!r} is missing or of another kind")
+            raise UserError(f"{path}: field {name!r} is missing, or not a {kind.__name__}")
     return config
 
 
 def smooth(values, width):
-    """The mean over about `width` values around each place (fewer at both ends, as many on either side)."""
+    """The mean over about `width` values around each one: as many on either side, so fewer at both ends."""
     sums = [0.0, *itertools.accumulate(values)]
     smoothed = []
     for i in range(len(values)):
@@ -84,7 +84,7 @@ def smooth(values, width):
 
 
 def thin(steps, values, most):
-    """At most about `most` points of a curve; of each stretch the lowest and the highest stay, so no spike is lost."""
+    """At most about `most` points of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
     if len(steps) <= most:
         return steps, values
     stretch = -(-2 * len(steps) // most)
@@ -97,19 +97,22 @@ def thin(steps, values, most):
 
 
 class MetricsFile:
-    """One JSON object per line, written at once: whoever reads along, or after a crash, finds every finished step.
+    """Writes metrics.jsonl, each line at once: a reader, also one after a crash, finds every finished step.
 
-    An empty path means no file. With `goes_on` the lines that are there stay (but half a line, left by a crash, goes);
-    else the file is begun anew. Raises UserError where it cannot be written to in the beginning; later a full disk is
-    told by say(line), and the line is lost.
+    path       "" means no file
+    resumed    True: the lines that are there stay, but for an incomplete last one; False: the file starts empty
+    history    of a resumed training: the lines, where the file is missing
+
+    Raises UserError where it cannot be written to at first; later a full disk is reported by log(line), and the line is
+    lost.
     """
 
-    def __init__(self, path, goes_on=False, history=b"", say=print):
-        self.path, self.say = path, say
-        content = self.content() if goes_on else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if not goes_on or whole != content or not whole:
-            self._write("wb", whole or (history if goes_on else b""))
+    def __init__(self, path, resumed=False, history=b"", log=print):
+        self.path, self.log = path, log
+        content = self.content() if resumed else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        if not resumed or complete != content or not complete:
+            self._write("wb", complete or (history if resumed else b""))
 
     def append(self, record):
         """Add one line."""
@@ -117,8 +120,8 @@ class MetricsFile:
         try:
             self._write("ab", json.dumps(record).encode() + b"\n")
         except UserError as error:
-            os.truncate(self.path, size)  # no half lines
-            self.say(f"warning   {error}")
+            os.truncate(self.path, size)  # no incomplete line
+            self.log(f"warning   {error}")
 
     def content(self):
         """All lines so far, as bytes."""

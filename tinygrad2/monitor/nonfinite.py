@@ -1,12 +1,12 @@
-"""Watch: find the first value that is not finite, in forward or backward, and say where it was made.
+"""The first value that is not finite, in forward or backward: which op, in which layer, has computed it.
 
-A NaN in the loss tells nothing: within one step it reaches every number. So the step is computed once more with a Watch
-looking at the result of each op, and of each op's backward, as it comes. The first bad one names its maker.
+A NaN in the loss carries no information: within one step it reaches every value. So the step is computed again while an
+observer checks the result of each op, and of each op's backward, as it comes.
 
-    with observe(Watch(model)):
+    with observe(NonFiniteObserver(model)):
         model.loss(x, y).backward()              raises NonFinite
 
-The weights are those before the step and nothing in a step is random (ops/random.py), so the same numbers come again.
+The weights are those before the step, and nothing in it is random (tinygrad2/prng.py): the same values come again.
 """
 
 import contextlib
@@ -40,21 +40,24 @@ def ranges(finding):
         yield f"{name} {dtype} {tuple(shape)} from {low:.4g} to {high:.4g}"
 
 
-class Watch:
-    """An observer (see function.py) that raises NonFinite at the first result that is not finite."""
+class NonFiniteObserver:
+    """Raises NonFinite at the first result that is not finite; for `observe` of tinygrad2/function.py.
+
+    path    names of the modules that are running, the innermost last
+    """
 
     def __init__(self, model):
         self.names = {id(module): name for name, module in model.named_modules()}
         self.path = [""]
 
     def check_parameters(self, model):
-        """Raises NonFinite where a parameter is bad before anything is computed: then the update before did it."""
+        """Raises NonFinite where a parameter is not finite before anything is computed: then the last update did it."""
         for name, parameter in model.named_parameters():
             self._check(parameter.data, "update", "optimizer", None, f"parameter {name}", [], layer="")
 
     @contextlib.contextmanager
     def inside(self, module):
-        """Within the block ops belong to this module."""
+        """Within the block, ops belong to this module."""
         self.path.append(self.names.get(id(module), self.path[-1]))
         try:
             yield
@@ -62,7 +65,7 @@ class Watch:
             self.path.pop()
 
     def after_forward(self, node, arrays, results):
-        """Called by `apply` with the op's inputs and its results (a tuple)."""
+        """Called by `apply` with the op's inputs and its results (a tuple of arrays)."""
         node.layer = self.path[-1]
         node.inputs = _describe(_names(node), arrays)
         for i, result in enumerate(results):
@@ -70,7 +73,7 @@ class Watch:
             self._check(result, "forward", node.name, node, value, node.inputs)
 
     def after_backward(self, node, dout, dinputs):
-        """Called by the walk back with what came in and what came out, before the node's saved values are freed."""
+        """Called in backward with an op's incoming and outgoing gradients, before its saved values are freed."""
         for gradient in dout if isinstance(dout, tuple) else (dout,):
             self._check(gradient, "backward", node.name, node, "gradient that arrives", node.inputs)
         douts = _describe(["dout"], dout if isinstance(dout, tuple) else (dout,))
@@ -79,7 +82,7 @@ class Watch:
                 self._check(gradient, "backward", node.name, node, f"gradient of {name}", douts + node.inputs)
 
     def after_leaf(self, node, i, leaf, gradient):
-        """Called when a gradient has been added to that of a leaf: some are only computed then."""
+        """Called when a gradient has been added to that of a leaf: some are computed only then."""
         if isinstance(gradient, DeferredGradient):
             name = _names(node)[i]
             self._check(leaf.grad, "backward", node.name, node, f"gradient of {name}", node.inputs)
@@ -104,7 +107,7 @@ class Watch:
 
 
 def _names(node):
-    """What the op's page calls its inputs: x, weight, bias, ..."""
+    """The names of the op's inputs, as its forward has them: x, weight, bias, ..."""
     parameters = inspect.signature(type(node).forward).parameters.values()
     names = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
     return names[1:] + [f"input {i}" for i in range(len(names) - 1, 100)]

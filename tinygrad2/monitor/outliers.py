@@ -1,4 +1,4 @@
-"""Outliers: a loss or a gradient norm far above those before it, the first sign of a training that goes wrong."""
+"""Outliers: a loss or gradient norm far above the ones before it, the first sign of a training that diverges."""
 
 import math
 from collections import deque
@@ -7,18 +7,18 @@ WINDOW = 128  # steps to compare with, as in llm.c
 
 
 class Outliers:
-    """Says how many standard deviations a number lies above the last WINDOW ones.
+    """How many standard deviations a value is above the mean of the last WINDOW ones.
 
-        z = (x - mean) / std             over the window, x not among them
+        z = (x - mean) / std             over the window, without x
 
-    Until the window is full, and where all in it are equal, z is 0. `values` is all the state there is.
+    Until the window is full, and where all values in it are equal, z is 0. `values` is the complete state.
     """
 
     def __init__(self, values=()):
         self.values = deque(values, maxlen=WINDOW)
 
     def z_score(self, x):
-        """z of x, which then belongs to the window."""
+        """z of x, which then joins the window."""
         z, n = 0.0, len(self.values)
         if n == WINDOW:
             mean = math.fsum(self.values) / n

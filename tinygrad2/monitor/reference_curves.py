@@ -1,13 +1,12 @@
-"""Reference curves: what the losses of the shipped presets look like, and how far seeds are apart.
+"""Reference curves: the losses of the presets on the bundled text, and how far apart seeds are.
 
-curves/<preset>.json holds the losses of five trainings that differ in nothing but their seed. Smoothed over
-WIDTH steps they run close together, and a sixth seed runs with them. What is compared is the logarithm, because seeds
-differ by percents:
+curves/<preset>.json holds the losses of five trainings that differ in nothing but their seed. Smoothed over WIDTH steps
+they stay close together, and a sixth seed stays with them. Logarithms are compared: seeds differ by percents.
 
-    mean(t), sd(t)       of ln(loss) over the five; sd evened out over AROUND steps, since five numbers give a rough one
+    mean(t), sd(t)       of ln(loss) over the five; sd smoothed over AROUND steps: of five values it is rough
     band(t)              exp(mean +- max(SDS sd(t), LEAST))
 
-How SDS and LEAST were chosen, and which mistakes leave the band, is told in docs/log.md.
+docs/log.md explains how SDS and LEAST were chosen, and which mistakes leave the band.
 """
 
 import math
@@ -30,7 +29,7 @@ MATTERS = ("steps", "batch_size", "lr", "final_lr", "schedule", "warmup_steps", 
 
 @dataclass
 class Band:
-    """Where the smoothed loss of a sound training lies: lists over the steps 0, 1, ..."""
+    """Where the smoothed loss of a correct training is expected: lists over the steps 0, 1, ..."""
 
     low: list
     mean: list
@@ -41,16 +40,16 @@ def load_curves(preset):
     """The reference of a preset, checked: dict with losses {seed: [loss of step 0, 1, ...]}, config, machine, date."""
     path = os.path.join(FOLDER, f"{preset}.json")
     if not os.path.exists(path):
-        there = sorted(name[:-5] for name in os.listdir(FOLDER) if name.endswith(".json"))
-        raise UserError(f"there are no reference curves of {preset!r}; there are some of: {', '.join(there)}")
+        presets = sorted(name[:-5] for name in os.listdir(FOLDER) if name.endswith(".json"))
+        raise UserError(f"there are no reference curves of {preset!r}; choose one of: {', '.join(presets)}")
     curves = read_json(path)
     if not isinstance(curves, dict) or curves.get("format") != FORMAT or curves.get("version") != VERSION:
-        raise UserError(f"{path}: is no reference of this version of tinygrad2")
+        raise UserError(f"{path}: is not a reference of this version of tinygrad2")
     losses, config = curves.get("losses"), curves.get("config")
-    sound = isinstance(losses, dict) and len(losses) > 1 and isinstance(config, dict)
-    sound = sound and set(config) == {"training", "model", "data"} and all(map(_is_curve, losses.values()))
-    if not sound or not all(isinstance(curves.get(name), str) for name in ("preset", "machine", "date")):
-        raise UserError(f"{path}: damaged: losses, config or their origin are not what they should be; fetch it again")
+    valid = isinstance(losses, dict) and len(losses) > 1 and isinstance(config, dict)
+    valid = valid and set(config) == {"training", "model", "data"} and all(map(_is_curve, losses.values()))
+    if not valid or not all(isinstance(curves.get(name), str) for name in ("preset", "machine", "date")):
+        raise UserError(f"{path}: damaged: losses, config or their origin are not valid; fetch it again")
     return curves
 
 
@@ -71,7 +70,7 @@ def band_of(losses):
 
 
 def first_outside(losses, band):
-    """(step, smoothed loss) where a curve of losses leaves the band first, or None. What is no number is out."""
+    """(step, smoothed loss) where a curve of losses first leaves the band (NaN does), or None."""
     n = min(len(losses), len(band.mean))
     for step, value in enumerate(smooth(losses[:n], WIDTH)):
         if not band.low[step] <= value <= band.high[step]:
@@ -80,7 +79,7 @@ def first_outside(losses, band):
 
 
 def differences(reference, training, model, data):
-    """Lines "lr: 0.006 in the reference, 0.001 here" for what a loss depends on and is not as in the reference."""
+    """Lines "lr: 0.006 in the reference, 0.001 here" for what a loss depends on and differs from the reference."""
     def facts(training, model, data):
         flags = {name: training.get(name) for name in MATTERS}
         return flags | {f"model {name}": value for name, value in model.items()} | {"data": data}

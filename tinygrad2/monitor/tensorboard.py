@@ -1,4 +1,4 @@
-"""TensorBoard files on demand, written by tensorboardX, which needs neither TensorFlow nor PyTorch."""
+"""TensorBoard files (--tensorboard), written by tensorboardX, which needs neither TensorFlow nor PyTorch."""
 
 from tinygrad2.errors import UserError
 
@@ -7,9 +7,9 @@ TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rat
 
 
 class TensorBoard:
-    """Writes what metrics.jsonl gets into `folder`, as TensorBoard's scalars. Without a folder it does nothing.
+    """Writes the records of metrics.jsonl into `folder` as TensorBoard's scalars. Without a folder it does nothing.
 
-    Raises UserError, with the command that helps, where tensorboardX is missing.
+    Raises UserError, with the command that installs it, where tensorboardX is missing.
     """
 
     def __init__(self, folder):
@@ -22,13 +22,13 @@ class TensorBoard:
             self._writer = SummaryWriter(folder, flush_secs=10)
 
     def append(self, record):
-        """Add the numbers of one step."""
+        """Add the record of one step."""
         if self._writer:
             for name, tag in TAGS.items():
                 if name in record:
                     self._writer.add_scalar(tag, record[name], record["step"])
 
     def close(self):
-        """Write what is still in memory."""
+        """Write what is still buffered."""
         if self._writer:
             self._writer.close()

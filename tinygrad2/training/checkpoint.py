@@ -1,18 +1,18 @@
-"""Checkpoints: all it takes for a training to go on as if it had never stopped.
+"""Checkpoints: all that a training needs to continue as if it had never stopped.
 
     checkpoints/step_00000100/
         weights.bin        model, config and tokenizer; the same file as trained_weights.bin, inference.py reads it
         optimizer.bin      Adam's m and v for every parameter, and its step count t
-        state.json         step, place in the data, all flags, what the data were
-        metrics.jsonl      the history of losses up to here
+        state.json         step, position in the data, all flags, fingerprint of the data (RunState)
+        metrics.jsonl      the losses of all steps so far
         manifest.json      size and checksum of every file above, and a checksum of itself
 
-A checkpoint is there whole or not at all, wherever the power goes off. Everything is written into a folder of another
+A checkpoint is complete or not there at all, whenever the power fails. Everything is written into a folder of another
 name and forced to disk, file by file; the manifest comes last, then the folder gets its name. Only then are older
 checkpoints removed, and each loses its name before its files. So a folder called step_... was complete when it got that
-name, and the manifest tells whether it still is.
+name, and the manifest shows whether it still is.
 
-Nothing but numbers and JSON is in it, nothing of it is ever executed.
+It holds arrays and JSON only; nothing in it is ever executed.
 """
 
 import contextlib
@@ -21,27 +21,28 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import fsync_folder, read_bytes, read_json
+from tinygrad2.io.files import crc32_text, fsync_folder, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1
 _NAME = re.compile(r"step_(\d{8,})(?:\.(\d+))?$")
-_WRITING, _DELETING = ".writing-", ".deleting-"  # folders on their way in and out
+_WRITING, _DELETING = ".writing-", ".deleting-"  # folders that are being written and removed
 _FILES = {"weights.bin", "optimizer.bin", "state.json", "metrics.jsonl"}
 
 
 @dataclass
 class Checkpoint:
-    """What a training is made of at one moment.
+    """The state of a training at one moment.
 
     weights, moments   {name: float32 array}; moments are "m.<name>" and "v.<name>"
-    t                  Adam's steps done
-    state              dict for state.json: what else the training wants back (step, position, ...)
-    tokenizer          its JSON, or ""
+    t                  Adam's step count
+    state              dict of JSON values: everything else (RunState.to_dict), with "step" at least
+    tokenizer          its JSON text, or ""
     config             dict for GPTConfig
     history            bytes of metrics.jsonl
     path               where it was read from
@@ -63,8 +64,8 @@ class Checkpoint:
 
 
 def write_checkpoint(folder, checkpoint):
-    """Write it into `folder` under the name of its step; gives the path. A checkpoint of the same name stays, the new
-    one then gets a number behind its name.
+    """Write it into `folder` under the name of its step; returns the path. A checkpoint of the same name stays, the new
+    one then gets a number after its name.
 
     Raises UserError where it cannot be written (disk full, no permission); nothing that was there before is changed.
     """
@@ -97,39 +98,39 @@ def write_checkpoint(folder, checkpoint):
     except OSError as error:
         _remove_tree(temporary)
         raise UserError(
-            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); those before it "
-            "are untouched; make room, or choose another --run-dir"
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); earlier ones "
+            "are unchanged; free some space, or choose another --run-dir"
         ) from error
 
 
 def _files_of(checkpoint):
-    """{file name: function that writes the content into an open file and gives its checksum}"""
+    """{file name: function that writes the content into an open file and returns its checksum}"""
     c = checkpoint
     return {
         "weights.bin": lambda f: write_weights(f, c.weights, c.config, c.tokenizer, dict(steps_done=c.step)),
         "optimizer.bin": lambda f: write_tensors(f, c.moments, t=str(c.t)),
-        "state.json": lambda f: _write_summed(f, json.dumps(c.state, indent=1).encode()),
-        "metrics.jsonl": lambda f: _write_summed(f, c.history),
+        "state.json": lambda f: _write(f, json.dumps(c.state, indent=1).encode()),
+        "metrics.jsonl": lambda f: _write(f, c.history),
     }
 
 
 def read_checkpoint(path):
-    """The checkpoint in the folder `path`, checked to the last bit. Raises UserError naming the file and the damage."""
+    """The checkpoint in the folder `path`, every byte checked. Raises UserError naming the file and the damage."""
     manifest = read_manifest(path)
-    try:  # the first two have checksums of their own, which must be those that the manifest knows
+    try:  # the first two contain checksums, which must be those in the manifest
         weights = load_weights(os.path.join(path, "weights.bin"))
         moments, metadata = read_tensors(os.path.join(path, "optimizer.bin"), ("t",))
         state, history = (read_bytes(os.path.join(path, name)) for name in ("state.json", "metrics.jsonl"))
     except UserError as error:
         raise UserError(f"{error} (damaged checkpoint)") from None
-    found = {"weights.bin": weights.checksum, "optimizer.bin": metadata["checksum"], "state.json": _crc(state),
-             "metrics.jsonl": _crc(history)}  # fmt: skip
-    for name, checksum in found.items():
+    checksums = {"weights.bin": weights.checksum, "optimizer.bin": metadata["checksum"],
+                 "state.json": crc32_text(state), "metrics.jsonl": crc32_text(history)}  # fmt: skip
+    for name, checksum in checksums.items():
         if checksum != manifest["files"][name]["checksum"]:
             raise _damaged(os.path.join(path, name), "the checksum does not match")
     state = json.loads(state)
     if not metadata["t"].isdecimal() or len(metadata["t"]) > 18:
-        raise _damaged(path, f"optimizer.bin: field 't' is {metadata['t'][:20]!r}, not a number of steps")
+        raise _damaged(path, f"optimizer.bin: field 't' is {metadata['t'][:20]!r}, not a step count")
     if not isinstance(state, dict) or state.get("step") != manifest["step"]:
         raise _damaged(path, "state.json is not of the step in manifest.json")
     return Checkpoint(
@@ -138,7 +139,7 @@ def read_checkpoint(path):
 
 
 def read_manifest(path):
-    """The manifest of a checkpoint, checked, with the sizes of all files; their contents are not looked at.
+    """The manifest of a checkpoint, checked, with the sizes of all files; their contents are not read.
 
     Raises UserError naming the file and the damage.
     """
@@ -167,47 +168,47 @@ def read_manifest(path):
     return manifest
 
 
-def newest_checkpoint(folder, say=print):
-    """(the newest checkpoint in `folder` that is whole, paths of damaged newer ones); None where there is none at all.
+def newest_checkpoint(folder, log=print):
+    """(the newest intact Checkpoint in `folder`, or None where there are none; paths of damaged newer ones).
 
-    Each damaged one is named by say(line), and left as it is. Raises UserError where all are damaged.
+    Each damaged one is reported by log(line), and left as it is. Raises UserError where all are damaged.
     """
     damaged = []
     for path in list_checkpoints(folder):
         try:
             return read_checkpoint(path), damaged
         except UserError as error:
-            say(f"warning   {error}; trying the one before it")
+            log(f"warning   {error}; trying the one before it")
             damaged.append(path)
     if damaged:
-        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is whole; remove them to begin anew")
+        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is intact; remove them to start again")
     return None, []
 
 
 def list_checkpoints(folder):
-    """Paths of all checkpoints, whole or damaged, the newest first."""
-    found = []
+    """Paths of all checkpoints, intact or damaged, the newest first."""
+    checkpoints = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(folder):
             if match := _NAME.match(name):
-                found.append((int(match[1]), int(match[2] or 1), os.path.join(folder, name)))
-    return [path for _, _, path in sorted(found, reverse=True)]
+                checkpoints.append((int(match[1]), int(match[2] or 1), os.path.join(folder, name)))
+    return [path for _, _, path in sorted(checkpoints, reverse=True)]
 
 
 def remove_old_checkpoints(folder, keep, distrusted=()):
     """Keep the newest `keep` checkpoints and the one with the lowest validation loss; remove the others.
 
-    Damaged ones neither count nor go: what has been found damaged, or is in `distrusted`, is left to its owner.
+    Damaged ones neither count nor are removed: those in `distrusted`, and those whose manifest is not valid.
     """
-    sound = {}
+    intact = {}
     for path in list_checkpoints(folder):
         with contextlib.suppress(UserError):
             if path not in distrusted:
-                sound[path] = read_manifest(path)["val_loss"]
-    kept = list(sound)[:keep]
-    measured = [path for path in sound if sound[path] is not None]
-    kept += sorted(measured, key=sound.get)[:1]
-    for path in sound:
+                intact[path] = read_manifest(path)["val_loss"]
+    kept = list(intact)[:keep]
+    measured = [path for path in intact if intact[path] is not None]
+    kept += sorted(measured, key=intact.get)[:1]
+    for path in intact:
         if path not in kept:
             doomed = os.path.join(folder, f"{_DELETING}{os.path.basename(path)}-{os.getpid()}")
             os.rename(path, doomed)  # first the name: half a checkpoint must not look like a damaged one
@@ -215,7 +216,7 @@ def remove_old_checkpoints(folder, keep, distrusted=()):
 
 
 def sweep(folder):
-    """Remove what a killed process has left half-written or half-removed."""
+    """Remove what a killed process left half-written or half-removed."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(folder):
             if name.startswith((_WRITING, _DELETING)):
@@ -223,55 +224,57 @@ def sweep(folder):
 
 
 class CheckpointWriter:
-    """Writes checkpoints on a thread of its own, one at a time, while the training goes on.
+    """Writes checkpoints on a thread of its own, one at a time, while the training continues.
 
-    What it is given must be copies: the training changes its arrays in place.
+    folder, keep, distrusted   as in remove_old_checkpoints
+    path                       of the last one written
     """
 
     def __init__(self, folder, keep, distrusted=()):
         self.folder, self.keep, self.distrusted = folder, keep, tuple(distrusted)
-        self.path = None  # of the last one written
-        self._thread = self._error = None
+        self.path = self._buffers = self._thread = self._error = None
 
-    def save(self, checkpoint, say):
-        """Begin to write, once the one before is written. What goes wrong is told by say(line): a full disk should not
-        end a training, and the checkpoints before it are still there."""
-        self.join(say)
+    def buffers(self, size, dtype):
+        """Three arrays (size,) for what a checkpoint holds, because the training changes its own in place. They are the
+        same each time (fresh memory costs ten times as much), so `join` before writing into them."""
+        self._buffers = self._buffers or [np.empty(size, dtype) for _ in range(3)]
+        return self._buffers
+
+    def save(self, checkpoint, log):
+        """Start to write a checkpoint, once the one before it is written. Failures are reported by log(line): a full
+        disk should not end a training, and the earlier checkpoints are still there."""
+        self.join(log)
         self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="tinygrad2 checkpoint")
         self._thread.start()
 
-    def join(self, say):
-        """Wait until all is written."""
+    def join(self, log):
+        """Wait until everything is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if isinstance(error, UserError):
-            say(f"warning   {error}")
+            log(f"warning   {error}")
         elif error:
             raise error
 
     def _write(self, checkpoint):
-        with contextlib.suppress(AttributeError, OSError):  # Linux can: the training goes first where cores are few
+        with contextlib.suppress(AttributeError, OSError):  # Linux only: the training goes first where cores are few
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             self.path = write_checkpoint(self.folder, checkpoint)
             with contextlib.suppress(OSError):  # what cannot be removed now may be removable next time
                 remove_old_checkpoints(self.folder, self.keep, self.distrusted)
-        except BaseException as error:  # goes to the training's thread
+        except BaseException as error:  # raised again by `join`, on the training's thread
             self._error = error
 
 
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 
-def _write_summed(file, data):
+def _write(file, data):
     file.write(data)
-    return _crc(data)
-
-
-def _crc(data):
-    return f"crc32:{zlib.crc32(data):08x}"
+    return crc32_text(data)
 
 
 def _to_disk(file):
@@ -292,16 +295,16 @@ def _remove_tree(path):
 
 
 def _checksum(manifest):
-    return _crc(json.dumps(manifest, sort_keys=True).encode())
+    return crc32_text(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _check_size(path, size):
     try:
-        found = os.stat(path).st_size
+        actual = os.stat(path).st_size
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
-    if found != size:
-        raise _damaged(path, f"{found:,} bytes long instead of {size:,}")
+    if actual != size:
+        raise _damaged(path, f"{actual:,} bytes long instead of {size:,}")
 
 
 def _is_count(value):

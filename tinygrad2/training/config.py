@@ -1,16 +1,16 @@
-"""TrainConfig: how a training goes. Its fields are the flags of train_gpt2.py."""
+"""TrainConfig: every setting of a training. Its fields are the flags of train_gpt2.py."""
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tinygrad2.backend import DEVICES
-from tinygrad2.cli import flag
+from tinygrad2.cli import build, flag, option
 from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
+from tinygrad2.errors import UserError
 from tinygrad2.optim import SCHEDULES
-
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tinygrad2.system.paths import PROJECT_ROOT
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
@@ -22,6 +22,8 @@ RECIPES = {  # steps, batch size and learning rate depend on the model
     "--init-from": dict(steps=200,    batch_size=8,   lr=3e-5, warmup_steps=10),
 }  # fmt: skip
 
+OF_THIS_START = ("resume", "run_dir", "threads", "ranks")  # flags that a resumed training does not inherit
+
 
 def _by_model(name, text):
     """A flag whose default comes from RECIPES."""
@@ -31,68 +33,72 @@ def _by_model(name, text):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a training goes. The flags of train_gpt2.py, checked; `parse` fills in what depends on the model."""
+    """Every setting of a training, checked: raises ValueError, naming the flag, for values that cannot work.
 
-    seed: int = flag(1337, "fixes the initial weights, the samples and the dropout masks")
+    steps, batch_size, lr (RECIPES) and micro_batch_size (fit_batch) have defaults that depend on the model and ranks.
+    """
+
+    seed: int = flag(1337, "fixes the initial weights, the order of the data, the dropout masks and the samples")
     steps: int = _by_model("steps", "optimizer steps")
-    data: str = flag(os.path.join(_ROOT, "data", "dummy_data.txt"), default="the stories",
-                     text="what to learn from: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
+    data: str = flag(os.path.join(PROJECT_ROOT, "data", "dummy_data.txt"), default="the bundled stories",
+                     text="what to train on: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
     dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
-    init_from: str = flag("", "begin with this model instead of random weights (finetuning): one of yours, or a "
+    init_from: str = flag("", "start from this model instead of random weights (finetuning): one of tinygrad2's, or a "
                               "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
                           default="none")
-    order: str = flag("shuffled", "order of the text: shuffled anew in each epoch, sequential, or llmc: as "
-                                  "llm.c's own program reads it", choices=ORDERS)
-    tokenizer: str = flag("", "tokenizer file or folder (ours, or GPT-2's as others keep it) to use instead of "
+    order: str = flag("shuffled", "order of the text: shuffled again in each epoch, sequential, or llmc: as llm.c "
+                                  "reads it", choices=ORDERS)
+    tokenizer: str = flag("", "tokenizer file or folder (tinygrad2's, or GPT-2's in another format) to use instead of "
                               "training one on the text", default="train one, or that of --init-from")
     batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
     micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
     lr: float = _by_model("lr", "highest learning rate")
-    final_lr: float = flag(0.1, "learning rate at the end, as a share of --lr")
-    schedule: str = flag("cosine", "how the learning rate falls after the warmup", choices=SCHEDULES)
-    warmup_steps: int = flag(100, "steps in which the learning rate rises to --lr", default="100, 10 for --init-from")
+    final_lr: float = flag(0.1, "learning rate at the end, as a fraction of --lr")
+    schedule: str = flag("cosine", "how the learning rate decays after the warmup", choices=SCHEDULES)
+    warmup_steps: int = flag(100, "steps over which the learning rate rises to --lr", default="100, 10 for --init-from")
     weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
-    beta1: float = flag(0.9, "Adam: memory of the gradient's mean")
-    beta2: float = flag(0.99, "Adam: memory of the gradient's square")
-    grad_clip: float = flag(1.0, "largest norm of the whole gradient; 0 means no clipping")
-    val_fraction: float = flag(0.05, "share of the text, at its end, kept for validation")
+    beta1: float = flag(0.9, "Adam: decay rate of the first moment, the mean of the gradient")
+    beta2: float = flag(0.99, "Adam: decay rate of the second moment, the mean of its square")
+    grad_clip: float = flag(1.0, "largest norm of the gradient of all parameters; 0 means no clipping")
+    val_fraction: float = flag(0.05, "fraction of the text, at its end, kept for validation")
     eval_every: int = flag(100, "steps between validations; 0 means none")
     eval_batches: int = flag(4, "batches of one validation (always the same ones)")
     sample_every: int = flag(200, "steps between samples; 0 means none but the last")
     sample_tokens: int = flag(80, "tokens of one sample")
-    prompt: str = flag("Once upon a time", "how the samples begin")
-    hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to try at every validation",
+    prompt: str = flag("Once upon a time", "how the samples start")
+    hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to evaluate at every validation",
                           default="none")
     hellaswag_examples: int = flag(200, "how many of its examples")
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
                                   "a quarter more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
-    sum: str = flag("tree", "order in which gradients of micro-batches and ranks are added up: tree (the same bits for "
-                            "1, 2, 4, ... ranks) or plain (a little faster, less memory)", choices=REDUCE_ORDERS)
+    reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
+                                     "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",
+                             choices=REDUCE_ORDERS, former="sum")
     zero: int = flag(0, "1: each rank keeps Adam's state of its own share of the weights only (ZeRO stage 1); the same "
                         "bits, less memory", choices=(0, 1))
-    wire: str = flag("float32", "what gradients travel as between ranks; bfloat16 is half as much and less exact",
-                     choices=COMM_DTYPES)
-    gpu_sum: str = flag("auto", "how gradients of several GPUs are added up: host (in pinned memory, by MPI), nccl "
-                                "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
-                        choices=("auto", "host", "nccl"))
-    overlap: str = flag("auto", "send gradients while backward is at work: yes, no, or auto (where there are several "
-                                "hosts)", choices=("auto", "yes", "no"))
+    comm_dtype: str = flag("float32", "dtype in which gradients travel between ranks; bfloat16 halves the bytes and is "
+                                      "less exact", choices=COMM_DTYPES, former="wire")
+    gpu_allreduce: str = flag("auto", "how gradients of several GPUs are summed: host (in pinned memory, by MPI), nccl "
+                                      "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
+                              choices=("auto", "host", "nccl"), former="gpu_sum")
+    overlap: str = flag("auto", "send gradients while backward is still running: yes, no, or auto (where there are "
+                                "several hosts)", choices=("auto", "yes", "no"))
     timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
-    ranks: int = flag(None, "refuse to begin with another number of ranks than this", kind=int, default="any number")
-    compare_every: int = flag(100, "steps after which the ranks compare their weights; 0 means only at the end")
-    kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the pages of maths alone",
-                        choices=("auto", "reference"))
-    weights_out: str = flag("trained_weights.bin", "where the trained weights go")
+    ranks: int = flag(None, "refuse to start with another number of ranks than this", kind=int, default="any number")
+    compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
+    kernels: str = flag("auto", "auto: compiled kernels where there are any; reference: the reference implementations "
+                                "only", choices=("auto", "reference"))
+    weights_out: str = flag("trained_weights.bin", "file for the trained weights")
     run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
-    resume: bool = flag(False, "go on from the newest whole checkpoint in --run-dir, with its flags; bit for bit as if "
-                               "the training had never stopped. Where there is none, begin")
+    resume: bool = flag(False, "continue from the newest intact checkpoint in --run-dir, with its flags; bit for bit "
+                               "as if the training had never stopped. Where there is none, start a new training")
     checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
-    keep_checkpoints: int = flag(2, "how many of the newest checkpoints stay, besides the best one")
+    keep_checkpoints: int = flag(2, "how many of the newest checkpoints to keep, in addition to the best one")
     metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
     tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
-    outlier_z: float = flag(6.0, "report a loss or gradient norm so many standard deviations above those of the last "
+    outlier_z: float = flag(6.0, "report a loss or gradient norm this many standard deviations above those of the last "
                                  "128 steps; 0 means never")
     log_every: int = flag(10, "on a terminal, keep the line of every Nth step (a file gets every line)")
 
@@ -103,16 +109,25 @@ class TrainConfig:
                             ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0),
                             ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+                raise ValueError(f"{option(name)} must be at least {least}, not {getattr(self, name)}")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
                                 ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"--{name.replace('_', '-')} must be in {low} .. {high}, not {getattr(self, name)}")
+                raise ValueError(f"{option(name)} must be in {low} .. {high}, not {getattr(self, name)}")
         if max(self.beta1, self.beta2) == 1:
             raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
 
 
-# What must not change when a training is resumed: the rest of it would mean something else, or not fit.
-FIXED = ("data", "dataset", "tokenizer", "val_fraction")
-
+def fit_batch(config, ranks, micro_is_given=False):
+    """The config with a micro-batch size by which the batch splits evenly over so many ranks; one that is not given is
+    chosen here. Raises UserError where that is impossible."""
+    micro = config.micro_batch_size
+    if micro is None or (not micro_is_given and config.batch_size % (micro * ranks)):
+        micro = max(1, config.batch_size // ranks)
+    if config.batch_size % (micro * ranks):
+        raise UserError(
+            f"--batch-size {config.batch_size} does not split evenly into --micro-batch-size {micro} "
+            f"on {ranks} rank(s); make it a multiple of {micro * ranks}"
+        )
+    return build(TrainConfig, asdict(config) | {"micro_batch_size": micro})

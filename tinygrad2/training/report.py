@@ -1,40 +1,149 @@
-"""What a training prints: at its start, at its end."""
+"""What a training prints before its first step and after its last one; run_log.py has what lies between.
 
-import time
-from dataclasses import asdict
+Every line starts with its name in a column of ten characters. `log` is world.print: only rank 0 prints.
+"""
 
+from dataclasses import asdict, fields, replace
+from functools import partial
+
+from tinygrad2.cli import option
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.memory import megabytes
-from tinygrad2.training.config import TrainConfig
-from tinygrad2.training.validation import sample_text
+from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
+from tinygrad2.training.memory_plan import print_memory
+
+_WIDTH = 110  # columns
 
 
-def print_results(trainer, config, tokenizer, plan, peaks, tokens, seconds, begin):
-    """What a training has done: so many tokens in `seconds`; `begin` is when the program began, `peaks` the ranks'."""
-    steps = tokens // (config.batch_size * trainer.model.config.block_size)
+def print_field(log, name, *items):
+    """One line "name      item, item, ..."; what is too long continues below itself."""
+    lines = [f"{name:10s}"]
+    for i, item in enumerate(items):
+        if i and len(lines[-1]) + len(item) > _WIDTH:
+            lines.append(10 * " ")
+        lines[-1] += item + ", " * (i < len(items) - 1)
+    log("\n".join(map(str.rstrip, lines)))
+
+
+# -- before the first step ---------------------------------------------------------------------------------------------
+
+
+def print_setup(config, gpt_config, preset, world, kernels, library):
+    """The flags that differ from the defaults, the model, the ranks, and what computes. A collective.
+
+    kernels, library     what computes (ops.describe_kernels), and the array library
+    """
+    field = partial(print_field, world.print)
+    rows = list(_changed_flags(config, gpt_config, preset, world.size))
+    recipe = f"finetuning of {config.init_from}" if preset == "--init-from" else f"preset {preset}"
+    changed = "but for these flags" if rows else "with all its flags"
+    field("config", f"{recipe}, {changed} ({config.run_dir}/config.json has the complete configuration)")
+    widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    for name, value, default in rows:
+        field("", f"{name:{widths[0]}s}   {value:{widths[1]}s}   instead of {default}")
+    c = gpt_config
+    field("model", f"{c.count_parameters():,} parameters: {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, "
+                   f"{c.block_size} positions, {c.vocab_size:,} tokens")
+    threads = f" with {world.threads} thread(s) each" if world.threads else ""
+    field("world", f"{world.size} rank(s){threads} on {config.device} ({library.__name__} {library.__version__})")
+    for line in world.describe():
+        field("", line)
+    field("kernels", kernels)
+
+
+def _changed_flags(config, gpt_config, preset, ranks):
+    """(flag, value, default) as text for each flag that is not as the preset has it."""
+    default = fit_batch(TrainConfig(**RECIPES[preset] | {"batch_size": config.batch_size}), ranks)
+    default = replace(default, batch_size=RECIPES[preset]["batch_size"])
+    pairs = [(f, getattr(config, f.name), getattr(default, f.name)) for f in fields(config) if f.name != "resume"]
+    if preset != "--init-from":
+        shape = type(gpt_config).preset(preset)
+        pairs += [(f, getattr(gpt_config, f.name), getattr(shape, f.name)) for f in fields(gpt_config)]
+    for f, value, usual in pairs:
+        if value != usual:
+            named = "default" in f.metadata and not isinstance(usual, (int, float))
+            yield option(f.name), _text(value), f.metadata["default"] if named else _text(usual)
+
+
+def _text(value):
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value) or "none"
+
+
+def print_data(data, loader, pretrained, config, gpt_config, world):
+    """The model that a finetuning starts from, the tokens, and how they are cut into batches."""
+    log, field = world.print, partial(print_field, world.print)
+    if pretrained:
+        for line in (f"{pretrained.path} ({pretrained.kind})", *pretrained.notes):
+            field("start", f"from {line}")
+    for line in data.description:
+        log(line)
+    if data.tokenizer:
+        field("tokenizer", f"{data.tokenizer.n_vocab:,} different tokens; the model has {gpt_config.vocab_size:,} rows "
+                           "for them")
+    field("split", f"{len(data.train):,} tokens to train, {len(data.val or ()):,} to validate")
+    if loader.repeats > 1:
+        field("note", f"the text is shorter than a batch + 1: padded by repeating it {loader.repeats} times")
+    rows, tokens = config.micro_batch_size, loader.tokens_per_batch
+    field("batch", f"{tokens:,} tokens per step = {world.size} rank(s) x {config.batch_size // (rows * world.size)} "
+                   f"micro-batch(es) x {rows} rows x {loader.T}; {config.steps * tokens / len(data.train):.1f} epochs")
+
+
+def print_costs(trainer, plan, peak, flops):
+    """How gradients are summed, and what memory and arithmetic a step takes.
+
+    plan           MemoryPlan
+    peak           floating-point operations per second in matrix products, on all ranks together
+    flops          floating-point operations of a step
+    """
+    config, world, field = trainer.config, trainer.world, partial(print_field, trainer.world.print)
+    for line in trainer.reducer.describe():
+        world.print(line)
+    if world.size > 1 and plan.reference:
+        field("note", "BLAS rounds differently with other numbers of threads: the same bits need equal --threads")
+    if config.device == "cpu":
+        print_memory(plan, world.host_size, field)
+    field("machine", f"{peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops / 1e9:.1f} GFLOP")
+    world.print()
+
+
+def print_changes(saved, config, gpt_config, log):
+    """The flags of a resumed training that are not what they were: from here on it is another training."""
+    now = {"training": asdict(config), "model": gpt_config.to_dict()}
+    for part, values in (("training", saved.training), ("model", saved.model)):
+        for name, value in values.items():
+            if name not in OF_THIS_START and value != now[part].get(name, value):
+                log(f"resume    {option(name)} {value} is now {now[part][name]}")
+
+
+# -- after the last step -----------------------------------------------------------------------------------------------
+
+
+def print_finetuned(before, after, done, log):
+    """The loss on the new text before and after a finetuning of `done` steps."""
+    log(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {done} steps")
+
+
+def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample):
+    """What a training has done and what it took.
+
+    steps, tokens, seconds   of this process; total_seconds: since it started
+    peaks                    bytes of memory at the peak, of each rank
+    sample                   what the model writes
+    """
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
-          f"({tokens / seconds:,.0f} tokens/s with validation and samples); "
-          f"{duration(time.perf_counter() - begin)} in all")
+          f"({tokens / (seconds or 1):,.0f} tokens/s with validation and samples); {duration(total_seconds)} in all")
     if config.device == "cpu" and peaks[0]:
         print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
         if len(peaks) > 1:
             others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
             print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
-    print(f"greedy    {sample_text(trainer.model, tokenizer, config)}")
+    print(f"greedy    {sample}")
 
 
 def print_next_commands(done, config):
-    """The commands that go on from here."""
+    """The commands that use the weights, and that resume a training which was stopped."""
     weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
     print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
     if done < config.steps:
-        where = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
-        print(f"stopped after {done} of {config.steps} steps; go on with: python train_gpt2.py{where} --resume")
-
-
-def print_changes(before, config, world):
-    """What is not as it was when the training began: then its rest is not what it would have been."""
-    now = asdict(config)
-    for name in now:
-        if name in before and before[name] != now[name] and name not in ("resume", "run_dir"):
-            world.print(f"resume    --{name.replace('_', '-')} {before[name]} is now {now[name]}")
+        run_dir = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
+        print(f"stopped after {done} of {config.steps} steps; continue with: python train_gpt2.py{run_dir} --resume")

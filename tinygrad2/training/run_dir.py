@@ -1,13 +1,13 @@
-"""The folder of a run: what a training leaves behind, and what it goes on from.
+"""The folder of a run: what a training leaves on disk, and what it is resumed from.
 
-    run/config.json       all flags, the model's shape, and what the data were
+    run/config.json       all flags, the model's shape, and the fingerprint of the data
     run/metrics.jsonl     one JSON object per step; where a step is there twice (after a restart), the later line holds
     run/checkpoints/      see checkpoint.py
-    run/nonfinite_.../    a dump, where numbers went wrong; see dump.py
-    run/previous-1/       what an earlier training has left in the same folder
+    run/nonfinite_.../    a dump, where a value was not finite; see monitor/dump.py
+    run/previous-1/       what an earlier training left in the same folder
 
 A new training never removes an older one's files: it moves them into previous-1, previous-2, ... Two trainings never
-work in one folder at once: the first holds a lock, which the system takes from it however it ends.
+run in one folder at once: the first holds a lock, which the system releases however the process ends.
 """
 
 import os
@@ -15,33 +15,37 @@ import weakref
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import locked, write_json
-from tinygrad2.training.checkpoint import sweep
+from tinygrad2.training.checkpoint import newest_checkpoint, sweep
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")
 
 
-class RunFolder:
-    """The folder of one run. Attributes are the paths of its parts."""
+class RunDir:
+    """The folder of one run. Attributes are the paths of its parts.
+
+    damaged    paths of the damaged checkpoints that find_checkpoint has met
+    """
 
     def __init__(self, path):
         self.path = path
         self.checkpoints = os.path.join(path, "checkpoints")
         self.metrics = os.path.join(path, "metrics.jsonl")
         self.config = os.path.join(path, "config.json")
+        self.damaged = []
         self._lock = None
 
     def check(self):
-        """Raises UserError where `open` would fail; nothing is made yet."""
-        place = os.path.abspath(self.path)
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        if not os.path.isdir(place) or not os.access(place, os.W_OK):
-            raise UserError(f"{self.path}: cannot be written to (see {place}); choose another --run-dir")
+        """Raises UserError where `open` would fail; creates nothing yet."""
+        existing = os.path.abspath(self.path)
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
+            raise UserError(f"{self.path}: cannot be written to (see {existing}); choose another --run-dir")
 
     def open(self):
-        """Make the folder where it is missing, take its lock, and clear away what a killed training left half-done.
+        """Create the folder where it is missing, take its lock, and remove what a killed training left half-written.
 
-        Raises UserError where it cannot be written to, or where another training works in it.
+        Raises UserError where it cannot be written to, or where another training runs in it.
         """
         if self._lock is not None:
             return
@@ -51,16 +55,30 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}); choose another --run-dir") from None
         if self._lock is None:
-            raise UserError(f"{self.path}: another training is at work in this folder; choose another --run-dir")
+            raise UserError(f"{self.path}: another training is running in this folder; choose another --run-dir")
         weakref.finalize(self, os.close, self._lock)
         sweep(self.checkpoints)
 
-    def set_aside(self, say):
-        """Move what an earlier training left here into a folder of its own."""
-        parts = [part for part in _PARTS if os.path.exists(os.path.join(self.path, part))]
-        parts += [name for name in os.listdir(self.path) if name.startswith("nonfinite_")]
+    def find_checkpoint(self, log):
+        """Open the folder; returns the newest intact Checkpoint, None where there is none."""
+        self.open()
+        checkpoint, self.damaged = newest_checkpoint(self.checkpoints, log)
+        log("resume    " + (f"from {checkpoint.path}" if checkpoint else "nothing here yet: starting a new training"))
+        return checkpoint
+
+    def begin(self, state, log):
+        """Open the folder for a training with this RunState: a new one moves an earlier training's files aside."""
+        self.open()
+        if not state.step:
+            self._set_aside(log)
+        parts = dict(training=state.training, model=state.model, preset=state.preset, data=state.data)
+        write_json(self.config, parts)
+
+    def _set_aside(self, log):
         if not os.path.exists(self.metrics) and not os.listdir(self.checkpoints):
             return
+        parts = [part for part in _PARTS if os.path.exists(os.path.join(self.path, part))]
+        parts += [name for name in os.listdir(self.path) if name.startswith("nonfinite_")]
         n = 1
         while os.path.exists(older := os.path.join(self.path, f"previous-{n}")):
             n += 1
@@ -68,16 +86,4 @@ class RunFolder:
         for part in parts:
             os.rename(os.path.join(self.path, part), os.path.join(older, part))
         os.mkdir(self.checkpoints)
-        say(f"run       what an earlier training left in {self.path} is now in {older}")
-
-    def write_config(self, **parts):
-        """config.json, for those who look at the run later."""
-        write_json(self.config, parts)
-
-    def read_history(self):
-        """The metrics so far, as bytes; empty where there are none."""
-        try:
-            with open(self.metrics, "rb") as file:
-                return file.read()
-        except OSError:
-            return b""
+        log(f"run       what an earlier training left in {self.path} is now in {older}")

@@ -1,4 +1,9 @@
-"""From a trainer to a checkpoint and back: over all ranks, wherever each part of the state lies."""
+"""From a trainer to a checkpoint and back: over all ranks, wherever each part of the state lies.
+
+A `trainer` here is a Trainer of train_gpt2.py: model, flat, optimizer, reducer, world, config, done, position.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -7,53 +12,78 @@ from tinygrad2.errors import UserError
 from tinygrad2.training.checkpoint import Checkpoint
 
 
-class Snapshots:
-    """What a Trainer with model, flat, optimizer, reducer, world, config, done and position needs for checkpoints."""
+def save(trainer, writer, state, log):
+    """Write a checkpoint of this moment while the training continues. A collective: every rank calls it.
 
-    copies = loaded = None                                        # of weights and moments, whole
+    writer    CheckpointWriter
+    state     RunState
+    log       RunLog: its metrics go into the checkpoint, problems with writing are reported through it
+    """
+    world, buffers = trainer.world, None
+    world.on_rank_0("writing the last checkpoint", writer.join, log.note)     # it still reads the buffers
+    if world.rank == 0 and not trainer.finished:
+        buffers = writer.buffers(trainer.flat.size, trainer.flat.data.dtype)
+    checkpoint = snapshot(trainer, state, log.history(), buffers)
+    world.on_rank_0(f"starting a checkpoint of step {trainer.done}", writer.save, checkpoint, log.note)
 
-    def gather(self, copy=True):
-        """On rank 0: weights and both moments, whole, on the host; copies where the training goes on."""
-        m, v = self.optimizer.m, self.optimizer.v
-        if self.world.rank == 0 and copy:  # into the same memory each time: fresh memory costs ten times as much
-            self.copies = self.copies or [np.empty(self.flat.size, self.flat.data.dtype) for _ in range(3)]
-        outs = self.copies if copy and self.copies else [None] * 3
-        if not copy and self.reducer.shards and self.config.device == "cpu":
-            outs = [None, self.flat.grad, None]                   # the training ends: gradients are needed no more
-        whole = [self.flat.data, *(self.reducer.gather(own, "moments", out) for own, out in zip((m, v), outs[1:]))]
-        if self.world.rank:
-            return None
-        whole = [to_host(array) for array in whole]
-        for out, array in zip(outs, whole):
-            if out is not None and out is not array:
-                np.copyto(out, array)
-        return [array if out is None else out for out, array in zip(outs, whole)]
 
-    def checkpoint(self, arrays, state, tokenizer, history):
-        """Everything, with the arrays of `gather`. `state` is what the loop wants back besides."""
-        state = state | {"step": self.done, "position": list(self.position)}
-        weights, m, v = map(self.flat.named_views, arrays)
-        moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
-        return Checkpoint(weights, moments, self.optimizer.t, state, tokenizer, self.model.config.to_dict(), history)
+def snapshot(trainer, state, history=b"", buffers=None):
+    """The Checkpoint of this moment on rank 0, None on the others. A collective: every rank calls it.
 
-    def restore(self, checkpoint):
-        """Go back to where the checkpoint was made."""
-        try:
-            self.model.load_state_dict(checkpoint.weights)
-            self.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
-            self.loaded = self.optimizer.whole_moments(checkpoint.moments) if self.reducer.shards else None
-        except ValueError as error:
-            raise UserError(f"{checkpoint.path}: {error}") from None
-        self.done, self.position = checkpoint.step, tuple(checkpoint.state["position"])
+    buffers   three arrays (flat.size,) into which weights and moments are copied. None: the checkpoint shares the
+              trainer's arrays where it can, and is valid until the next step; gradients may be overwritten
+    """
+    arrays = _gather(trainer, buffers)
+    if trainer.world.rank:
+        return None
+    weights, m, v = map(trainer.flat.named_views, arrays)
+    moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
+    state = replace(state, step=trainer.done, position=trainer.position)
+    config = trainer.model.config.to_dict()
+    return Checkpoint(weights, moments, trainer.optimizer.t, state.to_dict(), state.tokenizer, config, history)
 
-    def synchronize(self):
-        """Every rank takes over what rank 0 has: it alone reads checkpoints."""
-        place = self.optimizer.t, self.done, self.position
-        self.optimizer.t, self.done, self.position = self.world.broadcast_object(place)
-        self.world.broadcast(self.flat.data, "weights")
-        for i, moment in enumerate((self.optimizer.m, self.optimizer.v) if self.done else ()):
-            if self.reducer.shards:
-                self.reducer.scatter(self.loaded and self.loaded[i], moment, "moments")
-            else:
-                self.world.broadcast(moment, "moments")
-        self.loaded = None
+
+def _gather(trainer, buffers):
+    """Weights, m and v of all parameters as NumPy arrays (flat.size,) on rank 0; None on the others."""
+    flat, reducer, optimizer = trainer.flat, trainer.reducer, trainer.optimizer
+    outs = buffers or [None] * 3
+    if buffers is None and reducer.shards and trainer.config.device == "cpu":
+        outs = [None, flat.grad, None]                            # memory that nobody needs at the end of a training
+    m, v = (reducer.gather(own, "moments", out) for own, out in zip((optimizer.m, optimizer.v), outs[1:]))
+    if trainer.world.rank:
+        return None
+    arrays = [to_host(array) for array in (flat.data, m, v)]
+    for i, out in enumerate(outs):
+        if out is not None and out is not arrays[i]:
+            np.copyto(out, arrays[i])
+            arrays[i] = out
+    return arrays
+
+
+def restore(trainer, checkpoint):
+    """Load a checkpoint into this rank's trainer. Raises UserError where it does not fit the model."""
+    try:
+        trainer.model.load_state_dict(checkpoint.weights)
+        trainer.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
+    except ValueError as error:
+        raise UserError(f"{checkpoint.path}: {error}") from None
+    trainer.done, trainer.position = checkpoint.step, tuple(checkpoint.state["position"])
+
+
+def synchronize(trainer, checkpoint=None):
+    """Every rank takes over rank 0's weights, moments and position in the data. A collective.
+
+    checkpoint   what rank 0 has restored, None on the other ranks: where each rank keeps a part of the moments
+                 (--zero 1), rank 0 has no complete ones but these
+    """
+    world, reducer, optimizer = trainer.world, trainer.reducer, trainer.optimizer
+    progress = optimizer.t, trainer.done, trainer.position
+    optimizer.t, trainer.done, trainer.position = world.broadcast_object(progress)
+    world.broadcast(trainer.flat.data, "weights")
+    if trainer.done and reducer.shards:
+        moments = optimizer.whole_moments(checkpoint.moments) if checkpoint else (None, None)
+        for complete, own in zip(moments, (optimizer.m, optimizer.v)):
+            reducer.scatter(complete, own, "moments")
+    elif trainer.done:
+        for own in (optimizer.m, optimizer.v):
+            world.broadcast(own, "moments")

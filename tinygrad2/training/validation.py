@@ -1,4 +1,4 @@
-"""Evaluation: how good a model is, what it writes, and what a training says at its end."""
+"""Validation: the loss on text that is not trained on, and samples of what the model writes."""
 
 import math
 import os
@@ -7,6 +7,8 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.tensor import no_grad
+
+_STARTS, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples start, and from how many of its tokens
 
 
 def validate(model, loader, config, world):
@@ -20,56 +22,65 @@ def validate(model, loader, config, world):
                 losses.append(model.loss(x, y).item())
         position = loader.after(position)
     model.train()
-    every = world.all_gather(np.array(losses), "validation")
-    return math.fsum(every.flat) / every.size                     # fsum: the order does not matter
+    all_losses = world.all_gather(np.array(losses), "validation")
+    return math.fsum(all_losses.flat) / all_losses.size           # fsum: the order does not matter
 
 
 def sample_text(model, tokenizer, config, rng=None, ids=None):
-    """The prompt (or the text of `ids`) and what the model makes of it; greedy without `rng`. Without a tokenizer:
-    numbers."""
+    """The prompt (or the text of `ids`) and how the model continues it; greedy without `rng`. Without a tokenizer: ids
+    as text."""
     model.eval()
     ids = ids or (tokenizer.encode(config.prompt) if tokenizer else [])
     eot = tokenizer.eot if tokenizer else None
-    start = [*([] if eot is None else [eot]), *ids] or [0]        # every document began after an end-of-text
+    start = [*([] if eot is None else [eot]), *ids] or [0]        # in training every document follows an end-of-text
     n_vocab = tokenizer.n_vocab if tokenizer else None
     new = list(model.generate(start, config.sample_tokens, rng, 0.8, stop=eot, n_vocab=n_vocab))
     model.train()
     return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
-_PLACES, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples begin, and with how many tokens
+def print_sample(trainer, tokenizer, log):
+    """A sample drawn after the last step, by log(text); a function of the seed and the step."""
+    rng = np.random.default_rng([trainer.config.seed, trainer.done - 1])
+    log(f"sample: {sample_text(trainer.model, tokenizer, trainer.config, rng)}\n")
+
+
+# -- finetuning --------------------------------------------------------------------------------------------------------
 
 
 def refuse_overwrite(config):
-    """Raise UserError where the new weights would be written over the ones to begin with, a file or one in a folder."""
-    begin, end = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
-    folder, name = os.path.split(end)
-    of_folder = folder == begin and name.startswith(("config.", "model.", "model-", "pytorch_model"))
-    if config.init_from and os.path.exists(end) and (end == begin or of_folder):
-        raise UserError(f"--weights-out {config.weights_out}: is of the model that --init-from begins with, which "
-                        "would be lost; choose another name")
+    """Raises UserError where the new weights would overwrite those of --init-from, a file or one in a folder."""
+    source, target = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
+    folder, name = os.path.split(target)
+    in_folder = folder == source and name.startswith(("config.", "model.", "model-", "pytorch_model"))
+    if config.init_from and os.path.exists(target) and (target == source or in_folder):
+        raise UserError(f"--weights-out {config.weights_out}: belongs to the model of --init-from, which would be "
+                        "overwritten; choose another name")
 
 
-def beginnings(config, tokenizer, stream):
-    """Lists of ids that samples begin with: the prompt, and two places of the text."""
-    found = [tokenizer.encode(config.prompt)] if tokenizer and config.prompt else []
-    for place in _PLACES if len(stream) > 4 * _TOKENS else ():
-        found.append(stream.read([int(place * len(stream))], _TOKENS)[0].tolist())
-    return found
+def report_loss_and_samples(trainer, loader, tokenizer, log, when):
+    """Report by log(text) the loss on the new text and samples, always on the same passages; returns the loss.
 
-
-def report_loss_and_samples(trainer, loader, tokenizer, config, world, say, when):
-    """Tell the loss on the new text and the samples, both always the same ones; gives the loss. `when` is a word.
-
-    All ranks take part; `say(line)` is rank 0's.
+    A collective: every rank calls it. `when` is "before" or "after".
     """
+    config, world = trainer.config, trainer.world
     loss = validate(trainer.model, loader, config, world)
-    say(f"{when:9s} loss on the new text {loss:.4f}")
-
-    def print_samples():
-        for n, ids in enumerate(beginnings(config, tokenizer, loader.stream) if config.sample_tokens else ()):
-            rng = np.random.default_rng([config.seed, n])
-            say(f"{when:9s} sample {n + 1}: {sample_text(trainer.model, tokenizer, config, rng, ids)}\n")
-
-    world.on_rank_0(f"sampling {when} the training", print_samples)
+    log(f"{when:9s} loss on the new text {loss:.4f}")
+    if config.sample_tokens:
+        world.on_rank_0(f"sampling {when} the training", _report_samples, trainer, loader.stream, tokenizer, log, when)
     return loss
+
+
+def _report_samples(trainer, stream, tokenizer, log, when):
+    config = trainer.config
+    for n, ids in enumerate(_sample_starts(config, tokenizer, stream)):
+        rng = np.random.default_rng([config.seed, n])
+        log(f"{when:9s} sample {n + 1}: {sample_text(trainer.model, tokenizer, config, rng, ids)}\n")
+
+
+def _sample_starts(config, tokenizer, stream):
+    """Lists of ids that samples start with: the prompt, and two passages of the text."""
+    starts = [tokenizer.encode(config.prompt)] if tokenizer and config.prompt else []
+    for fraction in _STARTS if len(stream) > 4 * _TOKENS else ():
+        starts.append(stream.read([int(fraction * len(stream))], _TOKENS)[0].tolist())
+    return starts

@@ -1,0 +1,109 @@
+"""RunLog: what a training records of each step, on the screen and in files."""
+
+import contextlib
+import math
+import time
+
+import numpy as np
+
+from tinygrad2.monitor.metrics import MetricsFile
+from tinygrad2.monitor.outliers import Outliers
+from tinygrad2.monitor.progress import Progress
+from tinygrad2.monitor.tensorboard import TensorBoard
+
+
+class RunLog:
+    """One line per step on the screen, one record per step in metrics.jsonl (and TensorBoard); warns of outliers.
+
+        with log.timing():
+            loss, norm = trainer.step(loader)
+        log.step(trainer.done, loss, lr, norm)     the line; the record is begun
+        log.validation(val_loss)                   a note, and into the record
+        log.flush()                                the record is written
+
+    Rank 0 alone prints and writes. All ranks keep `state` (RunState) up to date, and know `is_best`: the step's
+    validation loss is the lowest so far.
+
+    tokens           of one step, over all ranks
+    ideal_seconds    what the floating-point operations of a step would take at the peak of this machine
+    checkpoint       the one that is resumed, on rank 0: it has the records so far, should metrics.jsonl be lost
+    """
+
+    def __init__(self, config, run_dir, state, world, tokens, ideal_seconds, checkpoint=None):
+        self.state, self.world, self.tokens, self.ideal_seconds = state, world, tokens, ideal_seconds
+        self.outlier_z, self.finetunes = config.outlier_z, bool(config.init_from)
+        is_rank_0 = world.rank == 0
+        self.progress = Progress(config.steps, config.log_every, enabled=is_rank_0, start=state.step)
+        path = (config.metrics or run_dir.metrics) if is_rank_0 else ""
+        self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"")
+        self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "")
+        self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
+        self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
+        self.note = self.progress.note                            # note(text): a line of its own, on rank 0
+
+    @contextlib.contextmanager
+    def timing(self):
+        """Around a step: measures it."""
+        start = self._clocks()
+        self._begin = start[0] if self._begin is None else self._begin
+        yield
+        self._elapsed = self._clocks() - start
+
+    def seconds(self):
+        """The time since the first step of this process began."""
+        return 0.0 if self._begin is None else time.perf_counter() - self._begin
+
+    def _clocks(self):
+        return np.array([time.perf_counter(), self.world.comm_seconds, self.world.wait_seconds])
+
+    def step(self, done, loss, lr, norm):
+        """A step is done, the `done`-th one: print its line, and warnings where loss or norm are outliers."""
+        seconds, comm, wait = self._elapsed
+        ms, tokens_per_s = 1e3 * seconds, self.tokens / seconds
+        self._record = dict(step=done - 1, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
+        shares = ""
+        if self.world.size > 1:
+            self._record |= dict(comm_ms=1e3 * comm, wait_ms=1e3 * wait)
+            shares = f" | comm {comm / seconds:.1%}, wait {wait / seconds:.1%}"
+        self.state.loss, self.state.val_loss, self.is_best = loss, None, False
+        if done == 1 and not self.finetunes:
+            V = self.state.model["vocab_size"]
+            self.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
+        self.progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
+                                 f"{tokens_per_s:,.0f} tok/s | {self.ideal_seconds / seconds:4.0%} of peak{shares}")
+        for name, window in self.windows.items():
+            self._warn_of_outlier(done, name, window)
+
+    def _warn_of_outlier(self, done, name, window):
+        value = self._record[name]
+        z = window.z_score(value)
+        self.state.windows[name] = list(window.values)
+        if 0 < self.outlier_z < z:
+            self.note(f"warning   step {done}: {name} {value:.4f} is {z:.1f} standard deviations above the last "
+                      f"{len(window.values)}")
+
+    def validation(self, val_loss):
+        """The validation loss after this step."""
+        self._record["val_loss"] = self.state.val_loss = val_loss
+        self.note(f"validation loss {val_loss:.4f} after {self._record['step'] + 1} steps")
+        self.is_best = self.state.best is None or val_loss < self.state.best
+        if self.is_best:
+            self.state.best = val_loss
+
+    def hellaswag(self, accuracy, n):
+        """The share of n HellaSwag examples that the model gets right after this step."""
+        self._record["hellaswag"] = accuracy
+        self.note(f"HellaSwag {accuracy:.3f} of {n} examples after {self._record['step'] + 1} steps")
+
+    def flush(self):
+        """Write the record of this step."""
+        self.metrics.append(self._record)
+        self.board.append(self._record)
+
+    def history(self):
+        """All records so far, as the bytes of metrics.jsonl; empty on all ranks but 0."""
+        return self.metrics.content()
+
+    def close(self):
+        """The training is over."""
+        self.board.close()
