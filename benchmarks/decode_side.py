@@ -26,7 +26,7 @@ def our_writer(config, int8):
 
     def write_together(prompts, n):
         steps, ids = [time.perf_counter()], []
-        for step in generate(model, prompts, n, [None] * len(prompts), batch=len(prompts)):
+        for step in generate(model, prompts, n, [None] * len(prompts), batch_size=len(prompts)):
             if step.text == 0:                                    # all texts have gone through once more
                 steps.append(time.perf_counter())
                 ids.append(step.token)

@@ -153,7 +153,7 @@ def test_impossible_tokens_stay_impossible_under_every_knob():
 @pytest.mark.parametrize("bad", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]], ids=str)
 def test_scores_of_no_use_are_refused_in_words(bad):
     for rng in (None, np.random.default_rng(0)):
-        with pytest.raises(UserError, match="nan or infinite; its weights are broken"):
+        with pytest.raises(UserError, match="nan or infinite; its weights are damaged"):
             sample(np.array(bad, np.float32), rng)
 
 
@@ -274,7 +274,7 @@ def test_each_text_is_as_if_it_were_alone(knobs, batch, mode):  # noqa: F811
     model, n = tiny(seed=3, scale=30.0), 18
     prompts = prompts_of(LENGTHS)
     rngs = [knobs and np.random.default_rng(i) for i in range(10)]
-    texts = collect(model, prompts, n, rngs, knobs, batch=batch)
+    texts = collect(model, prompts, n, rngs, knobs, batch_size=batch)
     for i, prompt in enumerate(prompts):
         text, rng = list(prompt), knobs and np.random.default_rng(i)
         for _ in range(n):
@@ -289,9 +289,9 @@ def test_each_text_is_as_if_it_were_alone(knobs, batch, mode):  # noqa: F811
 def test_a_stop_token_ends_its_text_alone(batch):
     model, prompts = tiny(seed=3, scale=30.0), prompts_of(LENGTHS)
     rngs = [np.random.default_rng(i) for i in range(10)]
-    whole = collect(model, prompts, 30, [np.random.default_rng(i) for i in range(10)], batch=1)
+    whole = collect(model, prompts, 30, [np.random.default_rng(i) for i in range(10)], batch_size=1)
     stop = next(id for id in range(30) if 3 <= sum(id in text for text in whole.values()) <= 7)
-    texts = collect(model, prompts, 30, rngs, stop=stop, batch=batch)
+    texts = collect(model, prompts, 30, rngs, stop=stop, batch_size=batch)
     for i, text in whole.items():
         assert texts[i] == (text[: text.index(stop)] if stop in text else text)
 
@@ -308,7 +308,7 @@ def test_equal_prompts_share_the_pass_over_them_and_differ_by_their_draws():
     model, prompt = tiny(seed=3, scale=10.0), [1, 2, 3, 4]
     passes, texts, ended = count_passes(model), [[] for _ in range(6)], set()
     rngs = [np.random.default_rng(i) for i in range(6)]
-    for step in generate(model, [prompt] * 6, 6, rngs, batch=3, ended=ended):
+    for step in generate(model, [prompt] * 6, 6, rngs, batch_size=3, ended=ended):
         texts[step.text].append(step.token)
         if step.text == 0 and len(texts[0]) == 2:
             ended.add(0)                                          # from now on they do not begin together
@@ -321,7 +321,7 @@ def test_equal_prompts_share_the_pass_over_them_and_differ_by_their_draws():
 def test_a_text_that_has_slid_out_of_its_prompt_shares_it_no_more():
     model, prompt = tiny(seed=3, scale=30.0), list(range(10))
     ended, texts = set(), [[], [], []]
-    for step in generate(model, [prompt] * 3, 9, [None, np.random.default_rng(1), None], batch=2, ended=ended):
+    for step in generate(model, [prompt] * 3, 9, [None, np.random.default_rng(1), None], batch_size=2, ended=ended):
         texts[step.text].append(step.token)
         if step.text == 1 and len(texts[1]) == 6:
             ended.add(1)                                          # now text 2 begins, while text 0 has slid
@@ -330,7 +330,7 @@ def test_a_text_that_has_slid_out_of_its_prompt_shares_it_no_more():
 
 def test_what_the_caller_has_ended_goes_on_no_more():
     model, ended, steps = tiny(seed=3, scale=10.0), {3}, []
-    for step in generate(model, [[1], [2], [3], [4], [5]], 5, [None] * 5, batch=2, ended=ended):
+    for step in generate(model, [[1], [2], [3], [4], [5]], 5, [None] * 5, batch_size=2, ended=ended):
         steps.append(step.text)
         if step.text == 0 and steps.count(0) == 2:
             ended.add(0)
@@ -339,7 +339,7 @@ def test_what_the_caller_has_ended_goes_on_no_more():
 
 def test_the_order_of_steps():
     """Round after round, one step of each text that is worked on; who comes next takes the place of who has ended."""
-    steps = [(s.text, s.last) for s in generate(tiny(), [[1], [2], [3]], 2, [None] * 3, batch=2)]
+    steps = [(s.text, s.last) for s in generate(tiny(), [[1], [2], [3]], 2, [None] * 3, batch_size=2)]
     assert steps == [(0, False), (1, False), (0, True), (1, True), (2, False), (2, True)]
 
 
@@ -349,7 +349,7 @@ def test_log_probabilities_are_the_models_own(n_vocab, mode):  # noqa: F811
     model, prompts = tiny(seed=3, scale=5.0), prompts_of([3, 12, 7, 1])
     texts, knobs = [list(prompt) for prompt in prompts], Sampling(1.4, 9, 0.9, 0.01, 1.5)
     rngs = [np.random.default_rng(i) for i in range(4)]
-    for step in generate(model, prompts, 15, rngs, knobs, None, n_vocab, 3, logprobs=True):
+    for step in generate(model, prompts, 15, rngs, knobs, n_vocab=n_vocab, batch_size=3, logprobs=True):
         text = texts[step.text]
         with no_grad():
             logits = model(np.array([text[-12:]]))[0].numpy()[0, -1, :n_vocab].astype(np.float64)
@@ -367,7 +367,8 @@ def test_on_the_stand_in_for_a_gpu_the_same_steps(monkeypatch):
             FlatBuffers(model, device)
             rngs = [np.random.default_rng(i) for i in range(5)]
             prompts = [*prompts_of([3, 15, 1, 7]), prompts_of([3])[0]]
-            steps.append(list(generate(model, prompts, 12, rngs, Sampling(0.9, 0, 0.9), 4, 28, 3, True)))
+            steps.append(list(generate(model, prompts, 12, rngs, Sampling(0.9, 0, 0.9), stop=4, n_vocab=28,
+                                       batch_size=3, logprobs=True)))
     assert steps[0] == steps[1] and len(steps[0]) > 30
 
 
@@ -380,7 +381,7 @@ def test_caches_are_as_long_as_needed_and_go_with_their_texts(monkeypatch, no_co
             made.append((self.size, weakref.ref(self)))
 
     monkeypatch.setattr(models.generation, "KVCache", Watched)
-    writing = generate(tiny(), [[1], [1] * 5, [1] * 12, [1] * 30, [2]], 4, [None] * 5, batch=2)
+    writing = generate(tiny(), [[1], [1] * 5, [1] * 12, [1] * 30, [2]], 4, [None] * 5, batch_size=2)
     most = 0
     for step in writing:
         most = max(most, sum(ref() is not None for _, ref in made))
@@ -398,10 +399,10 @@ def test_nothing_is_written_where_nothing_is_wanted():
 def test_what_generate_cannot_do_it_says():
     for prompts, rngs, batch in (([[1], []], [None] * 2, 1), ([[1]], [], 1), ([[1]], [None], 0)):
         with pytest.raises(ValueError):
-            next(generate(tiny(), prompts, 3, rngs, batch=batch))
+            next(generate(tiny(), prompts, 3, rngs, batch_size=batch))
     model = tiny()
     model.ln_f.weight.data[3] = np.nan
-    with pytest.raises(UserError, match="its weights are broken"):
+    with pytest.raises(UserError, match="its weights are damaged"):
         next(model.generate([1], 3))
 
 
@@ -691,7 +692,7 @@ def test_broken_weights_are_one_line(folder):
     tensors = {**weights.tensors, "ln_f.weight": weights.tensors["ln_f.weight"] * np.float32("nan")}
     save_weights(folder / "nan.bin", tensors, weights.config, weights.tokenizer, {})
     result = python(ROOT / "inference.py", "--weights", "nan.bin", cwd=folder)
-    assert result.returncode == 2 and "weights are broken" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "weights are damaged" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--num-samples=1", "--json"])
