@@ -57,7 +57,7 @@ class InferenceConfig:
     temperature: float = flag(0.7, "below 1 safer, above 1 bolder; 0 is --greedy")
     top_k: int = flag(0, "draw among the k most likely tokens only; 0 means all")
     top_p: float = flag(0.9, "draw among the most likely tokens that together have this probability; 1 means all")
-    min_p: float = flag(0.0, "draw among the tokens with at least this fraction of the highest probability; 0 means all")
+    min_p: float = flag(0.0, "draw among tokens with at least this fraction of the highest probability; 0 means all")
     repetition_penalty: float = flag(1.0, "above 1: tokens that are in the text already become less likely")
     stop: tuple = flag((), "end the text before this string; may be repeated (in bash a new line is $'\\n')",
                        default="none")
@@ -197,8 +197,8 @@ def encode_prompt(special, tokenizer, start, block_size, prompt):
     refuses, and for an empty prompt where there is no end-of-text token."""
     for token in getattr(tokenizer, "special", ()) if special == "refused" else ():
         if token in prompt:
-            raise UserError(f"{token} is in the prompt; --special allowed reads it as the token of that name, --special "
-                            "ordinary as plain characters")
+            raise UserError(f"{token} is in the prompt; --special allowed reads it as the token of that name, "
+                            "--special ordinary as plain characters")
     ids = start + tokenizer.encode(os.fsencode(prompt), special)  # bytes: it need not be valid Unicode
     if len(ids) > block_size:
         print(f"note      a prompt of {len(ids):,} tokens: the model sees the last {block_size:,} of them",

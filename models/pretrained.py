@@ -21,7 +21,7 @@ def load_pretrained(
     device       "cpu" or "cuda"
     tokenizer    file or folder of its tokenizer, where the model does not bring one
 
-    Besides the weights, memory holds one tensor at a time. Raises UserError, one line, for anything that cannot be used.
+    Besides the weights, memory holds one tensor at a time. Raises UserError, one line, for what cannot be used.
     """
     pretrained = open_model(path, tokenizer)
     if block_size is not None:
@@ -55,8 +55,8 @@ def load_into(model: GPT, pretrained: Pretrained) -> None:
 def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenizer: str = "") -> GPTConfig:
     """The GPTConfig of a training that starts from the model at `path`.
 
-    `flags` {field: value} may choose a dropout and a shorter block_size. Raises UserError where another field is not the
-    model's.
+    `flags` {field: value} may choose a dropout and a shorter block_size. Raises UserError where any other field differs
+    from the model's.
     """
     pretrained = open_model(path, tokenizer)
     if "block_size" in flags:

@@ -24,7 +24,7 @@ from tinygrad2.evaluation import hellaswag, scoring
 from tinygrad2.evaluation.hellaswag import (
     Answer,
     Example,
-    answer,
+    answer_examples,
     count_cropped,
     load_examples,
     summary,
@@ -231,7 +231,7 @@ GOOD = {"ind": 3, "ctx": "A cat", "endings": ["sat", "ran", "slept", "sang"], "l
         ("[]", "line 2 is '[]', not a JSON object"),
         ("[" * 5000, "not a JSON object"),
         ("\x00\xff", "not a JSON object"),
-        ({"ind": "3"}, "line 2: ind is '3', not a whole number"),
+        ({"ind": "3"}, "line 2: ind is '3', not an integer"),
         ({"ctx": None}, "line 2: ctx is None, not a text"),
         ({"ctx": ""}, "line 2: ctx is '', not a text"),
         ({"ctx": "\ud800"}, r"line 2: ctx is '\ud800', not a text"),
@@ -307,7 +307,7 @@ def test_a_file_of_another_tokenizer_is_refused(tmp_path):
     write_examples(tmp_path / "h.bin", examples)
     with pytest.raises(UserError, match=r"has the id \d+, but the model's tokenizer has only 257"):
         load_examples(tmp_path / "h.bin", Tokenizer([]))
-    with pytest.raises(UserError, match="encoded by another tokenizer than the model's; use hellaswag_val.jsonl"):
+    with pytest.raises(UserError, match="encoded with another tokenizer than the model's; use hellaswag_val.jsonl"):
         load_examples(tmp_path / "h.bin", Tokenizer.train((ROOT / "LICENSE").read_text(), 290))
 
 
@@ -358,19 +358,19 @@ def test_answers_are_those_of_build_nanogpt(tmp_path):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(40)), TOKENIZER)
     model = wide()
     assert count_cropped(examples, 48) == 0
-    answers = answer(model, examples)
+    answers = answer_examples(model, examples)
     for a, example in zip(answers, examples):
         sums, means = as_nanogpt_scores(model, example)
         np.testing.assert_allclose(a.nats, sums, rtol=1e-5)
         assert a.tokens == [len(ending) for ending in example.endings]
-        assert a.right == (sums.argmin() == example.label) and a.right_norm == (means.argmin() == example.label)
-    assert len({(a.right, a.right_norm) for a in answers}) == 4  # the two differ, and both are right and wrong
+        assert a.correct == (sums.argmin() == example.label) and a.correct_norm == (means.argmin() == example.label)
+    assert len({(a.correct, a.correct_norm) for a in answers}) == 4  # the two differ, and both are right and wrong
 
 
 def test_a_context_that_is_too_long_loses_its_beginning():
     model = tiny().eval()
     example = Example(list(range(20)), [[1, 2], [3] * 12, [4], [5] * 30], 0)
-    (a,) = answer(model, [example])
+    (a,) = answer_examples(model, [example])
     row = (example.context + [1, 2])[-13:]
     assert a.nats[0] == pytest.approx(-naive(model, row, 11)[0].sum(), rel=1e-5)
     assert a.tokens == [2, 12, 1, 30] and count_cropped([example, Example([1], [[2]] * 4, 0)], 12) == 1
@@ -386,14 +386,14 @@ def test_standard_errors():
 
 
 class Rank:
-    """A World of which one rank is asked at a time; `every` is what all of them gave."""
+    """A World of which one rank is asked at a time; `gathered` is what all of them sent."""
 
-    def __init__(self, rank, size, every):
-        self.rank, self.size, self.every = rank, size, every
+    def __init__(self, rank, size, gathered):
+        self.rank, self.size, self.gathered = rank, size, gathered
 
-    def collect_numbers(self, numbers, name):
-        self.every[self.rank] = numbers
-        return np.array([self.every.get(rank, numbers * 0) for rank in range(self.size)])
+    def all_gather(self, values, name):
+        self.gathered[self.rank] = values
+        return np.array([self.gathered.get(rank, values * 0) for rank in range(self.size)])
 
 
 @pytest.mark.parametrize("n", [1, 15, 70])
@@ -401,17 +401,17 @@ def test_ranks_share_the_questions_and_come_to_the_same_accuracy(tmp_path, n):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(n)), TOKENIZER)
     model = wide().train()
     alone = hellaswag.accuracy(model, examples, World())
-    assert alone == (summary(answer(model.eval(), examples))["acc_norm"], n)
+    assert alone == (summary(answer_examples(model.eval(), examples))["acc_norm"], n)
     for size in (2, 3, 8):
-        every = {}
+        gathered = {}
         for rank in range(size):
-            shared = hellaswag.accuracy(model, examples, Rank(rank, size, every))
+            shared = hellaswag.accuracy(model, examples, Rank(rank, size, gathered))
         assert shared == alone and model.training
 
 
 def test_a_vocabulary_that_is_too_small_is_one_line():
     with pytest.raises(UserError, match="id 99 of an example is outside the model's vocabulary of 30"):
-        answer(tiny().eval(), [Example([1], [[2], [99], [3], [4]], 0)])
+        answer_examples(tiny().eval(), [Example([1], [[2], [99], [3], [4]], 0)])
 
 
 # -- perplexity --------------------------------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def test_hellaswag_answers_once_and_goes_on(folder, tmp_path):
                   r"GPT-2 124M +0.2859 / 0.2955$", r"GPT-2 355M +- +/ 0.3752$"):  # fmt: skip
         assert re.search(words, first.stdout, re.MULTILINE), words
     second = command("eval", "hellaswag", *weights, *data, cwd=tmp_path)
-    assert "going on with" in second.stdout and "which has 16 answers" in second.stdout
+    assert "continuing" in second.stdout and "which has 16 answers" in second.stdout
     (path,) = (tmp_path / "eval").iterdir()
     assert re.fullmatch(r"hellaswag-[0-9a-f]{8}\.jsonl", path.name)
     content = path.read_bytes()
@@ -526,7 +526,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tm
     assert part.count(b"\n") < 1501
     killed.write_bytes(part + b'{"index": 9, "lab')  # a kill may leave half a line
     resumed = command("eval", "hellaswag", *flags, "--results", "killed.jsonl", cwd=tmp_path)
-    assert resumed.returncode == 0 and "going on with killed.jsonl" in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and "continuing killed.jsonl" in resumed.stdout, resumed.stderr
     assert command("eval", "hellaswag", *flags, "--results", "whole.jsonl", cwd=tmp_path).returncode == 0
     assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
@@ -544,12 +544,12 @@ def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, 
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
     second = command("eval", "hellaswag", *flags, cwd=tmp_path)
-    assert second.returncode == 2 and "r.jsonl: another run writes into it" in second.stderr, second.stderr
+    assert second.returncode == 2 and "r.jsonl: another run is writing it" in second.stderr, second.stderr
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; the same command goes on where the answers in r.jsonl end"
+    assert errors.strip() == "interrupted; the same command continues after the last answer in r.jsonl"
 
 
 def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
@@ -567,9 +567,9 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
     damaged = {
         good[:30]: None,  # killed when it was made
         b"": None,
-        b"my diary\n": "is no file of answers",
-        b"my diary": "is no file of answers",
-        b"[1]\n": "is no file of answers",
+        b"my diary\n": "is not a file of answers",
+        b"my diary": "is not a file of answers",
+        b"[1]\n": "is not a file of answers",
         good.replace(b'"block_size": 16', b'"block_size": 8'): "answers are of another block_size (8, here 16)",
         re.sub(rb'"model": "\w', b'"model": "z', good): "answers are of another model",
         b"\n".join([lines[0], lines[2], lines[1], *lines[3:]]): "line 2: index is 1, not 0",

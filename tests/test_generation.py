@@ -585,7 +585,7 @@ def test_a_file_without_prompts_is_refused(data, folder, monkeypatch):
 def test_json_tells_tokens_their_probabilities_and_why_it_ended(objects, folder):
     flags = "--prompt The --prompt A --num-samples 8 --max-new-tokens 60 --temperature 1.5 --top-p 1 --stop og".split()
     found = objects(*flags)
-    model, tokenizer = inference.load(str(folder / "trained_weights.bin"))
+    model, tokenizer, _ = inference.load(str(folder / "trained_weights.bin"))
     assert [(text["prompt"], text["sample"]) for text in found] == [(p, s) for p in ("The", "A") for s in range(1, 9)]
     for text in found:
         assert text["prompt_ids"] == [tokenizer.eot, *tokenizer.encode(text["prompt"])]
@@ -637,7 +637,7 @@ def test_the_start_token(objects, folder):
 
 def test_a_shorter_context(objects, folder):
     """Each token follows from the last 5."""
-    model, tokenizer = inference.load(str(folder / "trained_weights.bin"))
+    model, tokenizer, _ = inference.load(str(folder / "trained_weights.bin"))
     found = objects("--prompt", "A", "--greedy", "--block-size", 5, "--max-new-tokens", 20)[0]
     text = found["prompt_ids"]
     for token in found["ids"]:

@@ -137,9 +137,9 @@ def test_contexts_leave_room_for_what_is_written(ours):
     "arguments, says",
     [
         ({"colour": "red"}, "model_args: 'colour' is not known"),
-        ({"block_size": 0}, "block_size must be a whole number from 1 on, not 0"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, not 0"),
         ({"block_size": 25}, "--block-size 25"),
-        ({"batch_tokens": "many"}, "batch_tokens must be a whole number"),
+        ({"batch_tokens": "many"}, "batch_tokens must be an integer"),
         ({"device": "tpu:1"}, "device 'tpu' is not known"),
         ({"pretrained": "nowhere.bin"}, "nowhere.bin"),
     ],
