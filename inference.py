@@ -27,8 +27,7 @@ from models.quantize import quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, flag, from_flags
-from tinygrad2.distributed.world import World
+from tinygrad2.cli import Parser, add_flags, flag, from_flags, run
 from tinygrad2.errors import EarlyExit, UserError
 from tinygrad2.function import use_kernels
 from tinygrad2.io.files import read_bytes
@@ -292,4 +291,4 @@ def _lines():
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

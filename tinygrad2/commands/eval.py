@@ -38,10 +38,10 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
 from tinygrad2.monitor.progress import Live
+from tinygrad2.system.paths import PROJECT_ROOT
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_QUESTIONS = os.path.join(_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
+_QUESTIONS = os.path.join(PROJECT_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
 _METHOD = 1  # version of the scoring method: to be raised when the answers would change
 
 
