@@ -9,7 +9,6 @@
 
 import codecs
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, flag, from_flags, run
-from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.errors import UserError
 from tinygrad2.function import use_kernels
 from tinygrad2.io.files import read_bytes
 from tinygrad2.system.signals import StopRequest
@@ -103,10 +102,7 @@ class InferenceConfig:
 def parse(argv):
     parser = Parser(prog="inference.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add_flags(parser, InferenceConfig)
-    try:
-        return from_flags(InferenceConfig, parser.parse_args(argv))
-    except SystemExit:                                            # --help has been printed
-        raise EarlyExit from None
+    return from_flags(InferenceConfig, parser.parse_args(argv))
 
 
 def load(path, device="cpu", tokenizer="", block_size=None):
@@ -282,7 +278,7 @@ def _lines():
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
         return
     with contextlib.suppress(ImportError):
-        importlib.import_module("readline")                       # input() makes use of it
+        import readline  # noqa: F401                              not on every platform; input() uses it
     write("A line is continued; an empty line continues the last text. Ctrl-C stops a text; Ctrl-D ends.\n")
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:

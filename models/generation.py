@@ -39,8 +39,8 @@ class _Text:
     tokens: list
     rng: Any
     cache: KVCache
-    first: np.ndarray | None = None                               # (V,) the scores after the prompt,
-    logits: np.ndarray | None = None                              # (V,) and after the newest token
+    first: Any = None                                             # (V,) array, the scores after the prompt,
+    logits: Any = None                                            # (V,) array, those after the newest token
     done: int = 0
     slid: bool = False
 
