@@ -24,6 +24,7 @@ from models import GPT, GPTConfig
 from models.generation import Step, generate
 from models.kv_cache import KVCache
 from models.sampling import Sampling, log_probability, sample
+from models.text_generation import in_order, stream_texts
 from tinygrad2.errors import UserError
 from tinygrad2.function import kernels
 from tinygrad2.io.weights import save_weights
@@ -489,6 +490,31 @@ def test_random_texts_end_where_str_find_says():
 
 def _bytes(letter):
     return letter if isinstance(letter, bytes) else letter.encode()
+
+
+# -- texts from a model ----------------------------------------------------------------------------------------------
+
+
+def pieces(**options):
+    model = tiny(seed=3, scale=10.0, vocab_size=257)
+    return stream_texts(model, BYTES, [[1], [2], [3]], 8, sampling=Sampling(), seed=5, samples=[0, 1, 0], batch_size=2,
+                        **options)  # fmt: skip
+
+
+def test_pieces_come_in_turns_or_text_after_text():
+    turns, ordered = list(pieces()), list(in_order(pieces()))
+    assert ordered == sorted(turns, key=lambda piece: piece.index) != turns
+    for i in range(3):
+        text = [piece for piece in ordered if piece.index == i]
+        assert [piece.finish_reason for piece in text] == [None] * 7 + ["length"]
+        assert "".join(piece.text for piece in text) == BYTES.decode([piece.token for piece in text])
+
+
+def test_texts_that_are_interrupted_keep_what_was_held_back():
+    first = next(pieces()).token
+    ended = list(pieces(stops=[BYTES.decode([first]) + "!"], interrupted=lambda: True))
+    assert [piece.index for piece in ended] == [0, 1, 2] and {piece.finish_reason for piece in ended} == {"interrupted"}
+    assert all(piece.text == BYTES.decode([piece.token]) for piece in ended)
 
 
 # -- inference.py ----------------------------------------------------------------------------------------------------
