@@ -43,14 +43,14 @@ WORDS = "The cat sat on the mat. The dog sat on the log. A bird in a tree sang \
 
 
 def naive(model, row, begin):
-    """What score_rows gives for one row, straight from the definition."""
+    """What score_rows returns for one row, straight from the definition."""
     with no_grad():
         logits = model(np.array([row[:-1]]))[0].numpy()[0].astype(np.float64)
     logprobs = logits - logits.max(-1, keepdims=True)
     logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
     targets = np.array(row[begin:], int)
-    places = np.arange(begin - 1, len(row) - 1)
-    return logprobs[places, targets], logits[places].argmax(-1) == targets
+    positions = np.arange(begin - 1, len(row) - 1)
+    return logprobs[positions, targets], logits[positions].argmax(-1) == targets
 
 
 def some_rows(rng, n_contexts=5, longest=12, V=30):
@@ -81,10 +81,10 @@ def test_scores_are_those_of_full_logits_whatever_rows_share(budget, tied):
             if len(row) == begin:
                 assert len(logprobs) == len(greedy) == 0
                 continue
-            expected, likeliest = naive(model, row, begin)
+            expected, most_likely = naive(model, row, begin)
             assert logprobs.dtype == np.float64 and greedy.dtype == bool
             np.testing.assert_allclose(logprobs, expected, atol=1e-5)
-            assert (greedy == likeliest).all()
+            assert (greedy == most_likely).all()
             greedy_ones += greedy.sum()
     assert greedy_ones
 
@@ -225,7 +225,7 @@ GOOD = {"ind": 3, "ctx": "A cat", "endings": ["sat", "ran", "slept", "sang"], "l
 
 
 @pytest.mark.parametrize(
-    "line, says",
+    "line, message",
     [
         ("{", "line 2 is '{', not a JSON object; fetch it again: python data/hellaswag/prepare.py"),
         ("[]", "line 2 is '[]', not a JSON object"),
@@ -246,10 +246,10 @@ GOOD = {"ind": 3, "ctx": "A cat", "endings": ["sat", "ran", "slept", "sang"], "l
         ({"label": [1]}, "label is [1]"),
     ],
 )
-def test_damaged_questions_are_one_line(tmp_path, line, says):
+def test_damaged_questions_are_one_line(tmp_path, line, message):
     text = line if isinstance(line, str) else json.dumps({**GOOD, **line})
     (tmp_path / "h.jsonl").write_bytes(f"{json.dumps(GOOD)}\n{text}\n".encode("latin-1"))
-    with pytest.raises(UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_examples(tmp_path / "h.jsonl", TOKENIZER)
     message = str(caught.value)
     assert message.startswith(str(tmp_path)) and "\n" not in message and len(message) < 400
@@ -314,19 +314,19 @@ def test_a_file_of_another_tokenizer_is_refused(tmp_path):
 def test_every_damage_of_an_llmc_file_is_one_line_or_harmless(tmp_path):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(4)), TOKENIZER)
     write_examples(tmp_path / "h.bin", examples)
-    whole, path = (tmp_path / "h.bin").read_bytes(), tmp_path / "damaged.bin"
-    damaged = [whole[:n] for n in (*range(0, 1024, 100), *range(1024, len(whole), 3))]
-    damaged += [whole + b"\0\0", whole + b"\0"]
-    for place in range(4, len(whole), 2):
-        if place < 16 or place >= 1024:
+    full, path = (tmp_path / "h.bin").read_bytes(), tmp_path / "damaged.bin"
+    damaged = [full[:n] for n in (*range(0, 1024, 100), *range(1024, len(full), 3))]
+    damaged += [full + b"\0\0", full + b"\0"]
+    for offset in range(4, len(full), 2):
+        if offset < 16 or offset >= 1024:
             for word in (b"\0\0", b"\xff\xff", b"\7\0"):
-                damaged.append(whole[:place] + word + whole[place + 2 :])
+                damaged.append(full[:offset] + word + full[offset + 2 :])
     refused = 0
     for data in damaged:
         path.write_bytes(data)
         try:
-            found = load_examples(path, None)
-            assert len(found) == 4 and data[:16] == whole[:16]  # another id or label: nobody can know
+            examples_read = load_examples(path, None)
+            assert len(examples_read) == 4 and data[:16] == full[:16]  # another id or label: nobody can know
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
@@ -422,17 +422,17 @@ def test_a_vocabulary_that_is_too_small_is_one_line():
 def test_perplexity_is_that_of_its_definition(stride, size):
     model, text = wide(), " ".join(WORDS * 20).encode()
     ids = ids_of_text(text, TOKENIZER)[:size]
-    told = []
-    result = perplexity(model, TokenStream.of(ids), TOKENIZER, stride, 100, told.append)
+    scored = []
+    result = perplexity(model, TokenStream.of(ids), TOKENIZER, stride, 100, scored.append)
     row = [TOKENIZER.eot, *ids.tolist()]
     nats = -sum(naive(model, row[a:c], b - a)[0].sum() for a, b, c in windows(len(row), 1, 48, stride or 24))
     text = TOKENIZER.decode_bytes(ids.tolist())
-    assert result.tokens == size == sum(told) and result.nats == pytest.approx(nats, rel=1e-5)
+    assert result.tokens == size == sum(scored) and result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bytes == len(text) and result.words == len(re.split(r"\s+", text.decode("utf-8", "replace")))
-    found = result.to_dict()
-    assert found["loss"] == pytest.approx(nats / size) and found["perplexity"] == pytest.approx(math.exp(nats / size))
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text))
-    assert found["word_perplexity"] == pytest.approx(math.exp(nats / result.words))
+    values = result.to_dict()
+    assert values["loss"] == pytest.approx(nats / size) and values["perplexity"] == pytest.approx(math.exp(nats / size))
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text))
+    assert values["word_perplexity"] == pytest.approx(math.exp(nats / result.words))
 
 
 def test_end_of_text_tokens_are_no_bytes_and_stand_between_words():
@@ -527,8 +527,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tm
     killed.write_bytes(part + b'{"index": 9, "lab')  # a kill may leave half a line
     resumed = command("eval", "hellaswag", *flags, "--results", "killed.jsonl", cwd=tmp_path)
     assert resumed.returncode == 0 and "continuing killed.jsonl" in resumed.stdout, resumed.stderr
-    assert command("eval", "hellaswag", *flags, "--results", "whole.jsonl", cwd=tmp_path).returncode == 0
-    assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert command("eval", "hellaswag", *flags, "--results", "full.jsonl", cwd=tmp_path).returncode == 0
+    assert killed.read_bytes() == (tmp_path / "full.jsonl").read_bytes()
 
 
 def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, tmp_path):
@@ -577,14 +577,14 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
         re.sub(rb'"nats": \[[\d.]+', b'"nats": [NaN', good): "line 2: nats is [nan, ",
         good.replace(b'"label": ', b'"label": 1'): "line 2: label is",
     }
-    for content, says in damaged.items():
+    for content, message in damaged.items():
         path.write_bytes(content)
-        if says is None:
+        if message is None:
             assert run() == 0 and path.read_bytes() == good
             continue
         with pytest.raises(UserError) as caught:
             run()
-        assert says in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
         assert path.read_bytes() == content
 
 
@@ -609,7 +609,7 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "words, message",
     [
         ("eval dance", "there is no task 'dance'; choose one of: hellaswag, perplexity"),
         ("eval hellaswag --colour red", "unrecognized arguments: --colour red"),
@@ -627,11 +627,11 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
         ("eval perplexity --data large.bin", "large.bin: id 9999 at place 1 is outside a vocabulary of 290"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(folder, words, says):
+def test_bad_input_gets_one_line_and_exit_code_2(folder, words, message):
     (folder / "empty.txt").write_text("")
     write_tokens(folder / "large.bin", [1, 9999])
     result = command(*words.split(), cwd=folder)
-    assert result.returncode == 2 and says in result.stderr, result.stderr
+    assert result.returncode == 2 and message in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
