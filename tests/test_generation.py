@@ -646,7 +646,7 @@ def test_greedy_is_temperature_0(infer):
 def test_special_tokens_in_a_prompt(objects, folder, monkeypatch):
     tokenizer = inference.load(str(folder / "trained_weights.bin"))[1]
     flags = ["--prompt", "a<|endoftext|>b", "--max-new-tokens", 1, "--start-token", "no"]
-    with pytest.raises(UserError, match="--special allowed takes it for the token of that name, --special"):
+    with pytest.raises(UserError, match="--special allowed reads it as the token of that name, --special"):
         objects(*flags)
     (a,), (b,) = tokenizer.encode("a"), tokenizer.encode("b")
     assert objects(*flags, "--special", "allowed")[0]["prompt_ids"] == [a, tokenizer.eot, b]
