@@ -689,7 +689,7 @@ def test_a_prompt_that_is_too_long_is_reported(folder):
         ("--min-p nan", "--min-p must be in 0 .. 1, not nan"),
         ("--repetition-penalty 0", "--repetition-penalty must be above 0 and at most 1000, not 0.0"),
         ("--repetition-penalty inf", "--repetition-penalty must be above 0"),
-        ("--temperature inf", "--temperature must be a number that is finite"),
+        ("--temperature inf", "--temperature must be finite"),
         ("--top-k -1", "--top-k must be at least 0, not -1"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
         ("--stop . --stop=", "--stop must not be empty"),
