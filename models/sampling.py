@@ -1,8 +1,10 @@
 """Choose the next token from its scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from tinygrad2.errors import UserError
 
@@ -29,7 +31,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-def sample(logits, rng=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seen=()):
+def sample(logits: np.ndarray, rng: Generator | None = None, temperature: float = 1.0, top_k: int = 0,
+           top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
+           seen: Sequence[int] = ()) -> int:  # fmt: skip
     """Draw one id from softmax(logits / temperature), (V,) -> int. Without rng, or at temperature 0: the most likely.
 
     The knobs are those of Sampling, applied in the order penalty, temperature, top_k, top_p, min_p; `seen` holds the
@@ -84,7 +88,7 @@ def _nucleus(p, top_p):
     return np.where(keep, p, 0)
 
 
-def log_probability(logits, id):
+def log_probability(logits: np.ndarray, id: int) -> float:
     """ln softmax(logits)[id], in float64: how expected the id was, before any knob. logits (V,)."""
     logits = logits.astype(np.float64)
     top = logits.max()

@@ -1,6 +1,6 @@
 """python -m tinygrad2 eval TASK [flags]: how good is a model? One of yours, or a third-party GPT-2.
 
-    python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is right? 10,042 times
+    python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is correct? 10,042 times
     python -m tinygrad2 eval hellaswag --limit 500                      the first 500 only
     python -m tinygrad2 eval perplexity --data my.txt                   how well does it predict this text?
     python -m tinygrad2 eval perplexity --data val.bin --stride 64      a token file of nanoGPT or llm.c
@@ -69,9 +69,9 @@ class HellaSwagConfig(_Config):
 
     data: str = flag("", "hellaswag_val.jsonl, or llm.c's hellaswag_val.bin", default="data/hellaswag/hellaswag_val."
                                                                                       "jsonl in the project")
-    limit: int = flag(None, "only the first questions, this many", kind=int, default="all")
-    results: str = flag("", "file of answers, a JSON line each; where it exists, continue", default="eval/hellaswag-"
-                                                                                "<digits of model and data>.jsonl")
+    limit: int = flag(None, "number of questions, from the first on", kind=int, default="all")
+    results: str = flag("", "file of answers, one JSON line each; an existing file is continued",
+                        default="eval/hellaswag-<digits of model and data>.jsonl")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PerplexityConfig(_Config):
     """The flags of `eval perplexity`, checked."""
 
     data: str = flag("", "a text, or a token file (.bin, .npy)", default="must be given")
-    limit: int = flag(None, "only the first tokens, this many", kind=int, default="all")
+    limit: int = flag(None, "number of tokens, from the first on", kind=int, default="all")
     stride: int = flag(None, "tokens by which the window moves", kind=int, default="half of the context")
 
     def __post_init__(self):
@@ -327,6 +327,6 @@ def _open_stream(config, model, tokenizer):
 
 
 TASKS = {
-    "hellaswag": (HellaSwagConfig, _hellaswag, "Which of four endings is right? acc and acc_norm of HellaSwag."),
+    "hellaswag": (HellaSwagConfig, _hellaswag, "Which of four endings is correct? acc and acc_norm of HellaSwag."),
     "perplexity": (PerplexityConfig, _perplexity, "Loss per token, perplexity, bits per byte of a text."),
 }
