@@ -1,11 +1,11 @@
-"""Writing text one token at a time: ours in float32 and int8, and Hugging Face's transformers, in turns.
+"""Time of generation, token by token: ours in float32 and int8, and Hugging Face's transformers, in turns.
 
     python -m benchmarks.decode --model gpt2 --prompt-len 64 --new-tokens 64
-    python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times are of a token of each
+    python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times are per token of each
     python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     what int8 costs in quality
 
-The prompt is read at once (prefill), timed apart; then each token is one pass over all weights. Weights are random:
-what is timed does not depend on them.
+The prompt goes through at once (prefill), and is timed separately; then each token is one pass over all weights. The
+weights are random: the times do not depend on them.
 """
 
 import argparse
@@ -17,17 +17,18 @@ import statistics
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
 from tinygrad2.system.threads import available_cores
 
-OURS = ("ours", "ours-int8")  # int8 is made for a text alone
+OURS = ("ours", "ours-int8")  # int8 is for a single text
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--prompt-len", type=int, default=64, help="tokens of the prompt (default: 64)")
-    parser.add_argument("--texts", type=int, default=1, help="texts that are written together (default: 1)")
+    parser.add_argument("--texts", type=int, default=1, help="number of texts that are written together (default: 1)")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
     parser.add_argument("--against", default="transformers-generate,transformers",
-                        help="transformers-generate: as users call it; transformers: a bare loop over its forward pass")
+                        help="transformers-generate: its generate(), as users call it; transformers: a bare loop over "
+                             "its forward pass")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
     parser.add_argument("--seed", type=int, default=1337)
@@ -47,11 +48,11 @@ def time_it(args):
 
     model = GPTConfig.preset(args.model)
     config = json.dumps(dict(model=model.to_dict(), seed=args.seed, threads=args.threads))
-    rivals = [name for name in args.against.split(",") if name]
-    if rivals and not (installed("transformers") and installed("torch")):
+    others = [name for name in args.against.split(",") if name]
+    if others and not (installed("transformers") and installed("torch")):
         print("transformers is not installed and left out: pip install transformers torch==2.13.0")
-        rivals = []
-    sides = [Side(name, "benchmarks.decode_side", name, config) for name in (*OURS[: 1 + (args.texts == 1)], *rivals)]
+        others = []
+    sides = [Side(name, "benchmarks.decode_side", name, config) for name in (*OURS[: 1 + (args.texts == 1)], *others)]
     prompts = [[(7 * i + 3 + 11 * n) % model.vocab_size for i in range(args.prompt_len)] for n in range(args.texts)]
     ms, prefill, limits = {s.name: [] for s in sides}, {s.name: [] for s in sides}, []
     for turn in range(-1, args.turns):                            # turn -1 warms up
@@ -95,13 +96,13 @@ def report(args, model, ms, prefill, bandwidth):
 
 
 def perplexities(weights, path):
-    """Rows: e^(mean loss) over a text, in float32 and in int8."""
-    import inference
+    """Rows of results: loss and perplexity on a text, in float32 and in int8."""
+    from models.pretrained import load_pretrained
     from models.quantize import quantize
 
     rows = []
     for side in ("float32", "int8"):
-        model, tokenizer = inference.load(weights)
+        model, tokenizer, _ = load_pretrained(weights)
         if side == "int8":
             quantize(model)
         loss, tokens = mean_loss(model, tokenizer, path)
@@ -112,7 +113,7 @@ def perplexities(weights, path):
 
 
 def mean_loss(model, tokenizer, path):
-    """(nats per token, how many) over the text, in windows of block_size that do not overlap."""
+    """(nats per token, number of tokens) of the text, in windows of block_size that do not overlap."""
     import numpy as np
 
     import ops

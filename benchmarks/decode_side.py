@@ -1,4 +1,4 @@
-"""One side of benchmarks.decode, in its own process: python -m benchmarks.decode_side SIDE CONFIG_JSON."""
+"""One side of benchmarks.decode, in a process of its own: python -m benchmarks.decode_side SIDE CONFIG_JSON."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from benchmarks.harness import answer_requests, peak_rss
 
 
 def our_writer(config, int8):
-    """A function (prompts, n) -> (seconds of the prefill, seconds of each further token of all, first ids), greedy."""
+    """A function (prompts, n) -> (seconds of the prefill, of each further token, ids of the first text), greedy."""
     import numpy as np
 
     from models import GPT, GPTConfig
@@ -26,8 +26,8 @@ def our_writer(config, int8):
 
     def write_together(prompts, n):
         steps, ids = [time.perf_counter()], []
-        for step in generate(model, prompts, n, [None] * len(prompts), batch=len(prompts)):
-            if step.text == 0:                                    # all texts have gone through once more
+        for step in generate(model, prompts, n, [None] * len(prompts), batch_size=len(prompts)):
+            if step.text == 0:                                    # all texts have got one more token
                 steps.append(time.perf_counter())
                 ids.append(step.token)
         seconds = np.diff(steps).tolist()
@@ -85,8 +85,8 @@ def transformers_writer(config, generate):
             return time.perf_counter() - start, out[0, ids.shape[1] :].tolist()
 
         prefill, _ = run(1)
-        whole, ids = run(n)
-        return prefill, [(whole - prefill) / (n - 1)] * (n - 1), ids
+        total, ids = run(n)
+        return prefill, [(total - prefill) / (n - 1)] * (n - 1), ids
 
     return write_by_generate if generate else write
 

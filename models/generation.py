@@ -2,15 +2,18 @@
 
     prefill    a prompt goes through the model, and fills a KVCache of its own
     decode     the last token goes through
-    slide      at block_size the oldest token leaves; all others then stand elsewhere, so they go through again
+    slide      at block_size the oldest token leaves; all others then have other positions, so they go through again
 
-What all texts have to send through goes in one pass, one behind the other (CachePack). A text that has ended makes room
-for the next one. Each has its own random numbers, so what is drawn does not depend on who happens to be beside it.
+The tokens that all texts have to send through go in one pass, concatenated (CachePack). A text that has ended makes
+room for the next one. Each draws from a generator of its own, so what is drawn does not depend on the other texts.
 """
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from models.kv_cache import CachePack, KVCache
 from models.sampling import Sampling, log_probability, sample
@@ -35,35 +38,39 @@ class Step:
 class _Text:
     number: int
     tokens: list
-    rng: object
+    rng: Generator | None
     cache: KVCache
-    first: np.ndarray | None = None                               # the scores after the prompt,
-    logits: np.ndarray | None = None                              # and the present ones
+    first: Any = None                                             # (V,) array, the scores after the prompt,
+    logits: Any = None                                            # (V,) array, those after the newest token
     done: int = 0
     slid: bool = False
 
+    def unseen(self):
+        """The tokens to send through: the newest one, or as many as fit where the cache is empty."""
+        return self.tokens[-1:] if self.cache.position else self.tokens[-self.cache.size :]
 
-def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_vocab=None, batch=8, logprobs=False,
-             ended=frozenset()):  # fmt: skip
-    """Continue each of `prompts` (lists of ids) by up to max_new_tokens; yields Steps.
 
-    rngs             NumPy Generators, one a prompt; None in one's place means greedy
-    stop, n_vocab    id that ends a text (it is not part of it); only ids below are drawn (as in GPT.generate)
-    batch            texts that are worked on at the same time
-    ended            a set to which the caller may add numbers of texts that need not go on
+def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, rngs: Sequence[Generator | None],
+             sampling: Sampling | None = None, *, stop: int | None = None, n_vocab: int | None = None,
+             batch_size: int = 8, logprobs: bool = False, ended: Collection[int] = ()) -> Iterator[Step]:  # fmt: skip
+    """Continue each of `prompts` (lists of ids) with a GPT by up to max_new_tokens; yields Steps, one per token.
 
-    Raises ValueError for an empty prompt, more or fewer rngs than prompts, a batch of none; UserError for NaN scores.
+    rngs             NumPy Generators, one per prompt; None means greedy
+    stop, n_vocab    id that ends a text (it is not part of it); only ids below n_vocab are drawn (as in GPT.generate)
+    batch_size       number of texts that are continued at the same time
+    ended            a set to which the caller may add the numbers of texts that need not continue
+
+    Raises ValueError for an empty prompt, too few or many rngs, a batch_size below 1; UserError for NaN scores.
     """
     if not all(map(len, prompts)):
         raise ValueError("generate needs at least one token to start from")
-    if len(rngs) != len(prompts) or batch < 1:
-        raise ValueError(f"{len(prompts)} prompts with {len(rngs)} rngs, in batches of {batch}")
-    if max_new_tokens < 1:
-        return
+    if len(rngs) != len(prompts) or batch_size < 1:
+        raise ValueError(f"{len(prompts)} prompts with {len(rngs)} rngs, in batches of {batch_size}")
     knobs = vars(sampling or Sampling())
-    waiting, texts = list(range(len(prompts)))[::-1], []
-    while waiting or texts:
-        numbers = [waiting.pop() for _ in range(min(len(waiting), batch - len(texts)))]
+    waiting = list(range(len(prompts)))[::-1]
+    texts: list[_Text] = []
+    while max_new_tokens > 0 and (waiting or texts):
+        numbers = [waiting.pop() for _ in range(min(len(waiting), batch_size - len(texts)))]
         numbers = [number for number in numbers if number not in ended]
         texts += _begin(model, numbers, prompts, rngs, max_new_tokens, texts)
         for text in texts:
@@ -74,18 +81,22 @@ def generate(model, prompts, max_new_tokens, rngs, sampling=None, stop=None, n_v
             text.done = max_new_tokens if token == stop else text.done + 1
             yield Step(text.number, None if token == stop else token, logprob, text.done == max_new_tokens)
         texts = [text for text in texts if text.done < max_new_tokens and text.number not in ended]
-        _advance(model, texts)
+        for text in texts:
+            if text.cache.full:                                   # every token gets another position: start over
+                text.cache.reset()
+                text.slid = True
+        _feed(model, texts)
 
 
-def _begin(model, numbers, prompts, rngs, max_new_tokens, others):
-    """New texts. The pass over a prompt is spared where another text has the same, and has not slid out of it."""
-    new, known = [], {tuple(prompts[text.number]): text for text in others if not text.slid}
+def _begin(model, numbers, prompts, rngs, max_new_tokens, running):
+    """New texts. The pass over a prompt is saved where another text has the same one and has not slid out of it."""
+    new, known = [], {tuple(prompts[text.number]): text for text in running if not text.slid}
     for number in numbers:
         prompt = list(prompts[number])
-        room = min(len(prompt), model.config.block_size) + max_new_tokens - 1    # none follows the last token
+        room = min(len(prompt), model.config.block_size) + max_new_tokens - 1    # nothing follows the last token
         text = _Text(number, prompt, rngs[number], KVCache(model.config, 1, model.wpe.weight.device, room))
         new.append((text, known.setdefault(tuple(prompt), text)))
-    _feed(model, [(text, text.tokens[-text.cache.size :]) for text, like in new if like is text])
+    _feed(model, [text for text, like in new if like is text])
     for text, like in new:
         if like is not text:
             text.cache.copy_from(like.cache, min(len(text.tokens), text.cache.size))
@@ -93,28 +104,17 @@ def _begin(model, numbers, prompts, rngs, max_new_tokens, others):
     return [text for text, _ in new]
 
 
-def _advance(model, texts):
-    """The scores of the token after the newest one, for every text."""
-    work = []
-    for text in texts:
-        slides = text.cache.full                                  # every token moves to another position: begin again
-        if slides:
-            text.cache.reset()
-            text.slid = True
-        work.append((text, text.tokens[-text.cache.size :] if slides else text.tokens[-1:]))
-    _feed(model, work)
-
-
-def _feed(model, work):
-    """The scores after new tokens, for all of [(text, tokens)], in as few passes as room allows."""
-    while work:
-        sizes = np.cumsum([len(tokens) for _, tokens in work])
+def _feed(model, texts):
+    """Compute the scores after the unseen tokens of all texts, in as few passes of _TOKENS as possible."""
+    while texts:
+        unseen = [text.unseen() for text in texts]
+        sizes = np.cumsum([len(tokens) for tokens in unseen])
         n = max(1, int(np.searchsorted(sizes, _TOKENS, side="right")))
-        part, work = work[:n], work[n:]
-        pack = CachePack([text.cache for text, _ in part], [len(tokens) for _, tokens in part])
+        pack = CachePack([text.cache for text in texts[:n]], [len(tokens) for tokens in unseen[:n]])
         with no_grad():
-            x = model.hidden(np.array([[id for _, tokens in part for id in tokens]]), pack)      # (1, T, C)
+            x = model.hidden(np.array([[id for tokens in unseen[:n] for id in tokens]]), pack)   # (1, T, C)
             logits = model.logits(x[0, to_device(sizes[:n] - 1, x.device)]).numpy()              # (n, V)
-        for (text, _), row in zip(part, logits):
+        for text, row in zip(texts[:n], logits):
             text.logits = row
             text.first = row if text.first is None else text.first
+        texts = texts[n:]

@@ -68,8 +68,8 @@ class GPT(Module):
         B, T = tokens.shape
         if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
-        places = np.arange(T) if cache is None else cache.places(B, T)
-        positions = to_device(places, self.wpe.weight.device)     # (T,), or (B, T)
+        positions = np.arange(T) if cache is None else cache.positions(B, T)
+        positions = to_device(positions, self.wpe.weight.device)  # (T,), or (B, T)
         x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))        # (B, T, C)
         for i, block in enumerate(self.h):
             if cache is not None:
@@ -99,7 +99,7 @@ class GPT(Module):
         models/generation.py for several texts at once.
         """
         knobs = Sampling(temperature, top_k, top_p)
-        for step in generate(self, [tokens], max_new_tokens, [rng], knobs, stop, n_vocab):
+        for step in generate(self, [tokens], max_new_tokens, [rng], knobs, stop=stop, n_vocab=n_vocab):
             if step.token is not None:
                 yield step.token
 

@@ -1,3 +1,5 @@
+"""What attention has to remember of the past of a text: its keys and values."""
+
 import numpy as np
 
 import ops
@@ -8,12 +10,12 @@ from tinygrad2.tensor import Tensor
 class KVCache:
     """The keys and values of all tokens so far, so that a new token costs the work of one token.
 
-    What attention needs of the past is k and v only, and these never change once computed: a token does not see what
-    comes after it. They lie in arrays of full length, allocated once:
+    Of the past, attention needs k and v only, and these never change once computed: a token does not attend to what
+    comes after it. They are kept in arrays of full length, allocated once:
 
-        k[layer], v[layer]    (B, nh, size, hs), filled up to `position`
+        k[layer], v[layer]    (B, nh, size, hs) float32, filled up to `position`
 
-    A forward pass over T new tokens appends to every layer and then moves `position` on by T. Pope et al., "Efficiently
+    A forward pass over T new tokens appends to every layer and then advances `position` by T. Pope et al., "Efficiently
     scaling transformer inference", 2022, section 2.
     """
 
@@ -34,55 +36,55 @@ class KVCache:
         self.position = 0
 
     def copy_from(self, other, position=None):
-        """Take over the first tokens that another cache has seen (all of them where no position is given): the same
-        text is to be continued twice."""
+        """Copy the first `position` tokens of another cache, or all of them: the same text is to be continued twice."""
         self.position = other.position if position is None else position
-        for mine, theirs in zip(self.k + self.v, other.k + other.v):
-            mine[:, :, : self.position] = theirs[:, :, : self.position]
+        for target, source in zip(self.k + self.v, other.k + other.v):
+            target[:, :, : self.position] = source[:, :, : self.position]
 
-    def places(self, batch, T):
-        """Positions of the next T tokens, (T,). Raises ValueError where so many, of so many sequences, do not fit."""
+    def positions(self, batch, T):
+        """Positions of the next T tokens, (T,). Raises ValueError for another number of sequences than the cache has,
+        and where T tokens do not fit."""
         if batch != len(self.k[0]):
             raise ValueError(f"the cache is for {len(self.k[0])} sequence(s), not {batch}")
         if self.position + T > self.size:
             raise ValueError(
-                f"{self.position} + {T} tokens do not fit in a cache for {self.size}; reset() it and begin again"
+                f"{self.position} + {T} tokens do not fit in a cache for {self.size}; reset() it and start over"
             )
         return np.arange(self.position, self.position + T)
 
     def advance(self, T):
-        """T tokens have gone through all layers."""
+        """T tokens have passed through all layers."""
         self.position += T
 
     def layer(self, i):
-        """The part of one layer, as MultiHeadAttention takes it."""
+        """The cache of layer i, as MultiHeadAttention takes it."""
         return _Layer(self, i)
 
 
 class CachePack:
-    """Caches of several texts that go through the model in one pass, their new tokens one behind the other in one row.
+    """Caches of several texts that go through the model in one pass, their new tokens concatenated into one row.
 
-    lengths[i] tokens belong to text i: a whole prompt, or one new token. All the matrix products see the tokens of all
-    texts together; only attention, where each text has a past of its own, goes text by text. So nothing is padded, and
+    lengths[i] tokens belong to text i: a whole prompt, or one new token. All matrix products run over the tokens of all
+    texts together; only attention, where each text has a past of its own, runs text by text. So nothing is padded, and
     nothing needs a mask.
     """
 
     def __init__(self, caches, lengths):
         self.caches, self.lengths = caches, lengths
 
-    def places(self, batch, T):
-        """Positions of the tokens, (T,)."""
+    def positions(self, batch, T):
+        """Positions of the tokens, (T,). Raises ValueError as KVCache.positions does."""
         if (batch, T) != (1, sum(self.lengths)):
             raise ValueError(f"texts of {self.lengths} tokens make one row of {sum(self.lengths)}, not {batch} of {T}")
-        return np.concatenate([cache.places(1, length) for cache, length in zip(self.caches, self.lengths)])
+        return np.concatenate([cache.positions(1, length) for cache, length in zip(self.caches, self.lengths)])
 
     def advance(self, T):
-        """The tokens have gone through all layers."""
+        """The tokens have passed through all layers."""
         for cache, length in zip(self.caches, self.lengths):
             cache.advance(length)
 
     def layer(self, i):
-        """The parts of one layer."""
+        """The caches of layer i, one after the other."""
         return _LayerPack([cache.layer(i) for cache in self.caches], self.lengths)
 
 
@@ -91,7 +93,7 @@ class _Layer:
         self.cache, self.k, self.v = cache, cache.k[i], cache.v[i]
 
     def append(self, k, v):                                       # Tensors (B, nh, T, hs)
-        """Write those of the new tokens behind the others; gives all so far, Tensors (B, nh, position + T, hs)."""
+        """Append those of the new tokens; returns all so far, Tensors (B, nh, position + T, hs)."""
         start = self.cache.position
         end = start + k.shape[2]
         self.k[:, :, start:end] = k.data
@@ -99,7 +101,7 @@ class _Layer:
         return Tensor(self.k[:, :, :end]), Tensor(self.v[:, :, :end])
 
     def attend(self, head, q, k, v):
-        """What the new tokens find in all tokens so far, (B, nh, T, hs)."""
+        """Attention of the new tokens to all tokens so far, (B, nh, T, hs)."""
         return head(q, *self.append(k, v))
 
 

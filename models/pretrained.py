@@ -1,69 +1,76 @@
-"""From a model on disk, in anybody's form (tinygrad2/interop), to a GPT in memory."""
+"""From a model on disk, in any supported format (tinygrad2/interop), to a GPT in memory."""
 
+import os
 from dataclasses import replace
+from typing import Any
 
 from models.config import GPTConfig
 from models.gpt import GPT
 from tinygrad2.errors import UserError
-from tinygrad2.interop.pretrained import open_model
+from tinygrad2.interop.pretrained import Pretrained, open_model
 from tinygrad2.interop.shapes import check_shapes
 from tinygrad2.module import FlatBuffers
 
 
-def load_pretrained(path, block_size=None, device="cpu", tokenizer=""):
-    """(GPT in evaluation mode, its tokenizer or None, the Pretrained it was made of).
+def load_pretrained(
+    path: str | os.PathLike, block_size: int | None = None, device: str = "cpu", tokenizer: str = ""
+) -> tuple[GPT, Any, Pretrained]:
+    """(GPT in evaluation mode, its tokenizer or None, the Pretrained it was made from).
 
-    block_size   crop its context to so many tokens
-    tokenizer    file or folder of its tokenizer, where the model does not bring it
+    block_size   crop its context to this many tokens
+    device       "cpu" or "cuda"
+    tokenizer    file or folder of its tokenizer, where the model does not bring one
 
-    Besides the weights the memory holds one tensor at a time. Raises UserError, one line, for anything wrong.
+    Besides the weights, memory holds one tensor at a time. Raises UserError, one line, for what cannot be used.
     """
-    found = open_model(path, tokenizer)
+    pretrained = open_model(path, tokenizer)
     if block_size is not None:
-        found.crop(block_size)
-    config = config_of(found)
-    model = GPT(config)
+        pretrained.crop(block_size)
+    model = GPT(config_of(pretrained))
     FlatBuffers(model, device)                                    # moves the parameters, while they are empty
-    load_into(model, found)
-    return model.eval(), found.tokenizer, found
+    load_into(model, pretrained)
+    return model.eval(), pretrained.tokenizer, pretrained
 
 
-def config_of(found):
-    """The GPTConfig of a Pretrained, which fits its tensors and its tokenizer. Raises UserError where it does not."""
+def config_of(pretrained: Pretrained) -> GPTConfig:
+    """The GPTConfig of a Pretrained. Raises UserError where it does not fit the tensors, or the tokenizer."""
     try:
-        config = GPTConfig.from_dict(found.config, source=found.path)
+        config = GPTConfig.from_dict(pretrained.config, source=pretrained.path)
     except ValueError as error:
         raise UserError(str(error)) from None
-    check_shapes(found.tensors, config.to_dict(), found.path)
-    if found.tokenizer and found.tokenizer.n_vocab > config.vocab_size:
-        raise UserError(f"{found.path}: {found.tokenizer.n_vocab} tokens in the tokenizer, {config.vocab_size} in the "
-                        "model; give the tokenizer that it was trained with")
+    check_shapes(pretrained.tensors, config.to_dict(), pretrained.path)
+    if pretrained.tokenizer and pretrained.tokenizer.n_vocab > config.vocab_size:
+        raise UserError(f"{pretrained.path}: {pretrained.tokenizer.n_vocab} tokens in the tokenizer, "
+                        f"{config.vocab_size} in the model; give the tokenizer that it was trained with")  # fmt: skip
     return config
 
 
-def load_into(model, found):
-    """Copy the weights into a GPT of the same config."""
-    model.load_state_dict(_OneByOne(found.tensors))
-    for stored in found.tensors.values():
-        stored.release()
+def load_into(model: GPT, pretrained: Pretrained) -> None:
+    """Copy the weights into a GPT of the same config, in place."""
+    model.load_state_dict(_OneByOne(pretrained.tensors))
+    for tensor in pretrained.tensors.values():
+        tensor.release()
 
 
-def config_for_training(path, flags, tokenizer=""):
-    """The GPTConfig of a training that begins with the model at `path`; `flags` {field: value} may choose a dropout and
-    a shorter block_size, the rest is the model's. Raises UserError where they say otherwise."""
-    found = open_model(path, tokenizer)
+def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenizer: str = "") -> GPTConfig:
+    """The GPTConfig of a training that starts from the model at `path`.
+
+    `flags` {field: value} may choose a dropout and a shorter block_size. Raises UserError where any other field differs
+    from the model's.
+    """
+    pretrained = open_model(path, tokenizer)
     if "block_size" in flags:
-        found.crop(flags["block_size"])
-    config = config_of(found)
+        pretrained.crop(flags["block_size"])
+    config = config_of(pretrained)
     for name, value in flags.items():
         if name != "dropout" and value != getattr(config, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}: {path} has {getattr(config, name)}, and that cannot be changed any more")
+            raise UserError(f"{flag} {value}: {path} has {getattr(config, name)}, which cannot be changed any more")
     return replace(config, dropout=flags.get("dropout", config.dropout))
 
 
 class _OneByOne(dict):
-    """Tensors in a file, whose memory is given back when the next one is asked for."""
+    """{name: LazyTensor}; asking for a tensor releases the memory of the one before."""
 
     last = None
 

@@ -1,4 +1,4 @@
-"""Weight-only int8 for inference: the matrices of a trained GPT become rows of whole numbers (ops/linear_int8.py)."""
+"""Weight-only int8 for inference: the matrices of a trained GPT, rounded to 8 bits row by row (ops/linear_int8.py)."""
 
 import ops
 from ops.linear_int8 import quantize_rows
@@ -7,18 +7,18 @@ from tinygrad2.module import Module
 
 
 class LinearInt8(Module):
-    """Takes the place of a Linear. It has no Parameters: nothing here is learned."""
+    """Replaces a Linear. It has no Parameters: nothing here is learned."""
 
     def __init__(self, rows, bias=None):                          # array (O, I), bias Parameter (O,) or None
         self.q, self.scale = quantize_rows(xp_of(rows), rows)
-        self.bias = None if bias is None else bias.data.copy()    # a view would keep all weights alive
+        self.bias = None if bias is None else bias.data.copy()    # a view would keep all float weights alive
 
     def forward(self, x):                                         # (..., I)
         return ops.linear_int8(x, self.q, self.scale, self.bias)  # (..., O)
 
 
 class MLPInt8(Module):
-    """Takes the place of an MLP."""
+    """Replaces an MLP."""
 
     def __init__(self, mlp):
         self.c_fc = LinearInt8(mlp.c_fc.weight.data.T, mlp.c_fc.bias)
@@ -30,9 +30,9 @@ class MLPInt8(Module):
 
 
 def quantize(model):
-    """Change a GPT in evaluation mode to int8, in place: all matrices of its blocks, and its head. Gives the model.
+    """Change a GPT in evaluation mode to int8, in place: all matrices of its blocks, and its head. Returns the model.
 
-    The embeddings stay as they are: of them only the rows of the tokens at hand are read.
+    The embeddings stay float32: only the rows of the tokens at hand are read.
     """
     for block in model.h:
         for name in ("c_attn", "c_proj"):

@@ -90,7 +90,8 @@ def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
             return Full()
 
         monkeypatch.setattr(builtins, "open", small_disk)
-        with pytest.raises(UserError, match="cannot be written .No space left on device.; earlier ones are unchanged"):
+        full = "step 3 cannot be written .No space left on device.; earlier ones are unchanged"
+        with pytest.raises(UserError, match=full):
             write_checkpoint(folder, checkpoint(3))
         monkeypatch.setattr(builtins, "open", really_open)
         assert steps(folder) == [2, 1] and len(os.listdir(folder)) == 2

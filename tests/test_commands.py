@@ -85,8 +85,8 @@ def test_verify_kvcache_sees_a_position_that_is_off(run, monkeypatch, capsys):
 
     flags = ["kvcache", *SMALL.split(), "--data", str(run / "text.txt")]
     assert verify.main(flags) == 0
-    places = KVCache.places
-    monkeypatch.setattr(KVCache, "places", lambda self, B, T: np.maximum(places(self, B, T) - (self.position > 0), 0))
+    right = KVCache.positions
+    monkeypatch.setattr(KVCache, "positions", lambda self, B, T: np.maximum(right(self, B, T) - (self.position > 0), 0))
     assert verify.main(flags) == 1
     assert "kvcache      FAIL  max difference" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ from tinygrad2.tensor import no_grad
 
 
 def uncached(model, text, n, rng=None, **how):
-    """What `generate` promises, without a cache: each token after a whole forward pass over the last block_size."""
+    """What `generate` promises, without a cache: each token after a full forward pass over the last block_size."""
     text, new = list(text), []
     for _ in range(n):
         with no_grad():
@@ -48,15 +48,15 @@ def test_a_text_in_pieces_gives_the_same_as_at_once(cuts, mode):
     model = tiny(scale=5.0)
     x = tokens(B=3)
     with no_grad():
-        whole = model.hidden(x).numpy()
+        full = model.hidden(x).numpy()
         cache, pieces, start = KVCache(model.config, batch=3), [], 0
         for T in cuts:
             pieces.append(model.hidden(x[:, start : start + T], cache).numpy())
             start += T
-    assert cache.full and np.allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-5)
+    assert cache.full and np.allclose(np.concatenate(pieces, axis=1), full, rtol=1e-4, atol=1e-5)
 
 
-def test_a_cache_is_of_use_again_after_reset():
+def test_a_cache_can_be_used_again_after_reset():
     model, x = tiny(), tokens(B=1)
     cache = KVCache(model.config)
     first = model.next_logits(x, cache).numpy()
@@ -89,7 +89,7 @@ def test_no_weight_is_off_by_more_than_half_a_step():
 
 
 @pytest.mark.parametrize("changes", [{}, {"bias": False, "tied_head": False}, {"activation": "gelu_erf"}], ids=str)
-def test_an_int8_model_says_nearly_the_same(changes, mode):
+def test_an_int8_model_computes_nearly_the_same(changes, mode):
     config = GPTConfig(block_size=16, vocab_size=97, n_layer=3, n_head=4, n_embd=64, **changes)
     model = GPT(config, seed=0).eval()
     x = np.random.default_rng(0).integers(0, 97, (2, 16))

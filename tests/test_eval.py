@@ -25,7 +25,7 @@ from tinygrad2.evaluation import hellaswag, scoring
 from tinygrad2.evaluation.hellaswag import (
     Answer,
     Example,
-    answer,
+    answer_examples,
     count_cropped,
     load_examples,
     summary,
@@ -43,14 +43,14 @@ WORDS = "The cat sat on the mat. The dog sat on the log. A bird in a tree sang \
 
 
 def naive(model, row, begin):
-    """What score_rows gives for one row, straight from the definition."""
+    """What score_rows returns for one row, straight from the definition."""
     with no_grad():
         logits = model(np.array([row[:-1]]))[0].numpy()[0].astype(np.float64)
     logprobs = logits - logits.max(-1, keepdims=True)
     logprobs -= np.log(np.exp(logprobs).sum(-1, keepdims=True))
     targets = np.array(row[begin:], int)
-    places = np.arange(begin - 1, len(row) - 1)
-    return logprobs[places, targets], logits[places].argmax(-1) == targets
+    positions = np.arange(begin - 1, len(row) - 1)
+    return logprobs[positions, targets], logits[positions].argmax(-1) == targets
 
 
 def some_rows(rng, n_contexts=5, longest=12, V=30):
@@ -81,10 +81,10 @@ def test_scores_are_those_of_full_logits_whatever_rows_share(budget, tied):
             if len(row) == begin:
                 assert len(logprobs) == len(greedy) == 0
                 continue
-            expected, likeliest = naive(model, row, begin)
+            expected, most_likely = naive(model, row, begin)
             assert logprobs.dtype == np.float64 and greedy.dtype == bool
             np.testing.assert_allclose(logprobs, expected, atol=1e-5)
-            assert (greedy == likeliest).all()
+            assert (greedy == most_likely).all()
             greedy_ones += greedy.sum()
     assert greedy_ones
 
@@ -225,13 +225,13 @@ GOOD = {"ind": 3, "ctx": "A cat", "endings": ["sat", "ran", "slept", "sang"], "l
 
 
 @pytest.mark.parametrize(
-    "line, says",
+    "line, message",
     [
         ("{", "line 2 is '{', not a JSON object; fetch it again: python data/hellaswag/prepare.py"),
         ("[]", "line 2 is '[]', not a JSON object"),
         ("[" * 5000, "not a JSON object"),
         ("\x00\xff", "not a JSON object"),
-        ({"ind": "3"}, "line 2: ind is '3', not a whole number"),
+        ({"ind": "3"}, "line 2: ind is '3', not an integer"),
         ({"ctx": None}, "line 2: ctx is None, not a text"),
         ({"ctx": ""}, "line 2: ctx is '', not a text"),
         ({"ctx": "\ud800"}, r"line 2: ctx is '\ud800', not a text"),
@@ -246,10 +246,10 @@ GOOD = {"ind": 3, "ctx": "A cat", "endings": ["sat", "ran", "slept", "sang"], "l
         ({"label": [1]}, "label is [1]"),
     ],
 )
-def test_damaged_questions_are_one_line(tmp_path, line, says):
+def test_damaged_questions_are_one_line(tmp_path, line, message):
     text = line if isinstance(line, str) else json.dumps({**GOOD, **line})
     (tmp_path / "h.jsonl").write_bytes(f"{json.dumps(GOOD)}\n{text}\n".encode("latin-1"))
-    with pytest.raises(UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_examples(tmp_path / "h.jsonl", TOKENIZER)
     message = str(caught.value)
     assert message.startswith(str(tmp_path)) and "\n" not in message and len(message) < 400
@@ -307,26 +307,26 @@ def test_a_file_of_another_tokenizer_is_refused(tmp_path):
     write_examples(tmp_path / "h.bin", examples)
     with pytest.raises(UserError, match=r"has the id \d+, but the model's tokenizer has only 257"):
         load_examples(tmp_path / "h.bin", Tokenizer([]))
-    with pytest.raises(UserError, match="encoded by another tokenizer than the model's; use hellaswag_val.jsonl"):
+    with pytest.raises(UserError, match="encoded with another tokenizer than the model's; use hellaswag_val.jsonl"):
         load_examples(tmp_path / "h.bin", Tokenizer.train((ROOT / "LICENSE").read_text(), 290))
 
 
 def test_every_damage_of_an_llmc_file_is_one_line_or_harmless(tmp_path):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(4)), TOKENIZER)
     write_examples(tmp_path / "h.bin", examples)
-    whole, path = (tmp_path / "h.bin").read_bytes(), tmp_path / "damaged.bin"
-    damaged = [whole[:n] for n in (*range(0, 1024, 100), *range(1024, len(whole), 3))]
-    damaged += [whole + b"\0\0", whole + b"\0"]
-    for place in range(4, len(whole), 2):
-        if place < 16 or place >= 1024:
+    full, path = (tmp_path / "h.bin").read_bytes(), tmp_path / "damaged.bin"
+    damaged = [full[:n] for n in (*range(0, 1024, 100), *range(1024, len(full), 3))]
+    damaged += [full + b"\0\0", full + b"\0"]
+    for offset in range(4, len(full), 2):
+        if offset < 16 or offset >= 1024:
             for word in (b"\0\0", b"\xff\xff", b"\7\0"):
-                damaged.append(whole[:place] + word + whole[place + 2 :])
+                damaged.append(full[:offset] + word + full[offset + 2 :])
     refused = 0
     for data in damaged:
         path.write_bytes(data)
         try:
-            found = load_examples(path, None)
-            assert len(found) == 4 and data[:16] == whole[:16]  # another id or label: nobody can know
+            examples_read = load_examples(path, None)
+            assert len(examples_read) == 4 and data[:16] == full[:16]  # another id or label: nobody can know
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
@@ -358,19 +358,19 @@ def test_answers_are_those_of_build_nanogpt(tmp_path):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(40)), TOKENIZER)
     model = wide()
     assert count_cropped(examples, 48) == 0
-    answers = answer(model, examples)
+    answers = answer_examples(model, examples)
     for a, example in zip(answers, examples):
         sums, means = as_nanogpt_scores(model, example)
         np.testing.assert_allclose(a.nats, sums, rtol=1e-5)
         assert a.tokens == [len(ending) for ending in example.endings]
-        assert a.right == (sums.argmin() == example.label) and a.right_norm == (means.argmin() == example.label)
-    assert len({(a.right, a.right_norm) for a in answers}) == 4  # the two differ, and both are right and wrong
+        assert a.correct == (sums.argmin() == example.label) and a.correct_norm == (means.argmin() == example.label)
+    assert len({(a.correct, a.correct_norm) for a in answers}) == 4  # the two differ, and both are right and wrong
 
 
 def test_a_context_that_is_too_long_loses_its_beginning():
     model = tiny().eval()
     example = Example(list(range(20)), [[1, 2], [3] * 12, [4], [5] * 30], 0)
-    (a,) = answer(model, [example])
+    (a,) = answer_examples(model, [example])
     row = (example.context + [1, 2])[-13:]
     assert a.nats[0] == pytest.approx(-naive(model, row, 11)[0].sum(), rel=1e-5)
     assert a.tokens == [2, 12, 1, 30] and count_cropped([example, Example([1], [[2]] * 4, 0)], 12) == 1
@@ -386,14 +386,14 @@ def test_standard_errors():
 
 
 class Rank:
-    """A World of which one rank is asked at a time; `every` is what all of them gave."""
+    """A World of which one rank is asked at a time; `gathered` is what all of them sent."""
 
-    def __init__(self, rank, size, every):
-        self.rank, self.size, self.every = rank, size, every
+    def __init__(self, rank, size, gathered):
+        self.rank, self.size, self.gathered = rank, size, gathered
 
-    def all_gather(self, numbers, name):
-        self.every[self.rank] = numbers
-        return np.array([self.every.get(rank, numbers * 0) for rank in range(self.size)])
+    def all_gather(self, values, name):
+        self.gathered[self.rank] = values
+        return np.array([self.gathered.get(rank, values * 0) for rank in range(self.size)])
 
 
 @pytest.mark.parametrize("n", [1, 15, 70])
@@ -401,17 +401,17 @@ def test_ranks_share_the_questions_and_come_to_the_same_accuracy(tmp_path, n):
     examples = load_examples(write_jsonl(tmp_path / "h.jsonl", questions(n)), TOKENIZER)
     model = wide().train()
     alone = hellaswag.accuracy(model, examples, World())
-    assert alone == (summary(answer(model.eval(), examples))["acc_norm"], n)
+    assert alone == (summary(answer_examples(model.eval(), examples))["acc_norm"], n)
     for size in (2, 3, 8):
-        every = {}
+        gathered = {}
         for rank in range(size):
-            shared = hellaswag.accuracy(model, examples, Rank(rank, size, every))
+            shared = hellaswag.accuracy(model, examples, Rank(rank, size, gathered))
         assert shared == alone and model.training
 
 
 def test_a_vocabulary_that_is_too_small_is_one_line():
     with pytest.raises(UserError, match="id 99 of an example is outside the model's vocabulary of 30"):
-        answer(tiny().eval(), [Example([1], [[2], [99], [3], [4]], 0)])
+        answer_examples(tiny().eval(), [Example([1], [[2], [99], [3], [4]], 0)])
 
 
 # -- perplexity --------------------------------------------------------------------------------------------------------
@@ -422,17 +422,17 @@ def test_a_vocabulary_that_is_too_small_is_one_line():
 def test_perplexity_is_that_of_its_definition(stride, size):
     model, text = wide(), " ".join(WORDS * 20).encode()
     ids = ids_of_text(text, TOKENIZER)[:size]
-    told = []
-    result = perplexity(model, TokenStream.of(ids), TOKENIZER, stride, 100, told.append)
+    scored = []
+    result = perplexity(model, TokenStream.of(ids), TOKENIZER, stride, 100, scored.append)
     row = [TOKENIZER.eot, *ids.tolist()]
     nats = -sum(naive(model, row[a:c], b - a)[0].sum() for a, b, c in windows(len(row), 1, 48, stride or 24))
     text = TOKENIZER.decode_bytes(ids.tolist())
-    assert result.tokens == size == sum(told) and result.nats == pytest.approx(nats, rel=1e-5)
+    assert result.tokens == size == sum(scored) and result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bytes == len(text) and result.words == len(re.split(r"\s+", text.decode("utf-8", "replace")))
-    found = result.to_dict()
-    assert found["loss"] == pytest.approx(nats / size) and found["perplexity"] == pytest.approx(math.exp(nats / size))
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text))
-    assert found["word_perplexity"] == pytest.approx(math.exp(nats / result.words))
+    values = result.to_dict()
+    assert values["loss"] == pytest.approx(nats / size) and values["perplexity"] == pytest.approx(math.exp(nats / size))
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text))
+    assert values["word_perplexity"] == pytest.approx(math.exp(nats / result.words))
 
 
 def test_end_of_text_tokens_are_no_bytes_and_stand_between_words():
@@ -482,7 +482,7 @@ def test_hellaswag_answers_once_and_goes_on(folder, tmp_path):
                   r"GPT-2 124M +0.2859 / 0.2955$", r"GPT-2 355M +- +/ 0.3752$"):  # fmt: skip
         assert re.search(words, first.stdout, re.MULTILINE), words
     second = command("eval", "hellaswag", *weights, *data, cwd=tmp_path)
-    assert "going on with" in second.stdout and "which has 16 answers" in second.stdout
+    assert "continuing" in second.stdout and "which has 16 answers" in second.stdout
     (path,) = (tmp_path / "eval").iterdir()
     assert re.fullmatch(r"hellaswag-[0-9a-f]{8}\.jsonl", path.name)
     content = path.read_bytes()
@@ -526,9 +526,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tm
     assert part.count(b"\n") < 1501
     killed.write_bytes(part + b'{"index": 9, "lab')  # a kill may leave half a line
     resumed = command("eval", "hellaswag", *flags, "--results", "killed.jsonl", cwd=tmp_path)
-    assert resumed.returncode == 0 and "going on with killed.jsonl" in resumed.stdout, resumed.stderr
-    assert command("eval", "hellaswag", *flags, "--results", "whole.jsonl", cwd=tmp_path).returncode == 0
-    assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert resumed.returncode == 0 and "continuing killed.jsonl" in resumed.stdout, resumed.stderr
+    assert command("eval", "hellaswag", *flags, "--results", "full.jsonl", cwd=tmp_path).returncode == 0
+    assert killed.read_bytes() == (tmp_path / "full.jsonl").read_bytes()
 
 
 def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, tmp_path):
@@ -544,12 +544,12 @@ def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, 
         time.sleep(0.002)
     process.send_signal(signal.SIGSTOP)
     second = command("eval", "hellaswag", *flags, cwd=tmp_path)
-    assert second.returncode == 2 and "r.jsonl: another run writes into it" in second.stderr, second.stderr
+    assert second.returncode == 2 and "r.jsonl: another run is writing it" in second.stderr, second.stderr
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; the same command goes on where the answers in r.jsonl end"
+    assert errors.strip() == "interrupted; the same command continues after the last answer in r.jsonl"
 
 
 def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
@@ -567,9 +567,9 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
     damaged = {
         good[:30]: None,  # killed when it was made
         b"": None,
-        b"my diary\n": "is no file of answers",
-        b"my diary": "is no file of answers",
-        b"[1]\n": "is no file of answers",
+        b"my diary\n": "is not a file of answers",
+        b"my diary": "is not a file of answers",
+        b"[1]\n": "is not a file of answers",
         good.replace(b'"block_size": 16', b'"block_size": 8'): "answers are of another block_size (8, here 16)",
         re.sub(rb'"model": "\w', b'"model": "z', good): "answers are of another model",
         b"\n".join([lines[0], lines[2], lines[1], *lines[3:]]): "line 2: index is 1, not 0",
@@ -577,14 +577,14 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
         re.sub(rb'"nats": \[[\d.]+', b'"nats": [NaN', good): "line 2: nats is [nan, ",
         good.replace(b'"label": ', b'"label": 1'): "line 2: label is",
     }
-    for content, says in damaged.items():
+    for content, message in damaged.items():
         path.write_bytes(content)
-        if says is None:
+        if message is None:
             assert run() == 0 and path.read_bytes() == good
             continue
         with pytest.raises(UserError) as caught:
             run()
-        assert says in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
         assert path.read_bytes() == content
 
 
@@ -609,7 +609,7 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "words, message",
     [
         ("eval dance", "there is no task 'dance'; choose one of: hellaswag, perplexity"),
         ("eval hellaswag --colour red", "unrecognized arguments: --colour red"),
@@ -627,11 +627,11 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
         ("eval perplexity --data large.bin", "large.bin: id 9999 at place 1 is outside a vocabulary of 290"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(folder, words, says):
+def test_bad_input_gets_one_line_and_exit_code_2(folder, words, message):
     (folder / "empty.txt").write_text("")
     write_tokens(folder / "large.bin", [1, 9999])
     result = command(*words.split(), cwd=folder)
-    assert result.returncode == 2 and says in result.stderr, result.stderr
+    assert result.returncode == 2 and message in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

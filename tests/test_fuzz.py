@@ -18,7 +18,7 @@ from tinygrad2.datasets.text_cache import _shards
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.interop.llmc import answer
+from tinygrad2.interop.llmc import compute_debug_state
 from tinygrad2.io.files import read_record, write_record
 from tinygrad2.io.weights import load_weights, save_weights
 from tinygrad2.monitor.dump import read_dump, write_dump
@@ -96,7 +96,7 @@ def a_model(folder):
     save_weights(path, GPT(config, seed=1).state_dict(), config.to_dict(), tokenizer.to_json(), {})
 
     def read():
-        model, loaded = inference.load(str(path))
+        model, loaded, _ = inference.load(str(path))
         return {name: array.tobytes() for name, array in model.state_dict().items()}, loaded.to_json()
 
     return [path], read
@@ -199,7 +199,7 @@ def others_model(form):
 def a_debug_state(folder):
     config = GPTConfig(block_size=4, vocab_size=258, n_layer=1, n_head=1, n_embd=4)
     x = np.arange(8).reshape(2, 4)
-    llmc.write_debug_state(folder / "d", answer(GPT(config, seed=1), x, x), config.to_dict())
+    llmc.write_debug_state(folder / "d", compute_debug_state(GPT(config, seed=1), x, x), config.to_dict())
     return [folder / "d"], lambda: llmc.read_debug_state(folder / "d", config.to_dict()) and None
 
 

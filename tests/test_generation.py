@@ -24,6 +24,7 @@ from models import GPT, GPTConfig
 from models.generation import Step, generate
 from models.kv_cache import KVCache
 from models.sampling import Sampling, log_probability, sample
+from models.text_generation import in_order, stream_texts
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.weights import save_weights
@@ -49,7 +50,7 @@ class Fixed:
 
 
 def probabilities(logits, **how):
-    """What `sample` draws from: P(id <= i) is the largest u for which it gives such an id."""
+    """What `sample` draws from: P(id <= i) is the largest u for which it returns such an id."""
     steps = []
     for i in range(len(logits)):
         low, high = 0.0, 1.0
@@ -64,7 +65,7 @@ def probabilities(logits, **how):
 
 
 def expected(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seen=()):
-    """The same by the words of the papers, one number after the other."""
+    """The same as the papers define it, one value after the other."""
     scores = [float(x) for x in logits]
     for i in set(seen):
         if i < len(scores):
@@ -130,9 +131,9 @@ def test_the_draw_follows_the_distribution(dtype):
 
 def test_knobs_at_their_ends():
     logits = np.array([0.5, 2.0, -1.0, 2.0], np.float32)
-    every = expected(logits)
+    unchanged = expected(logits)
     for how in ({"top_k": 4}, {"top_k": 99}, {"top_p": 1.0}, {"min_p": 0.0}, {"temperature": 1.0}):
-        assert np.allclose(probabilities(logits, **how), every, atol=1e-7)
+        assert np.allclose(probabilities(logits, **how), unchanged, atol=1e-7)
     assert np.allclose(probabilities(logits, top_p=1e-300), [0, 1, 0, 0])
     assert np.allclose(probabilities(logits, min_p=1.0), [0, 0.5, 0, 0.5])
     assert np.allclose(probabilities(logits, temperature=1e-310), [0, 0.5, 0, 0.5])  # without a warning, too
@@ -151,9 +152,9 @@ def test_impossible_tokens_stay_impossible_under_every_knob():
 
 
 @pytest.mark.parametrize("bad", [[0.0, np.nan], [np.inf, 0.0], [-np.inf, -np.inf]], ids=str)
-def test_scores_of_no_use_are_refused_in_words(bad):
+def test_scores_of_no_use_are_refused(bad):
     for rng in (None, np.random.default_rng(0)):
-        with pytest.raises(UserError, match="nan or infinite; its weights are broken"):
+        with pytest.raises(UserError, match="nan or infinite; its weights are damaged"):
             sample(np.array(bad, np.float32), rng)
 
 
@@ -165,8 +166,8 @@ def test_the_penalty_changes_neither_the_scores_nor_ids_that_are_not_drawn():
 
 def test_log_probabilities_are_those_of_the_softmax():
     logits = (scores(0, False) * 1000).astype(np.float32)
-    whole = logits.astype(np.float64) - logits.max() - math.log(np.exp(logits.astype(np.float64) - logits.max()).sum())
-    assert [log_probability(logits, i) for i in range(10)] == pytest.approx(list(whole), rel=1e-12, abs=1e-12)
+    full = logits.astype(np.float64) - logits.max() - math.log(np.exp(logits.astype(np.float64) - logits.max()).sum())
+    assert [log_probability(logits, i) for i in range(10)] == pytest.approx(list(full), rel=1e-12, abs=1e-12)
 
 
 TRANSFORMERS = """
@@ -198,7 +199,7 @@ PROMPTS = ["Hello, I'm a language model,", "Once upon a time", "1, 2, 3"]
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory):
-    """What transformers says: `p`, the probabilities of each of `cases`; `texts`, what its model in `folder` writes."""
+    """What transformers computes: `p`, probabilities of each of `cases`; `texts`, those of its model in `folder`."""
     for library in ("torch", "transformers"):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed: it is the oracle here")
@@ -217,7 +218,7 @@ def hugging_face(tmp_path_factory):
 
 
 def test_each_knob_does_what_transformers_does(hugging_face):
-    """Of tokens that are equally likely, those that top_p keeps are other ones there, but as many."""
+    """Of tokens that are equally likely, transformers keeps others by top_p, but as many."""
     for (how, logits), theirs in zip(hugging_face["cases"], hugging_face["p"]):
         ours = probabilities(np.array(logits), **how)
         if len(set(logits)) < 10:
@@ -226,17 +227,17 @@ def test_each_knob_does_what_transformers_does(hugging_face):
 
 
 def test_a_model_of_transformers_writes_the_same_here(hugging_face):
-    """Tokens and text, greedy with a repetition penalty (without one, a random model says one word for ever)."""
+    """Tokens and text, greedy with a repetition penalty (without one, a random model repeats one word indefinitely)."""
     if not (hugging_face["folder"] / "merges.txt").exists():
         pytest.skip("GPT-2's vocab.bpe and encoder.json are not in shared/data")
     flags = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
     result = python(ROOT / "inference.py", "--weights", hugging_face["folder"], "--greedy", "--json", *flags,
                     "--repetition-penalty", 1.3, "--max-new-tokens", 20, cwd=ROOT)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    found = [json.loads(line) for line in result.stdout.splitlines()]
+    texts = [json.loads(line) for line in result.stdout.splitlines()]
     tokenizer = Tokenizer.from_merges_txt(GPT2_FILES / "vocab.bpe")
-    assert [text["prompt_ids"] for text in found] == hugging_face["prompts"]
-    for text, theirs in zip(found, hugging_face["texts"]):
+    assert [text["prompt_ids"] for text in texts] == hugging_face["prompts"]
+    for text, theirs in zip(texts, hugging_face["texts"]):
         assert text["ids"] == theirs[: len(text["ids"])] and theirs[len(text["ids"]) :] in ([], [50256])
         assert text["text"] == tokenizer.decode(text["ids"])
         assert len(set(theirs)) > 5
@@ -251,7 +252,7 @@ def prompts_of(lengths, seed=0, V=30):
 
 
 def collect(model, prompts, n, rngs, *more, **options):
-    """{number: [tokens]}, after checks that belong to every run."""
+    """{number: [tokens]}, after checks that hold for every run."""
     texts, closed = {i: [] for i in range(len(prompts))}, set()
     for step in generate(model, prompts, n, rngs, *more, **options):
         assert isinstance(step, Step) and step.text not in closed
@@ -270,11 +271,11 @@ LENGTHS = [1, 12, 3, 20, 5, 5, 11, 1, 30, 2]                       # the context
 @pytest.mark.parametrize("batch", [1, 3, 4, 16])
 @pytest.mark.parametrize("knobs", [None, Sampling(1.5, 20, 0.95, 0.001, 1.1)], ids=["greedy", "drawn"])
 def test_each_text_is_as_if_it_were_alone(knobs, batch, mode):  # noqa: F811
-    """Token for token equal to whole forward passes over the last 12, for prompts of all lengths, past the context."""
+    """Token for token equal to full forward passes over the last 12, for prompts of all lengths, past the context."""
     model, n = tiny(seed=3, scale=30.0), 18
     prompts = prompts_of(LENGTHS)
     rngs = [knobs and np.random.default_rng(i) for i in range(10)]
-    texts = collect(model, prompts, n, rngs, knobs, batch=batch)
+    texts = collect(model, prompts, n, rngs, knobs, batch_size=batch)
     for i, prompt in enumerate(prompts):
         text, rng = list(prompt), knobs and np.random.default_rng(i)
         for _ in range(n):
@@ -289,17 +290,17 @@ def test_each_text_is_as_if_it_were_alone(knobs, batch, mode):  # noqa: F811
 def test_a_stop_token_ends_its_text_alone(batch):
     model, prompts = tiny(seed=3, scale=30.0), prompts_of(LENGTHS)
     rngs = [np.random.default_rng(i) for i in range(10)]
-    whole = collect(model, prompts, 30, [np.random.default_rng(i) for i in range(10)], batch=1)
-    stop = next(id for id in range(30) if 3 <= sum(id in text for text in whole.values()) <= 7)
-    texts = collect(model, prompts, 30, rngs, stop=stop, batch=batch)
-    for i, text in whole.items():
+    full = collect(model, prompts, 30, [np.random.default_rng(i) for i in range(10)], batch_size=1)
+    stop = next(id for id in range(30) if 3 <= sum(id in text for text in full.values()) <= 7)
+    texts = collect(model, prompts, 30, rngs, stop=stop, batch_size=batch)
+    for i, text in full.items():
         assert texts[i] == (text[: text.index(stop)] if stop in text else text)
 
 
 def count_passes(model):
-    """A list that gets the (B, T) of every forward pass from now on."""
-    passes, whole = [], model.hidden
-    model.hidden = lambda tokens, cache=None: passes.append(tokens.shape) or whole(tokens, cache)
+    """A list that records the (B, T) of every forward pass from now on."""
+    passes, full = [], model.hidden
+    model.hidden = lambda tokens, cache=None: passes.append(tokens.shape) or full(tokens, cache)
     return passes
 
 
@@ -308,7 +309,7 @@ def test_equal_prompts_share_the_pass_over_them_and_differ_by_their_draws():
     model, prompt = tiny(seed=3, scale=10.0), [1, 2, 3, 4]
     passes, texts, ended = count_passes(model), [[] for _ in range(6)], set()
     rngs = [np.random.default_rng(i) for i in range(6)]
-    for step in generate(model, [prompt] * 6, 6, rngs, batch=3, ended=ended):
+    for step in generate(model, [prompt] * 6, 6, rngs, batch_size=3, ended=ended):
         texts[step.text].append(step.token)
         if step.text == 0 and len(texts[0]) == 2:
             ended.add(0)                                          # from now on they do not begin together
@@ -321,7 +322,7 @@ def test_equal_prompts_share_the_pass_over_them_and_differ_by_their_draws():
 def test_a_text_that_has_slid_out_of_its_prompt_shares_it_no_more():
     model, prompt = tiny(seed=3, scale=30.0), list(range(10))
     ended, texts = set(), [[], [], []]
-    for step in generate(model, [prompt] * 3, 9, [None, np.random.default_rng(1), None], batch=2, ended=ended):
+    for step in generate(model, [prompt] * 3, 9, [None, np.random.default_rng(1), None], batch_size=2, ended=ended):
         texts[step.text].append(step.token)
         if step.text == 1 and len(texts[1]) == 6:
             ended.add(1)                                          # now text 2 begins, while text 0 has slid
@@ -330,7 +331,7 @@ def test_a_text_that_has_slid_out_of_its_prompt_shares_it_no_more():
 
 def test_what_the_caller_has_ended_goes_on_no_more():
     model, ended, steps = tiny(seed=3, scale=10.0), {3}, []
-    for step in generate(model, [[1], [2], [3], [4], [5]], 5, [None] * 5, batch=2, ended=ended):
+    for step in generate(model, [[1], [2], [3], [4], [5]], 5, [None] * 5, batch_size=2, ended=ended):
         steps.append(step.text)
         if step.text == 0 and steps.count(0) == 2:
             ended.add(0)
@@ -339,17 +340,17 @@ def test_what_the_caller_has_ended_goes_on_no_more():
 
 def test_the_order_of_steps():
     """Round after round, one step of each text that is worked on; who comes next takes the place of who has ended."""
-    steps = [(s.text, s.last) for s in generate(tiny(), [[1], [2], [3]], 2, [None] * 3, batch=2)]
+    steps = [(s.text, s.last) for s in generate(tiny(), [[1], [2], [3]], 2, [None] * 3, batch_size=2)]
     assert steps == [(0, False), (1, False), (0, True), (1, True), (2, False), (2, True)]
 
 
 @pytest.mark.parametrize("n_vocab", [None, 25])
 def test_log_probabilities_are_the_models_own(n_vocab, mode):  # noqa: F811
-    """Those of a whole forward pass, before penalty and temperature, among the ids that may be drawn."""
+    """Those of a full forward pass, before penalty and temperature, among the ids that may be drawn."""
     model, prompts = tiny(seed=3, scale=5.0), prompts_of([3, 12, 7, 1])
     texts, knobs = [list(prompt) for prompt in prompts], Sampling(1.4, 9, 0.9, 0.01, 1.5)
     rngs = [np.random.default_rng(i) for i in range(4)]
-    for step in generate(model, prompts, 15, rngs, knobs, None, n_vocab, 3, logprobs=True):
+    for step in generate(model, prompts, 15, rngs, knobs, n_vocab=n_vocab, batch_size=3, logprobs=True):
         text = texts[step.text]
         with no_grad():
             logits = model(np.array([text[-12:]]))[0].numpy()[0, -1, :n_vocab].astype(np.float64)
@@ -367,7 +368,8 @@ def test_on_the_stand_in_for_a_gpu_the_same_steps(monkeypatch):
             FlatBuffers(model, device)
             rngs = [np.random.default_rng(i) for i in range(5)]
             prompts = [*prompts_of([3, 15, 1, 7]), prompts_of([3])[0]]
-            steps.append(list(generate(model, prompts, 12, rngs, Sampling(0.9, 0, 0.9), 4, 28, 3, True)))
+            steps.append(list(generate(model, prompts, 12, rngs, Sampling(0.9, 0, 0.9), stop=4, n_vocab=28,
+                                       batch_size=3, logprobs=True)))
     assert steps[0] == steps[1] and len(steps[0]) > 30
 
 
@@ -380,7 +382,7 @@ def test_caches_are_as_long_as_needed_and_go_with_their_texts(monkeypatch, no_co
             made.append((self.size, weakref.ref(self)))
 
     monkeypatch.setattr(models.generation, "KVCache", Watched)
-    writing = generate(tiny(), [[1], [1] * 5, [1] * 12, [1] * 30, [2]], 4, [None] * 5, batch=2)
+    writing = generate(tiny(), [[1], [1] * 5, [1] * 12, [1] * 30, [2]], 4, [None] * 5, batch_size=2)
     most = 0
     for step in writing:
         most = max(most, sum(ref() is not None for _, ref in made))
@@ -395,13 +397,13 @@ def test_nothing_is_written_where_nothing_is_wanted():
     assert list(generate(tiny(), [[1]], 0, [None])) == [] and list(generate(tiny(), [], 5, [])) == []
 
 
-def test_what_generate_cannot_do_it_says():
+def test_what_generate_refuses():
     for prompts, rngs, batch in (([[1], []], [None] * 2, 1), ([[1]], [], 1), ([[1]], [None], 0)):
         with pytest.raises(ValueError):
-            next(generate(tiny(), prompts, 3, rngs, batch=batch))
+            next(generate(tiny(), prompts, 3, rngs, batch_size=batch))
     model = tiny()
     model.ln_f.weight.data[3] = np.nan
-    with pytest.raises(UserError, match="its weights are broken"):
+    with pytest.raises(UserError, match="its weights are damaged"):
         next(model.generate([1], 3))
 
 
@@ -412,15 +414,15 @@ def test_a_cache_takes_over_a_part_of_another():
     short.copy_from(long, 4)
     again = model.next_logits(x[:, 4:5], short).numpy()
     with no_grad():
-        whole = model(x[:, :5])[0].numpy()[:, -1]
-    assert short.position == 5 and long.position == 8 and np.allclose(again, whole, rtol=1e-4, atol=1e-5)
+        full = model(x[:, :5])[0].numpy()[:, -1]
+    assert short.position == 5 and long.position == 8 and np.allclose(again, full, rtol=1e-4, atol=1e-5)
 
 
 # -- stop strings ----------------------------------------------------------------------------------------------------
 
 
 def stream(tokenizer, pieces, stops):
-    """(what each token gives, what the end gives, has it stopped?) of a text in pieces, each encoded for itself."""
+    """(text of each token, text of the end, has it stopped?) of a text in pieces, each encoded for itself."""
     out = TextStream(tokenizer, stops)
     given = [out.feed(id) for piece in pieces for id in tokenizer.encode(piece)]
     return given, out.flush(), out.stopped
@@ -452,8 +454,8 @@ BYTES = Tokenizer([])
 def test_stop_strings(text, stops, shown):
     for tokenizer in (BYTES, Tokenizer.train(text * 3, 300)):
         given, rest, stopped = stream(tokenizer, [text], stops)
-        whole = tokenizer.decode(tokenizer.encode(text))
-        assert "".join(given) + rest == shown and stopped == any(stop and stop in whole for stop in stops)
+        full = tokenizer.decode(tokenizer.encode(text))
+        assert "".join(given) + rest == shown and stopped == any(stop and stop in full for stop in stops)
 
 
 def test_a_stopped_stream_says_nothing_more():
@@ -474,20 +476,45 @@ def test_random_texts_end_where_str_find_says():
         cuts = sorted(rng.integers(0, len(text) + 1, 3))
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
         given, rest, stopped = stream((BYTES, trained)[turn % 2], pieces, stops)
-        whole = text.decode("utf-8", "replace")
-        found = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
-        assert "".join(given) + rest == (whole[: min(found)[1]] if found else whole)
-        assert stopped == bool(found) and (stops or not rest.strip("\ufffd"))
+        full = text.decode("utf-8", "replace")
+        matches = [(full.find(stop) + len(stop), full.find(stop)) for stop in stops if stop in full]
+        assert "".join(given) + rest == (full[: min(matches)[1]] if matches else full)
+        assert stopped == bool(matches) and (stops or not rest.strip("\ufffd"))
         ends += stopped
         if not stopped:                                           # held back: the longest beginning of a stop string
             certain = len("".join(given))
-            held = whole[certain:].rstrip("\ufffd")
+            held = full[certain:].rstrip("\ufffd")
             assert not held or any(stop.startswith(held[: len(stop)]) for stop in stops)
     assert 200 < ends < 1300
 
 
 def _bytes(letter):
     return letter if isinstance(letter, bytes) else letter.encode()
+
+
+# -- texts from a model ----------------------------------------------------------------------------------------------
+
+
+def pieces(**options):
+    model = tiny(seed=3, scale=10.0, vocab_size=257)
+    return stream_texts(model, BYTES, [[1], [2], [3]], 8, sampling=Sampling(), seed=5, samples=[0, 1, 0], batch_size=2,
+                        **options)  # fmt: skip
+
+
+def test_pieces_come_in_turns_or_text_after_text():
+    turns, ordered = list(pieces()), list(in_order(pieces()))
+    assert ordered == sorted(turns, key=lambda piece: piece.index) != turns
+    for i in range(3):
+        text = [piece for piece in ordered if piece.index == i]
+        assert [piece.finish_reason for piece in text] == [None] * 7 + ["length"]
+        assert "".join(piece.text for piece in text) == BYTES.decode([piece.token for piece in text])
+
+
+def test_texts_that_are_interrupted_keep_what_was_held_back():
+    first = next(pieces()).token
+    ended = list(pieces(stops=[BYTES.decode([first]) + "!"], interrupted=lambda: True))
+    assert [piece.index for piece in ended] == [0, 1, 2] and {piece.finish_reason for piece in ended} == {"interrupted"}
+    assert all(piece.text == BYTES.decode([piece.token]) for piece in ended)
 
 
 # -- inference.py ----------------------------------------------------------------------------------------------------
@@ -503,7 +530,7 @@ TEXT = "The cat sat on the mat.\nThe dog sat on the log; a bird sang \u201cpip!\
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the weights of a model that has learned nothing, but has much to say."""
+    """A folder with the weights of a model that has learned nothing, but writes a lot."""
     folder = tmp_path_factory.mktemp("writing")
     tokenizer = Tokenizer.train(TEXT * 20, 285)
     model = GPT(GPTConfig(block_size=24, vocab_size=288, n_layer=1, n_head=2, n_embd=32), seed=0)
@@ -512,13 +539,13 @@ def folder(tmp_path_factory):
         parameter.data *= 12
     for name in ("trained_weights.bin", "endless.bin"):
         save_weights(folder / name, model.state_dict(), model.config.to_dict(), tokenizer.to_json(), {})
-        model.wte.weight.data[tokenizer.eot] = 0                  # never the likeliest
+        model.wte.weight.data[tokenizer.eot] = 0                  # never the most likely
     return folder
 
 
 @pytest.fixture
-def say(folder, monkeypatch, capfdbinary):
-    """say(flags) is what inference.py prints, as text."""
+def infer(folder, monkeypatch, capfdbinary):
+    """infer(flags) is what inference.py prints, as text."""
     monkeypatch.chdir(folder)
 
     def run(*flags):
@@ -531,27 +558,27 @@ def say(folder, monkeypatch, capfdbinary):
 
 
 @pytest.fixture
-def objects(say):
-    return lambda *flags: [json.loads(line) for line in say("--json", *flags).splitlines()]
+def objects(infer):
+    return lambda *flags: [json.loads(line) for line in infer("--json", *flags).splitlines()]
 
 
-def test_several_prompts_and_samples_have_headers(say):
+def test_several_prompts_and_samples_have_headers(infer):
     flags = ["--max-new-tokens", 12, "--temperature", 1.5]
-    alone = {p: say("--prompt", p, *flags) for p in ("The cat", "A")}
+    alone = {p: infer("--prompt", p, *flags) for p in ("The cat", "A")}
     assert all(text.startswith(p) and text.endswith("\n") for p, text in alone.items())
-    several = say("--prompt", "The cat", "--prompt", "A", *flags)
+    several = infer("--prompt", "The cat", "--prompt", "A", *flags)
     assert several == f"--- prompt 1\n{alone['The cat']}--- prompt 2\n{alone['A']}"
-    both = say("--prompt", "The cat", "--prompt", "A", "--num-samples", 2, *flags)
+    both = infer("--prompt", "The cat", "--prompt", "A", "--num-samples", 2, *flags)
     heads = [f"--- prompt {p}, sample {s} of 2\n" for p in (1, 2) for s in (1, 2)]
-    places = [both.index(head) for head in heads]
-    assert places == sorted(places) and both.startswith(f"{heads[0]}{alone['The cat']}{heads[1]}The cat")
+    positions = [both.index(head) for head in heads]
+    assert positions == sorted(positions) and both.startswith(f"{heads[0]}{alone['The cat']}{heads[1]}The cat")
     assert f"{heads[2]}{alone['A']}{heads[3]}A" in both
 
 
-def test_the_batch_size_does_not_change_the_texts(say):
+def test_the_batch_size_does_not_change_the_texts(infer):
     flags = "--prompt The --prompt A --prompt b --num-samples 3 --max-new-tokens 40 --temperature 1.3 --seed 5".split()
-    texts = [say(*flags, "--batch-size", n) for n in (1, 2, 5, 99)]
-    assert texts[0] == texts[1] == texts[2] == texts[3] and texts[0] != say(*flags[:-1], 6)
+    texts = [infer(*flags, "--batch-size", n) for n in (1, 2, 5, 99)]
+    assert texts[0] == texts[1] == texts[2] == texts[3] and texts[0] != infer(*flags[:-1], 6)
 
 
 def test_prompts_in_a_file(objects, folder):
@@ -581,16 +608,16 @@ def test_a_file_without_prompts_is_refused(data, folder, monkeypatch):
         inference.main(["--prompt-file", "prompt.txt"])
 
 
-def test_json_tells_tokens_their_probabilities_and_why_it_ended(objects, folder):
+def test_json_has_tokens_their_probabilities_and_why_it_ended(objects, folder):
     flags = "--prompt The --prompt A --num-samples 8 --max-new-tokens 60 --temperature 1.5 --top-p 1 --stop og".split()
-    found = objects(*flags)
-    model, tokenizer = inference.load(str(folder / "trained_weights.bin"))
-    assert [(text["prompt"], text["sample"]) for text in found] == [(p, s) for p in ("The", "A") for s in range(1, 9)]
-    for text in found:
+    texts = objects(*flags)
+    model, tokenizer, _ = inference.load(str(folder / "trained_weights.bin"))
+    assert [(text["prompt"], text["sample"]) for text in texts] == [(p, s) for p in ("The", "A") for s in range(1, 9)]
+    for text in texts:
         assert text["prompt_ids"] == [tokenizer.eot, *tokenizer.encode(text["prompt"])]
-        whole = tokenizer.decode(text["ids"])
-        stopped = "og" in whole
-        assert text["text"] == whole.split("og")[0] and stopped == (text["ended_by"] == "stop string")
+        full = tokenizer.decode(text["ids"])
+        stopped = "og" in full
+        assert text["text"] == full.split("og")[0] and stopped == (text["ended_by"] == "stop string")
         assert (len(text["ids"]) == 60) >= (text["ended_by"] == "length")
         assert tokenizer.eot not in text["ids"] and len(text["ids"]) == len(text["logprobs"])
         assert all(math.isfinite(p) and p <= 0 for p in text["logprobs"])
@@ -600,25 +627,26 @@ def test_json_tells_tokens_their_probabilities_and_why_it_ended(objects, folder)
         p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         own = [p[i - 1, ids[i]] for i in range(len(text["prompt_ids"]), len(ids))]
         assert text["logprobs"][: len(own)] == pytest.approx(own, rel=1e-4, abs=1e-5)
-    assert {text["ended_by"] for text in found} == {"stop string", "length", "end of text"}
+    assert {text["ended_by"] for text in texts} == {"stop string", "length", "end of text"}
 
 
-def test_several_stop_strings(say):
+def test_several_stop_strings(infer):
     flags = ["--prompt", "The", "--temperature", 1.2, "--max-new-tokens", 150]
-    whole = say(*flags)[3:-1]
-    stops = [whole[20:23], whole[10:12]]
-    first = min(whole.find(stop) for stop in stops)
-    assert say(*flags, "--stop", stops[0], "--stop", stops[1], "--stop", "never") == "The" + whole[:first] + "\n"
+    full = infer(*flags)[3:-1]
+    stops = [full[20:23], full[10:12]]
+    first = min(full.find(stop) for stop in stops)
+    assert infer(*flags, "--stop", stops[0], "--stop", stops[1], "--stop", "never") == "The" + full[:first] + "\n"
 
 
-def test_greedy_is_temperature_0(say):
-    assert say("--greedy", "--seed", 1) == say("--temperature", 0, "--seed", 2) != say("--seed", 1, "--temperature", 2)
+def test_greedy_is_temperature_0(infer):
+    cold = infer("--greedy", "--seed", 1)
+    assert cold == infer("--temperature", 0, "--seed", 2) != infer("--seed", 1, "--temperature", 2)
 
 
 def test_special_tokens_in_a_prompt(objects, folder, monkeypatch):
     tokenizer = inference.load(str(folder / "trained_weights.bin"))[1]
     flags = ["--prompt", "a<|endoftext|>b", "--max-new-tokens", 1, "--start-token", "no"]
-    with pytest.raises(UserError, match="--special allowed takes it for the token of that name, --special"):
+    with pytest.raises(UserError, match="--special allowed reads it as the token of that name, --special"):
         objects(*flags)
     (a,), (b,) = tokenizer.encode("a"), tokenizer.encode("b")
     assert objects(*flags, "--special", "allowed")[0]["prompt_ids"] == [a, tokenizer.eot, b]
@@ -636,10 +664,10 @@ def test_the_start_token(objects, folder):
 
 def test_a_shorter_context(objects, folder):
     """Each token follows from the last 5."""
-    model, tokenizer = inference.load(str(folder / "trained_weights.bin"))
-    found = objects("--prompt", "A", "--greedy", "--block-size", 5, "--max-new-tokens", 20)[0]
-    text = found["prompt_ids"]
-    for token in found["ids"]:
+    model, tokenizer, _ = inference.load(str(folder / "trained_weights.bin"))
+    generated = objects("--prompt", "A", "--greedy", "--block-size", 5, "--max-new-tokens", 20)[0]
+    text = generated["prompt_ids"]
+    for token in generated["ids"]:
         with no_grad():
             logits = model(np.array([text[-5:]]))[0].numpy()[0, -1, : tokenizer.n_vocab]
         assert token == int(np.argmax(logits))
@@ -648,20 +676,20 @@ def test_a_shorter_context(objects, folder):
         objects("--block-size", 25)
 
 
-def test_a_prompt_that_is_too_long_is_told(folder):
+def test_a_prompt_that_is_too_long_is_reported(folder):
     flags = ("--prompt", "A bird in a tree sang", "--block-size", 5, "--max-new-tokens", 2)
-    said = python(ROOT / "inference.py", *flags, cwd=folder)
-    assert said.returncode == 0 and "the model sees the last 5 of them" in said.stderr
+    result = python(ROOT / "inference.py", *flags, cwd=folder)
+    assert result.returncode == 0 and "the model sees the last 5 of them" in result.stderr
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "flags, message",
     [
         ("--min-p 1.5", "--min-p must be in 0 .. 1, not 1.5"),
         ("--min-p nan", "--min-p must be in 0 .. 1, not nan"),
         ("--repetition-penalty 0", "--repetition-penalty must be above 0 and at most 1000, not 0.0"),
         ("--repetition-penalty inf", "--repetition-penalty must be above 0"),
-        ("--temperature inf", "--temperature must be a number that is finite"),
+        ("--temperature inf", "--temperature must be finite"),
         ("--top-k -1", "--top-k must be at least 0, not -1"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
         ("--stop . --stop=", "--stop must not be empty"),
@@ -672,10 +700,10 @@ def test_a_prompt_that_is_too_long_is_told(folder):
         ("--special maybe", "argument --special: invalid choice: 'maybe'"),
     ],
 )
-def test_flags_that_make_no_sense(flags, says):
+def test_flags_that_make_no_sense(flags, message):
     with pytest.raises(UserError) as caught:
         inference.parse(flags.split())
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_of_prompts_is_one_line(folder):
@@ -691,7 +719,7 @@ def test_broken_weights_are_one_line(folder):
     tensors = {**weights.tensors, "ln_f.weight": weights.tensors["ln_f.weight"] * np.float32("nan")}
     save_weights(folder / "nan.bin", tensors, weights.config, weights.tokenizer, {})
     result = python(ROOT / "inference.py", "--weights", "nan.bin", cwd=folder)
-    assert result.returncode == 2 and "weights are broken" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "weights are damaged" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--num-samples=1", "--json"])
@@ -706,15 +734,15 @@ def talk(folder, data, *flags):
                           capture_output=True, timeout=600)  # fmt: skip
 
 
-def test_a_conversation_through_a_pipe(folder, say):
+def test_a_conversation_through_a_pipe(folder, infer):
     """Each line is continued, an empty one goes on with the text before; no questions are asked of a pipe."""
     flags = ["--max-new-tokens", "6", "--greedy"]
     result = talk(folder, "The cat\n\nA \u263c\r\n\nThe cat".encode(), *flags)
     assert result.returncode == 0 and result.stderr == b""
     pieces = []
     for prompt in ("The cat", "A \u263c"):
-        short = say("--prompt", prompt, *flags)[:-1]
-        pieces += [short, say("--prompt", prompt, "--greedy", "--max-new-tokens", 12)[:-1].removeprefix(short)]
+        short = infer("--prompt", prompt, *flags)[:-1]
+        pieces += [short, infer("--prompt", prompt, "--greedy", "--max-new-tokens", 12)[:-1].removeprefix(short)]
     assert result.stdout.decode() == "\n".join([*pieces, pieces[0], ""])
 
 
@@ -734,7 +762,7 @@ class Terminal:
     """inference.py at a terminal of its own."""
 
     def __init__(self, folder, *flags):
-        self.mine, theirs = os.openpty()
+        self.ours, theirs = os.openpty()
         command = [sys.executable, "-c", LEADER, str(ROOT / "inference.py"), *map(str, flags)]
         environment = {**os.environ, "TERM": "dumb"}
         self.process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
@@ -745,12 +773,12 @@ class Terminal:
         """What comes, up to `until` (bytes at its end, or a number of them; None: all)."""
         out, deadline = b"", time.monotonic() + 60
         while time.monotonic() < deadline:
-            if not select.select([self.mine], [], [], 0.2)[0]:
+            if not select.select([self.ours], [], [], 0.2)[0]:
                 if isinstance(until, bytes) and out.endswith(until):
                     return out
                 continue
             try:
-                part = os.read(self.mine, 4096)
+                part = os.read(self.ours, 4096)
             except OSError:                                       # Linux: the other side is closed
                 part = b""
             out += part
@@ -759,11 +787,11 @@ class Terminal:
         raise AssertionError(f"the terminal shows {out!r}, not {until!r}")
 
     def type(self, data):
-        os.write(self.mine, data)
+        os.write(self.ours, data)
 
     def close(self):
         """The exit code."""
-        os.close(self.mine)
+        os.close(self.ours)
         return self.process.wait(60)
 
     def __enter__(self):
@@ -790,7 +818,7 @@ def test_a_conversation_at_a_terminal(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
-def test_a_conversation_that_is_told_to_end_ends(folder):
+def test_a_conversation_ends_at_sigterm(folder):
     with Terminal(folder, *ENDLESS, "--interactive") as terminal:
         terminal.read(b"\r\n> ")
         terminal.type(b"The cat\n")

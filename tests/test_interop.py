@@ -1,4 +1,4 @@
-"""Models of others: read as they are on disk, computed as they compute them, written so that they read them again."""
+"""Third-party models: read from disk, computed as the other programs do, written so that those can read them."""
 
 import importlib.util
 import json
@@ -48,8 +48,8 @@ def logits(model, T=16):
 
 
 def equal(model, other):
-    mine, theirs = model.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(mine[name].tobytes() == theirs[name].tobytes() for name in mine)
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
 
 
 def container(path, tensors, metadata=None):
@@ -102,10 +102,10 @@ def test_the_older_file_of_torch(tmp_path):
     folder(path, {})
     torch.save(tensors, path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    loaded, _, found = load_pretrained(path)
-    assert equal(loaded, model) and loaded.lm_head is None and found.kind == "Hugging Face"
+    loaded, _, pretrained = load_pretrained(path)
+    assert equal(loaded, model) and loaded.lm_head is None and pretrained.kind == "Hugging Face"
     torch.save([1, 2], path / "pytorch_model.bin")
-    assert "no table of tensors" in refused(path)
+    assert "not a dict of named tensors" in refused(path)
     torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert "pytorch_model.bin" in refused(path)
 
@@ -113,18 +113,18 @@ def test_the_older_file_of_torch(tmp_path):
 def test_a_head_that_is_a_copy_stays_tied_and_another_one_is_its_own(tmp_path):
     model, tensors = a_model(), float32(a_model())
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
-    loaded, _, found = load_pretrained(folder(tmp_path / "copy", tensors, tie_word_embeddings=False))
-    assert equal(loaded, model) and loaded.lm_head is None and not found.notes
+    loaded, _, pretrained = load_pretrained(folder(tmp_path / "copy", tensors, tie_word_embeddings=False))
+    assert equal(loaded, model) and loaded.lm_head is None and not pretrained.notes
     untied = a_model(tied_head=False)
     tensors = float32(untied)
     tensors["lm_head.weight"] = ("F32", tensors.pop("transformer.lm_head.weight")[1].T)
     for tied in (False, True):
-        loaded, _, found = load_pretrained(folder(tmp_path / "own", tensors, tie_word_embeddings=tied))
-        assert equal(loaded, untied) and len(found.notes) == tied
+        loaded, _, pretrained = load_pretrained(folder(tmp_path / "own", tensors, tie_word_embeddings=tied))
+        assert equal(loaded, untied) and len(pretrained.notes) == tied
 
 
 @pytest.mark.parametrize("code", ["F64", "F16", "BF16"])
-def test_other_kinds_of_numbers(tmp_path, code):
+def test_other_data_types(tmp_path, code):
     model = a_model()
     for parameter in model.parameters():  # numbers that all of these can hold
         parameter.data[...] = unpack(pack(np.round(parameter.data.reshape(-1) * 64) / 64)).reshape(parameter.shape)
@@ -146,23 +146,23 @@ def test_tensors_spread_over_several_files(tmp_path):
     index = tmp_path / "m" / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
     assert equal(load_pretrained(tmp_path / "m")[0], model)
-    for change, says in (
-        ({names[0]: "../elsewhere.safetensors"}, "no file beside it"),
-        ({names[0]: "model-00003-of-00003.safetensors"}, "the index says it has"),
+    for change, message in (
+        ({names[0]: "../elsewhere.safetensors"}, "is not a file next to it"),
+        ({names[0]: "model-00003-of-00003.safetensors"}, "though the index lists it"),
         ({names[0]: "model-00009-of-00003.safetensors"}, "cannot be read (No such file"),
     ):
         index.write_text(json.dumps({"weight_map": where | change}))
-        assert says in refused(tmp_path / "m")
+        assert message in refused(tmp_path / "m")
     index.write_text("{}")
     assert "weight_map is missing" in refused(tmp_path / "m")
 
 
-def test_a_file_alone_finds_its_config_beside_it(tmp_path):
+def test_a_file_alone_finds_its_config_next_to_it(tmp_path):
     model = a_model()
     path = folder(tmp_path / "m", float32(model)) / "model.safetensors"
     assert equal(load_pretrained(path)[0], model)
     (tmp_path / "m" / "config.json").unlink()
-    assert "no config.json beside it" in refused(path)
+    assert "no config.json next to it" in refused(path)
 
 
 @pytest.mark.parametrize("changes", [{"n_inner": 50}, {"activation": "gelu_erf"}, {"norm_eps": 1e-3}], ids=str)
@@ -176,7 +176,7 @@ def test_what_a_config_says_is_computed(tmp_path, changes):
 
 
 @pytest.mark.parametrize(
-    "fields, says",
+    "fields, message",
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -201,8 +201,8 @@ def test_what_a_config_says_is_computed(tmp_path, changes):
         ({"n_layer": 10**9}, "n_layer is 1,000,000,000, but there are 28 tensors"),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_or_does_not_fit_is_refused_in_one_line(tmp_path, fields, says):
-    assert says in refused(folder(tmp_path / "m", float32(a_model()), **fields))
+def test_what_is_not_supported_or_does_not_fit_is_refused_in_one_line(tmp_path, fields, message):
+    assert message in refused(folder(tmp_path / "m", float32(a_model()), **fields))
 
 
 def refused(path):
@@ -213,11 +213,11 @@ def refused(path):
     return text
 
 
-def test_a_turned_square_matrix_is_not_noticed_by_shapes_but_by_the_orientation_test(tmp_path):
-    """attn.c_proj is square: a transpose too many would pass every check of shapes."""
+def test_a_transposed_square_matrix_is_noticed_by_the_orientation_test(tmp_path):
+    """attn.c_proj is square: a superfluous transpose would pass all checks of shapes."""
     model = a_model()
     llmc.write_model(tmp_path / "m.bin", model.state_dict(), CONFIG.to_dict())
-    tensors, _, _ = llmc.read_model(tmp_path / "m.bin")
+    tensors, _ = llmc.read_model(tmp_path / "m.bin")
     raw = tensors["h.0.attn.c_proj.weight"].raw
     assert np.array_equal(raw, model.h[0].attn.c_proj.weight.data.T) and not np.array_equal(raw, raw.T)
 
@@ -281,8 +281,8 @@ def theirs(tmp_path_factory):
     ask(MAKE.format(shapes=SHAPES), top / "theirs")
     ask(ASK, top / "theirs")
     for shape in SHAPES:
-        found = open_model(top / "theirs" / shape)
-        hf.write_folder(top / "ours" / shape, found.tensors, found.config)
+        pretrained = open_model(top / "theirs" / shape)
+        hf.write_folder(top / "ours" / shape, pretrained.tensors, pretrained.config)
     ask(ASK, top / "ours")
     return top
 
@@ -301,7 +301,7 @@ def test_the_same_logits_loss_and_greedy_text_as_transformers(theirs, shape, who
         assert list(model.generate(x[0, :3], 12)) == answers["text"].tolist()
 
 
-def test_verify_hf_says_so(theirs, tmp_path):
+def test_verify_hf_passes(theirs, tmp_path):
     run("convert", theirs / "theirs" / "inner", tmp_path / "w.bin", "--to", "trained", check=True)
     agree = run("verify", "hf", tmp_path / "w.bin")  # writes a folder, which transformers reads
     assert agree.returncode == 0 and agree.stdout.count("PASS") == 3, agree.stdout + agree.stderr
@@ -320,9 +320,9 @@ def test_verify_hf_sees_a_difference(tmp_path, monkeypatch):
     hf.write_folder(tmp_path / "m", a_model().state_dict(), CONFIG.to_dict())
 
     def spoilt(*args):
-        model, tokenizer, found = load_pretrained(*args)
+        model, tokenizer, pretrained = load_pretrained(*args)
         model.h[1].attn.c_proj.weight.data[...] = model.h[1].attn.c_proj.weight.data.T.copy()
-        return model, tokenizer, found
+        return model, tokenizer, pretrained
 
     monkeypatch.setattr(verify_models, "load_pretrained", spoilt)
     assert verify_models.main("hf", [str(tmp_path / "m")]) == 1
@@ -356,14 +356,14 @@ def test_llmc_models_are_read_and_written_byte_for_byte(tmp_path, version):
             parameter.data[...] = unpack(pack(parameter.data.reshape(-1))).reshape(parameter.shape)
     path = tmp_path / "theirs.bin"
     path.write_bytes(llmc_bytes(model, version))
-    loaded, _, found = load_pretrained(path)
-    assert found.kind == "llm.c" and equal(loaded, model)
-    llmc.write_model(tmp_path / "ours.bin", loaded.state_dict(), found.config, version)
+    loaded, _, pretrained = load_pretrained(path)
+    assert pretrained.kind == "llm.c" and equal(loaded, model)
+    llmc.write_model(tmp_path / "ours.bin", loaded.state_dict(), pretrained.config, version)
     assert (tmp_path / "ours.bin").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "place, value, says",
+    "index, value, message",
     [
         (0, 20240327, "is a debug state of llm.c, not a model"),
         (1, 2, "version is 2"),
@@ -378,24 +378,24 @@ def test_llmc_models_are_read_and_written_byte_for_byte(tmp_path, version):
         (7, 512, "bytes long instead of"),
     ],
 )
-def test_headers_of_llmc_that_cannot_be_are_refused(tmp_path, place, value, says):
+def test_headers_of_llmc_that_cannot_be_are_refused(tmp_path, index, value, message):
     raw = bytearray(llmc_bytes(a_model(), 3))
-    raw[4 * place : 4 * place + 4] = struct.pack("<i", value)
+    raw[4 * index : 4 * index + 4] = struct.pack("<i", value)
     (tmp_path / "m.bin").write_bytes(raw)
-    assert says in refused(tmp_path / "m.bin")
+    assert message in refused(tmp_path / "m.bin")
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
         ({"n_inner": 50}, "MLPs are 4 x 32 wide, this model's 50"),
         ({"norm_eps": 1e-3}, "layernorms add 1e-5"),
         ({"tied_head": False}, "head is the token embedding"),
     ],
 )
-def test_models_that_llmc_has_no_form_for_are_refused(tmp_path, changes, says):
+def test_models_that_llmc_cannot_hold_are_refused(tmp_path, changes, message):
     model = a_model(**changes)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         llmc.write_model(tmp_path / "m.bin", model.state_dict(), model.config.to_dict())
     assert os.listdir(tmp_path) == []
 
@@ -422,16 +422,16 @@ def test_debug_states_come_back_and_are_compared(tmp_path):
     assert np.array_equal(np.frombuffer(raw[1024 + 128 : 1024 + 256], "<i4"), ids[1:])
     state = llmc.read_debug_state(tmp_path / "d.bin", CONFIG.to_dict())
     model.zero_grad()
-    found, loss = model(state.x, state.y)
+    output, loss = model(state.x, state.y)
     loss.backward()
-    assert np.allclose(found.numpy(), state.logits, atol=1e-6) and abs(state.loss - loss.item()) < 1e-6
+    assert np.allclose(output.numpy(), state.logits, atol=1e-6) and abs(state.loss - loss.item()) < 1e-6
     for name, parameter in model.named_parameters():
         assert np.allclose(parameter.grad, state.grads[name], rtol=1e-4, atol=1e-7), name
     agree = run("verify", "llmc", tmp_path / "m.bin", tmp_path / "d.bin")
     assert agree.returncode == 0 and agree.stdout.count("PASS") == 2 + 28, agree.stdout
     spoilt = bytearray(raw)
-    place = len(raw) - 4 * (numbers - 384 * 32)  # the first number of wpe's gradient
-    spoilt[place : place + 4] = struct.pack("<f", 0.5)
+    offset = len(raw) - 4 * (numbers - 384 * 32)  # the first number of wpe's gradient
+    spoilt[offset : offset + 4] = struct.pack("<f", 0.5)
     (tmp_path / "d.bin").write_bytes(spoilt)
     differ = run("verify", "llmc", tmp_path / "m.bin", tmp_path / "d.bin")
     assert differ.returncode == 1 and differ.stdout.count("FAIL") == 1
@@ -471,8 +471,8 @@ def test_llmcs_own_program_trains_from_our_checkpoint_with_our_losses(tmp_path):
     run("convert", tmp_path / "gpt2_124M.bin", tmp_path / "gpt2_124M_debug_state.bin", "--to", "llmc-debug",
         "--tokens", tokens, check=True)  # fmt: skip
     tested = subprocess.run([os.path.join(LLMC, "test_gpt2")], cwd=tmp_path, capture_output=True, timeout=300)
-    said = tested.stdout.decode(errors="replace")
-    assert "OK (LOGITS)" in said and "LOSS OK" in said and said.count("TENSOR OK") == 16
+    result = tested.stdout.decode(errors="replace")
+    assert "OK (LOGITS)" in result and "LOSS OK" in result and result.count("TENSOR OK") == 16
 
 
 # -- convert ---------------------------------------------------------------------------------------------------------
@@ -490,9 +490,9 @@ def test_round_trips_are_exact_and_keep_the_tokenizer(trained, tmp_path):
     for i, (form, target) in enumerate((("hf", "hf"), ("llmc", "hf/c.bin"), ("nanogpt-bin", "hf/ckpt.pt"),
                                         ("trained", "t.bin"), ("hf", "hf2"), ("trained", "t2.bin"))):  # fmt: skip
         result = run("convert", path, tmp_path / target, "--to", form, check=True)
-        assert "read again equal" in result.stdout, result.stdout
+        assert "read back equal" in result.stdout, result.stdout
         path = tmp_path / target
-        if i == 2:  # nanoGPT computes erf's GELU, and says so: our own tanh comes back by hand
+        if i == 2:  # nanoGPT computes erf's GELU, and notes it: our own tanh form is restored by hand
             assert "erf" in result.stderr
             path = tmp_path / "hf"
     again = open_model(path)
@@ -502,8 +502,8 @@ def test_round_trips_are_exact_and_keep_the_tokenizer(trained, tmp_path):
 
 def test_a_model_can_be_cropped(trained, tmp_path):
     run("convert", trained, tmp_path / "small", "--to", "hf", "--block-size", "5", check=True)
-    small, whole = load_pretrained(tmp_path / "small")[0], load_pretrained(trained)[0]
-    assert small.config.block_size == 5 and np.array_equal(logits(small, 5), logits(whole, 5))
+    small, full = load_pretrained(tmp_path / "small")[0], load_pretrained(trained)[0]
+    assert small.config.block_size == 5 and np.array_equal(logits(small, 5), logits(full, 5))
     longer = run("convert", trained, tmp_path / "large", "--to", "hf", "--block-size", "17")
     assert longer.returncode == 2 and "can only be cropped" in longer.stderr
 
@@ -511,12 +511,12 @@ def test_a_model_can_be_cropped(trained, tmp_path):
 @pytest.mark.parametrize("form", ["hf", "llmc"])
 def test_bfloat16_rounds_to_nearest(trained, tmp_path, form):
     target = tmp_path / "half"
-    said = run("convert", trained, target, "--to", form, "--dtype", "bfloat16", check=True).stdout
-    assert "read again within" in said
+    result = run("convert", trained, target, "--to", form, "--dtype", "bfloat16", check=True).stdout
+    assert "read back within" in result
     for name, array in load_pretrained(trained)[0].state_dict().items():
-        stored = open_model(target).tensors[name]
+        tensor = open_model(target).tensors[name]
         rounded = unpack(pack(array.reshape(-1))).reshape(array.shape)
-        assert stored.code == "BF16" and np.array_equal(stored.astype(), rounded)
+        assert tensor.code == "BF16" and np.array_equal(tensor.astype(), rounded)
 
 
 def test_tokens_change_their_form(tmp_path):
@@ -542,7 +542,7 @@ def test_tokenizers_change_their_form(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "words, message",
     [
         (["nowhere", "x", "--to", "hf"], "nowhere: no such file or folder"),
         (["w.bin", "x", "--to", "tiktoken"], "is a model, which can become"),
@@ -550,21 +550,21 @@ def test_tokenizers_change_their_form(trained, tmp_path):
         (["w.bin", "x"], "--to"),
         (["w.bin", "x", "--to", "trained", "--dtype", "bfloat16"], "only hf and llmc"),
         (["w.bin", "x", "--to", "llmc-debug"], "needs --tokens FILE"),
-        (["w.bin", "x", "--to", "llmc-debug", "--tokens", "t.bin", "--batch", "4"], "is no size such as 4x64"),
+        (["w.bin", "x", "--to", "llmc-debug", "--tokens", "t.bin", "--batch", "4"], "is not a size such as 4x64"),
         (["w.bin", "x", "--to", "llmc-debug", "--tokens", "t.bin", "--batch", "4x64"], "ids are too few"),
-        (["t.bin", "x", "--to", "hf"], "is a file of tokens, which can become"),
-        (["text.xyz", "x", "--to", "hf"], "is no model that is known here"),
+        (["t.bin", "x", "--to", "hf"], "is a token file, which can become"),
+        (["text.xyz", "x", "--to", "hf"], "is not a model of a known format"),
         (["w.bin", "no/such/folder/x", "--to", "llmc"], "no/such/folder"),
-        (["w.bin", "t.bin", "--to", "trained"], "t.bin: exists already; name another OUT, or write over it with --fo"),
+        (["w.bin", "t.bin", "--to", "trained"], "t.bin: exists already; name another OUT, or overwrite it with --fo"),
         (["w.bin", "w.bin", "--to", "trained"], "w.bin: exists already"),
         (["t.bin", "text.xyz", "--to", "llmc"], "text.xyz: exists already"),
     ],
 )
-def test_bad_input_for_convert_gets_one_line_and_exit_code_2(trained, tmp_path, words, says):
+def test_bad_input_for_convert_gets_one_line_and_exit_code_2(trained, tmp_path, words, message):
     write_raw(tmp_path / "t.bin", np.arange(100))
     (tmp_path / "text.xyz").write_text("just a text that somebody wrote\n" * 3)
     result = run("convert", *words, cwd=tmp_path)
-    assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
     assert not os.path.exists(tmp_path / "x")
 
 
@@ -581,11 +581,11 @@ def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
     assert equal(load_pretrained(old)[0], a_model(seed=5))
     refused = run("convert", old, old, "--to", "hf", "--block-size", "8")
     assert refused.returncode == 2 and refused.stderr.endswith(
-        "m/model.safetensors.index.json: exists already; name another OUT, or write over it with --force\n"
+        "m/model.safetensors.index.json: exists already; name another OUT, or overwrite it with --force\n"
     )
     run("convert", old, old, "--to", "hf", "--block-size", "8", "--force", check=True)  # in its own place
     assert load_pretrained(old)[0].config.block_size == 8
-    assert "read again equal" in run("convert", trained, old, "--to", "hf", "--force", check=True).stdout
+    assert "read back equal" in run("convert", trained, old, "--to", "hf", "--force", check=True).stdout
     assert equal(load_pretrained(old)[0], a_model())
     llmc.write_model(tmp_path / "x.bin", a_model().state_dict(), CONFIG.to_dict())
     stale = run("convert", tmp_path / "x.bin", old, "--to", "hf", "--force")  # its tokenizer would be the other model's
@@ -620,28 +620,28 @@ def test_the_tokenizer_inside_weights_is_one_like_any_other(trained, tmp_path):
 def test_a_text_is_no_file_of_tokens(trained, tmp_path):
     (tmp_path / "my.txt").write_text("words " * 500)
     result = run("convert", trained, tmp_path / "d", "--to", "llmc-debug", "--tokens", tmp_path / "my.txt")
-    assert result.returncode == 2 and "is no file of tokens" in result.stderr
+    assert result.returncode == 2 and "is not a token file" in result.stderr
 
 
-def test_convert_notices_what_is_not_as_it_was_written(trained, tmp_path, monkeypatch, capsys):
+def test_convert_notices_what_differs_from_what_was_written(trained, tmp_path, monkeypatch, capsys):
     assert convert.main([str(trained), str(tmp_path / "a"), "--to", "hf"]) == 0
     opened = convert.open_model
 
     def spoilt(path, *more):
-        found = opened(path, *more)
+        pretrained = opened(path, *more)
         if str(path) == str(tmp_path / "b"):
-            array = found.tensors["h.0.ln_1.bias"].astype(copy=True)
+            array = pretrained.tensors["h.0.ln_1.bias"].astype(copy=True)
             array[3] = np.nan
-            found.tensors["h.0.ln_1.bias"] = LazyTensor.of(array)
-        return found
+            pretrained.tensors["h.0.ln_1.bias"] = LazyTensor.of(array)
+        return pretrained
 
     monkeypatch.setattr(convert, "open_model", spoilt)
-    with pytest.raises(UserError, match="h.0.ln_1.bias is not there again as it was written"):
+    with pytest.raises(UserError, match="h.0.ln_1.bias differs from what was written"):
         convert.main([str(trained), str(tmp_path / "b"), "--to", "hf"])
 
 
 def test_texts_end_with_the_token_that_the_config_names(tmp_path):
-    """Not every model ends its texts with <|endoftext|>; what it says goes on from form to form."""
+    """Not every model ends its texts with <|endoftext|>; what a model names is kept from format to format."""
     model = a_model()
     greedy = list(model.generate([5], 6))
     path = folder(tmp_path / "m", float32(model), eos_token_id=greedy[2])
@@ -649,15 +649,15 @@ def test_texts_end_with_the_token_that_the_config_names(tmp_path):
     write_tokenizer(vocab, path, "hf")
     run("convert", path, tmp_path / "w.bin", "--to", "trained", check=True)
     run("convert", tmp_path / "w.bin", tmp_path / "again", "--to", "hf", check=True)
-    for place in (path, tmp_path / "w.bin", tmp_path / "again"):
-        assert open_model(place).end == greedy[2]
+    for target in (path, tmp_path / "w.bin", tmp_path / "again"):
+        assert open_model(target).end == greedy[2]
     assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == greedy[2]
     prompt = vocab.decode([5])
-    for place in (path, tmp_path / "w.bin"):
-        command = [sys.executable, ROOT / "inference.py", "--weights", place, "--prompt", prompt, "--greedy", "--json"]
-        said = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    for target in (path, tmp_path / "w.bin"):
+        command = [sys.executable, ROOT / "inference.py", "--weights", target, "--prompt", prompt, "--greedy", "--json"]
+        result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
         end = greedy.index(greedy[2])
-        assert said["prompt_ids"] == [5] and said["ids"] == greedy[:end] and said["ended_by"] == "end of text"
+        assert result["prompt_ids"] == [5] and result["ids"] == greedy[:end] and result["ended_by"] == "end of text"
 
 
 @pytest.mark.parametrize(
@@ -681,7 +681,7 @@ def test_shapes_that_no_tensor_has_are_refused_at_once(tmp_path, shape, offsets)
 def test_an_index_that_names_no_file_is_refused(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(FIELDS))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "no file beside it" in refused(tmp_path)
+    assert "is not a file next to it" in refused(tmp_path)
 
 
 def test_verify_llmc_of_models_that_llmc_does_not_know(tmp_path):
@@ -696,14 +696,14 @@ def test_verify_llmc_of_models_that_llmc_does_not_know(tmp_path):
     wide = a_model(n_inner=50)
     save_weights(tmp_path / "wide.bin", wide.state_dict(), wide.config.to_dict(), "", {})
     other = run("verify", "llmc", tmp_path / "wide.bin", tmp_path / "d.bin")
-    assert other.returncode == 2 and len(other.stderr.splitlines()) == 1 and "no such form" in other.stderr
+    assert other.returncode == 2 and len(other.stderr.splitlines()) == 1 and "not supported there" in other.stderr
 
 
-def test_pipes_and_files_in_the_way_are_told(trained, tmp_path):
+def test_pipes_and_files_in_the_way_are_reported(trained, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "pipe or socket" in refused(tmp_path / "pipe")
     (tmp_path / "file").write_text("x")
-    for words, says in (
+    for words, message in (
         (["w.bin", "file", "--to", "hf"], "cannot be made a folder"),
         (["pipe", "x", "--to", "hf"], "pipe or socket"),
         (["w.bin", "w.bin", "--to", "hf"], "cannot be made a folder"),
@@ -711,7 +711,8 @@ def test_pipes_and_files_in_the_way_are_told(trained, tmp_path):
     ):
         write_raw(tmp_path / "t.bin", np.arange(100))
         result = run("convert", *words, cwd=tmp_path)
-        assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_other_names_for_the_same_fields(tmp_path):
@@ -722,7 +723,7 @@ def test_other_names_for_the_same_fields(tmp_path):
     assert equal(load_pretrained(path)[0], model)
 
 
-def test_a_torch_file_alone_with_its_config_beside_it(tmp_path):
+def test_a_torch_file_alone_with_its_config_next_to_it(tmp_path):
     torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
     model, path = a_model(), folder(tmp_path / "m", {})
     tensors = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
@@ -735,22 +736,22 @@ def test_a_torch_file_alone_with_its_config_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, message",
     [
-        (b"", "is no model that is known here"),
-        (b"\x80\x02}q\x00.", "is a bare pickle, which could run anything"),
-        (struct.pack("<i", 20240520) + bytes(2000), "is a file of tokens, not a model"),
+        (b"", "is not a model of a known format"),
+        (b"\x80\x02}q\x00.", "is a bare pickle, which could run any code"),
+        (struct.pack("<i", 20240520) + bytes(2000), "is a token file, not a model"),
         (struct.pack("<i", 20240328) + bytes(2000), "is a tokenizer of llm.c, not a model"),
         (struct.pack("<Q", 2**63) + b"{}", "header length"),
-        (b"\x93NUMPY" + bytes(100), "is no model that is known here"),
+        (b"\x93NUMPY" + bytes(100), "is not a model of a known format"),
     ],
 )
-def test_what_is_no_model_is_told_what_it_is(tmp_path, content, says):
+def test_what_is_not_a_model_is_reported(tmp_path, content, message):
     (tmp_path / "m.bin").write_bytes(content)
-    assert says in refused(tmp_path / "m.bin")
+    assert message in refused(tmp_path / "m.bin")
 
 
-def test_kinds_are_told_by_content_whatever_the_name(trained, tmp_path):
+def test_kinds_are_recognized_by_content_whatever_the_name(trained, tmp_path):
     hf.write_folder(tmp_path / "hf", a_model().state_dict(), CONFIG.to_dict())
     llmc.write_model(tmp_path / "weights.safetensors", a_model().state_dict(), CONFIG.to_dict())
     run("convert", trained, tmp_path / "model.bin", "--to", "nanogpt", check=True)
@@ -760,16 +761,16 @@ def test_kinds_are_told_by_content_whatever_the_name(trained, tmp_path):
 
 
 @pytest.mark.parametrize("code", ["F32", "BF16", "F16", "F64"])
-def test_stored_numbers_are_the_array(code):
+def test_lazy_tensors_are_the_array(code):
     rng = np.random.default_rng(0)
     array = rng.standard_normal((70, 30)).astype(np.float32)
     raw = {"F32": array, "F16": array.astype("<f2"), "F64": array.astype("<f8")}.get(code)
     raw = pack(array.reshape(-1)).reshape(array.shape) if raw is None else raw
-    stored = LazyTensor(memoryview(raw.tobytes()), code, raw.shape)
+    tensor = LazyTensor(memoryview(raw.tobytes()), code, raw.shape)
     expected = unpack(raw.reshape(-1)).reshape(raw.shape) if code == "BF16" else raw.astype(np.float32)
-    assert np.array_equal(stored.astype(), expected) and stored.shape == (70, 30) and stored.size == 2100
-    assert np.array_equal(stored.transpose().astype(), expected.T) and stored.transpose().shape == (30, 70)
-    assert np.array_equal(stored.first(7).astype(np.float64), expected[:7].astype(np.float64))
+    assert np.array_equal(tensor.astype(), expected) and tensor.shape == (70, 30) and tensor.size == 2100
+    assert np.array_equal(tensor.transpose().astype(), expected.T) and tensor.transpose().shape == (30, 70)
+    assert np.array_equal(tensor.first(7).astype(np.float64), expected[:7].astype(np.float64))
 
 
 MEASURE = """

@@ -58,13 +58,13 @@ def test_likelihoods_in_the_order_of_requests(ours):
         if len(row) == len(front):
             assert (logprob, greedy) == (0, True)
             continue
-        expected, likeliest = naive(ours.model, row, len(front))
+        expected, most_likely = naive(ours.model, row, len(front))
         assert type(logprob) is float and type(greedy) is bool
-        assert logprob == pytest.approx(expected.sum(), rel=1e-5) and greedy == likeliest.all()
+        assert logprob == pytest.approx(expected.sum(), rel=1e-5) and greedy == most_likely.all()
 
 
 def test_what_the_model_would_write_is_greedy(ours):
-    found = 0
+    count = 0
     for n in range(1, 40):
         front = TOKENIZER.encode(" ".join((WORDS * 3)[n % 7 : n]))[-20:] or [5]
         context = TOKENIZER.decode(front)
@@ -72,8 +72,8 @@ def test_what_the_model_would_write_is_greedy(ours):
         text = TOKENIZER.decode(new)
         if TOKENIZER.encode(context + text) == front + new and not context[-1].isspace():
             assert ours.loglikelihood(requests((context, text)))[0][1]
-            found += 1
-    assert found
+            count += 1
+    assert count
 
 
 def test_a_long_context_loses_its_beginning(ours):
@@ -85,10 +85,10 @@ def test_a_long_context_loses_its_beginning(ours):
 
 def test_rolling_scores_each_token_once(ours):
     texts = [TEXT * 2, "The cat", ""]
-    for text, found in zip(texts, ours.loglikelihood_rolling(requests(*((text,) for text in texts)))):
+    for text, logprob in zip(texts, ours.loglikelihood_rolling(requests(*((text,) for text in texts)))):
         row = [TOKENIZER.eot, *TOKENIZER.encode(text)]
         parts = [naive(ours.model, row[a:c], b - a)[0].sum() for a, b, c in windows(len(row), 1, 24)]
-        assert type(found) is float and found == pytest.approx(sum(parts), rel=1e-5)
+        assert type(logprob) is float and logprob == pytest.approx(sum(parts), rel=1e-5)
 
 
 def test_answers_go_into_the_harness_order_over_many_portions(ours):
@@ -102,14 +102,14 @@ def test_answers_go_into_the_harness_order_over_many_portions(ours):
 
 
 def test_texts_end_before_a_stop_string_or_at_their_length(ours):
-    (whole,) = ours.generate_until(requests(("The cat", {"max_gen_toks": 20})))
+    (full,) = ours.generate_until(requests(("The cat", {"max_gen_toks": 20})))
     new = list(ours.model.generate(TOKENIZER.encode("The cat")[-4:], 20, stop=TOKENIZER.eot, n_vocab=TOKENIZER.n_vocab))
-    assert whole == TOKENIZER.decode(new)
-    stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    assert full == TOKENIZER.decode(new)
+    stop = full[len(full) // 2 : len(full) // 2 + 2]
     wishes = [{"until": [stop, "\n\n"], "max_gen_toks": 20}, {"until": stop, "max_tokens": 20, "do_sample": False},
               {"max_new_tokens": 3, "temperature": 0.0}]  # fmt: skip
     results = ours.generate_until(requests(*(("The cat", wish) for wish in wishes)))
-    assert results[0] == results[1] == whole[: whole.index(stop)]
+    assert results[0] == results[1] == full[: full.index(stop)]
     (short,) = [TOKENIZER.decode(list(ours.model.generate(TOKENIZER.encode("The cat"), 3)))]
     assert results[2] == short
 
@@ -134,20 +134,20 @@ def test_contexts_leave_room_for_what_is_written(ours):
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         ({"colour": "red"}, "model_args: 'colour' is not known"),
-        ({"block_size": 0}, "block_size must be a whole number from 1 on, not 0"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, not 0"),
         ({"block_size": 25}, "--block-size 25"),
-        ({"batch_tokens": "many"}, "batch_tokens must be a whole number"),
+        ({"batch_tokens": "many"}, "batch_tokens must be an integer"),
         ({"device": "tpu:1"}, "device 'tpu' is not known"),
         ({"pretrained": "nowhere.bin"}, "nowhere.bin"),
     ],
 )
-def test_arguments_that_cannot_be_are_one_line(tmp_path, arguments, says):
+def test_arguments_that_cannot_be_are_one_line(tmp_path, arguments, message):
     with pytest.raises(UserError) as caught:
         Adapter(**{"pretrained": save(tmp_path), **arguments})
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_arguments_are_taken(tmp_path):
@@ -237,9 +237,9 @@ def test_simple_evaluate_from_python(tasks, monkeypatch):
                                       tasks=list(TASKS), task_manager=manager)["results"]  # fmt: skip
     ours = TinygradLM(pretrained=weights)
     assert ours.rank == 0 and ours.world_size == 1
-    found = lm_eval.simple_evaluate(model=ours, tasks=list(TASKS), task_manager=manager)["results"]
-    for task, results in found.items():
-        for name, value in results.items():
+    results = lm_eval.simple_evaluate(model=ours, tasks=list(TASKS), task_manager=manager)["results"]
+    for task, metrics in results.items():
+        for name, value in metrics.items():
             if isinstance(value, float):
                 assert by_name[task][name] == pytest.approx(value, rel=1e-6)
     right, right_norm, nats, n_words, n_bytes = 0, 0, 0.0, 0, 0
@@ -256,9 +256,9 @@ def test_simple_evaluate_from_python(tasks, monkeypatch):
         row = [TOKENIZER.eot, *TOKENIZER.encode(text)]
         nats -= sum(naive(ours.model, row[a:c], b - a)[0].sum() for a, b, c in windows(len(row), 1, 24))
         n_words, n_bytes = n_words + len(text.split()), n_bytes + len(text.encode())
-    assert found["choice"]["acc,none"] == right / 30 and found["choice"]["acc_norm,none"] == right_norm / 30
-    assert found["rolling"]["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
-    assert found["rolling"]["word_perplexity,none"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
+    assert results["choice"]["acc,none"] == right / 30 and results["choice"]["acc_norm,none"] == right_norm / 30
+    assert results["rolling"]["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    assert results["rolling"]["word_perplexity,none"] == pytest.approx(math.exp(nats / n_words), rel=1e-5)
 
 
 def test_the_command_is_the_harness_with_our_model(tasks):

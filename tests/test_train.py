@@ -263,7 +263,7 @@ def test_several_samples_are_numbered_and_differ(trained):
 def test_what_is_streamed_is_what_is_decoded(trained):
     import inference
 
-    model, tokenizer = inference.load(str(trained / "trained_weights.bin"))
+    model, tokenizer, _ = inference.load(str(trained / "trained_weights.bin"))
     prompt = tokenizer.encode("A bird")
     ids = list(model.generate([tokenizer.eot, *prompt], 40, stop=tokenizer.eot, n_vocab=tokenizer.n_vocab))
     printed = write(trained, "--prompt", "A bird", "--greedy", "--max-new-tokens", "40").stdout
@@ -287,7 +287,7 @@ def test_a_reader_that_goes_away_is_no_error(trained):
     [
         (["--weights", "nowhere.bin"], "nowhere.bin: no such file or folder; train first"),
         (["--weights", "half.bin"], "half.bin: not a whole tinygrad2 weights file"),
-        (["--weights", "text.txt"], "text.txt: is no model that is known here"),
+        (["--weights", "text.txt"], "text.txt: is not a model of a known format"),
         (["--weights", "."], ".: has neither model.safetensors nor"),
         (["--prompt", "<|endoftext|>"], "<|endoftext|>"),
         (["--top-p", "0"], "--top-p must be above 0 and at most 1, not 0.0"),

@@ -1,16 +1,17 @@
-"""python -m tinygrad2 convert IN OUT --to FORM: models, tokenizers and tokens, from anybody's form to anybody's.
+"""python -m tinygrad2 convert IN OUT --to FORMAT: models, tokenizers and tokens, between our and third-party formats.
 
-IN is told by its content. A model (ours, a Hugging Face folder or model.safetensors, llm.c's .bin, nanoGPT's ckpt.pt)
-becomes
+The format of IN is recognized by its content. A model (ours, a Hugging Face folder or model.safetensors, llm.c's .bin,
+nanoGPT's ckpt.pt) becomes
 
     hf            a folder that transformers loads: config.json, model.safetensors, the tokenizer's files
     llmc          llm.c's .bin: version 3 (float32), or 5 with --dtype bfloat16
-    llmc-debug    what the model answers to a batch of --tokens, with all gradients: llm.c's debug state
+    llmc-debug    llm.c's debug state: a batch of --tokens with the model's logits, loss and gradients
     nanogpt       nanoGPT's ckpt.pt (also called nanogpt-bin)
     trained       trained_weights.bin
 
-a tokenizer (any that load_tokenizer knows) becomes hf, llmc (gpt2_tokenizer.bin), tiktoken (a file of ranks) or trained
-(our JSON), and a file of tokens llmc, llmc-legacy or nanogpt-bin (its train.bin). What was written is read again.
+a tokenizer (of any format that load_tokenizer reads) becomes hf, llmc (gpt2_tokenizer.bin), tiktoken (a file of ranks)
+or trained (our JSON), and a token file becomes llmc, llmc-legacy or nanogpt-bin (its train.bin). What was written is
+read back and compared.
 """
 
 import os
@@ -23,34 +24,33 @@ from tinygrad2.cli import Parser
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.interop.llmc import answer
-from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
+from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
+from tinygrad2.tokenizers.formats import LLMC_MAGIC, TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer
 
-FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
-_TOKENIZER_MAGIC = 20240328
-_NAMES = {"tokenizer": "tokenizer", "tokens": "file of tokens"}
-_NOT_OURS = ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
+FORMATS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
+_NAMES = {"tokenizer": "tokenizer", "tokens": "token file"}
+_NOT_WRITTEN = ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
 
 
 def main(argv):
     parser = Parser(prog="tinygrad2 convert", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("source", metavar="IN", help="model, tokenizer or file of tokens")
+    parser.add_argument("source", metavar="IN", help="model, tokenizer or token file")
     parser.add_argument("target", metavar="OUT", help="file, or folder for --to hf")
-    parser.add_argument("--to", required=True, choices=FORMS, metavar="FORM", help=f"one of: {', '.join(FORMS)}")
+    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=f"one of: {', '.join(FORMATS)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="numbers in the new file, for hf and llmc: float32 or bfloat16 (default: float32)")
+                        help="data type of the new file, for hf and llmc: float32 or bfloat16 (default: float32)")
     parser.add_argument("--block-size", type=int, metavar="N", help="crop the context (default: as it is)")
     parser.add_argument("--tokenizer", default="", metavar="FILE",
-                        help="the model's tokenizer (default: what lies beside it)")
-    parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a file of tokens (default: none)")
+                        help="the model's tokenizer (default: the one next to it)")
+    parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a token file (default: none)")
     parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
-    parser.add_argument("--force", action="store_true", help="write over what OUT has already (default: refuse)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT where it exists (default: refuse)")
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
     args = parser.parse_args(argv)
     kind = what_is(args.source)
@@ -66,21 +66,21 @@ def _refuse_flags(args, kind):
     for name, default in (("dtype", "float32"), ("block_size", None), ("tokenizer", ""), ("tokens", "")):
         if getattr(args, name) != default:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag}: is for models, and {args.source} is a {_NAMES[kind]}; leave it out")
+            raise UserError(f"{flag}: is for models, but {args.source} is a {_NAMES[kind]}; leave it out")
 
 
 def _refuse_existing(args, kind):
     paths = [args.target]
     if args.to == "hf":
         model = (*_MODEL_FILES, "generation_config.json") if kind == "model" else ()
-        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZERS, "tokenizer_config.json")]
-    found = [path for path in paths if os.path.lexists(path)]
-    if found:
-        raise UserError(f"{found[0]}: exists already; name another OUT, or write over it with --force")
+        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZER_FILES, "tokenizer_config.json")]
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing:
+        raise UserError(f"{existing[0]}: exists already; name another OUT, or overwrite it with --force")
 
 
 def what_is(path):
-    """"model", "tokenizer" or "tokens". Raises UserError for a path that is none of them."""
+    """"model", "tokenizer" or "tokens", by content. Raises UserError for a path that is none of them."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     if os.path.isdir(path):
@@ -90,19 +90,20 @@ def what_is(path):
     if magic in HEADERED or path.endswith(".npy"):
         return "tokens"
     text = head.lstrip()[:1] == b"{" or head.startswith(b"#version")
-    if magic == _TOKENIZER_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
+    if magic == LLMC_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
         return "tokenizer"
     try:
         kind_of_model(path)
     except UserError:
         if magic in FOREIGN or not path.endswith(".bin"):
             raise
-        return "tokens"  # a headerless file of tokens has no first bytes of its own
+        return "tokens"  # a token file without a header may begin with any bytes
     return "model"
 
 
-def _wrong_form(args, kind, forms):
-    raise UserError(f"--to {args.to}: {args.source} is a {kind}, which can become: {', '.join(forms)}")
+def _wrong_format(args, kind, formats):
+    """The error of a --to that the kind of file cannot become."""
+    return UserError(f"--to {args.to}: {args.source} is a {kind}, which can become: {', '.join(formats)}")
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -112,66 +113,67 @@ def _model(args):
     if args.to == "llmc-debug":
         _debug_state(args)
         return
-    found = open_model(args.source, args.tokenizer)
+    pretrained = open_model(args.source, args.tokenizer)
     if args.block_size is not None:
-        found.crop(args.block_size)
-    config = config_of(found).to_dict()
-    tokenizer, notes = found.tokenizer, list(found.notes)
+        pretrained.crop(args.block_size)
+    config = config_of(pretrained).to_dict()
+    tokenizer, notes = pretrained.tokenizer, list(pretrained.notes)
     if args.dtype != "float32" and args.to not in ("hf", "llmc"):
-        raise UserError(f"--dtype {args.dtype}: only hf and llmc have such numbers")
+        raise UserError(f"--dtype {args.dtype}: only hf and llmc can be written in it")
     if args.to == "hf":
         _check_tokenizer(args.target, tokenizer)
-        notes += hf.write_folder(args.target, found.tensors, config, found.end, args.dtype)
+        notes += hf.write_folder(args.target, pretrained.tensors, config, pretrained.end, args.dtype)
         if tokenizer:
-            write_tokenizer(tokenizer, args.target, "hf", end=found.end)
+            write_tokenizer(tokenizer, args.target, "hf", end=pretrained.end)
         else:
             notes.append("its tokenizer is not known (--tokenizer FILE), so the folder has none")
     elif args.to == "llmc":
-        notes += llmc.write_model(args.target, found.tensors, config, 3 if args.dtype == "float32" else 5)
+        notes += llmc.write_model(args.target, pretrained.tensors, config, 3 if args.dtype == "float32" else 5)
     elif args.to in ("nanogpt", "nanogpt-bin"):
-        notes += nanogpt.write_nanogpt(args.target, found.tensors, config) or []
+        notes += nanogpt.write_nanogpt(args.target, pretrained.tensors, config) or []
     elif args.to == "trained":
-        arrays = {name: stored.astype(np.float32) for name, stored in found.tensors.items()}
-        training = found.training | ({} if found.trained_here else {"converted_from": found.kind})
-        training |= {} if found.eos is None else {"eos": found.eos}
+        arrays = {name: tensor.astype(np.float32) for name, tensor in pretrained.tensors.items()}
+        training = pretrained.training | ({} if pretrained.trained_here else {"converted_from": pretrained.kind})
+        training |= {} if pretrained.eos is None else {"eos": pretrained.eos}
         save_weights(args.target, arrays, config, tokenizer.to_json() if tokenizer else "", training)
     else:
-        _wrong_form(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))
+        raise _wrong_format(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))
     for note in notes:
         print(f"note      {note}", file=sys.stderr)
     again = open_model(args.target)
-    print(f"wrote     {args.target}: {found.kind} -> {again.kind}, {_compare(found, again, args.dtype)}")
+    print(f"wrote     {args.target}: {pretrained.kind} -> {again.kind}, {_compare(pretrained, again, args.dtype)}")
 
 
 def _check_tokenizer(folder, tokenizer):
-    """Raise UserError where a folder could not get this tokenizer, or would keep another model's. Before anything is
-    written."""
-    others = [name for name in _NOT_OURS if os.path.exists(os.path.join(folder, name))]
+    """Raise UserError where this tokenizer cannot be written into the folder, or files of another model's would stay
+    there. Called before anything is written."""
+    others = [name for name in _NOT_WRITTEN if os.path.exists(os.path.join(folder, name))]
     if others:
         raise UserError(f"{folder}: has {', '.join(others)} of another model, which transformers would read; choose "
                         "another folder")
     if tokenizer:
         check_hugging_face(tokenizer)
         return
-    stale = [name for name in TOKENIZERS if os.path.exists(os.path.join(folder, name))]
+    stale = [name for name in TOKENIZER_FILES if os.path.exists(os.path.join(folder, name))]
     if stale:
-        raise UserError(f"{folder}: has a tokenizer already ({', '.join(stale)}), and that of the model is not known; "
+        raise UserError(f"{folder}: has a tokenizer already ({', '.join(stale)}), and the model's is not known; "
                         "give it with --tokenizer, or choose another folder")
 
 
-def _compare(found, again, dtype):
-    """What was written, in words: read again and compared, number by number. Raises UserError where it differs."""
+def _compare(pretrained, again, dtype):
+    """Compare what was written, value by value, and describe the result. Raises UserError where it differs."""
     worst, count = 0.0, 0
-    for name, stored in found.tensors.items():
-        other, exact = again.tensors.get(name), stored.astype(np.float32)
+    for name, tensor in pretrained.tensors.items():
+        other, exact = again.tensors.get(name), tensor.astype(np.float32)
         expected = exact if dtype == "float32" else unpack(pack(exact.reshape(-1))).reshape(exact.shape)
-        if other is None or other.shape != stored.shape or not _same_bits(other.astype(np.float32), expected):
-            raise UserError(f"{again.path}: {name} is not there again as it was written; is the disk full?")
+        if other is None or other.shape != tensor.shape or not _same_bits(other.astype(np.float32), expected):
+            raise UserError(f"{again.path}: {name} differs from what was written; is the disk full?")
         if dtype != "float32":
             worst = max(worst, float(np.abs(exact - expected).max(initial=0.0)))
-        count += stored.size
-        stored.release(), other.release()
-    return f"{count:,} parameters, read again " + ("equal" if dtype == "float32" else f"within {worst:.1e}")
+        count += tensor.size
+        tensor.release()
+        other.release()
+    return f"{count:,} parameters, read back " + ("equal" if dtype == "float32" else f"within {worst:.1e}")
 
 
 def _same_bits(a, b):
@@ -179,26 +181,26 @@ def _same_bits(a, b):
 
 
 def _debug_state(args):
-    """What the model answers to the first tokens of a file, as llm.c's train_gpt2.py keeps it."""
+    """Write the debug state of a batch, the first tokens of a file, as llm.c's train_gpt2.py does."""
     if not args.tokens:
         raise UserError("--to llmc-debug: needs --tokens FILE, for example llm.c's tiny_shakespeare_val.bin")
     rows, _, length = args.batch.partition("x")
     if not (rows.isdecimal() and length.isdecimal() and int(rows) and int(length)):
-        raise UserError(f"--batch {args.batch}: is no size such as 4x64")
+        raise UserError(f"--batch {args.batch}: is not a size such as 4x64")
     B, T = int(rows), int(length)
     if what_is(args.tokens) != "tokens":
-        raise UserError(f"--tokens {args.tokens}: is no file of tokens (.bin or .npy); make one with data/*/prepare.py")
-    model, _, found = load_pretrained(args.source, args.block_size)
+        raise UserError(f"--tokens {args.tokens}: is not a token file (.bin or .npy); make one with data/*/prepare.py")
+    model, _, pretrained = load_pretrained(args.source, args.block_size)
     file = TokenFile(args.tokens)
     if len(file) < B * T + 1:
         raise UserError(f"{args.tokens}: {len(file)} ids are too few for --batch {args.batch}, which needs {B * T + 1}")
     ids = file.read(0, B * T + 1)
-    if ids.max() >= found.config["vocab_size"]:
+    if ids.max() >= pretrained.config["vocab_size"]:
         raise UserError(f"{args.tokens}: id {ids.max()} is outside the model's vocabulary of "
-                        f"{found.config['vocab_size']}")  # fmt: skip
+                        f"{pretrained.config['vocab_size']}")  # fmt: skip
     if T > model.config.block_size:
         raise UserError(f"--batch {args.batch}: this model reads {model.config.block_size} tokens at most")
-    state = answer(model, ids[:-1].reshape(B, T), ids[1:].reshape(B, T))
+    state = llmc.compute_debug_state(model, ids[:-1].reshape(B, T), ids[1:].reshape(B, T))
     llmc.write_debug_state(args.target, state, model.config.to_dict())
     print(f"wrote     {args.target}: {B} x {T} tokens, loss {state.loss:.6f}, {len(state.grads)} gradients")
 
@@ -214,12 +216,12 @@ def _tokenizer(args):
     elif args.to in ("hf", "llmc", "tiktoken"):
         write_tokenizer(tokenizer, args.target, args.to)
     else:
-        _wrong_form(args, "tokenizer", ("hf", "llmc", "tiktoken", "trained"))
+        raise _wrong_format(args, "tokenizer", ("hf", "llmc", "tiktoken", "trained"))
     again = load_tokenizer(args.target)
     same = all(tokenizer.token_bytes(id) == again.token_bytes(id) for id in range(tokenizer.n_vocab))
     if again.n_vocab != tokenizer.n_vocab or not same:
-        raise UserError(f"{args.target}: reads otherwise than it was written; is the disk full?")
-    print(f"wrote     {args.target}: {tokenizer.n_vocab:,} tokens, read again equal")
+        raise UserError(f"{args.target}: differs from what was written; is the disk full?")
+    print(f"wrote     {args.target}: {tokenizer.n_vocab:,} tokens, read back equal")
 
 
 def _tokens(args):
@@ -234,8 +236,8 @@ def _tokens(args):
             raise UserError(f"{args.source}: id {ids.max()} does not fit nanoGPT's 16 bits; use --to llmc")
         write_raw(args.target, ids, np.uint16)
     else:
-        _wrong_form(args, "file of tokens", ("llmc", "llmc-legacy", "nanogpt-bin"))
+        raise _wrong_format(args, "token file", ("llmc", "llmc-legacy", "nanogpt-bin"))
     again = TokenFile(args.target)
     if not np.array_equal(again.read(0, len(again)), ids):
-        raise UserError(f"{args.target}: reads otherwise than it was written; is the disk full?")
-    print(f"wrote     {args.target}: {file.kind} -> {again.kind}, {len(ids):,} tokens, read again equal")
+        raise UserError(f"{args.target}: differs from what was written; is the disk full?")
+    print(f"wrote     {args.target}: {file.kind} -> {again.kind}, {len(ids):,} tokens, read back equal")

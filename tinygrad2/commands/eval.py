@@ -1,11 +1,11 @@
-"""python -m tinygrad2 eval TASK [flags]: how good is a model? Yours, or GPT-2 as others keep it.
+"""python -m tinygrad2 eval TASK [flags]: how good is a model? One of yours, or a third-party GPT-2.
 
-    python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is right? 10,042 times
+    python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is correct? 10,042 times
     python -m tinygrad2 eval hellaswag --limit 500                      the first 500 only
-    python -m tinygrad2 eval perplexity --data my.txt                   how surprised is it by this text?
+    python -m tinygrad2 eval perplexity --data my.txt                   how well does it predict this text?
     python -m tinygrad2 eval perplexity --data val.bin --stride 64      a token file of nanoGPT or llm.c
 
-hellaswag writes each answer into a file in the folder eval/, and a second run goes on where the first was stopped.
+hellaswag writes each answer into a file in the folder eval/; a second run continues where the first one stopped.
 Flags: python -m tinygrad2 eval hellaswag --help, and the same with perplexity.
 """
 
@@ -29,7 +29,7 @@ from tinygrad2.evaluation.hellaswag import (
     CHANCE,
     REFERENCE,
     Answer,
-    answer,
+    answer_examples,
     count_cropped,
     load_examples,
     summary,
@@ -38,20 +38,20 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
 from tinygrad2.monitor.progress import Meter
+from tinygrad2.system.paths import PROJECT_ROOT
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_QUESTIONS = os.path.join(_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
-_METHOD = 1  # of scoring: another number where answers would be others
+_QUESTIONS = os.path.join(PROJECT_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
+_METHOD = 1  # version of the scoring method: to be raised when the answers would change
 
 
 @dataclass(frozen=True)
 class _Config:
-    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a model of others: a Hugging Face "
+    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a third-party model: a Hugging Face "
                                                "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
-    tokenizer: str = flag("", "tokenizer file or folder, where the weights bring none", default="that of the weights")
-    block_size: int = flag(None, "crop the context to so many tokens", kind=int, default="that of the weights")
-    batch_tokens: int = flag(BATCH_TOKENS, "tokens that go through the model at a time")
+    tokenizer: str = flag("", "tokenizer file or folder, for weights that bring none", default="that of the weights")
+    block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
+    batch_tokens: int = flag(BATCH_TOKENS, "tokens per pass through the model")
     json: bool = flag(False, "print the result as one JSON object")
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
@@ -69,9 +69,9 @@ class HellaSwagConfig(_Config):
 
     data: str = flag("", "hellaswag_val.jsonl, or llm.c's hellaswag_val.bin", default="data/hellaswag/hellaswag_val."
                                                                                       "jsonl in the project")
-    limit: int = flag(None, "only the first so many questions", kind=int, default="all")
-    results: str = flag("", "file of answers, a JSON line each; where it has some, go on", default="eval/hellaswag-"
-                                                                                "<digits of model and data>.jsonl")
+    limit: int = flag(None, "number of questions, from the first on", kind=int, default="all")
+    results: str = flag("", "file of answers, one JSON line each; an existing file is continued",
+                        default="eval/hellaswag-<digits of model and data>.jsonl")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PerplexityConfig(_Config):
     """The flags of `eval perplexity`, checked."""
 
     data: str = flag("", "a text, or a token file (.bin, .npy)", default="must be given")
-    limit: int = flag(None, "only the first so many tokens", kind=int, default="all")
+    limit: int = flag(None, "number of tokens, from the first on", kind=int, default="all")
     stride: int = flag(None, "tokens by which the window moves", kind=int, default="half of the context")
 
     def __post_init__(self):
@@ -106,20 +106,20 @@ def main(argv):
 
 
 def _load(config):
-    model, tokenizer, found = load_pretrained(config.weights, config.block_size, config.device, config.tokenizer)
-    for note in found.notes:
+    model, tokenizer, pretrained = load_pretrained(config.weights, config.block_size, config.device, config.tokenizer)
+    for note in pretrained.notes:
         print(f"note      {note}", file=sys.stderr)
     size = f"{model.count_parameters():,} parameters, context {model.config.block_size:,}"
-    _tell(config, f"model     {config.weights}: {size}")
+    _report(config, f"model     {config.weights}: {size}")
     return model, tokenizer
 
 
-def _tell(config, line):
+def _report(config, line):
     if not config.json:
         print(line, flush=True)
 
 
-def _stream(config):
+def _progress_stream(config):
     return sys.stderr if config.json else sys.stdout
 
 
@@ -129,29 +129,29 @@ def _stream(config):
 def _hellaswag(config):
     path = config.data or _QUESTIONS
     if not config.data and not os.path.exists(path):
-        raise UserError(f"{path}: the questions are not here yet; fetch them: python data/hellaswag/prepare.py")
+        raise UserError(f"{path}: the questions are missing; fetch them: python data/hellaswag/prepare.py")
     model, tokenizer = _load(config)
     examples = load_examples(path, tokenizer, config.limit)
-    _tell(config, f"data      {path}: {len(examples):,} questions")
+    _report(config, f"data      {path}: {len(examples):,} questions")
     cropped = count_cropped(examples, model.config.block_size)
     if cropped:
-        _tell(config, f"note      {cropped:,} of them are longer than the context: there the model sees only the end")
+        _report(config, f"note      {cropped:,} of them do not fit into the context: the model sees only their end")
     facts = _facts(model, tokenizer, path)
     file = ResultsFile(config.results or _default_results(facts), facts, {"weights": config.weights, "questions": path})
     answers = file.read(examples)
     if answers:
-        _tell(config, f"note      going on with {file.path}, which has {len(answers):,} answers")
-    live = Meter("hellaswag", len(examples), "questions", len(answers), _stream(config))
-    right = sum(a.right_norm for a in answers)
+        _report(config, f"note      continuing {file.path}, which has {len(answers):,} answers")
+    live = Meter("hellaswag", len(examples), "questions", len(answers), _progress_stream(config))
+    correct = sum(a.correct_norm for a in answers)
     try:
         while len(answers) < len(examples):
-            new = answer(model, examples[len(answers) : len(answers) + BLOCK], config.batch_tokens)
+            new = answer_examples(model, examples[len(answers) : len(answers) + BLOCK], config.batch_tokens)
             file.append(new, len(answers))
             answers += new
-            right += sum(a.right_norm for a in new)
-            live.add(len(new), f"acc_norm {right / len(answers):.4f}")
+            correct += sum(a.correct_norm for a in new)
+            live.add(len(new), f"acc_norm {correct / len(answers):.4f}")
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on where the answers in {file.path} end", file=sys.stderr)
+        print(f"\ninterrupted; the same command continues after the last answer in {file.path}", file=sys.stderr)
         return 130
     live.close()
     result = summary(answers[: len(examples)])
@@ -162,8 +162,8 @@ def _hellaswag(config):
     for name in ("acc", "acc_norm"):
         error = result[name + "_stderr"]
         print(f"{name:10s}{result[name]:.4f}" + ("" if error is None else f" +- {error:.4f}"))
-    print(f"questions {result['n']:,}; one standard error is given; by chance {CHANCE}")
-    print("to compare acc / acc_norm of OpenAI's models, all questions, by the same method:")
+    print(f"questions {result['n']:,}; +- is one standard error; by chance {CHANCE}")
+    print("for comparison, acc / acc_norm of OpenAI's models, all questions, by the same method:")
     for name, figures in REFERENCE.items():
         print(f"          {name:12s}{' / '.join('   -  ' if x is None else f'{x:.4f}' for x in figures)}")
     print(f"answers   {file.path}")
@@ -171,7 +171,7 @@ def _hellaswag(config):
 
 
 def _facts(model, tokenizer, path):
-    """What answers depend on."""
+    """What the answers depend on: checksums of model, tokenizer and data, and the context."""
     weights, names = 0, []
     for name, parameter in model.named_parameters():
         weights = zlib.crc32(np.ascontiguousarray(parameter.numpy()), weights)
@@ -187,7 +187,7 @@ def _tokenizer_crc(tokenizer):
         return "none"
     try:
         return f"{zlib.crc32(tokenizer.to_json().encode()):08x}"
-    except TokenizerError:                                        # one that can only decode
+    except TokenizerError:                                        # a tokenizer that can only decode
         return f"{zlib.crc32(tokenizer.decode_bytes(range(tokenizer.n_vocab))):08x}"
 
 
@@ -200,34 +200,34 @@ def _default_results(facts):
 
 
 class ResultsFile:
-    """Answers in a file, a JSON line each; the first line says what they depend on. Half a last line, left by a crash,
-    is dropped."""
+    """Answers in a file, one JSON line each; the first line has the facts they depend on. An incomplete last line, left
+    by a crash, is dropped."""
 
     def __init__(self, path, facts, more):
         self.path, self.facts, self._lock = path, facts, None
         self.head = json.dumps({"facts": facts} | more).encode() + b"\n"
 
     def read(self, examples):
-        """The answers so far, whole blocks of them. The file is made where there is none.
+        """The answers so far, in complete blocks. The file is made where there is none.
 
-        Raises UserError for a file of something else, which stays as it is, and for one that another run writes into.
+        Raises UserError for any other file, which is not changed, and for one that another run is writing.
         """
         try:
             self._lock = locked(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another with --results") from None
         if self._lock is None:
-            raise UserError(f"{self.path}: another run writes into it; wait for it, or name another with --results")
+            raise UserError(f"{self.path}: another run is writing it; wait for that, or name another with --results")
         weakref.finalize(self, os.close, self._lock)
         content = read_bytes(self.path)
-        if self.head.startswith(content):                         # none, or killed while it was made
+        if self.head.startswith(content):                         # empty, or cut off while it was made
             self._write("wb", self.head)
             return []
         head, *lines = content.split(b"\n")[:-1] or [b""]
         self._check(head)
         answers = [self._answer(line, i, examples) for i, line in enumerate(lines[: len(examples)])]
         if len(answers) < len(examples):
-            answers = answers[: len(answers) // BLOCK * BLOCK]    # a block begins at the beginning
+            answers = answers[: len(answers) // BLOCK * BLOCK]    # an incomplete block is scored again
             self._truncate(sum(len(line) + 1 for line in (head, *lines[: len(answers)])))
         return answers
 
@@ -240,7 +240,7 @@ class ResultsFile:
         fields = _parse(head)
         facts = fields.get("facts")
         if not isinstance(facts, dict):
-            raise UserError(f"{self.path}: is no file of answers; name another one with --results")
+            raise UserError(f"{self.path}: is not a file of answers; name another one with --results")
         for name, value in self.facts.items():
             if facts.get(name) != value:
                 raise UserError(f"{self.path}: its answers are of another {name} ({short(facts.get(name))}, here "
@@ -254,8 +254,8 @@ class ResultsFile:
                 raise UserError(f"{self.path}: line {index + 2}: {name} is {short(fields.get(name))}, not {value}; "
                                 "delete the file, or name another one with --results")
         nats = fields.get("nats")
-        sound = isinstance(nats, list) and len(nats) == 4 and all(type(x) is float and math.isfinite(x) for x in nats)
-        if not sound:
+        valid = isinstance(nats, list) and len(nats) == 4 and all(type(x) is float and math.isfinite(x) for x in nats)
+        if not valid:
             raise UserError(f"{self.path}: line {index + 2}: nats is {short(nats)}, not 4 numbers; delete the file, "
                             "or name another one with --results")
         return Answer(example.label, nats, fields["tokens"])
@@ -266,7 +266,7 @@ class ResultsFile:
                 file.write(data)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another file with --results, or "
-                            "run again when there is room: what is there stays") from None
+                            "run again when there is room: the answers so far are kept") from None
 
     def _truncate(self, size):
         try:
@@ -288,14 +288,14 @@ def _parse(line):
 
 def _perplexity(config):
     model, tokenizer = _load(config)
-    stream, block_size = _open(config, model, tokenizer), model.config.block_size
+    stream, block_size = _open_stream(config, model, tokenizer), model.config.block_size
     if config.limit:
         stream = stream.part(0, min(config.limit, len(stream)))
     if config.stride and config.stride > block_size:
-        raise UserError(f"--stride {config.stride}: windows have {block_size} tokens, so some would be left out; use "
+        raise UserError(f"--stride {config.stride}: windows have {block_size} tokens, so some would be skipped; use "
                         f"{block_size} or less")
-    _tell(config, f"data      {config.data}: {len(stream):,} tokens")
-    live = Meter("perplexity", len(stream), "tokens", stream=_stream(config))
+    _report(config, f"data      {config.data}: {len(stream):,} tokens")
+    live = Meter("perplexity", len(stream), "tokens", stream=_progress_stream(config))
     result = perplexity(model, stream, tokenizer, config.stride, config.batch_tokens, live.add).to_dict()
     live.close()
     if not result["tokens"]:
@@ -311,7 +311,7 @@ def _perplexity(config):
     return 0
 
 
-def _open(config, model, tokenizer):
+def _open_stream(config, model, tokenizer):
     if config.data.endswith((".bin", ".npy")):
         return TokenStream([TokenFile(config.data)], model.config.vocab_size)
     if tokenizer is None:
@@ -327,6 +327,6 @@ def _open(config, model, tokenizer):
 
 
 TASKS = {
-    "hellaswag": (HellaSwagConfig, _hellaswag, "Which of four endings is right? acc and acc_norm of HellaSwag."),
+    "hellaswag": (HellaSwagConfig, _hellaswag, "Which of four endings is correct? acc and acc_norm of HellaSwag."),
     "perplexity": (PerplexityConfig, _perplexity, "Loss per token, perplexity, bits per byte of a text."),
 }

@@ -3,20 +3,20 @@
     python -m tinygrad2 lm_eval --tasks hellaswag --model_args pretrained=trained_weights.bin
     python -m tinygrad2 lm_eval --tasks lambada_openai,piqa --model_args pretrained=data/gpt2/gpt2,batch_tokens=4096
     python -m tinygrad2 lm_eval ls tasks
-    python -m tinygrad2 lm_eval run --help                   what the harness says of its own flags
+    python -m tinygrad2 lm_eval run --help                   the harness's own flags
 
-It is the harness's own command, to which a model "tinygrad2" is known; --model tinygrad2 need not be said. What
---model_args may have:
+This is the harness's own command, with a model "tinygrad2" registered and preset (--model tinygrad2). --model_args may
+have:
 
-    pretrained      what train_gpt2.py has written, or a model of others (default: trained_weights.bin)
-    tokenizer       its tokenizer, where the weights bring none
-    block_size      crop the context to so many tokens
-    batch_tokens    tokens that go through the model at a time, for likelihoods (default: 2048)
-    batch_size      texts that are written at a time (default: 8)
-    max_gen_toks    longest text that is written, where a task does not say (default: 256)
-    seed            fixes the draws, where a task draws (default: 1337)
+    pretrained      what train_gpt2.py has written, or a third-party model (default: trained_weights.bin)
+    tokenizer       its tokenizer, for weights that bring none
+    block_size      crop the context to this many tokens
+    batch_tokens    tokens per pass through the model, for likelihoods (default: 2048)
+    batch_size      number of texts that are written at a time (default: 8)
+    max_gen_toks    longest text to write, in tokens, where a task does not set it (default: 256)
+    seed            fixes the draws, where a task samples (default: 1337)
 
-Without --device it works on the cpu; --threads N, for BLAS and kernels, is a flag of ours. From Python:
+The default device is the CPU; --threads N, for BLAS and kernels, is a flag of ours. From Python:
 
     from tinygrad2.commands.lm_eval import TinygradLM
     lm_eval.simple_evaluate(model=TinygradLM(pretrained="trained_weights.bin"), tasks=["hellaswag"])
@@ -28,30 +28,27 @@ import math
 import sys
 from collections import defaultdict
 
-import numpy as np
-
-from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling
+from models.text_generation import stream_texts
 from tinygrad2.backend import array_module
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.threads import plan_threads
-from tinygrad2.tokenizers.streaming import TextStream
 
-_PORTION = 64  # requests between two looks at the clock; a question's choices are mostly in one
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # one thing by four names
+_PORTION = 64  # requests between two progress reports; the choices of a question are mostly in one portion
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # synonyms
 _KNOBS = ("top_k", "top_p", "min_p", "repetition_penalty")
-_IGNORED = {"max_batch_size", "trust_remote_code"}  # of other models of the harness
+_IGNORED = {"max_batch_size", "trust_remote_code"}  # meant for other models of the harness
 _MODEL = "tinygrad2"
 
 
 class Adapter:
     """A GPT that answers the harness's three kinds of requests, each an object with `args`; results in their order.
 
-    `TinygradLM` is this class and the harness's LM in one. Arguments as above. Raises UserError, one line, for what
-    cannot be used.
+    `TinygradLM` is this class and the harness's LM in one. Arguments: see the top of this file. Raises UserError, one
+    line, for what cannot be used.
     """
 
     def __init__(self, pretrained="trained_weights.bin", tokenizer="", block_size=None, batch_tokens=BATCH_TOKENS,
@@ -65,13 +62,13 @@ class Adapter:
         device = str(device or "cpu").split(":")[0]
         array_module(device)
         block_size = None if block_size is None else _count("block_size", block_size)
-        self.model, self.tokenizer, found = load_pretrained(str(pretrained), block_size, device, str(tokenizer or ""))
-        for note in found.notes:
+        self.model, self.tokenizer, opened = load_pretrained(str(pretrained), block_size, device, str(tokenizer or ""))
+        for note in opened.notes:
             print(f"note      {note}", file=sys.stderr)
         if self.tokenizer is None:
             raise UserError(f"{pretrained}: its tokenizer is not known; give it as tokenizer=FILE in --model_args")
         self.batch_tokens, self.seed = _count("batch_tokens", batch_tokens), _count("seed", seed, 0)
-        several = str(batch_size).isdigit() and int(batch_size) > 1      # 1 is what the harness gives by itself
+        several = str(batch_size).isdigit() and int(batch_size) > 1      # 1 is the harness's default
         self.batch_size, self.max_gen_toks = int(batch_size) if several else 8, _count("max_gen_toks", max_gen_toks)
 
     @property
@@ -87,7 +84,7 @@ class Adapter:
         return self.model.config.block_size
 
     def get_model_info(self):
-        """What the harness writes beside its results."""
+        """What the harness records with its results."""
         return {"model_num_parameters": self.model.count_parameters(), "model_dtype": "float32"}
 
     def tok_encode(self, text, **_):
@@ -95,31 +92,31 @@ class Adapter:
         return self.tokenizer.encode(text, "allowed")
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        """(ln p of the continuation, is every token of it the likeliest?) of each (context, continuation)."""
+        """(ln p of the continuation, is every token of it the most likely?) of each (context, continuation)."""
         pairs = [self.encode_pair(*request.args) for request in requests]
         scores = self._score("loglikelihood", requests, pairs, disable_tqdm)
         return [(math.fsum(logprobs), bool(greedy.all())) for logprobs, greedy in scores]
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """ln p of each (text,), the first token given the end-of-text token. Where a text is longer than the context,
-        windows side by side score it, of which only the last looks back further than itself."""
+        windows score it that do not overlap, but for the last, which begins earlier to be as long as the others."""
         pairs = [([self.eot_token_id], self.tok_encode(*request.args)) for request in requests]
         return [math.fsum(logprobs) for logprobs, _ in self._score("rolling", requests, pairs, disable_tqdm)]
 
     def encode_pair(self, context, continuation):
-        """(ids of the context, at least one; ids of the continuation). The two are encoded as one text, after white
-        space between them has gone to the continuation."""
+        """(ids of the context, at least one; ids of the continuation). The two are encoded as one text; white space
+        between them counts to the continuation."""
         spaces = len(context) - len(context.rstrip())
         context, continuation = context[: len(context) - spaces], context[len(context) - spaces :] + continuation
-        whole, front = self.tok_encode(context + continuation), self.tok_encode(context)
+        ids, front = self.tok_encode(context + continuation), self.tok_encode(context)
         if front:
-            return front, whole[len(front) :]
-        if whole and whole[0] == self.eot_token_id:
-            return whole[:1], whole[1:]
-        return [self.eot_token_id], whole
+            return front, ids[len(front) :]
+        if ids and ids[0] == self.eot_token_id:
+            return ids[:1], ids[1:]
+        return [self.eot_token_id], ids
 
     def _score(self, what, requests, pairs, quiet):
-        """(ln p, likeliest?) of each continuation's tokens. A context that is too long loses its beginning."""
+        """(ln p, most likely?) of each continuation's tokens. A context that is too long loses its beginning."""
         live, scores = Meter(what, len(requests), "requests", stream=sys.stderr), []
         for i in range(0, len(pairs), _PORTION):
             some = pairs[i : i + _PORTION]
@@ -133,74 +130,65 @@ class Adapter:
     def generate_until(self, requests, disable_tqdm=False):
         """The text that follows each (context, gen_kwargs), up to one of gen_kwargs["until"] or the end of the text.
 
-        A context that leaves no room for max_gen_toks loses its beginning. Raises UserError for a kind of generation
-        that is not known here.
+        A context that leaves no room for max_gen_toks loses its beginning. Raises UserError for gen_kwargs that are not
+        known.
         """
         groups, texts = defaultdict(list), [""] * len(requests)
         for number, request in enumerate(requests):
-            groups[repr(_normal(request.args[1], self.max_gen_toks))].append(number)
+            groups[repr(_parse_gen_kwargs(request.args[1], self.max_gen_toks))].append(number)
         live = Meter("generate_until", len(requests), "requests", stream=sys.stderr)
         for numbers in groups.values():
-            stops, length, sampling = _normal(requests[numbers[0]].args[1], self.max_gen_toks)
-            for n, text in self._write(numbers, requests, stops, length, sampling):
-                texts[n] = text
-                if not disable_tqdm:
+            stops, length, sampling = _parse_gen_kwargs(requests[numbers[0]].args[1], self.max_gen_toks)
+            prompts = [self._encode_prompt(requests[n].args[0], length) for n in numbers]
+            for piece in stream_texts(
+                self.model, self.tokenizer, prompts, length, sampling=sampling, seed=self.seed, samples=numbers,
+                end=self.tokenizer.eot, stops=stops, batch_size=self.batch_size,
+            ):  # fmt: skip
+                texts[numbers[piece.index]] += piece.text
+                if piece.finish_reason and not disable_tqdm:
                     live.add(1)
         live.close()
         return texts
 
-    def _write(self, numbers, requests, stops, length, sampling):
-        """Yields (number of the request, its text)."""
+    def _encode_prompt(self, context, length):
+        """The last ids of a context, so that `length` tokens more fit into the model's context."""
         room = self.max_length - length
         window = room if room > 0 else self.max_length            # no room at all: the generator's window slides
-        prompts = [(self.tok_encode(requests[n].args[0]) or [self.eot_token_id])[-window:] for n in numbers]
-        greedy, tokenizer = sampling.temperature == 0, self.tokenizer
-        rngs = [None if greedy else np.random.default_rng([self.seed, n]) for n in numbers]
-        streams, ended, said = [TextStream(tokenizer, stops) for _ in numbers], set(), [""] * len(numbers)
-        for step in generate(self.model, prompts, length, rngs, sampling, tokenizer.eot, tokenizer.n_vocab,
-                             self.batch_size, ended=ended):  # fmt: skip
-            i, stream = step.text, streams[step.text]
-            if i in ended:
-                continue
-            if step.token is not None:
-                said[i] += stream.feed(step.token)
-            if step.last or stream.stopped:
-                ended.add(i)
-                yield numbers[i], said[i] + stream.flush()
+        return (self.tok_encode(context) or [self.eot_token_id])[-window:]
 
 
-def _normal(wishes, max_gen_toks):
-    """(stop strings, length, Sampling) of a request's gen_kwargs, by the harness's rules: the likeliest token is taken
-    where do_sample is false, and where it is not there and no temperature is, either."""
-    wishes = dict(wishes)
-    stops = wishes.pop("until", None) or []
+def _parse_gen_kwargs(gen_kwargs, max_gen_toks):
+    """(stop strings, length, Sampling) of a request's gen_kwargs, by the harness's rules: decoding is greedy where
+    do_sample is false, and where neither do_sample nor temperature is given."""
+    gen_kwargs = dict(gen_kwargs)
+    stops = gen_kwargs.pop("until", None) or []
     stops = list(stops) if isinstance(stops, (list, tuple)) else [stops]
-    lengths = [wishes.pop(name, None) for name in _LENGTHS]
+    lengths = [gen_kwargs.pop(name, None) for name in _LENGTHS]
     length = next((int(n) for n in lengths if n is not None), max_gen_toks)
-    draws = wishes.pop("do_sample", None)
-    temperature = float(wishes.pop("temperature", 1 if draws else 0))
-    knobs = {name: wishes.pop(name) for name in _KNOBS if name in wishes}
-    if wishes:
-        raise UserError(f"gen_kwargs: {sorted(wishes)[0]!r} is not known; there are until, do_sample, temperature, "
+    draws = gen_kwargs.pop("do_sample", None)
+    temperature = float(gen_kwargs.pop("temperature", 1 if draws else 0))
+    knobs = {name: gen_kwargs.pop(name) for name in _KNOBS if name in gen_kwargs}
+    if gen_kwargs:
+        raise UserError(f"gen_kwargs: {sorted(gen_kwargs)[0]!r} is not known; there are until, do_sample, temperature, "
                         f"{', '.join(_KNOBS)}, max_gen_toks")
     return stops, length, Sampling(0.0 if draws is False else temperature, **knobs)
 
 
 def _count(name, value, least=1):
     if not str(value).isdigit() or int(value) < least:
-        raise UserError(f"model_args: {name} must be a whole number from {least} on, not {value!r}")
+        raise UserError(f"model_args: {name} must be an integer of at least {least}, not {value!r}")
     return int(value)
 
 
 def register():
-    """Make the model known to the harness by the name "tinygrad2"; gives its class.
+    """Register the model with the harness as "tinygrad2"; returns its class.
 
-    Raises UserError, with the command that helps, where the harness is missing.
+    Raises UserError, with the command that installs it, where the harness is missing.
     """
     global _CLASS
     if _CLASS is None:
         try:
-            import lm_eval.models  # noqa: F401                     the others first: it looks for them where it has none
+            import lm_eval.models  # noqa: F401                     first: the harness registers its own models only while none is registered
             from lm_eval.api.model import LM
             from lm_eval.api.registry import register_model
         except ImportError as error:
@@ -214,7 +202,7 @@ _CLASS = None
 
 
 def __getattr__(name):
-    """TinygradLM, which is made when it is asked for: without the harness there is nothing to make it of."""
+    """TinygradLM, made on first use: its base class comes from the harness, which may be missing."""
     if name == "TinygradLM":
         return register()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -241,7 +229,7 @@ def main(argv):
 
 
 def _without_threads(argv):
-    """The command line without our own flag; python -m tinygrad2 has looked at it already."""
+    """The command line without our own flag, which python -m tinygrad2 has read already."""
     kept, skip = [], False
     for word in argv:
         if not skip and not word.startswith("--threads"):

@@ -1,12 +1,12 @@
-"""Proofs beside other programs: the same model there and here, number by number.
+"""Comparison with other programs: the same model there and here, value by value.
 
     python -m tinygrad2 verify hf MODEL                    logits, loss and greedy text of transformers
     python -m tinygrad2 verify llmc MODEL DEBUG_STATE      logits, loss and all gradients that llm.c's program wrote
 
-MODEL may be in any form that inference.py reads. transformers (and PyTorch below it) runs in a process of its own, so
-nothing of it is ever loaded here. Differences are told as they are; allowed is, in float32, 1e-4 for logits up to 10
-and in proportion for larger ones, 1e-4 for the loss, and a thousandth of each tensor's largest gradient. (A model in
-bfloat16 is compared with answers of the float32 one, so it is allowed a hundred times that.)
+MODEL may be in any format that inference.py reads. transformers (with PyTorch) runs in a process of its own, so none of
+it is ever loaded here. All differences are printed. The tolerance in float32 is 1e-4 for logits up to 10 and in
+proportion for larger ones, 1e-4 for the loss, and a thousandth of each tensor's largest gradient. (A model in bfloat16
+is compared with the results of the float32 model, so its tolerance is a hundred times larger.)
 """
 
 import importlib.util
@@ -21,15 +21,14 @@ import ops
 from models.pretrained import config_of, load_pretrained
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
-from tinygrad2.interop.llmc import answer
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.tensor import no_grad
 
 TOLERANCE = 1e-4
 _GREEDY = 20  # tokens
 
-# What the other process does: folder, file of ids (B, T), file for the results.
-_PEER = """
+# The script of the other process. Arguments: folder, file of ids (B, T), file for the results, number of new tokens.
+_SCRIPT = """
 import sys
 import numpy, torch, transformers
 transformers.utils.logging.disable_progress_bar()
@@ -49,81 +48,81 @@ numpy.savez(out, logits=logits.numpy(), loss=loss.numpy(), greedy=greedy, versio
 
 
 def main(what, argv):
-    """Run `verify hf` or `verify llmc`; gives the exit code."""
+    """Run `verify hf` or `verify llmc`; returns the exit code: 1 for a difference above its tolerance, else 0."""
     if any(flag in ("--help", "-h") for flag in argv):
         print(__doc__)
         return 0
-    if "--threads" in argv:  # it has been heard already
-        place = argv.index("--threads")
-        argv = argv[:place] + argv[place + 2 :]
-    wanted = ["MODEL"] if what == "hf" else ["MODEL", "DEBUG_STATE"]
-    if len(argv) != len(wanted) or any(word.startswith("-") for word in argv):
-        raise UserError(f"verify {what} takes {' and '.join(wanted)}: python -m tinygrad2 verify {what} "
-                        + " ".join(wanted))
+    if "--threads" in argv:  # it has been read already
+        i = argv.index("--threads")
+        argv = argv[:i] + argv[i + 2 :]
+    names = ["MODEL"] if what == "hf" else ["MODEL", "DEBUG_STATE"]
+    if len(argv) != len(names) or any(word.startswith("-") for word in argv):
+        raise UserError(f"verify {what} takes {' and '.join(names)}: python -m tinygrad2 verify {what} "
+                        + " ".join(names))
     ops.announce_compiling(print)
-    lines = verify_hf(*argv) if what == "hf" else verify_llmc(*argv)
+    comparisons = verify_hf(*argv) if what == "hf" else verify_llmc(*argv)
     failed = 0
-    for name, difference, allowed, text in lines:
-        good = difference <= allowed  # False for NaN
-        failed += not good
-        print(f"{name:28s} {'PASS' if good else 'FAIL'}  max difference {difference:.2g} ({allowed:.1g} allowed)"
+    for name, difference, allowed, text in comparisons:
+        passed = difference <= allowed  # False for NaN
+        failed += not passed
+        print(f"{name:28s} {'PASS' if passed else 'FAIL'}  max difference {difference:.2g} ({allowed:.1g} allowed)"
               f"{': ' if text else ''}{text}", flush=True)  # fmt: skip
     return 1 if failed else 0
 
 
 def verify_hf(path):
-    """Yields (name, difference, allowed, text) for logits, loss and greedy text beside transformers."""
+    """Yields (name, difference, allowed, text) for logits, loss and greedy text, compared with transformers."""
     for library in ("transformers", "torch"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"verify hf needs {library} to compare with: pip install torch transformers")
-    model, _, found = load_pretrained(path)
-    V, T = found.config["vocab_size"], min(256, found.config["block_size"])
+    model, _, pretrained = load_pretrained(path)
+    V, T = pretrained.config["vocab_size"], min(256, pretrained.config["block_size"])
     ids = np.random.default_rng(0).integers(0, V, (2, T))
-    new = min(_GREEDY, found.config["block_size"] - 4)
+    new = min(_GREEDY, pretrained.config["block_size"] - 4)
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
-        if found.kind != "Hugging Face" or not os.path.isdir(path):
+        if pretrained.kind != "Hugging Face" or not os.path.isdir(path):
             path = os.path.join(folder, "model")
-            hf.write_folder(path, found.tensors, config_of(found).to_dict())
-        peer = _ask_transformers(path, ids, os.path.join(folder, "answers.npz"), new)
-    if peer["odd"].size:
-        yield "tensors", np.inf, 0, f"transformers finds missing or unknown: {', '.join(peer['odd'][:5])}"
+            hf.write_folder(path, pretrained.tensors, config_of(pretrained).to_dict())
+        theirs = _run_transformers(path, ids, os.path.join(folder, "results.npz"), new)
+    if theirs["odd"].size:
+        yield "tensors", np.inf, 0, f"transformers reports missing or unknown tensors: {', '.join(theirs['odd'][:5])}"
     with no_grad():
         logits = model(ids)[0].numpy()
-    text = f"{ids.size:,} tokens, beside transformers {peer['version']}"
-    yield "logits", _difference(logits, peer["logits"]), _allowed(peer["logits"]), text
+    text = f"{ids.size:,} tokens, compared with transformers {theirs['version']}"
+    yield "logits", _difference(logits, theirs["logits"]), _allowed(theirs["logits"]), text
     with no_grad():
         loss = model.loss(ids[:, :-1], ids[:, 1:]).item()
-    yield "loss", abs(loss - float(peer["loss"])), TOLERANCE, f"{loss:.6f} and {float(peer['loss']):.6f}"
+    yield "loss", abs(loss - float(theirs["loss"])), TOLERANCE, f"{loss:.6f} and {float(theirs['loss']):.6f}"
     greedy = list(model.generate(ids[0, :4].tolist(), new))
-    yield "greedy text", float(np.sum(np.array(greedy) != peer["greedy"])), 0, f"{new} tokens"
+    yield "greedy text", float(np.sum(np.array(greedy) != theirs["greedy"])), 0, f"{new} tokens"
 
 
-def _ask_transformers(path, ids, out, new):
-    asked = out.replace(".npz", ".npy")
-    np.save(asked, ids)
-    command = [sys.executable, "-W", "ignore", "-c", _PEER, path, asked, out, str(new)]
+def _run_transformers(path, ids, out, new):
+    ids_file = out.replace(".npz", ".npy")
+    np.save(ids_file, ids)
+    command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, path, ids_file, out, str(new)]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
-        said = result.stderr.strip().splitlines() or ["no word"]
-        raise UserError(f"{path}: transformers cannot load it or run it: {said[-1]}")
-    with np.load(out) as answers:
-        return dict(answers)
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        raise UserError(f"{path}: transformers cannot load it or run it: {lines[-1]}")
+    with np.load(out) as results:
+        return dict(results)
 
 
 def verify_llmc(path, debug_state):
     """Yields (name, difference, allowed, text) for logits, loss and each gradient of a debug state."""
-    found = open_model(path)
-    llmc.check_known(path, config_of(found).to_dict())
-    state = llmc.read_debug_state(debug_state, config_of(found).to_dict())
-    model, _, found = load_pretrained(path)
-    ours = answer(model, state.x, state.y)
-    factor = 100 if found.tensors["wte.weight"].code == "BF16" else 1
-    text = f"{state.x.shape[0]} x {state.x.shape[1]} tokens"
-    yield "logits", _difference(ours.logits, state.logits), factor * _allowed(state.logits), text
-    loss = f"{ours.loss:.6f} and {state.loss:.6f}"
-    yield "loss", abs(ours.loss - state.loss), factor * TOLERANCE, loss
-    for name, grad in state.grads.items():
-        if name not in ours.grads:  # a bias, which llm.c always has, and this model has not
+    config = config_of(open_model(path)).to_dict()
+    llmc.check_supported(path, config)
+    theirs = llmc.read_debug_state(debug_state, config)
+    model, _, pretrained = load_pretrained(path)
+    ours = llmc.compute_debug_state(model, theirs.x, theirs.y)
+    factor = 100 if pretrained.tensors["wte.weight"].code == "BF16" else 1
+    text = f"{theirs.x.shape[0]} x {theirs.x.shape[1]} tokens"
+    yield "logits", _difference(ours.logits, theirs.logits), factor * _allowed(theirs.logits), text
+    loss = f"{ours.loss:.6f} and {theirs.loss:.6f}"
+    yield "loss", abs(ours.loss - theirs.loss), factor * TOLERANCE, loss
+    for name, grad in theirs.grads.items():
+        if name not in ours.grads:  # a bias: llm.c always has them, this model does not
             continue
         largest = float(np.abs(grad).max(initial=0.0))
         difference = _difference(ours.grads[name], grad)

@@ -1,4 +1,4 @@
-"""HellaSwag: which of four endings does the model find likeliest? 10,042 questions about what happens next.
+"""HellaSwag: which of four endings does the model find most likely? 10,042 questions about what happens next.
 
 Two files hold the same questions:
 
@@ -6,12 +6,12 @@ Two files hold the same questions:
     hellaswag_val.bin      llm.c's: int32[256] 20240522, 1, number of examples, bytes of the longest; then uint16:
                            65535, bytes of the record, index, label, 4, n, n ids of the context, and 4 times n, n ids
 
-Scored as build-nanogpt and llm.c do: the context is encoded as it is, " " + ending apart from it, and
+Scored as build-nanogpt and llm.c do: the context and " " + ending are encoded separately, and
 
-    acc         the right ending has the least sum of -ln p over its tokens
-    acc_norm    the right ending has the least mean of it, which does not favour short ones
+    acc         the correct ending has the smallest sum of -ln p over its tokens
+    acc_norm    the correct ending has the smallest mean of it, which does not favour short ones
 
-(The harness of EleutherAI tidies the texts, and divides by characters: GPT-2 124M has 0.2955 here and 0.3114 there.)
+(EleutherAI's harness cleans the texts, and divides by characters: GPT-2 124M has 0.2955 here and 0.3114 there.)
 
 Zellers et al., "HellaSwag: can a machine really finish your sentence?", ACL 2019.
 """
@@ -29,7 +29,7 @@ from tinygrad2.io.files import atomic_write, read_bytes
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 MAGIC, VERSION = 20240522, 1
-BLOCK = 16  # examples that are scored together, always the same ones: so the bits do not depend on who scores them
+BLOCK = 16  # examples that are scored together, always the same ones: so the bits do not depend on the rank
 REFERENCE = {  # acc, acc_norm of OpenAI's models by this method (build-nanogpt's hellaswag.py, llm.c's discussions)
     "GPT-2 124M": (0.2859, 0.2955),
     "GPT-2 355M": (None, 0.3752),
@@ -43,7 +43,7 @@ _START, _HEADER, _LARGEST = 65535, 1024, 65535
 
 @dataclass(frozen=True)
 class Example:
-    """A question: ids of the context, ids of four endings, and which of them is right, 0 .. 3."""
+    """A question: ids of the context, ids of four endings, and which of them is correct, 0 .. 3."""
 
     context: list
     endings: list
@@ -52,20 +52,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model makes of an Example: for each ending the sum of -ln p over its tokens, in nats, and their number."""
+    """A model's scores of an Example: for each ending the sum of -ln p over its tokens, in nats, and their number.
+    `label` is the correct ending."""
 
     label: int
     nats: list
     tokens: list
 
     @property
-    def right(self):
-        """Is the right ending the one with the least sum?"""
+    def correct(self):
+        """Has the correct ending the smallest sum?"""
         return int(np.argmin(self.nats)) == self.label
 
     @property
-    def right_norm(self):
-        """Is the right ending the one with the least mean?"""
+    def correct_norm(self):
+        """Has the correct ending the smallest mean?"""
         return int(np.argmin(np.array(self.nats) / self.tokens)) == self.label
 
 
@@ -73,10 +74,10 @@ class Answer:
 
 
 def load_examples(path, tokenizer, limit=None):
-    """The first `limit` (None: all) Examples of a jsonl or of llm.c's .bin, told apart by content.
+    """The first `limit` (None: all) Examples of a jsonl or of llm.c's .bin, recognized by content.
 
     `tokenizer` encodes the texts of a jsonl; a .bin brings ids, which must be those of the tokenizer (None: unchecked).
-    Raises UserError, one line, for a file that is not whole and sound, or cannot be what the model has learned.
+    Raises UserError, one line, for a file that is incomplete or corrupt, or has the ids of another tokenizer.
     """
     data = read_bytes(path)
     if data[:4] == MAGIC.to_bytes(4, "little"):
@@ -103,7 +104,7 @@ def _read_jsonl(data, tokenizer, path):
 
 
 def _fields(line, where):
-    """(context, endings, label) of a line. Everything is checked."""
+    """(context, endings, label) of a line. Raises UserError for a field that is missing or not valid."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -112,13 +113,13 @@ def _fields(line, where):
         raise UserError(f"{where} is {short(line.decode('utf-8', 'replace'))}, not a JSON object; {_FETCH}")
     endings, label = fields.get("endings"), fields.get("label")
     if type(fields.get("ind", 0)) is not int:
-        raise UserError(f"{where}: ind is {short(fields['ind'])}, not a whole number; {_FETCH}")
+        raise UserError(f"{where}: ind is {short(fields['ind'])}, not an integer; {_FETCH}")
     if not _is_text(fields.get("ctx")) or not fields["ctx"]:
         raise UserError(f"{where}: ctx is {short(fields.get('ctx'))}, not a text; {_FETCH}")
     if not isinstance(endings, list) or len(endings) != 4 or not all(map(_is_text, endings)):
         raise UserError(f"{where}: endings is {short(endings)}, not a list of 4 texts; {_FETCH}")
     if label is None or label == "":
-        raise UserError(f"{where} has no label, as in the test split: nobody can score it; use hellaswag_val.jsonl")
+        raise UserError(f"{where} has no label, as in the test split, so it cannot be scored; use hellaswag_val.jsonl")
     if label not in ("0", "1", "2", "3") and not (type(label) is int and 0 <= label < 4):
         raise UserError(f"{where}: label is {short(label)}, not 0, 1, 2 or 3; {_FETCH}")
     return fields["ctx"], endings, int(label)
@@ -127,47 +128,49 @@ def _fields(line, where):
 def _is_text(value):
     try:
         return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:                                    # half a character
+    except UnicodeEncodeError:                                    # a lone surrogate
         return False
 
 
 def _read_bin(data, path):
-    """Yields Examples. The header is checked first, each record when its turn comes, what follows at the end."""
+    """Yields Examples. The header is checked first, each record when its turn comes, the size at the end."""
 
-    def broken(problem):
-        return UserError(f"{path}: not a whole multiple-choice file of llm.c: {problem}; make it again")
+    def corrupt(problem):
+        return UserError(f"{path}: not a valid multiple-choice file of llm.c: {problem}; make it again")
 
     if len(data) < _HEADER or len(data) % 2:
-        raise broken(f"{len(data):,} bytes are no header of {_HEADER} and 16-bit words")
+        raise corrupt(f"{len(data):,} bytes are not a header of {_HEADER} and 16-bit words")
     version, n, longest = np.frombuffer(data, "<i4", 3, 4).tolist()
     if version != VERSION:
-        raise broken(f"its version is {version}, not {VERSION}")
-    words, place, most = np.frombuffer(data, "<u2", offset=_HEADER), 0, 0
+        raise corrupt(f"its version is {version}, not {VERSION}")
+    words, start, largest = np.frombuffer(data, "<u2", offset=_HEADER), 0, 0
     for index in range(n):
-        head = words[place : place + 5].tolist()
-        if len(head) < 5 or head[0] != _START or head[1] % 2 or place + head[1] // 2 > len(words):
-            raise broken(f"example {index} of {n} is cut off or does not begin with {_START} and its length")
-        record = words[place : place + head[1] // 2].tolist()
+        head = words[start : start + 5].tolist()
+        if len(head) < 5 or head[0] != _START or head[1] % 2 or start + head[1] // 2 > len(words):
+            raise corrupt(f"example {index} of {n} is cut off or does not begin with {_START} and its length")
+        record = words[start : start + head[1] // 2].tolist()
         if head[2] != index:
-            raise broken(f"example {index} has the index {head[2]}")
+            raise corrupt(f"example {index} has the index {head[2]}")
         if head[3] > 3 or head[4] != 4:
-            raise broken(f"example {index} has the label {head[3]} of {head[4]} endings, not one of 4")
+            raise corrupt(f"example {index} has the label {head[3]} of {head[4]} endings, not one of 4")
         parts, at = [], 5
         for _ in range(5):
             size = record[at] if at < len(record) else 0
             parts.append(record[at + 1 : at + 1 + size])
             at += 1 + size
         if at != len(record) or not all(parts):
-            raise broken(f"example {index} has {len(record)} words, which are not 5 lists of ids with their lengths")
-        place, most = place + len(record), max(most, head[1])
+            raise corrupt(f"example {index} has {len(record)} words, which are not 5 lists of ids with their lengths")
+        start, largest = start + len(record), max(largest, head[1])
         yield Example(parts[0], parts[1:], head[3])
-    if place != len(words) or most != longest:
-        problem = f"{2 * (len(words) - place)} bytes follow the last" if place != len(words) else f"it has {most}"
-        raise broken(f"its header says {n} examples, the longest of {longest} bytes, but {problem}")
+    rest = 2 * (len(words) - start)
+    if rest or largest != longest:
+        problem = f"{rest} bytes follow the last" if rest else f"it has {largest}"
+        raise corrupt(f"its header has {n} examples, the longest of {longest} bytes, but {problem}")
 
 
 def _check_ids(examples, tokenizer, path):
-    """The ids of a file against a tokenizer: endings begin with a space, and the texts have these ids again."""
+    """Raise UserError where the ids of a file are not those of the tokenizer: each must be known, endings must begin
+    with a space, and a context, decoded and encoded again, must have the same ids."""
     for index, example in enumerate(examples):
         largest = max(map(max, (example.context, *example.endings)))
         if tokenizer and largest >= tokenizer.n_vocab:
@@ -177,10 +180,10 @@ def _check_ids(examples, tokenizer, path):
             texts = [tokenizer.decode_bytes(ids) for ids in (example.context, *example.endings)]
             try:
                 same = tokenizer.encode(texts[0]) == example.context
-            except TokenizerError:                                # one that can only decode
+            except TokenizerError:                                # a tokenizer that can only decode
                 same = True
             if not same or not all(text.startswith(b" ") for text in texts[1:]):
-                raise UserError(f"{path}: example {index} was encoded by another tokenizer than the model's; use "
+                raise UserError(f"{path}: example {index} was encoded with another tokenizer than the model's; use "
                                 "hellaswag_val.jsonl")
 
 
@@ -197,8 +200,8 @@ def write_examples(path, examples):
         record[1] = 2 * len(record)
         longest = max(longest, record[1])
         if max(record[1:]) >= _LARGEST or len(example.endings) != 4:
-            raise UserError(f"{path}: example {index} does not fit: llm.c's file has 4 endings, and no number above "
-                            f"{_LARGEST - 1:,}, be it an id, the example or its {record[1]:,} bytes")
+            raise UserError(f"{path}: example {index} does not fit: llm.c's file has 4 endings, and no value above "
+                            f"{_LARGEST - 1:,}, be it an id, the index, or the size of {record[1]:,} bytes")
         stream += record
     header = np.zeros(_HEADER // 4, "<i4")
     header[:4] = MAGIC, VERSION, len(examples), longest
@@ -210,8 +213,8 @@ def write_examples(path, examples):
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def answer(model, examples, batch_tokens=BATCH_TOKENS):
-    """The Answers of a model to Examples. A context that is too long for it loses its beginning (see `count_cropped`).
+def answer_examples(model, examples, batch_tokens=BATCH_TOKENS):
+    """The Answers of a model to Examples. A context that is too long loses its beginning (see `count_cropped`).
 
     Raises UserError where an id is outside the model's vocabulary, or where its scores are not finite.
     """
@@ -230,33 +233,34 @@ def answer(model, examples, batch_tokens=BATCH_TOKENS):
 
 
 def count_cropped(examples, block_size):
-    """How many examples do not fit into a context of block_size tokens, with their longest ending."""
+    """The number of examples that do not fit into a context of block_size tokens, with their longest ending."""
     return sum(len(e.context) + max(map(len, e.endings)) > block_size + 1 for e in examples)
 
 
 def summary(answers):
     """{"n", "acc", "acc_stderr", "acc_norm", "acc_norm_stderr"} of Answers, at least one.
 
-    The standard error of a share p of n is sqrt(p (1 - p) / (n - 1)), that of a mean of zeros and ones whose variance
-    is estimated from themselves, as lm-evaluation-harness gives it; None for n = 1.
+    The standard error of a fraction p of n is sqrt(p (1 - p) / (n - 1)): that of a mean of zeros and ones with their
+    sample variance, as in lm-evaluation-harness; None for n = 1.
     """
     n, result = len(answers), {"n": len(answers)}
-    for name, right in (("acc", [a.right for a in answers]), ("acc_norm", [a.right_norm for a in answers])):
-        p = sum(right) / n
+    for name, correct in (("acc", [a.correct for a in answers]), ("acc_norm", [a.correct_norm for a in answers])):
+        p = sum(correct) / n
         result[name] = p
         result[name + "_stderr"] = math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
     return result
 
 
 def accuracy(model, examples, world, batch_tokens=BATCH_TOKENS):
-    """(acc_norm, number of examples) of a model in training, the examples shared out over the ranks.
+    """(acc_norm, number of examples) of a model in training, the examples divided among the ranks.
 
     Rank r takes every size-th block of examples; the result is the same for any number of ranks, and on all of them.
     """
     model.eval()
-    right = 0
+    correct = 0
     for start in range(BLOCK * world.rank, len(examples), BLOCK * world.size):
-        right += sum(a.right_norm for a in answer(model, examples[start : start + BLOCK], batch_tokens))
+        answers = answer_examples(model, examples[start : start + BLOCK], batch_tokens)
+        correct += sum(a.correct_norm for a in answers)
     model.train()
-    every = world.all_gather(np.array([right]), "HellaSwag")
-    return float(every.sum() / len(examples)), len(examples)
+    gathered = world.all_gather(np.array([correct]), "HellaSwag")     # (ranks, 1)
+    return float(gathered.sum() / len(examples)), len(examples)

@@ -1,8 +1,8 @@
-"""Models of other programs, read and written: Hugging Face, llm.c, nanoGPT.
+"""Interoperability: models of Hugging Face, llm.c and nanoGPT, read and written.
 
-    pretrained.py          a model on disk, told by its content
-    hf.py                  Hugging Face's folder and model.safetensors
+    pretrained.py          a model on disk, recognized by its content
+    hf.py                  Hugging Face's folder with model.safetensors
     llmc.py                llm.c's models and debug states
     nanogpt.py             nanoGPT's ckpt.pt
-    shapes.py              what all of them check
+    shapes.py              the tensors of a GPT by its config, which all of them check
 """

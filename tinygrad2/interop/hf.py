@@ -1,13 +1,13 @@
-"""GPT-2 as Hugging Face's transformers keeps it: a folder of config.json and model.safetensors.
+"""GPT-2 as Hugging Face's transformers stores it: a folder with config.json and model.safetensors.
 
-The tensors have our names, mostly behind "transformer.", and our orientation: transformers kept OpenAI's (in, out)
-for the four matrices of a block. What is different:
+The tensors have our names, mostly prefixed with "transformer.", and our orientation: transformers kept OpenAI's
+(in, out) for the four matrices of a block. What is different:
 
     lm_head.weight              (V, C), ours (C, V); left out where it is the token embedding
     h.0.attn.bias               the causal mask (1, 1, T, T), in old files; not a bias, and not needed
-    h.0.attn.masked_bias        what stood for minus infinity in it; not needed
-    model.safetensors.index.json   where the tensors are spread over several files
-    pytorch_model.bin              the same tensors in torch.save's form, before there was safetensors
+    h.0.attn.masked_bias        the value of its masked positions, in old files; not needed
+    model.safetensors.index.json   which file has which tensor, where there are several
+    pytorch_model.bin              the same tensors in torch.save's format, before there was safetensors
 
 https://huggingface.co/docs/transformers/model_doc/gpt2
 """
@@ -18,18 +18,18 @@ import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import atomic_write, first_bytes, make_folder, read_json, write_json
-from tinygrad2.io.lazy_tensor import LazyTensor, write_numbers
+from tinygrad2.io.lazy_tensor import LazyTensor, write_elements
 from tinygrad2.io.safetensors import Broken, make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
 _SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # HF's own defaults
-_OTHERWISE = {  # fields that change the maths, and the only value that we compute
+_REQUIRED = {  # fields that change the formulas, and the only value that is supported
     "model_type": "gpt2", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False, "quantization_config": None, "is_encoder_decoder": False,
 }  # fmt: skip
 _ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
-            "num_hidden_layers": "n_layer"}  # other names for the same, as transformers has them  # fmt: skip
+            "num_hidden_layers": "n_layer"}  # synonyms that transformers accepts  # fmt: skip
 _MASKS = (".attn.bias", ".attn.masked_bias")
 _INDEX = "model.safetensors.index.json"
 
@@ -37,61 +37,64 @@ _INDEX = "model.safetensors.index.json"
 def read_folder(folder):
     """(tensors {our name: LazyTensor}, config fields, notes, id that ends a text or None) of a model's folder.
 
-    Where there are several forms, the one that transformers takes. Raises UserError, one line.
+    Of several formats, the one that transformers prefers. Raises UserError, one line, for a model that is incomplete,
+    corrupt or not supported.
     """
     try:
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    for name, read in (("model.safetensors", _of_file), (_INDEX, _of_shards), ("pytorch_model.bin", _of_torch)):
+    readers = {"model.safetensors": _read_safetensors, _INDEX: _read_shards, "pytorch_model.bin": _read_torch}
+    for name, read in readers.items():
         path = os.path.join(folder, name)
         if name in names:
             entries = read(path)
             break
     else:
-        raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; is it a model's folder?")
+        raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; give the folder of a model")
     return model_of(entries, read_config(os.path.join(folder, "config.json")), path)
 
 
 def read_file(path):
-    """The same of a model.safetensors (or pytorch_model.bin) alone; its config.json is looked for beside it, or guessed
-    from the sizes."""
-    zipped = first_bytes(path, 2) == b"PK"
-    entries, beside = (_of_torch if zipped else _of_file)(path), os.path.join(os.path.dirname(path), "config.json")
-    if os.path.exists(beside):
-        return model_of(entries, read_config(beside), path)
-    names = {name.removeprefix("transformer."): stored for name, stored in entries.items()}
+    """The same for a model.safetensors (or pytorch_model.bin) alone. Without a config.json next to it, the config of
+    OpenAI's model of the same size is taken."""
+    is_zip = first_bytes(path, 2) == b"PK"
+    entries = (_read_torch if is_zip else _read_safetensors)(path)
+    config_path = os.path.join(os.path.dirname(path), "config.json")
+    if os.path.exists(config_path):
+        return model_of(entries, read_config(config_path), path)
+    names = {name.removeprefix("transformer."): tensor for name, tensor in entries.items()}
     layers = {name.split(".")[1] for name in names if name.startswith("h.")}
     for n_layer, n_head, n_embd in ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)):
         if "wte.weight" in names and len(layers) == n_layer and names["wte.weight"].shape[1:] == (n_embd,):
             config = _SIZES | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
             tensors, config, notes, eos = model_of(entries, _checked(config, path), path)
-            notes.append("no config.json beside it: taken for a GPT-2 of OpenAI's, by its sizes")
+            notes.append("there is no config.json next to it; judging by its sizes, it is read as OpenAI's GPT-2")
             return tensors, config, notes, eos
-    raise UserError(f"{path}: there is no config.json beside it, and only that knows the number of heads; copy it, too")
+    raise UserError(f"{path}: there is no config.json next to it, and only that has the number of heads; copy it, too")
 
 
 # -- config ------------------------------------------------------------------------------------------------------------
 
 
 def read_config(path):
-    """(our config's fields, id of the token that ends a text or None) of a config.json. Raises UserError for what we
-    would compute in another way."""
+    """(fields of GPTConfig, id of the token that ends a text or None) of a config.json. Raises UserError for a config
+    that our GPT would compute differently."""
     if not os.path.exists(path):
-        raise UserError(f"{path}: no such file; it belongs to the weights, copy it, too")
+        raise UserError(f"{path}: no such file; the weights need it, copy it, too")
     fields = read_json(path)
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: is no JSON object; fetch it again")
+        raise UserError(f"{path}: is not a JSON object; fetch it again")
     return _checked(fields, path)
 
 
 def _checked(fields, path):
-    for name, expected in _OTHERWISE.items():
-        found = fields.get(name, expected)
-        if found != expected:
-            raise UserError(f"{path}: {name} is {short(found)}; only GPT-2 with {name} = {expected!r} is supported")
+    for name, expected in _REQUIRED.items():
+        value = fields.get(name, expected)
+        if value != expected:
+            raise UserError(f"{path}: {name} is {short(value)}; only GPT-2 with {name} = {expected!r} is supported")
     if fields.get("pruned_heads"):
-        raise UserError(f"{path}: pruned_heads is not empty; models with heads taken out are not supported")
+        raise UserError(f"{path}: pruned_heads is not empty; models with pruned heads are not supported")
     fields = {ours: fields[theirs] for theirs, ours in _ALIASES.items() if theirs in fields} | fields
     activation = fields.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -101,10 +104,10 @@ def _checked(fields, path):
     sizes["n_inner"] = fields.get("n_inner") or 0
     for name, value in sizes.items():
         if type(value) is not int or not (name == "n_inner" or value > 0) or not 0 <= value < 1 << 31:
-            raise UserError(f"{path}: {name} is {short(value)}, not a whole number above 0; fetch it again")
+            raise UserError(f"{path}: {name} is {short(value)}, not an integer above 0; fetch it again")
     eps = fields.get("layer_norm_epsilon", 1e-5)
     if type(eps) is not float or not 0 < eps < 1:
-        raise UserError(f"{path}: layer_norm_epsilon is {short(eps)}, not a small number; fetch it again")
+        raise UserError(f"{path}: layer_norm_epsilon is {short(eps)}, not a number between 0 and 1; fetch it again")
     sizes["block_size"] = sizes.pop("n_positions")
     if sizes["n_inner"] == 4 * sizes["n_embd"]:
         sizes["n_inner"] = 0
@@ -118,8 +121,8 @@ def _checked(fields, path):
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
-def _of_file(path):
-    """{name in the file: LazyTensor}"""
+def _read_safetensors(path):
+    """{name in the file: LazyTensor}, without masks."""
     try:
         container = open_container(path)
         names = [name for name in container.entries if not name.endswith(_MASKS)]
@@ -127,59 +130,61 @@ def _of_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Broken as error:
-        raise UserError(f"{path}: not a whole safetensors file of weights: {error}; fetch it again") from None
+        raise UserError(f"{path}: not a valid safetensors file of weights: {error}; fetch it again") from None
 
 
-def _of_torch(path):
-    """The same from torch.save, as transformers did before safetensors; nothing in it is executed."""
+def _read_torch(path):
+    """The same of a file of torch.save, as transformers wrote before safetensors; nothing in it is executed."""
     value = read_torch_file(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{path}: is no table of tensors with names; fetch model.safetensors instead")
+        raise UserError(f"{path}: is not a dict of named tensors; fetch model.safetensors instead")
     entries = {name: tensor for name, tensor in value.items() if not name.endswith(_MASKS)}
     for name, tensor in entries.items():
         if not isinstance(tensor, LazyTensor):
-            raise UserError(f"{path}: {short(name)} is no tensor of floats; fetch model.safetensors instead")
+            raise UserError(f"{path}: {short(name)} is not a tensor of floats; fetch model.safetensors instead")
     return entries
 
 
-def _of_shards(path):
+def _read_shards(path):
+    """The same of several files, by their index."""
     folder, index = os.path.dirname(path), read_json(path)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not places:
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path}: weight_map is missing or empty; fetch it again")
     shards, entries = {}, {}
-    for name, file in places.items():
-        plain = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
-        if not plain or not file.endswith(".safetensors"):
-            raise UserError(f"{path}: weight_map sends {short(name)} to {short(file)}, no file beside it")
+    for name, file in weight_map.items():
+        is_name = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
+        if not is_name or not file.endswith(".safetensors"):
+            raise UserError(f"{path}: weight_map has {short(file)} for {short(name)}, which is not a file next to it; "
+                            "fetch the folder again")
         if file not in shards:
-            shards[file] = _of_file(os.path.join(folder, file))
+            shards[file] = _read_safetensors(os.path.join(folder, file))
         if name.endswith(_MASKS):
             continue
         if name not in shards[file]:
-            raise UserError(f"{os.path.join(folder, file)}: has no tensor {short(name)}, the index says it has; "
+            raise UserError(f"{os.path.join(folder, file)}: has no tensor {short(name)}, though the index lists it; "
                             "fetch the folder again")
         entries[name] = shards[file][name]
     return entries
 
 
 def model_of(entries, config_and_eos, path):
-    """(tensors under our names, config, notes, eos); whether the head is tied is seen from the tensors."""
+    """(tensors {our name: LazyTensor}, config, notes, eos). Whether the head is tied is decided by the tensors."""
     config, eos = config_and_eos
-    entries = {name: stored for name, stored in entries.items() if not name.endswith(_MASKS)}
+    entries = {name: tensor for name, tensor in entries.items() if not name.endswith(_MASKS)}
     tensors, notes = {}, []
-    for name, stored in entries.items():
-        short = name.removeprefix("transformer.")
-        if short in tensors:
-            raise UserError(f"{path}: has tensor {short(short)} twice, with 'transformer.' and without")
-        tensors[short] = stored
+    for name, tensor in entries.items():
+        name = name.removeprefix("transformer.")
+        if name in tensors:
+            raise UserError(f"{path}: has tensor {short(name)} twice, with 'transformer.' and without; fetch it again")
+        tensors[name] = tensor
     head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and wte is not None and head.equals(wte):
         head = None  # a copy of the embedding: transformers ties them, too
         config = config | {"tied_head": True}
     if head is not None:
         if config["tied_head"]:
-            notes.append("its lm_head is not its token embedding, though the config says so: taken as it is")
+            notes.append("its lm_head is not its token embedding, though the config says so: lm_head is used")
         tensors["lm_head.weight"], config = head.transpose(), config | {"tied_head": False}
     return tensors, config, notes, eos
 
@@ -188,10 +193,12 @@ def model_of(entries, config_and_eos, path):
 
 
 def write_folder(folder, tensors, config, eot=None, dtype="float32"):
-    """Write config.json, generation_config.json and model.safetensors, as transformers does; gives notes for the user.
+    """Write config.json, generation_config.json and model.safetensors, as transformers does. Returns notes.
 
-    tensors   {our name: array or LazyTensor};  config   our config's fields
+    tensors   {our name: array or LazyTensor};  config   fields of GPTConfig
     eot       id of the end-of-text token, or None;  dtype   "float32" or "bfloat16"
+
+    Raises UserError where the folder cannot be written.
     """
     notes, code = [], {"float32": "F32", "bfloat16": "BF16"}[dtype]
     make_folder(folder)
@@ -199,15 +206,15 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
     if not config["bias"]:
         shapes |= {name.removesuffix("weight") + "bias": shape[-1:] for name, shape in shapes.items()
                    if ".h." in name or "ln_f" in name}  # fmt: skip
-        notes.append("the model has no biases; transformers' GPT-2 always has, so zeros were written")
+        notes.append("the model has no biases; transformers' GPT-2 always has them, so zeros were written")
     if not config["tied_head"]:
         shapes["lm_head.weight"] = tensors["lm_head.weight"].shape[::-1]
     with atomic_write(os.path.join(folder, "model.safetensors")) as file:
-        file.write(make_header(shapes, code, {"format": "pt"}))  # readers of old insist on a framework
+        file.write(make_header(shapes, code, {"format": "pt"}))  # old readers require the framework
         for name in sorted(shapes):
             tensor = tensors.get(name.removeprefix("transformer."))
             array = np.zeros(shapes[name], np.float32) if tensor is None else tensor.astype(np.float32, copy=False)
-            write_numbers(file, array.T if name == "lm_head.weight" else array, code)
+            write_elements(file, array.T if name == "lm_head.weight" else array, code)
     activation = {"gelu": "gelu_new", "gelu_erf": "gelu"}[config["activation"]]
     write_json(os.path.join(folder, "generation_config.json"),
                {"_from_model_config": True, "bos_token_id": eot, "eos_token_id": eot})  # fmt: skip
@@ -222,4 +229,3 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
         "bos_token_id": eot, "eos_token_id": eot, "tie_word_embeddings": config["tied_head"], "use_cache": True,
     })  # fmt: skip
     return notes
-

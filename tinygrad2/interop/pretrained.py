@@ -1,15 +1,14 @@
-"""A model on disk, in whatever form it is.
+"""A model on disk, in any supported format, which `open_model` recognizes by content:
 
-`open_model` tells by content what a path is:
-
-    trained_weights.bin            ours (weights.py)
+    trained_weights.bin            ours (io/weights.py)
     a folder with config.json      Hugging Face (hf.py); also its model.safetensors alone
     int32 20240326                 llm.c (llmc.py)
-    a zip file                     torch.save's, as nanoGPT makes them (nanogpt.py)
+    a zip file                     torch.save's, as nanoGPT writes it (nanogpt.py)
 """
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED
 from tinygrad2.errors import UserError
@@ -18,58 +17,57 @@ from tinygrad2.io.files import first_bytes
 from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.safetensors import Broken, open_container
 from tinygrad2.io.weights import load_weights
+from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
-
-TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 
 
 @dataclass
 class Pretrained:
     """A model on disk, checked but not yet read.
 
-    kind        whose form it is in
+    kind        its format: "tinygrad2", "Hugging Face", "llm.c" or "nanoGPT"
     tensors     {our name: LazyTensor}, in our orientation
-    config      fields of GPTConfig
+    config      {field of GPTConfig: value}
     tokenizer   a tokenizer, or None where none is known
-    notes       lines that the user should see
-    training    what our own file remembers of its training
-    eos         id of the token with which its texts end, where the model says so
+    notes       lines for the user
+    training    what our own file records about the training
+    eos         id of the token that ends its texts, where the model names one
     """
 
     path: str
     kind: str
-    tensors: dict
-    config: dict
-    tokenizer: object = None
-    notes: list = field(default_factory=list)
-    training: dict = field(default_factory=dict)
+    tensors: dict[str, LazyTensor]
+    config: dict[str, Any]
+    tokenizer: Any = None
+    notes: list[str] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
     eos: int | None = None
 
     @property
-    def end(self):
-        """Id of the token that ends a text: the model's word, or its tokenizer's; None where neither has one."""
+    def end(self) -> int | None:
+        """Id of the token that ends a text: the model's, else its tokenizer's; None where neither names one."""
         return self.tokenizer.eot if self.eos is None and self.tokenizer else self.eos
 
     @property
-    def trained_here(self):
+    def trained_here(self) -> bool:
         """Was it trained by this program (and not only converted)?"""
         return self.kind == "tinygrad2" and "converted_from" not in self.training
 
-    def crop(self, block_size):
-        """Make its context shorter: the rows of wpe behind are dropped. Raises UserError where it would be longer."""
+    def crop(self, block_size: int) -> None:
+        """Shorten its context: the rows of wpe from block_size on are dropped. Raises UserError where it would grow."""
         longest = self.config["block_size"]
         if block_size > longest:
-            raise UserError(f"--block-size {block_size}: {self.path} has learned {longest} positions and can only be "
-                            f"cropped; use {longest} or less")
+            raise UserError(f"--block-size {block_size}: {self.path} has {longest} positions and can only be cropped; "
+                            f"use {longest} or less")
         if block_size < longest and "wpe.weight" in self.tensors:
             self.tensors["wpe.weight"] = self.tensors["wpe.weight"].first(block_size)
             self.config = self.config | {"block_size": block_size}
 
 
-def open_model(path, tokenizer=""):
-    """The Pretrained at `path`; `tokenizer` names a file or folder with its tokenizer, "" means: beside it, or none.
+def open_model(path: str | os.PathLike, tokenizer: str = "") -> Pretrained:
+    """The Pretrained at `path`; `tokenizer` names a file or folder with its tokenizer, "" means: next to it, or none.
 
-    Raises UserError, one line, for anything that is no whole model.
+    Raises UserError, one line, for anything that is not a complete model of a supported format.
     """
     path = str(path)
     if not os.path.exists(path):
@@ -78,31 +76,31 @@ def open_model(path, tokenizer=""):
     kind = "Hugging Face" if os.path.isdir(path) else kind_of_model(path)
     if kind == "tinygrad2":
         weights = load_weights(path)
-        found = Pretrained(path, kind, {name: LazyTensor.of(array) for name, array in weights.tensors.items()},
-                           weights.config, training=weights.training)  # fmt: skip
+        tensors = {name: LazyTensor.of(array) for name, array in weights.tensors.items()}
+        pretrained = Pretrained(path, kind, tensors, weights.config, training=weights.training)
         eos, V = weights.training.get("eos"), weights.config.get("vocab_size")
-        found.eos = eos if type(eos) is type(V) is int and 0 <= eos < V else None
-        own = weights.tokenizer
+        pretrained.eos = eos if type(eos) is type(V) is int and 0 <= eos < V else None
+        own_json = weights.tokenizer
     else:
-        found, own = _of_others(path, kind), ""
-    found.tokenizer = _tokenizer(found, own, tokenizer)
-    return found
+        pretrained, own_json = _open_third_party(path, kind), ""
+    pretrained.tokenizer = _tokenizer_of(pretrained, own_json, tokenizer)
+    return pretrained
 
 
-def _of_others(path, kind):
+def _open_third_party(path, kind):
     if kind == "llm.c":
-        return Pretrained(path, kind, *llmc.read_model(path)[:2])
+        return Pretrained(path, kind, *llmc.read_model(path))
     if kind == "nanoGPT":
         try:
             return Pretrained(path, kind, *nanogpt.read_nanogpt(path))
         except nanogpt.NoCheckpoint:
             if not os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
-                raise  # else it is Hugging Face's pytorch_model.bin
+                raise  # otherwise it is Hugging Face's pytorch_model.bin
     tensors, config, notes, eos = (hf.read_folder if os.path.isdir(path) else hf.read_file)(path)
     return Pretrained(path, "Hugging Face", tensors, config, None, notes, eos=eos)
 
 
-def kind_of_model(path):
+def kind_of_model(path: str | os.PathLike) -> str:
     """"tinygrad2", "Hugging Face", "llm.c" or "nanoGPT", by a file's first bytes. Raises UserError for others."""
     head = first_bytes(path)
     magic = int.from_bytes(head[:4], "little")
@@ -114,37 +112,39 @@ def kind_of_model(path):
         try:
             return "tinygrad2" if "tinygrad2" in open_container(path).metadata else "Hugging Face"
         except Broken:
-            return "tinygrad2"  # it will say what is broken
+            return "tinygrad2"  # reading it reports what is wrong
     if magic in FOREIGN or magic in HEADERED:
-        what = FOREIGN.get(magic, "a file of tokens")
+        what = FOREIGN.get(magic, "a token file")
         raise UserError(f"{path}: is {what}, not a model; give the model's own path")
     if head.startswith(b"\x80"):
-        raise UserError(f"{path}: is a bare pickle, which could run anything; save it with torch 1.6 or later, or as "
+        raise UserError(f"{path}: is a bare pickle, which could run any code; save it with torch 1.6 or later, or as "
                         "safetensors")
-    raise UserError(f"{path}: is no model that is known here (tinygrad2, Hugging Face, llm.c, nanoGPT); its first "
+    raise UserError(f"{path}: is not a model of a known format (tinygrad2, Hugging Face, llm.c, nanoGPT); its first "
                     f"bytes are {head[:8]!r}; copy it again, or check the path")
 
 
-def _tokenizer(found, own, given):
+def _tokenizer_of(pretrained, own_json, given):
+    """The tokenizer that the user has given, or that in the weights, or that next to a third-party model, or None."""
     if given:
         return load_tokenizer(given)
-    if own:
-        return tokenizer_from_json(own, found.path)
-    if found.kind == "tinygrad2":
+    if own_json:
+        return tokenizer_from_json(own_json, pretrained.path)
+    if pretrained.kind == "tinygrad2":
         return None
-    folder = found.path if os.path.isdir(found.path) else os.path.dirname(found.path) or "."
-    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZERS):
+    path, V = pretrained.path, pretrained.config["vocab_size"]
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         return None
     try:
         tokenizer = load_tokenizer(folder)
     except UserError as error:
-        found.notes.append(f"the tokenizer beside it cannot be used ({error}); give one with --tokenizer")
+        pretrained.notes.append(f"the tokenizer next to it cannot be used ({error}); give one with --tokenizer")
         return None
-    if tokenizer.n_vocab > found.config["vocab_size"]:
-        found.notes.append(f"the tokenizer beside it is not its own: {tokenizer.n_vocab:,} tokens, the model has "
-                           f"{found.config['vocab_size']:,}; give one with --tokenizer")
+    if tokenizer.n_vocab > V:
+        pretrained.notes.append(f"the tokenizer next to it is not its own: {tokenizer.n_vocab:,} tokens, the model has "
+                                f"{V:,}; give one with --tokenizer")
         return None
-    if tokenizer.n_vocab < found.config["vocab_size"] and not os.path.isdir(found.path):
-        found.notes.append(f"the tokenizer beside it is taken for its own: {tokenizer.n_vocab:,} tokens, the model has "
-                           f"{found.config['vocab_size']:,} rows; if it is not, give another with --tokenizer")
+    if tokenizer.n_vocab < V and not os.path.isdir(path):
+        pretrained.notes.append(f"the tokenizer next to it is used: {tokenizer.n_vocab:,} tokens, the model has {V:,} "
+                                "rows; if it is not the model's own, give another with --tokenizer")
     return tokenizer

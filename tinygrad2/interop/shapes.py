@@ -1,4 +1,4 @@
-"""Which tensors a GPT has, by its config alone."""
+"""The names and shapes of the tensors of a GPT, by its config alone."""
 
 from tinygrad2.errors import UserError
 
@@ -23,7 +23,7 @@ def shapes_of(config):
 def check_shapes(tensors, config, path):
     """Raise UserError where tensors {our name: anything with a shape} are not those of the config.
 
-    Before a model is made: a config may claim a terabyte, tensors cannot be larger than their file.
+    It is called before a model is made: a config may claim a terabyte, tensors cannot be larger than their file.
     """
     if config["n_layer"] > len(tensors):
         problem = f"n_layer is {config['n_layer']:,}, but there are {len(tensors)} tensors"

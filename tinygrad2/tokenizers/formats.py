@@ -24,6 +24,7 @@ from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_voca
 from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
 
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 MAX_UNMADE = 1000  # tokens of a vocabulary that no merge makes: more are no special tokens, but another's merges
 MAX_RANKED = 1 << 16  # bytes of a token in a rank file; GPT-2's longest has 128
 OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> whose they are
