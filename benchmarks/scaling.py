@@ -26,7 +26,7 @@ import sys
 from benchmarks.harness import RESULTS, ROOT, save
 
 DOC = os.path.join(ROOT, "docs", "scaling.md")
-HIDDEN = 0.8          # of the backward pass; measured: docs/scaling.md, "beside backward"
+HIDDEN = 0.8          # of the backward pass; measured: docs/scaling.md, "overlapped with backward"
 LATENCY = 20e-6       # s, TCP between hosts: assumed
 LINE = 0.9            # of a link's nominal rate: assumed
 MODELS = {"124M": 124.4e6, "1.5B": 1557.6e6}
