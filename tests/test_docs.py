@@ -53,7 +53,8 @@ def test_links_of_the_documentation_lead_somewhere(path):
             assert page.exists(), target
             if anchor:
                 headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-                assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+                anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, target
 
 
 def test_the_tables_of_scaling_are_what_the_script_makes_of_the_committed_figures():
