@@ -100,7 +100,7 @@ def test_every_flag_in_the_text_exists():
     known = {"--signal", "--dependency", "--init_from"}  # Slurm, Slurm, nanoGPT
     for config in (train_gpt2.TrainConfig, train_gpt2.GPTConfig, inference.InferenceConfig):
         known |= {sign + field.name.replace("_", "-") for field in fields(config) for sign in ("--", "--no-")}
-    for path in (*ROOT.glob("*.py"), *(ROOT / "tinygrad2" / "commands").glob("*.py"), *ROOT.glob("data/**/*.py")):
+    for path in (*ROOT.glob("*.py"), *(ROOT / "tinygrad2" / "commands").glob("*.py"), *ROOT.glob("[bd]*/**/*.py")):
         known |= set(re.findall(r'"(--[a-z][a-z0-9-]+)"', path.read_text(encoding="utf-8")))
     for name, text in TEXTS.items():
         for flag in re.findall(r"`(--[a-z][\w-]+)", text):
