@@ -57,6 +57,24 @@ def test_links_of_the_documentation_lead_somewhere(path):
                 assert anchor in anchors, target
 
 
+PHRASES = (
+    "did not finish within",
+    "is stopped",
+    "is missing: it is a rank of another host, or the",
+    "the ranks are in different collectives",
+    "the ranks have different",
+    "the weights of the ranks differ: first",
+    "died without a message",
+    "tasks were started, but MPI sees",
+)
+
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_the_messages_in_the_table_of_symptoms_are_those_of_the_program(phrase):
+    assert phrase in (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert any(phrase in path.read_text(encoding="utf-8") for path in (ROOT / "tinygrad2" / "distributed").glob("*.py"))
+
+
 def test_the_tables_of_scaling_are_what_the_script_makes_of_the_committed_figures():
     from benchmarks import scaling
 
