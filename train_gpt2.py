@@ -8,13 +8,16 @@
 Read it from top to bottom: config, trainer, and in main world, data, model, loop, results.
 """
 
+from tinygrad2.distributed.launch import leave
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit
+from tinygrad2.system.installation import refuse_name_clash
 from tinygrad2.system.threads import threads_flag
 
 if __name__ == "__main__":
     import sys
 
+    refuse_name_clash(leave)
     world = World.join(threads_flag(sys.argv))  # threads are planned before NumPy is imported, and starts its own
 
 import json

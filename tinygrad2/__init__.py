@@ -11,6 +11,8 @@ on their threads before NumPy loads (see world.py), and `import tinygrad2.anythi
 
 import importlib
 
+from tinygrad2.system.installation import refuse_name_clash
+
 __version__ = "0.1.0"
 
 _FACE = {
@@ -29,6 +31,7 @@ def __getattr__(name):
     if name not in _FACE:
         raise AttributeError(f"module 'tinygrad2' has no attribute {name!r}")
     value = getattr(importlib.import_module(_FACE[name]), name)
+    refuse_name_clash()
     importlib.import_module("ops")  # a Tensor is of use once `+` has an op behind it
     globals()[name] = value  # also takes the place of a submodule of the same name (gradcheck)
     return value

@@ -6,6 +6,7 @@ import sys
 
 from tinygrad2.commands import COMMANDS
 from tinygrad2.errors import UserError
+from tinygrad2.system.installation import refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 
@@ -28,6 +29,7 @@ def main(argv):
     if root not in sys.path:  # where it is not installed: ops, models and train_gpt2 are beside us
         sys.path.append(root)
     try:
+        refuse_name_clash()
         return importlib.import_module(f"tinygrad2.commands.{name}").main(rest)
     except UserError as error:
         print(f"tinygrad2 {name}: {error}", file=sys.stderr)

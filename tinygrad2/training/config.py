@@ -1,7 +1,6 @@
 """TrainConfig: how a training goes. Its fields are the flags of train_gpt2.py."""
 
 import math
-import os
 from dataclasses import dataclass
 
 from tinygrad2.backend import DEVICES
@@ -9,8 +8,7 @@ from tinygrad2.cli import flag
 from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import SUMS, WIRES
 from tinygrad2.optim import SCHEDULES
-
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
@@ -35,7 +33,7 @@ class TrainConfig:
 
     seed: int = flag(1337, "fixes the initial weights, the samples and the dropout masks")
     steps: int = _by_model("steps", "optimizer steps")
-    data: str = flag(os.path.join(_ROOT, "data", "dummy_data.txt"), default="the stories",
+    data: str = flag(bundled("dummy_data.txt"), default="the stories",
                      text="what to learn from: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
     dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
     init_from: str = flag("", "begin with this model instead of random weights (finetuning): one of yours, or a "
