@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 
 from tinygrad2.distributed.launch import leave
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.installation import refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ BUNDLED = "data/*.txt", "data/*.py", "data/*/prepare.py"
 
 
 class BuildWithData(build_py):
-    """Copies data/ into the package; an editable install finds it where it is (tinygrad2/system/installation.py)."""
+    """Copies data/ into the package; an editable install finds it where it is (tinygrad2/installation.py)."""
 
     def _copies(self):
         files = sorted(path for pattern in BUNDLED for path in Path().glob(pattern))

@@ -11,7 +11,7 @@ Read it from top to bottom: config, trainer, and in main world, data, model, loo
 from tinygrad2.distributed.launch import leave
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.installation import refuse_name_clash
 from tinygrad2.system.threads import threads_flag
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from tinygrad2.system import installation
+from tinygrad2 import installation
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = {
@@ -41,7 +41,7 @@ def test_a_module_of_the_users_in_the_way_is_named_in_one_line(program, name, fi
     last = result.stderr.splitlines()[-1]
     assert f"{tmp_path / file.removesuffix('/__init__.py')} is in the way" in last and f"{name!r}" in last
     if program == "import":
-        assert result.returncode == 1 and last.startswith("tinygrad2.system.installation.NameClash: ")
+        assert result.returncode == 1 and last.startswith("tinygrad2.installation.NameClash: ")
     else:
         assert result.returncode == 2 and result.stderr.count("\n") == 1
 
@@ -135,8 +135,8 @@ def test_the_wheel_works_from_an_empty_folder(installed, tmp_path):
         ["-m", "train_gpt2", "--steps", "5", "--eval-every", "0", "--sample-every", "0"],
         ["-m", "inference", "--max-new-tokens", "5"],
         ["-m", "tinygrad2", "plan"],
-        ["-m", "tinygrad2", "plot", "metrics.jsonl"],
-        ["-m", "tinygrad2", "compare", "metrics.jsonl"],
+        ["-m", "tinygrad2", "plot", "run"],
+        ["-m", "tinygrad2", "compare", "run"],
         ["-m", "tinygrad2.bundled.data.gpt2.prepare", "--help"],
         ["-c", "from tinygrad2 import Tensor; from models import GPT"],
     ):
@@ -148,7 +148,7 @@ def test_the_wheel_works_from_an_empty_folder(installed, tmp_path):
 @pytest.mark.slow
 def test_hints_of_the_wheel_name_what_is_there(installed, tmp_path):
     script = """
-from tinygrad2.system.installation import bundled, command, data_folder, pip_install
+from tinygrad2.installation import bundled, command, data_folder, pip_install
 print(open(bundled("dummy_data.txt")).read(4), command("train_gpt2.py"), data_folder("gpt2"), pip_install("mpi"))
 print(command("data/gpt2/prepare.py"))
 """
@@ -167,6 +167,6 @@ def test_the_source_distribution_passes_tests_of_its_own(distributions, tmp_path
     (source,) = tmp_path.iterdir()
     for name in ("docs/kernels.md", "benchmarks/results/ops.csv", "data/gpt2/prepare.py", "CHANGELOG.md", ".ci/run"):
         assert (source / name).is_file(), name
-    tests = ["tests/test_architecture.py", "tests/test_readme.py", "tests/test_dummy_data.py"]
+    tests = ["tests/test_dummy_data.py", "tests/test_gradcheck.py"]
     result = run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests], source, PYTHONPATH=str(source))
     assert result.returncode == 0, result.stdout[-3000:]

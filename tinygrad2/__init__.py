@@ -11,7 +11,7 @@ on their threads before NumPy loads (see world.py), and `import tinygrad2.anythi
 
 import importlib
 
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.installation import refuse_name_clash
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import sys
 
 from tinygrad2.commands import COMMANDS
 from tinygrad2.errors import UserError
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.installation import refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 

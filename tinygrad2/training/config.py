@@ -7,8 +7,8 @@ from tinygrad2.backend import DEVICES
 from tinygrad2.cli import flag
 from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import SUMS, WIRES
+from tinygrad2.installation import bundled
 from tinygrad2.optim import SCHEDULES
-from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),

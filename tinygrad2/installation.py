@@ -13,8 +13,8 @@ import sys
 
 from tinygrad2.errors import UserError
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # holds tinygrad2/, ops/, models/
-_BUNDLED = os.path.join(ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
+PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # holds tinygrad2/, ops/, models/
+_BUNDLED = os.path.join(PROJECT_ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
 PACKAGES = "ops", "models"
 
 
@@ -29,12 +29,12 @@ def is_checkout():
 
 def bundled(name):
     """The path of a file that comes with tinygrad2: bundled("dummy_data.txt"), the default of --data."""
-    return os.path.join(ROOT if is_checkout() else _BUNDLED, "data", name)
+    return os.path.join(PROJECT_ROOT if is_checkout() else _BUNDLED, "data", name)
 
 
 def data_folder(name):
     """Where data/NAME/prepare.py writes by default: next to itself; installed, into data/NAME of the working folder."""
-    return os.path.join(ROOT, "data", name) if is_checkout() else os.path.join("data", name)
+    return os.path.join(PROJECT_ROOT, "data", name) if is_checkout() else os.path.join("data", name)
 
 
 def command(script):
@@ -68,7 +68,7 @@ def refuse_name_clash(leave=None):
         where = spec.origin or next(iter(spec.submodule_search_locations))
         if os.path.basename(where) == "__init__.py":
             where = os.path.dirname(where)
-        if os.path.realpath(where) != os.path.realpath(os.path.join(ROOT, name)):
+        if os.path.realpath(where) != os.path.realpath(os.path.join(PROJECT_ROOT, name)):
             error = NameClash(_describe(name, os.path.abspath(where)))
             if leave:
                 leave(str(error))
