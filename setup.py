@@ -26,4 +26,5 @@ class BuildWithData(build_py):
         return super().get_outputs(include_bytecode) + ([] if self.editable_mode else list(self._copies().values()))
 
 
-setup(cmdclass={"build_py": BuildWithData})
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildWithData})
