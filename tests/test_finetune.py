@@ -73,6 +73,7 @@ def test_it_tells_the_loss_and_the_same_beginnings_before_and_after(folder):
         assert abs(model.loss(x, y).item() - before) < 0.3  # one row of those that the validation has
 
 
+@pytest.mark.slow
 def test_any_form_of_a_model_begins_the_same_training(folder):
     curves = {}
     for path in ("own.bin", "hf", "hf/model.safetensors", "llmc/model.bin", "nanogpt/model.bin"):

@@ -315,6 +315,7 @@ def run(*command, check=False, cwd=None):
     return result
 
 
+@pytest.mark.slow
 def test_verify_hf_sees_a_difference(tmp_path, monkeypatch):
     need_transformers()
     hf.write_folder(tmp_path / "m", a_model().state_dict(), CONFIG.to_dict())

@@ -136,7 +136,6 @@ def test_the_wheel_works_from_an_empty_folder(installed, tmp_path):
         ["-m", "inference", "--max-new-tokens", "5"],
         ["-m", "tinygrad2", "plan"],
         ["-m", "tinygrad2", "plot", "run"],
-        ["-m", "tinygrad2", "compare", "run"],
         ["-m", "tinygrad2.bundled.data.gpt2.prepare", "--help"],
         ["-c", "from tinygrad2 import Tensor; from models import GPT"],
     ):
