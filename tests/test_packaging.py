@@ -83,8 +83,8 @@ def test_every_folder_of_code_is_a_package():
 def test_hints_in_a_checkout():
     assert pathlib.Path(installation.bundled("dummy_data.txt")) == ROOT / "data" / "dummy_data.txt"
     assert pathlib.Path(installation.data_folder("gpt2")) == ROOT / "data" / "gpt2"
-    assert installation.command("data/gpt2/prepare.py") == "python data/gpt2/prepare.py"
-    assert installation.pip_install("fast") == 'pip install -e ".[fast]"'
+    hint = 'python train_gpt2.py, python data/gpt2/prepare.py, pip install -e ".[fast]"'
+    assert installation.adapt_hint(hint) == hint
 
 
 # -- distributions -----------------------------------------------------------------------------------------------------
@@ -147,13 +147,14 @@ def test_the_wheel_works_from_an_empty_folder(installed, tmp_path):
 @pytest.mark.slow
 def test_hints_of_the_wheel_name_what_is_there(installed, tmp_path):
     script = """
-from tinygrad2.installation import bundled, command, data_folder, pip_install
-print(open(bundled("dummy_data.txt")).read(4), command("train_gpt2.py"), data_folder("gpt2"), pip_install("mpi"))
-print(command("data/gpt2/prepare.py"))
+from tinygrad2.installation import adapt_hint, bundled, data_folder
+print(open(bundled("dummy_data.txt")).read(4), data_folder("gpt2"), adapt_hint('pip install -e ".[mpi]", or stop'))
 """
     result = run([installed, "-c", script], tmp_path)
-    expected = f"Once python -m train_gpt2 {os.path.join('data', 'gpt2')} pip install mpi4py mpich\n"
-    assert result.stdout == expected + "python -m tinygrad2.bundled.data.gpt2.prepare\n", result.stderr
+    assert result.stdout == f"Once {os.path.join('data', 'gpt2')} pip install mpi4py mpich, or stop\n", result.stderr
+    result = run([installed, "-m", "inference"], tmp_path)
+    assert result.returncode == 2 and "(python -m train_gpt2)" in result.stderr
+    assert "(python -m tinygrad2.bundled.data.gpt2.prepare)" in result.stderr
     (tmp_path / "models.py").write_text("")
     result = run([installed, *PROGRAMS["tinygrad2"]], tmp_path)
     assert result.returncode == 2 and "models.py is in the way" in result.stderr

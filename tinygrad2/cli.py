@@ -5,12 +5,18 @@
         n_layer: int = flag(12, "number of blocks")                  # --n-layer 12
 
 A field that is True by default gets a pair, --bias and --no-bias; one that is False just --greedy.
+
+And the error boundary of every program, `run(main)`. This file imports nothing that loads NumPy.
 """
 
 import argparse
+import os
+import sys
+import traceback
 from dataclasses import field, fields
 
-from tinygrad2.errors import UserError
+from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.installation import adapt_hint
 
 
 def flag(value, text, **more):
@@ -81,3 +87,62 @@ def build(dataclass, values):
         return dataclass(**values)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def run(main, name=None, abort=None):
+    """Call main() and leave the program with the exit code that `call` returns."""
+    sys.exit(call(main, name, abort))
+
+
+def call(main, name=None, abort=None):
+    """main() inside the error boundary; returns the exit code.
+
+    UserError, MemoryError    one line on stderr, code 2
+    EarlyExit                 code 0
+    BrokenPipeError           code 1: whoever read our output has gone, as in `... | head`
+    KeyboardInterrupt         code 130
+    anything else             is raised further, for Python to print the traceback
+
+    `name` begins the line, default: the script's. Where `main` is one rank of several, `abort(text, code)` prints the
+    text and ends the whole job, and never returns: the other ranks would wait for this one indefinitely. It is called
+    for everything but EarlyExit, also for sys.exit.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+    name = name or program()
+    try:
+        return main()
+    except EarlyExit:
+        return 0
+    except UserError as error:
+        text, code = f"{name}: {error}", 2
+    except MemoryError as error:
+        text, code = (f"{name}: out of memory ({error or 'no more is available'}); python -m tinygrad2 plan, with the "
+                      "same flags, prints what takes how much, and which flag saves how much"), 2  # fmt: skip
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        text, code = "nobody reads the output any more" if abort else "", 1
+    except KeyboardInterrupt:
+        text, code = "interrupted" if abort else "\ninterrupted", 130
+    except BaseException as error:
+        if abort:
+            abort("".join(traceback.format_exception(error)), exit_code(error))
+        raise
+    text = adapt_hint(text)
+    if abort:
+        abort(text + "\n", code)
+    if text:
+        print(text, file=sys.stderr)
+    return code
+
+
+def exit_code(error):
+    """The exit code of a job that one rank ends by this exception: never 0, also after sys.exit(0) on one rank."""
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
+        return error.code
+    return 1
+
+
+def program():
+    """The name of the script, for messages."""
+    return os.path.basename(sys.argv[0])

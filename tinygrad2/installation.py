@@ -1,7 +1,4 @@
-"""Where tinygrad2 lies, in a checkout or installed by pip: the bundled data, the commands for a hint, and name clashes.
-
-    checkout      data/dummy_data.txt                               python data/gpt2/prepare.py
-    installed     site-packages/tinygrad2/bundled/data/dummy_data.txt   python -m tinygrad2.bundled.data.gpt2.prepare
+"""Where tinygrad2 is, in a checkout or installed by pip: its bundled data, its commands in messages, and name clashes.
 
 Imports nothing that loads NumPy.
 """
@@ -28,7 +25,7 @@ def is_checkout():
 
 
 def bundled(name):
-    """The path of a file that comes with tinygrad2: bundled("dummy_data.txt"), the default of --data."""
+    """The path of a file of data/ that comes with tinygrad2: bundled("dummy_data.txt"), the default of --data."""
     return os.path.join(PROJECT_ROOT if is_checkout() else _BUNDLED, "data", name)
 
 
@@ -37,22 +34,26 @@ def data_folder(name):
     return os.path.join(PROJECT_ROOT, "data", name) if is_checkout() else os.path.join("data", name)
 
 
-def command(script):
-    """How to start a script: "python data/gpt2/prepare.py" in a checkout, "python -m ..." when installed."""
+def adapt_hint(text):
+    """A message for the user, with its commands as they are here: in a checkout the text itself, when installed
+
+        python train_gpt2.py             becomes    python -m train_gpt2
+        python data/gpt2/prepare.py                 python -m tinygrad2.bundled.data.gpt2.prepare
+        pip install -e ".[mpi]"                     pip install mpi4py mpich
+    """
     if is_checkout():
-        return f"python {script}"
-    module = script.removesuffix(".py").replace("/", ".")
-    return "python -m " + (f"tinygrad2.bundled.{module}" if module.startswith("data.") else module)
+        return text
+    text = re.sub(r"\bpython (train_gpt2|inference)\.py", r"python -m \1", text)
+    text = re.sub(r"\bpython data/(\w+)/prepare\.py", r"python -m tinygrad2.bundled.data.\1.prepare", text)
+    return re.sub(r'-e "\.\[(\w+)\]"', lambda match: " ".join(_libraries(match[1])), text)
 
 
-def pip_install(extra):
-    """The command that installs an extra of setup.cfg: by its name in a checkout, else the libraries it consists of."""
-    if is_checkout():
-        return f'pip install -e ".[{extra}]"'
+def _libraries(extra):
+    """The names of the libraries that an extra of setup.cfg consists of."""
     import importlib.metadata  # takes longer to load than all else that a start needs
 
     lines = [line for line in importlib.metadata.requires("tinygrad2") or [] if f'extra == "{extra}"' in line]
-    return "pip install " + " ".join(re.match(r"[\w.-]+", line).group() for line in lines)
+    return [re.match(r"[\w.-]+", line).group() for line in lines]
 
 
 def refuse_name_clash(leave=None):

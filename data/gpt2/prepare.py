@@ -16,9 +16,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
-from tinygrad2.cli import Parser
-from tinygrad2.distributed.world import World
+from tinygrad2.cli import Parser, run
 from tinygrad2.errors import UserError
+from tinygrad2.installation import data_folder
 from tinygrad2.io.files import read_json
 from tinygrad2.io.safetensors import Broken, open_container
 
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--tokenizer-only", action="store_true", help="vocab.json and merges.txt alone")
     add_common_flags(parser, "")
     args = parser.parse_args()
-    out = args.out or os.path.join(HERE, args.model)
+    out = args.out or os.path.join(data_folder("gpt2"), args.model)
     files = _files(args.model, out, args.tokenizer_only)
     megabytes = sum(_megabytes(args.model, path, size) for _, path, size, _ in files)
     state_needs(out, megabytes, megabytes, 200, 1 + megabytes / 300)
@@ -156,4 +156,4 @@ def _look_at(model, out):
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -11,8 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
-from tinygrad2.cli import Parser
-from tinygrad2.distributed.world import World
+from tinygrad2.cli import Parser, run
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
@@ -30,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -15,7 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.parquet import prepare
-from tinygrad2.distributed.world import World
+from tinygrad2.cli import run
 
 
 def main():
@@ -23,4 +23,4 @@ def main():
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -19,9 +19,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 import numpy as np
 
 from data.download import add_common_flags, gpt2_tokenizer, state_needs
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, run
 from tinygrad2.datasets.token_files import write_raw, write_tokens
-from tinygrad2.distributed.world import World
 from tinygrad2.io.files import read_bytes
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -66,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -11,9 +11,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, run
 from tinygrad2.datasets.token_files import write_raw
-from tinygrad2.distributed.world import World
 from tinygrad2.io.files import read_bytes
 from tinygrad2.tokenizers.char import CharTokenizer
 
@@ -45,4 +44,4 @@ def main():
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -16,9 +16,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, run
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
-from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer
@@ -83,4 +82,4 @@ def _stories(path, limit, position):
 
 
 if __name__ == "__main__":
-    World().run(main)
+    run(main)

@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 
+from tinygrad2.cli import program
 from tinygrad2.distributed.watchdog import TIMED_OUT
+from tinygrad2.installation import adapt_hint
 from tinygrad2.system.signals import leave_now
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
@@ -41,7 +43,7 @@ def leave(line):
     """One line on stderr, exit code 2. Before MPI is up, the launcher's own variables say who is rank 0."""
     rank = max(_number(os.environ.get(name)) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK"))
     if rank == 0:
-        print(f"{program()}: {line}", file=sys.stderr)
+        print(f"{program()}: {adapt_hint(line)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -60,9 +62,3 @@ def tell_hard_exits(rank, size, over):
         leave_now(code)
 
     os._exit = leave_loudly
-
-
-def program():
-    """The name of the script, for messages."""
-    return os.path.basename(sys.argv[0])
-

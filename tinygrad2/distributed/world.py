@@ -31,7 +31,8 @@ import traceback
 import zlib
 from array import array as plain_array
 
-from tinygrad2.distributed.launch import leave, limit_start, program, ranks_started, tell_hard_exits
+from tinygrad2 import cli
+from tinygrad2.distributed.launch import leave, limit_start, ranks_started, tell_hard_exits
 from tinygrad2.distributed.transport import Wire
 from tinygrad2.distributed.watchdog import LAST, Board, Guard
 from tinygrad2.errors import EarlyExit, UserError
@@ -112,44 +113,18 @@ class World:
         return world
 
     def run(self, main):
-        """Call main() and leave the program with its exit code; whatever ends one rank early ends the whole job.
+        """Call main() and leave the program with its exit code (cli.run). Whatever ends one rank early ends the whole
+        job: the others would wait for it indefinitely."""
 
-        Without that the others would wait for it for ever. A UserError is one line and exit code 2, on one rank or
-        many; anything else that is raised, and sys.exit, shows its traceback.
-        """
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
-        try:
-            code = main()
-            self.barrier(LAST)  # a rank that is here while others work is told on
-        except EarlyExit:
-            code = 0
-            self.barrier(LAST)
-        except BrokenPipeError:  # whoever read our output has gone, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if self.size > 1:
-                self._abort("nobody reads the output any more\n", 1)
-            code = 1
-        except UserError as error:
-            if self.size > 1:
-                self._abort(f"{program()}: {error}\n", 2)
-            leave(str(error))
-        except MemoryError as error:
-            line = f"out of memory ({error or 'no more is to be had'}); python -m tinygrad2 plan, with the same flags, "
-            line += "says what takes how much, and which flag saves how much"
-            if self.size > 1:
-                self._abort(f"{program()}: {line}\n", 2)
-            leave(line)
-        except KeyboardInterrupt:
-            if self.size > 1:
-                self._abort("interrupted\n", 130)
-            print("\ninterrupted", file=sys.stderr)
-            sys.exit(130)
-        except BaseException as error:
-            if self.size == 1:
-                raise
-            self._die((type(error), error, error.__traceback__))
-        sys.exit(code)
+        def main_and_meet():
+            try:
+                code = main()
+            except EarlyExit:
+                code = 0
+            self.barrier(LAST)  # a rank that comes here while others are in another collective is reported
+            return code
+
+        cli.run(main_and_meet, abort=self._abort if self.size > 1 else None)
 
     def print(self, *args, **kwargs):
         """Print on rank 0 alone."""
@@ -334,7 +309,7 @@ class World:
 
     def _die(self, error):
         """End all ranks because of an exception in this one."""
-        self._abort("".join(traceback.format_exception(*error)), _exit_code(error[1]))
+        self._abort("".join(traceback.format_exception(*error)), cli.exit_code(error[1]))
 
     def _abort(self, text, code, at_once=False):
         if not self._ending.acquire(blocking=False):
@@ -366,9 +341,3 @@ def _difference(first, other, rank):
             if first.get(key) != other.get(key):
                 return f"{key} is {first.get(key)} on rank 0, {other.get(key)} on rank {rank}"
     return f"{first} on rank 0, {other} on rank {rank}"
-
-
-def _exit_code(error):
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
-        return error.code
-    return 1  # also for sys.exit(0) on one rank: the job did not end as it should

@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict
 
+from tinygrad2.installation import adapt_hint
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.memory import megabytes
 from tinygrad2.training.config import TrainConfig
@@ -26,10 +27,12 @@ def print_results(trainer, config, tokenizer, plan, peaks, tokens, seconds, begi
 def print_next_commands(done, config):
     """The commands that go on from here."""
     weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-    print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
+    next_command = f'python inference.py{weights} --prompt "{config.prompt}"'
+    print(f"\nweights in {config.weights_out}; now: {adapt_hint(next_command)}")
     if done < config.steps:
         where = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
-        print(f"stopped after {done} of {config.steps} steps; go on with: python train_gpt2.py{where} --resume")
+        print(f"stopped after {done} of {config.steps} steps; go on with: "
+              f"{adapt_hint('python train_gpt2.py')}{where} --resume")
 
 
 def print_changes(before, config, world):
