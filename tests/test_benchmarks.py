@@ -36,6 +36,7 @@ def test_ops_times_pages_and_kernels():
     assert all("GB/s" in line for line in lines[:2]) and all("GFLOP/s" in line for line in lines[2:])
 
 
+@pytest.mark.slow
 def test_decode_times_float32_and_int8():
     out = run("decode", "--model demo --prompt-len 4 --new-tokens 4 --turns 1 --against=")
     assert "\nours  " in out and "\nours-int8  " in out and "ms a token" in out

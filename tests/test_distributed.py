@@ -150,7 +150,8 @@ def test_micro_batches_that_are_no_power_of_two_give_the_same_bits(folder):
 
 
 @needs_mpich
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_goes_on(folder, runs, number):
     flags = f"{FLAGS} --steps 2000 --run-dir cut-{number} --weights-out cut.bin --checkpoint-every 50"
     arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]

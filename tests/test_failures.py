@@ -154,7 +154,7 @@ def read_until(process, prefix, lines):
     raise AssertionError("".join(lines))
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", slow_but((2,), (1, 2)))
 def test_sigusr1_saves_and_ends(tmp_path, n):
     process, job = training(tmp_path, n, "--steps 100000")
     lines = []
