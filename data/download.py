@@ -21,6 +21,7 @@ from tinygrad2.datasets.token_files import write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import make_folder, read_record, write_record
 from tinygrad2.monitor.progress import Meter
+from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.parallel import encode_stream
 
@@ -33,7 +34,9 @@ _TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
 
 def add_common_flags(parser, out):
     """--out and --mirror, which every prepare script has."""
-    parser.add_argument("--out", default=out, metavar="DIR", help="folder for results (default: beside this script)")
+    out = out and data_folder(os.path.basename(out))
+    parser.add_argument("--out", default=out, metavar="DIR",
+                        help="folder for results (default: next to this script; data/NAME where pip installed it)")
     parser.add_argument("--mirror", default="", metavar="URL",
                         help="fetch from this server, by the same paths (default: the original ones)")  # fmt: skip
 

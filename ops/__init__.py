@@ -35,6 +35,7 @@ from ops.split_heads import split_heads
 from ops.sub import sub
 from ops.sum import sum
 from ops.transpose import transpose
+from tinygrad2.system.installation import adapt_hint
 
 __all__ = [
     "add", "add_layernorm", "attention", "concatenate", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu",
@@ -69,7 +70,8 @@ def describe_kernels(device, mode):
     if mode == "reference":
         return "none (--kernels reference): NumPy and the reference implementations in ops/"
     if device == "cpu" and _missing:
-        return f'none, because {_missing} is missing: pip install -e ".[fast]" makes training about twice as fast'
+        hint = adapt_hint('pip install -e ".[fast]"')
+        return f"none, because {_missing} is missing: {hint} makes training about twice as fast"
     if device == "cpu":
         from ops.kernels.cpu import blas_gemm
 

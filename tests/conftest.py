@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def no_collector():
-    """Python's cycle collector stands still: what goes away goes by reference count."""
+    """Python's cycle collector is off: what is freed is freed by its reference count."""
     gc.collect()
     gc.disable()
     yield

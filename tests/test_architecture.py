@@ -19,7 +19,7 @@ PRODUCT = sorted(
 )
 ENGINE = {"engine", "base"}
 LAYERS = {  # what the files of a folder may import besides each other; nothing imports upward
-    "base": set(),  # tinygrad2/errors.py, prng.py, cli.py
+    "base": set(),  # tinygrad2/errors.py, installation.py, prng.py, cli.py
     "tinygrad2/system": {"base"},
     "engine": {"base", "tinygrad2/system"},  # the files at the top of tinygrad2/
     "tinygrad2/io": ENGINE,
@@ -95,7 +95,7 @@ def packages(path):
 def layer_of(path):
     name = name_of(path)
     parts = name.split("/")
-    if name in ("tinygrad2/errors.py", "tinygrad2/prng.py", "tinygrad2/cli.py"):
+    if name in ("tinygrad2/errors.py", "tinygrad2/prng.py", "tinygrad2/cli.py", "tinygrad2/system/installation.py"):
         return "base"
     if parts[0] == "tinygrad2":
         return "/".join(parts[:2]) if len(parts) > 2 else "engine"

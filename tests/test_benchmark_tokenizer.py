@@ -26,7 +26,7 @@ if not {rivals}:
 from benchmarks import harness, tokenizer as benchmark
 harness.ROOT = {str(tmp_path)!r}
 harness.RESULTS = {str(tmp_path / "rows")!r}
-benchmark.encoding.PARALLEL_FROM = 50_000
+benchmark.parallel.PARALLEL_FROM = 50_000
 sys.argv[1:] = ["--mb", "0.1", "--repeats", "1", "--save"]
 benchmark.main()
 benchmark.main()

@@ -19,6 +19,7 @@ def run(module, flags):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_train_compares_the_losses_and_prints_a_ratio():
     out = run("train", "--model demo --batch-size 2 --seq-len 16 --against reference --turns 2 --steps 1 --warmup 1")
     assert "GFLOP/s in matrix products" in out and "GB/s through memory" in out
@@ -27,6 +28,7 @@ def test_train_compares_the_losses_and_prints_a_ratio():
     assert float(reference.split()[-1]) < 1e-4  # the losses
 
 
+@pytest.mark.slow
 def test_ops_times_pages_and_kernels():
     out = run("ops", "--only layernorm,linear --turns 1 --seconds 0.01")
     lines = [line for line in out.splitlines() if line.startswith(("layernorm", "linear"))]
@@ -34,6 +36,7 @@ def test_ops_times_pages_and_kernels():
     assert all("GB/s" in line for line in lines[:2]) and all("GFLOP/s" in line for line in lines[2:])
 
 
+@pytest.mark.slow
 def test_decode_times_float32_and_int8():
     out = run("decode", "--model demo --prompt-len 4 --new-tokens 4 --turns 1 --against=")
     assert "\nours  " in out and "\nours-int8  " in out and "ms a token" in out

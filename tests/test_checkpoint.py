@@ -98,6 +98,7 @@ def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid(), reason="only root can make a small disk")
+@pytest.mark.slow
 def test_a_training_on_a_disk_that_fills_up_goes_on_and_says_so(tmp_path):
     small = tmp_path / "small"
     small.mkdir()

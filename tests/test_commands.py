@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from marks import slow_but
 from test_train import ROOT, SMALL, TEXT, python, train
 
 from tinygrad2.commands import COMMANDS
@@ -68,6 +69,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(run, words, says):
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_passes_on_a_sound_program(run):
     result = command("verify", *SMALL.split(), "--data", "text.txt", "--dropout", "0.1", cwd=run)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -103,7 +105,7 @@ SPOILT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", slow_but(("determinism",), SPOILT))
 def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
     """The training script in question is another one, with a fault of the kind that the property is about."""
     if name == "ranks" and not have_mpi():

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow_but
 from test_train import ROOT, SMALL, TEXT, metrics
 
 from tinygrad2.io.weights import load_weights
@@ -119,19 +120,20 @@ NEARLY = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", slow_but(("early, 4 ranks, ZeRO", "four threads"), SAME))
 def test_however_the_work_is_shared_the_bits_are_the_same(folder, runs, name):
     n, flags = SAME[name]
     assert same_bits(runs[1], outcome(n, folder, "same", flags))
 
 
-@pytest.mark.parametrize("name", NEARLY)
+@pytest.mark.parametrize("name", slow_but(("plain, 1 rank", "bfloat16, 2 ranks"), NEARLY))
 def test_other_orders_and_dtypes_agree_within_rounding(folder, runs, name):
     n, flags = NEARLY[name]
     other = outcome(n, folder, "nearly", flags)
     assert nearly_the_same(runs[1], other, 1e-6 if "plain" in flags else 2e-3) and not same_bits(runs[1], other)
 
 
+@pytest.mark.slow
 def test_three_ranks_report_that_they_agree_within_rounding(folder):
     flags = "--batch-size 12 --micro-batch-size 2"
     one, three = outcome(1, folder, "one", flags), outcome(3, folder, "three", flags)
@@ -139,6 +141,7 @@ def test_three_ranks_report_that_they_agree_within_rounding(folder):
     assert "3 ranks are no power of 2: other numbers of ranks agree to rounding only" in three[0]
 
 
+@pytest.mark.slow
 def test_micro_batches_that_are_no_power_of_two_sum_to_the_same_bits(folder):
     flags = "--batch-size 12 --micro-batch-size 1"
     first, *others = (outcome(n, folder, f"twelve-{n}", flags) for n in (1, 2, 4))
@@ -148,6 +151,7 @@ def test_micro_batches_that_are_no_power_of_two_sum_to_the_same_bits(folder):
 
 @needs_mpich
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes(folder, runs, number):
     flags = f"{FLAGS} --steps 2000 --run-dir cut-{number} --weights-out cut.bin --checkpoint-every 50"
     arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]
@@ -172,6 +176,7 @@ def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes
     assert [record["step"] for record in records] == list(range(int(stopped[1]) + 5))
 
 
+@pytest.mark.slow
 def test_ranks_resumed_by_other_numbers_of_ranks_learn_the_same(folder, runs):
     for n, steps, zero in ((2, 7, 1), (4, 13, 0), (2, 16, 1), (1, 20, 0)):
         (folder / "stop.py").write_text(  # ends it like a signal after so many steps, without a race
@@ -328,7 +333,7 @@ def on_the_cpu(folder):
     return outcome(1, folder, "cpu", "--steps 6 --kernels reference --threads 1")
 
 
-@pytest.mark.parametrize("name", ON_GPUS)
+@pytest.mark.parametrize("name", slow_but(("early", "NCCL, ZeRO"), ON_GPUS))
 def test_ranks_on_the_stand_in_for_cupy_equal_the_cpu(folder, on_the_cpu, name):
     stand_in, flags, same = ON_GPUS[name]
     flags = f"{SMALL} --data text.txt {FLAGS} --steps 6 --kernels reference --threads 1 {flags}"

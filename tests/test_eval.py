@@ -510,6 +510,7 @@ def test_llmcs_file_gives_the_same_answers(folder, tmp_path):
     assert all(results[0][name] == results[1][name] for name in ("n", "acc", "acc_norm", "cropped"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tmp_path):
     write_jsonl(tmp_path / "h.jsonl", questions(1500))
     flags = ["--weights", str(folder / "trained_weights.bin"), "--data", "h.jsonl", "--threads", "1"]

@@ -11,6 +11,7 @@ import time
 import uuid
 
 import pytest
+from marks import slow_but
 from test_distributed import CLEAN, MPIRUN, needs_mpich
 from test_train import ROOT, SMALL, TEXT
 
@@ -116,7 +117,7 @@ def plant(folder, kind, n, rank, step):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes are left")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(("killed", "stopped", "raised", "skipped", "other size"), KINDS))
 def test_one_rank_fails(tmp_path, kind):
     rng = random.Random(kind)
     n = rng.choice((2, 3, 4))
@@ -153,7 +154,7 @@ def read_until(process, prefix, lines):
     raise AssertionError("".join(lines))
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", slow_but((2,), (1, 2)))
 def test_sigusr1_saves_and_ends(tmp_path, n):
     process, job = training(tmp_path, n, "--steps 100000")
     lines = []
@@ -169,6 +170,7 @@ def test_sigusr1_saves_and_ends(tmp_path, n):
 
 
 @needs_mpich
+@pytest.mark.slow
 def test_a_rank_that_waits_in_mpi_obeys_a_signal(tmp_path):
     """Rank 1 sleeps indefinitely; rank 0 cannot run Python's handler, because it waits inside MPI."""
     process, job = training(tmp_path, 2, "--steps 1000 --timeout 0", ROOT / "tests" / "planted.py", "asleep", "1", "3")

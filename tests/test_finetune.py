@@ -73,6 +73,7 @@ def test_it_tells_the_loss_and_the_same_beginnings_before_and_after(folder):
         assert abs(model.loss(x, y).item() - before) < 0.3  # one row of those that the validation has
 
 
+@pytest.mark.slow
 def test_any_form_of_a_model_begins_the_same_training(folder):
     curves = {}
     for path in ("own.bin", "hf", "hf/model.safetensors", "llmc/model.bin", "nanogpt/model.bin"):
@@ -90,6 +91,7 @@ def weights(folder):
     return {name: array.tobytes() for name, array in load_weights(folder / "trained_weights.bin").tensors.items()}
 
 
+@pytest.mark.slow
 def test_a_killed_finetuning_goes_on_and_remembers_what_was_before(folder):
     whole = finetune(folder, "--init-from", "hf", "--checkpoint-every", "6")
     expected = weights(folder)
@@ -102,6 +104,7 @@ def test_a_killed_finetuning_goes_on_and_remembers_what_was_before(folder):
     assert weights(folder) == expected
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_does_not_begin_with_another_model(folder):
     assert finetune(folder, "--init-from", "hf").returncode == 0
     result = finetune(folder, "--resume", "--init-from", "own.bin", "--steps", "14")
@@ -128,6 +131,7 @@ def test_ranks_finetune_together_to_the_same_bits(folder):
     assert together.stdout.count("before    loss") == 1 and weights(folder) == alone
 
 
+@pytest.mark.slow
 def test_context_and_dropout_may_be_chosen_and_nothing_else(folder):
     result = finetune(folder, "--init-from", "hf", "--block-size", "16", "--dropout", "0.1")
     assert result.returncode == 0, result.stderr
@@ -143,6 +147,7 @@ def test_context_and_dropout_may_be_chosen_and_nothing_else(folder):
         assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_model_without_tokenizer_needs_one_for_text_but_not_for_tokens(folder):
     for name in ("vocab.json", "merges.txt"):
         shutil.move(folder / "llmc" / name, folder / name)

@@ -138,6 +138,7 @@ def test_ranks_share_cores_and_quota(monkeypatch):
     assert usable_cores(range(64)) == 4 and usable_cores(range(64), 2) == 2 and usable_cores(range(64), 8) == 1
 
 
+@pytest.mark.slow
 def test_messages_between_ranks_are_measured():
     from tinygrad2.distributed.mpirun import have_mpi
 

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
@@ -315,6 +316,7 @@ def run(*command, check=False, cwd=None):
     return result
 
 
+@pytest.mark.slow
 def test_verify_hf_sees_a_difference(tmp_path, monkeypatch):
     need_transformers()
     hf.write_folder(tmp_path / "m", a_model().state_dict(), CONFIG.to_dict())
@@ -408,6 +410,7 @@ def test_a_model_without_biases_gets_zeros(tmp_path):
     assert "zeros" in notes[0] and np.allclose(logits(load_pretrained(tmp_path / "m")[0]), logits(model), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_debug_states_come_back_and_are_compared(tmp_path):
     model = a_model()
     llmc.write_model(tmp_path / "m.bin", model.state_dict(), CONFIG.to_dict())
@@ -787,7 +790,7 @@ print(peak_resident_bytes() - before, sum(p.data.nbytes for p in model.parameter
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are measured on Linux only")
-@pytest.mark.parametrize("form", ["hf", "llmc", "nanogpt", "trained"])
+@pytest.mark.parametrize("form", slow_but(("hf",), ("hf", "llmc", "nanogpt", "trained")))
 def test_loading_needs_little_more_than_the_weights(tmp_path, form):
     config = GPTConfig(block_size=64, vocab_size=20_000, n_layer=8, n_head=8, n_embd=512)
     state, target = GPT(config, seed=0).state_dict(), str(tmp_path / "m")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from marks import slow_but
 from test_train import ROOT, TEXT, python, train
 
 import ops
@@ -99,7 +100,7 @@ def measured(folder, flags):
 MIDDLE = "--n-layer 4 --n-embd 256 --n-head 8 --block-size 256 --batch-size 16 --vocab-size 2000 --steps 3"
 
 
-@pytest.mark.parametrize("flags", ["--steps 3", MIDDLE])
+@pytest.mark.parametrize("flags", slow_but(("--steps 3",), ["--steps 3", MIDDLE]))
 def test_the_peak_is_near_the_plan(tmp_path, flags):
     peak, plan = measured(tmp_path, flags)
     assert plan == pytest.approx(peak, rel=0.15)

@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
+from marks import slow_but
 
 from tinygrad2.errors import UserError
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
@@ -440,7 +441,7 @@ def test_bombs_take_little_time(tmp_path, name):
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize("name", ["lists", "texts", "many dicts"])
+@pytest.mark.parametrize("name", slow_but(("lists", "texts"), ("lists", "texts", "many dicts")))
 def test_bombs_take_little_memory(tmp_path, name):
     path = zip_of(tmp_path / "a.pt", b"\x80\x02" + BOMBS[name] + b".", [SIX.tobytes()])
     tracemalloc.start()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from marks import slow_but
 from test_train import ROOT, SMALL, TEXT, metrics
 
 from tinygrad2.io.weights import load_weights
@@ -80,7 +81,7 @@ def run_and_signal(folder, number, when, *flags):
 # -- exact resume ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", [1, 11])
+@pytest.mark.parametrize("when", slow_but((11,), (1, 11)))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_after_the_step_saves_and_says_how_to_go_on(folder, uninterrupted, number, when):
     code, printed, errors = run_and_signal(folder, number, when)
@@ -127,6 +128,7 @@ def test_every_step_can_be_the_last(folder, uninterrupted):
             assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_still_arrives_at_the_same_bits(folder, uninterrupted):
     kill_until_done(folder, 6, random.Random(5), "--checkpoint-every 1")
     assert outcome(folder) == uninterrupted[0]

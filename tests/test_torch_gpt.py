@@ -123,6 +123,7 @@ def test_dropout_falls_in_the_same_places():
     compare(*both(model, *batch(model.config), twin), FLOAT64)
 
 
+@pytest.mark.slow
 def test_the_real_shape_agrees():
     """Two layers at the width of the 124M model, with its vocabulary."""
     config = GPTConfig.preset("gpt2", n_layer=2, block_size=64)
@@ -170,6 +171,7 @@ def test_ten_adam_steps_stay_together(weight_decay, max_norm):
     assert max_norm < norms.max() and (max_norm != 1.6 or norms.min() < max_norm)
 
 
+@pytest.mark.slow
 def test_fifty_adam_steps_stay_together():
     model = GPT(GPTConfig(**BASE), seed=5)
     losses, torch_losses, *_ = train_both(model, 50, 0.1, 1.0)
@@ -177,7 +179,8 @@ def test_fifty_adam_steps_stay_together():
 
 
 @pytest.mark.parametrize("weight_decay, max_norm", STEPS)
-@pytest.mark.parametrize("changes", [{}, {"bias": False, "tied_head": False}], ids=["gpt2-like", "no biases, untied"])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"bias": False, "tied_head": False}, marks=pytest.mark.slow)],
+                         ids=["gpt2-like", "no biases, untied"])
 def test_in_float64_ten_adam_steps_end_with_the_same_weights(changes, weight_decay, max_norm):
     model = build(np.float64, **changes)
     losses, torch_losses, norms, torch_norms, twin = train_both(model, 10, weight_decay, max_norm)

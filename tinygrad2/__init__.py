@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tinygrad2.tensor import Tensor, apply, no_grad
     from tinygrad2.tokenizers.tokenizer import Tokenizer
 
+from tinygrad2.system.installation import refuse_name_clash
+
 __version__ = "0.1.0"
 __all__ = ["Function", "Module", "Parameter", "Tensor", "Tokenizer", "apply", "gradcheck", "no_grad"]
 
@@ -35,6 +37,7 @@ def __dir__() -> list[str]:
 
 def _import_all() -> None:
     global Function, Module, Parameter, Tensor, Tokenizer, apply, gradcheck, no_grad
+    refuse_name_clash()
     import ops  # noqa: F401  the ops that `+` and the other operators of a Tensor run
     from tinygrad2.function import Function
     from tinygrad2.grad_check import gradcheck

@@ -6,7 +6,7 @@ import sys
 from tinygrad2.cli import call
 from tinygrad2.commands import COMMANDS
 from tinygrad2.errors import UserError
-from tinygrad2.system.paths import PROJECT_ROOT
+from tinygrad2.system.installation import PROJECT_ROOT, refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 
@@ -29,6 +29,7 @@ def _dispatch(name, rest):
         plan_threads(threads_flag(rest))
     if PROJECT_ROOT not in sys.path:  # not installed: ops, models and train_gpt2 are next to this package
         sys.path.append(PROJECT_ROOT)
+    refuse_name_clash()
     return importlib.import_module(f"tinygrad2.commands.{name}").main(rest)
 
 

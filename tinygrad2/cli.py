@@ -16,6 +16,7 @@ import traceback
 from dataclasses import field, fields
 
 from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.system.installation import adapt_hint
 
 
 def flag(value, text, **more):
@@ -142,6 +143,7 @@ def call(main, name=None, abort=None):
         if abort:
             abort("".join(traceback.format_exception(error)), exit_code(error))
         raise
+    text = adapt_hint(text)
     if abort:
         abort(text + "\n", code)
     if text:

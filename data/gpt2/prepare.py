@@ -20,6 +20,7 @@ from tinygrad2.cli import Parser, run
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_json
 from tinygrad2.io.safetensors import Broken, open_container
+from tinygrad2.system.installation import data_folder
 
 VOCAB, CONTEXT = 50_257, 1024
 SIZES = {  # name: (blocks, heads, width, the name in llm.c)
@@ -69,7 +70,7 @@ def main():
     parser.add_argument("--tokenizer-only", action="store_true", help="vocab.json and merges.txt only")
     add_common_flags(parser, "")
     args = parser.parse_args()
-    out = args.out or os.path.join(HERE, args.model)
+    out = args.out or os.path.join(data_folder("gpt2"), args.model)
     files = _files(args.model, out, args.tokenizer_only)
     megabytes = sum(_megabytes(args.model, path, size) for _, path, size, _ in files)
     state_needs(out, megabytes, megabytes, 200, 1 + megabytes / 300)

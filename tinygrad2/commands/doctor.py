@@ -23,7 +23,7 @@ from tinygrad2.cli import Parser
 from tinygrad2.commands.doctor_checks import NOT_INSTALLED
 from tinygrad2.distributed.mpirun import OPEN_MPI, environment, find_mpirun
 from tinygrad2.errors import UserError
-from tinygrad2.system.paths import PROJECT_ROOT
+from tinygrad2.system.installation import PROJECT_ROOT, adapt_hint
 from tinygrad2.system.threads import available_cores, plan_threads
 
 OK, MISSING, FAIL = "ok", "-", "FAIL"
@@ -62,6 +62,7 @@ def main(argv):
             result["remedy"] = error.remedy
         except Exception as error:  # one broken thing must not hide the others
             result |= {"state": FAIL, "detail": f"{type(error).__name__}: {error}", "remedy": f"{_PIP} -e ."}
+        result |= {name: adapt_hint(result[name]) for name in ("detail", "remedy")}
         results.append(result)
         if not args.json:
             remedy = f"\n{'':22s}-> {result['remedy']}" if result["remedy"] else ""

@@ -38,7 +38,7 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
 from tinygrad2.monitor.progress import Meter
-from tinygrad2.system.paths import PROJECT_ROOT
+from tinygrad2.system.installation import PROJECT_ROOT
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(PROJECT_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")

@@ -12,6 +12,7 @@ from tinygrad2.cli import Parser
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write, check_writable
 from tinygrad2.monitor.metrics import read_metrics, smooth, thin
+from tinygrad2.system.installation import adapt_hint
 
 PANELS = (  # name, title, unit, logarithmic?
     ("loss", "Training loss", "nats per token", False),
@@ -47,7 +48,7 @@ def main(argv):
     try:
         import matplotlib
     except ImportError:
-        print('note      no picture: matplotlib is missing: pip install -e ".[plot]"')
+        print(adapt_hint('note      no picture: matplotlib is missing: pip install -e ".[plot]"'))
         return 0
     matplotlib.use("Agg")
     _write_picture(runs, args.out + ".png", args.smooth)

@@ -42,6 +42,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights
 from tinygrad2.module import FlatBuffers
+from tinygrad2.system.installation import adapt_hint
 from tinygrad2.tensor import no_grad
 
 STEPS = 12
@@ -80,7 +81,7 @@ def main(argv):
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
         for name in names:
             if name == "ranks" and "ranks" not in words and not have_mpi():
-                print('ranks        not tried: there is no mpirun, or no mpi4py (pip install -e ".[mpi]")')
+                print(adapt_hint('ranks        not tried: there is no mpirun, or no mpi4py (pip install -e ".[mpi]")'))
                 continue
             if live:
                 print(f"{name:12s} ...", end="", flush=True)

@@ -10,6 +10,7 @@ import time
 
 from tinygrad2.cli import program
 from tinygrad2.distributed.watchdog import TIMED_OUT
+from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.signals import leave_now
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
@@ -42,7 +43,7 @@ def exit_with_line(line):
     """One line on stderr, exit code 2. Before MPI is up, the launcher's own variables name rank 0, which prints it."""
     rank = max(_number(os.environ.get(name)) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK"))
     if rank == 0:
-        print(f"{program()}: {line}", file=sys.stderr)
+        print(f"{program()}: {adapt_hint(line)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,7 +1,6 @@
 """TrainConfig: every setting of a training. Its fields are the flags of train_gpt2.py."""
 
 import math
-import os
 from dataclasses import asdict, dataclass
 
 from tinygrad2.backend import DEVICES
@@ -10,7 +9,7 @@ from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.errors import UserError
 from tinygrad2.optim import SCHEDULES
-from tinygrad2.system.paths import PROJECT_ROOT
+from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
@@ -40,7 +39,7 @@ class TrainConfig:
 
     seed: int = flag(1337, "fixes the initial weights, the order of the data, the dropout masks and the samples")
     steps: int = _by_model("steps", "optimizer steps")
-    data: str = flag(os.path.join(PROJECT_ROOT, "data", "dummy_data.txt"), default="the bundled stories",
+    data: str = flag(bundled("dummy_data.txt"), default="the bundled stories",
                      text="what to train on: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
     dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
     init_from: str = flag("", "start from this model instead of random weights (finetuning): one of tinygrad2's, or a "

@@ -8,6 +8,7 @@ from functools import partial
 
 from tinygrad2.cli import option
 from tinygrad2.monitor.progress import duration
+from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.memory import megabytes
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
 from tinygrad2.training.memory_plan import print_memory
@@ -143,7 +144,9 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
 def print_next_commands(done, config):
     """The commands that use the weights, and that resume a training which was stopped."""
     weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-    print(f'\nweights in {config.weights_out}; now: python inference.py{weights} --prompt "{config.prompt}"')
+    next_command = f'python inference.py{weights} --prompt "{config.prompt}"'
+    print(f"\nweights in {config.weights_out}; now: {adapt_hint(next_command)}")
     if done < config.steps:
         run_dir = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
-        print(f"stopped after {done} of {config.steps} steps; continue with: python train_gpt2.py{run_dir} --resume")
+        print(f"stopped after {done} of {config.steps} steps; continue with: "
+              f"{adapt_hint('python train_gpt2.py')}{run_dir} --resume")

@@ -1,0 +1,83 @@
+"""Where tinygrad2 is, in a checkout or installed by pip: its bundled data, its commands in messages, and name clashes.
+
+Imports nothing that loads NumPy.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+
+from tinygrad2.errors import UserError
+
+PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of tinygrad2/, ops/
+_BUNDLED = os.path.join(PROJECT_ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
+PACKAGES = "ops", "models"
+
+
+class NameClash(UserError, ImportError):
+    """Python would import another `ops` or `models` instead of ours."""
+
+
+def is_checkout():
+    """True in a checkout of the project (an editable install included), False where pip installed a wheel."""
+    return not os.path.isdir(_BUNDLED)
+
+
+def bundled(name):
+    """The path of a file of data/ that comes with tinygrad2: bundled("dummy_data.txt"), the default of --data."""
+    return os.path.join(PROJECT_ROOT if is_checkout() else _BUNDLED, "data", name)
+
+
+def data_folder(name):
+    """Where data/NAME/prepare.py writes by default: next to itself; installed, into data/NAME of the working folder."""
+    return os.path.join(PROJECT_ROOT, "data", name) if is_checkout() else os.path.join("data", name)
+
+
+def adapt_hint(text):
+    """A message for the user, with its commands as they are here: in a checkout the text itself, when installed
+
+        python train_gpt2.py             becomes    python -m train_gpt2
+        python data/gpt2/prepare.py                 python -m tinygrad2.bundled.data.gpt2.prepare
+        pip install -e ".[mpi]"                     pip install mpi4py mpich
+    """
+    if is_checkout():
+        return text
+    text = re.sub(r"\bpython (train_gpt2|inference)\.py", r"python -m \1", text)
+    text = re.sub(r"\bpython data/(\w+)/prepare\.py", r"python -m tinygrad2.bundled.data.\1.prepare", text)
+    return re.sub(r'-e "\.\[(\w+)\]"', lambda match: " ".join(_libraries(match[1])), text)
+
+
+def _libraries(extra):
+    """The names of the libraries that an extra of setup.cfg consists of."""
+    import importlib.metadata  # takes longer to load than all else that a start needs
+
+    lines = [line for line in importlib.metadata.requires("tinygrad2") or [] if f'extra == "{extra}"' in line]
+    return [re.match(r"[\w.-]+", line).group() for line in lines]
+
+
+def refuse_name_clash(leave=None):
+    """Where Python finds a file or folder of somebody else's before our `ops` or `models`, raises NameClash, one line.
+
+    Call it before they are imported; it imports neither. A program that has just been started passes
+    leave(line), which prints the line and exits.
+    """
+    for name in PACKAGES:
+        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        if spec is None:
+            continue  # not found at all: the import itself says so
+        where = spec.origin or next(iter(spec.submodule_search_locations))
+        if os.path.basename(where) == "__init__.py":
+            where = os.path.dirname(where)
+        if os.path.realpath(where) != os.path.realpath(os.path.join(PROJECT_ROOT, name)):
+            error = NameClash(_describe(name, os.path.abspath(where)))
+            if leave:
+                leave(str(error))
+            raise error
+
+
+def _describe(name, path):
+    remedy = "rename it, or start Python from another folder"
+    if "site-packages" in path or "dist-packages" in path:
+        remedy = "install tinygrad2 into an environment of its own"
+    return f"{path} is in the way: Python imports it as {name!r}, the name of a package of tinygrad2; {remedy}"
