@@ -16,12 +16,12 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
-from tinygrad2.distributed.launch import leave
+from tinygrad2.distributed.launch import exit_with_line
 from tinygrad2.system.installation import refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 if __name__ == "__main__":
-    refuse_name_clash(leave)
+    refuse_name_clash(exit_with_line)
     plan_threads(threads_flag(sys.argv))  # before NumPy is imported and starts threads of its own
 
 from models.pretrained import load_pretrained

@@ -8,7 +8,7 @@
 Read main first (configuration, data, model, loop, results), then Trainer.step: what one step does.
 """
 
-from tinygrad2.distributed.launch import leave
+from tinygrad2.distributed.launch import exit_with_line
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit, UserError
 from tinygrad2.system.installation import refuse_name_clash
@@ -17,7 +17,7 @@ from tinygrad2.system.threads import threads_flag
 if __name__ == "__main__":
     import sys
 
-    refuse_name_clash(leave)
+    refuse_name_clash(exit_with_line)
     world = World.join(threads_flag(sys.argv))  # before NumPy is imported: its BLAS then starts the planned threads
 
 import math
