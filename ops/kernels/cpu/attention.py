@@ -17,7 +17,7 @@ import numpy as np
 from ops.attention import Attention
 from ops.kernels.cpu.arithmetic import exp32, max32
 from ops.kernels.cpu.blas import address, available, one_thread
-from ops.kernels.cpu.compiler import is_float32, jit
+from ops.kernels.cpu.compiler import helper, is_float32, jit
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.heads import add_transposed, four_axes, rows_times_rows, weights_times_rows
 from tinygrad2.threads import POOL
@@ -63,7 +63,7 @@ class AttentionCPU(Attention, backend="numpy"):
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 
-@jit
+@helper
 def _softmax_block(w, seen, logsum):
     """Scores w (m, n), of which row i sees the first seen + i, become weights; logsum (m,) gets ln(sum e^s)."""
     for i in range(len(w)):
@@ -83,7 +83,7 @@ def _softmax_block(w, seen, logsum):
             row[j] *= factor
 
 
-@jit
+@helper
 def _ds_block(w, dw, seen, logsum, average, scale):
     """Scores w become weights again, and dw becomes ds (times scale)."""
     for i in range(len(w)):

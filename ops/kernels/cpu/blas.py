@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ops.kernels.cpu.compiler import jit
+from ops.kernels.cpu.compiler import helper
 from ops.kernels.cpu.libraries import find
 from tinygrad2.threads import POOL
 
@@ -128,7 +128,7 @@ def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, bet
     return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
 
 
-@jit
+@helper
 def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
     """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
     how_a = np.int32(112) if a_transposed else np.int32(111)
