@@ -5,7 +5,14 @@ sample.
 """
 
 import gc
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -475,5 +482,85 @@ def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
     """Numba alone would keep an old exp32 inside kernels whose own files have not changed."""
     from ops.kernels.cpu import gelu, numba_jit, softmax
 
-    stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu.gelu_row, softmax._forward)}
+    stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu._forward, softmax._forward)}
     assert stamps == {numba_jit._stamp()} and len(numba_jit._stamp()[0]) == 64
+
+
+# -- the same bits from the first process on --------------------------------------------------------------------------
+
+_BITS = """
+import hashlib, json, sys
+import numpy as np
+from kernel_checks import run
+from samples import SAMPLES, sample
+from ops.kernels.cpu import attention, skinny_gemm
+from tinygrad2.dispatch import KERNELS
+from tinygrad2.system.threads import POOL
+
+POOL.resize(2)
+work = {}
+for (name, _), found in KERNELS.items():
+    for i, one in enumerate(SAMPLES.get(name, ())):
+        work[f"{name} {i}"] = name, found[-1], one
+for T in (64, 128, 200):
+    for p in (0.0, 0.1):
+        shape = (2, 2, T, 16)
+        work[f"attention T={T} p={p}"] = "attention", attention.AttentionCPU, sample(shape, shape, shape, p=p, key=5)
+
+
+def bits(arrays):
+    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays if a is not None)).hexdigest()
+
+
+def compute(name, kernel, one):
+    arrays = one.arrays(np.float32)
+    if not kernel.supports(*arrays):
+        return None
+    out, _, gradients = run(kernel, arrays, one.options)
+    return bits([out, *gradients])
+
+
+order = list(work)
+if sys.argv[1] == "backwards":
+    order.reverse()
+found = {name: compute(*work[name]) for name in order}
+rng = np.random.default_rng(0)
+x, weight = (rng.standard_normal(shape, dtype=np.float32) for shape in ((5, 300), (300, 500)))
+found["skinny gemm"] = bits([skinny_gemm.product(x, weight, None, np.empty((5, 500), np.float32))])
+hits = sum(attention._forward.stats.cache_hits.values())
+print(json.dumps([hits, found], sort_keys=True))
+"""
+
+
+def test_a_process_that_compiles_computes_the_bits_of_one_that_loads(tmp_path):
+    """And it does not matter in which order kernels are loaded."""
+    here = pathlib.Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    env, found = {**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(tmp_path)}, []
+    for order in ("forwards", "forwards", "backwards"):
+        command = [sys.executable, "-c", _BITS, order]
+        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+        assert process.returncode == 0, process.stderr
+        found.append(json.loads(process.stdout))
+    hits, (first, second, third) = zip(*found)
+    assert hits[0] == 0 and min(hits[1:]) > 0, "the first process should have compiled, the others loaded"
+    assert len([value for value in first.values() if value]) > 80
+    for later in (second, third):
+        assert [name for name in first if first[name] != later[name]] == []
+
+
+def test_no_kernel_calls_another_kernel():
+    """Two compiled copies of one function would compete for its name; see `helper` in numba_jit.py."""
+    import ops.kernels.cpu as package
+
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    compiled = {f for module in modules for f in vars(module).values() if hasattr(f, "py_func")}
+    assert len(compiled) > 30
+    for function in compiled:
+        code, names = function.py_func.__code__, function.py_func.__globals__
+        for callee in (names.get(name) for name in code.co_names):
+            if hasattr(callee, "py_func"):
+                options = callee.targetoptions
+                assert options.get("forceinline") or options.get("inline") == "always", (
+                    f"{function.py_func.__qualname__} of {function.__module__} calls {callee.py_func.__qualname__}"
+                )

@@ -19,7 +19,7 @@ from ops.kernels.cpu.attention_gemm import add_transposed, four_axes, rows_times
 from ops.kernels.cpu.blas_gemm import address, available, one_thread
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.fast_math import exp32, max32
-from ops.kernels.cpu.numba_jit import is_float32, jit
+from ops.kernels.cpu.numba_jit import helper, is_float32, jit
 from tinygrad2.system.threads import POOL
 
 _BLOCK, _ZERO = 64, np.float32(0)
@@ -63,7 +63,7 @@ class AttentionCPU(Attention, backend="numpy"):
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 
-@jit
+@helper
 def _softmax_block(w, seen, logsum):
     """In place: scores w (m, n), of which row i sees the first seen + i, become weights. logsum (m,): ln(sum e^s)."""
     for i in range(len(w)):
@@ -83,7 +83,7 @@ def _softmax_block(w, seen, logsum):
             row[j] *= factor
 
 
-@jit
+@helper
 def _ds_block(w, dw, seen, logsum, average, scale):
     """In place: scores w become weights again, and dw becomes ds (times scale)."""
     for i in range(len(w)):

@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ops.kernels.cpu.blas_library import find
-from ops.kernels.cpu.numba_jit import jit
+from ops.kernels.cpu.numba_jit import helper
 from tinygrad2.system.threads import POOL
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of cblas.h
@@ -129,7 +129,7 @@ def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, bet
     return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
 
 
-@jit
+@helper
 def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
     """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
     how_a = np.int32(112) if a_transposed else np.int32(111)

@@ -7,7 +7,7 @@
 import numpy as np
 
 from ops.dropout import Dropout
-from ops.kernels.cpu.numba_jit import inlined, jit, packed
+from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
 from tinygrad2.prng import FACTOR_1, FACTOR_2, GOLDEN
 from tinygrad2.system.threads import POOL
 
@@ -27,7 +27,7 @@ def keep32(p, key, position):
     return _ONE / (_ONE - p) if uniform >= p else np.float32(0)
 
 
-@jit
+@helper
 def drop_block(w, p, key, position, step):
     """w times dropout's factors; row i begins at `position` + i `step` of the stream."""
     for i in range(len(w)):

@@ -15,7 +15,7 @@ from ops.erf import chebyshev_coefficients, scaled_erfc
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
 from ops.kernels.cpu.fast_math import exp32
-from ops.kernels.cpu.numba_jit import inlined, jit, packed
+from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
 from tinygrad2.system.threads import POOL
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
@@ -58,7 +58,7 @@ def _Phi(x):
     return _ONE - tail if x > 0 else tail
 
 
-@jit
+@helper
 def gelu_row(x, out, exact):
     """out = gelu(x), for contiguous rows; exact chooses the form."""
     if exact:
@@ -70,7 +70,7 @@ def gelu_row(x, out, exact):
             out[i] = x[i] * (e / (e + _ONE))
 
 
-@jit
+@helper
 def gelu_row_backward(x, d, exact):
     """In place: x becomes gelu(x), and d, which is dout, becomes dx."""
     if exact:

@@ -7,6 +7,7 @@ The rules of every kernel here, each measured (docs/kernels.md):
 - Constants are float32, or the loop runs in float64.
 - exp is a polynomial in plain arithmetic: a call of the C library per element would stop vectorisation.
 - Sums over rows go through a fixed number of partial sums, added in order: the same bits for any number of threads.
+- What a kernel calls is a `helper` or `inlined`, never another kernel: the same bits whatever was loaded before.
 - NaN stays NaN (no "nnan" flag): a diverging training must be seen.
 """
 
@@ -44,6 +45,16 @@ def _stamp():
     folder = pathlib.Path(__file__).parent
     files = sorted(folder.glob("*.py")) + [folder.parents[1] / "erf.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest(), 0
+
+
+def helper(function):
+    """For a loop that kernels call: its machine code becomes part of each of them (Numba's forceinline).
+
+    As a separate function it would exist several times under one name: compiled alone, and again within each caller,
+    where LLVM optimises it once more and may sum in another order. A process calls the copy that it loaded first: one
+    that compiles the kernels would compute other last bits than one that loads them from the cache.
+    """
+    return numba.njit(forceinline=True, error_model="numpy", fastmath=_FAST)(function)
 
 
 def inlined(function):

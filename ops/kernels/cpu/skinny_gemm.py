@@ -13,7 +13,7 @@ with the length of what is summed, and so they stay below BLAS's.
 
 import numpy as np
 
-from ops.kernels.cpu.numba_jit import jit
+from ops.kernels.cpu.numba_jit import helper, jit
 from tinygrad2.system.threads import POOL
 
 MOST = 8
@@ -56,7 +56,7 @@ def _strips(lo, hi, x, weight, bias, out):
                     total[j] += part[j]
 
 
-@jit
+@helper
 def _add_rows(x, weight, start, stop, a, b, out):
     """Add what rows start .. stop - 1 of the weight make of x, in columns a .. b - 1."""
     full = stop - (stop - start) % 8
@@ -73,7 +73,7 @@ def _add_rows(x, weight, start, stop, a, b, out):
                 total[j] += factor * row[j]
 
 
-@jit
+@helper
 def _add_to_two(x, y, w, lo, hi, out_x, out_y):
     """Add what the first eight rows of w make of x and of y, in columns lo .. hi - 1."""
     x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
@@ -99,7 +99,7 @@ def _add_to_two(x, y, w, lo, hi, out_x, out_y):
         )  # fmt: skip
 
 
-@jit
+@helper
 def _add_to_one(x, w, lo, hi, out):
     for start in (0, 4):
         x0, x1 = x[start], x[start + 1]
