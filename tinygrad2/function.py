@@ -42,11 +42,12 @@ class Function:
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
     layer       the module in which it was used, and
-    inputs      the range of each input: notes of an observer (monitor/nonfinite.py)
+    inputs      the range of each input, where an observer notes them (monitor/nonfinite.py)
     """
 
     name = "function"
     is_leaf = False  # True for a leaf Tensor at the end of an edge
+    layer, inputs = "", ()
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -62,7 +63,6 @@ class Function:
         self.parents: Any = ()
         self.outputs: Any = ()
         self.several = self.released = False
-        self.layer, self.inputs = "", ()
 
     def save(self, *values: Any) -> None:
         """Keep values for backward. Where no input wants a gradient, nothing is kept."""
