@@ -212,7 +212,7 @@ def test_a_hash_that_is_not_pinned_comes_from_the_hub(hub):
     with pytest.raises(UserError, match="what was fetched is another file"):
         hub.run("--model", "gpt2-large")
     large(hub, None)
-    with pytest.raises(UserError, match="the hub does not say the SHA-256"):
+    with pytest.raises(UserError, match="the hub does not list the SHA-256"):
         hub.run("--model", "gpt2-large")
 
 

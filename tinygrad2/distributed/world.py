@@ -152,23 +152,16 @@ class World:
 
         Returns what fn returned on rank 0, None on the others.
         """
-        with self.alone(name) as is_rank_0:
-            return fn(*args) if is_rank_0 else None
-
-    @contextlib.contextmanager
-    def alone(self, name):
-        """on_rank_0 as a context; yields whether this is rank 0."""
         with self.collective(f"on rank 0: {name}", moves_data=False):
-            if self.rank == 0:
-                if self.size > 1:
-                    self.watchdog.heartbeat = self._beat
-                yield True
-                if self.size > 1:
-                    self.watchdog.heartbeat = None
-                    self._send_to_all(_DONE)
-            else:
-                yield False
-                self._wait_for_rank_0()
+            if self.rank:
+                return self._wait_for_rank_0()
+            if self.size == 1:
+                return fn(*args)
+            self.watchdog.heartbeat = self._beat
+            result = fn(*args)
+            self.watchdog.heartbeat = None
+            self._send_to_all(_DONE)
+            return result
 
     def _beat(self):
         self._send_to_all(_ALIVE)
