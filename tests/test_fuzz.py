@@ -262,7 +262,7 @@ def test_reference_curves_that_are_damaged_are_refused(tmp_path, monkeypatch):
         with pytest.raises(UserError) as error:
             load_curves("demo")
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no reference curves of 'nothing'; there are some of: baby, demo"):
+    with pytest.raises(UserError, match="no reference curves of 'nothing'; choose one of: baby, demo"):
         load_curves("nothing")
 
 
