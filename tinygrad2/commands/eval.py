@@ -38,10 +38,10 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
 from tinygrad2.monitor.progress import Meter
-from tinygrad2.system.installation import PROJECT_ROOT
+from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
-_QUESTIONS = os.path.join(PROJECT_ROOT, "data", "hellaswag", "hellaswag_val.jsonl")
+_QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
 _METHOD = 1  # version of the scoring method: to be raised when the answers would change
 
 
