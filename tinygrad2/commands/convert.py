@@ -24,15 +24,15 @@ from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_r
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.llmc import answer
-from tinygrad2.interop.pretrained import TOKENIZERS, kind_of_model, open_model
+from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
+from tinygrad2.tokenizers.formats import LLMC_TOKENIZER_MAGIC, TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer
 
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
-_TOKENIZER_MAGIC = 20240328
 _NAMES = {"tokenizer": "tokenizer", "tokens": "file of tokens"}
 _NOT_OURS = ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
@@ -73,7 +73,7 @@ def _refuse_existing(args, kind):
     paths = [args.target]
     if args.to == "hf":
         model = (*_MODEL_FILES, "generation_config.json") if kind == "model" else ()
-        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZERS, "tokenizer_config.json")]
+        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZER_FILES, "tokenizer_config.json")]
     found = [path for path in paths if os.path.lexists(path)]
     if found:
         raise UserError(f"{found[0]}: exists already; name another OUT, or write over it with --force")
@@ -90,7 +90,7 @@ def what_is(path):
     if magic in HEADERED or path.endswith(".npy"):
         return "tokens"
     text = head.lstrip()[:1] == b"{" or head.startswith(b"#version")
-    if magic == _TOKENIZER_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
+    if magic == LLMC_TOKENIZER_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
         return "tokenizer"
     try:
         kind_of_model(path)
@@ -153,7 +153,7 @@ def _check_tokenizer(folder, tokenizer):
     if tokenizer:
         check_hugging_face(tokenizer)
         return
-    stale = [name for name in TOKENIZERS if os.path.exists(os.path.join(folder, name))]
+    stale = [name for name in TOKENIZER_FILES if os.path.exists(os.path.join(folder, name))]
     if stale:
         raise UserError(f"{folder}: has a tokenizer already ({', '.join(stale)}), and that of the model is not known; "
                         "give it with --tokenizer, or choose another folder")

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from tinygrad2.datasets.text_cache import tokens_of_text
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError
+from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer
 
 _TEXTS, _TOKENS = (".txt", ".text", ".md"), (".bin", ".npy")
 _NOT_TOKENS = re.compile(r"(weights|optimizer|tokenizer)[^/]*\.bin$|^gpt2_|^model_|^state_")
 _SPLIT = re.compile(r"(?:(?P<name>.+?)[_-])??(?P<split>train|val|valid|validation)(?:[_-]?\d+)?$")
-_TOKENIZERS = ("tokenizer.json", "vocab.bpe", "merges.txt", "vocab.json", "encoder.json")
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _find(data):
             folders[:] = sorted(name for name in folders if not name.startswith((".", "previous-", "checkpoints")))
             found += [os.path.join(folder, name) for name in sorted(names)]
         found = [path for path in found if path.endswith(_TEXTS + _TOKENS) and not _NOT_TOKENS.search(_name(path))]
-        found = [path for path in found if _name(path) not in _TOKENIZERS]
+        found = [path for path in found if _name(path) not in TOKENIZER_FILES]
         if not found:
             kinds = f"texts ({' '.join(_TEXTS)}) nor token files ({' '.join(_TOKENS)})"
             raise UserError(f"{data}: neither {kinds} are in it")
@@ -192,7 +192,7 @@ def _tokenizer_beside(path, given):
         return load_tokenizer(given)
     folder = os.path.dirname(os.path.abspath(path))
     for place in (folder, os.path.dirname(folder)):
-        if any(os.path.isfile(os.path.join(place, name)) for name in _TOKENIZERS):
+        if any(os.path.isfile(os.path.join(place, name)) for name in TOKENIZER_FILES):
             return load_tokenizer(place)
     return None
 

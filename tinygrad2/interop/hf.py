@@ -17,9 +17,9 @@ import os
 import numpy as np
 
 from tinygrad2.errors import UserError, short
-from tinygrad2.io.files import atomic_write, first_bytes, make_folder, read_json, write_json
-from tinygrad2.io.lazy_tensor import LazyTensor, write_numbers
-from tinygrad2.io.safetensors import Broken, make_header, open_container
+from tinygrad2.io.files import CorruptFile, atomic_write, first_bytes, make_folder, read_json, write_json
+from tinygrad2.io.lazy_tensor import LazyTensor, write_elements
+from tinygrad2.io.safetensors import make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
@@ -126,7 +126,7 @@ def _of_file(path):
         return {name: container.stored(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Broken as error:
+    except CorruptFile as error:
         raise UserError(f"{path}: not a whole safetensors file of weights: {error}; fetch it again") from None
 
 
@@ -207,7 +207,7 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
         for name in sorted(shapes):
             tensor = tensors.get(name.removeprefix("transformer."))
             array = np.zeros(shapes[name], np.float32) if tensor is None else tensor.astype(np.float32, copy=False)
-            write_numbers(file, array.T if name == "lm_head.weight" else array, code)
+            write_elements(file, array.T if name == "lm_head.weight" else array, code)
     activation = {"gelu": "gelu_new", "gelu_erf": "gelu"}[config["activation"]]
     write_json(os.path.join(folder, "generation_config.json"),
                {"_from_model_config": True, "bos_token_id": eot, "eos_token_id": eot})  # fmt: skip

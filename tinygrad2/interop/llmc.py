@@ -24,7 +24,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write
-from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, map_file, write_numbers
+from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, map_file, write_elements
 
 MODEL, DEBUG_STATE = 20240326, 20240327
 _HEADER = 1024  # bytes
@@ -57,7 +57,7 @@ def layout(n_layer, C, rows, T):
 
 
 def read_model(path):
-    """(tensors {our name: LazyTensor}, config fields, notes). Raises UserError, one line, where it is no whole model."""
+    """(tensors {our name: LazyTensor}, config fields, notes). Raises UserError, one line, if it is no complete model."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < _HEADER:
@@ -141,12 +141,12 @@ def _write_tensors(file, tensors, entries, code):
     for name, shape, transposed in entries:
         tensor = tensors.get(name)
         if tensor is None:  # a bias that the model does not have
-            write_numbers(file, np.zeros(shape, np.float32), code)
+            write_elements(file, np.zeros(shape, np.float32), code)
             continue
         array = tensor.astype(np.float32, copy=False)
-        write_numbers(file, array.T if transposed else array, code)
+        write_elements(file, array.T if transposed else array, code)
         if len(array) < shape[0] and name == "wte.weight":
-            write_numbers(file, np.zeros((shape[0] - len(array), shape[1]), np.float32), code)
+            write_elements(file, np.zeros((shape[0] - len(array), shape[1]), np.float32), code)
 
 
 # -- debug states ------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def write_debug_state(path, state, config):
         file.write(header.tobytes())
         file.write(np.ascontiguousarray(state.x, "<i4"))
         file.write(np.ascontiguousarray(state.y, "<i4"))
-        write_numbers(file, state.logits.reshape(-1, state.logits.shape[-1]), "F32")
+        write_elements(file, state.logits.reshape(-1, state.logits.shape[-1]), "F32")
         file.write(np.array([state.loss], "<f4"))
         entries = layout(config["n_layer"], config["n_embd"], rows, config["block_size"])
         _write_tensors(file, state.grads, entries, "F32")

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.io.files import first_bytes
+from tinygrad2.io.files import CorruptFile, first_bytes
 from tinygrad2.io.lazy_tensor import LazyTensor
-from tinygrad2.io.safetensors import Broken, open_container
+from tinygrad2.io.safetensors import open_container
 from tinygrad2.io.weights import load_weights
+from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
-
-TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
 
 
 @dataclass
@@ -113,7 +112,7 @@ def kind_of_model(path):
     if head[8:].lstrip().startswith(b"{"):
         try:
             return "tinygrad2" if "tinygrad2" in open_container(path).metadata else "Hugging Face"
-        except Broken:
+        except CorruptFile:
             return "tinygrad2"  # it will say what is broken
     if magic in FOREIGN or magic in HEADERED:
         what = FOREIGN.get(magic, "a file of tokens")
@@ -133,7 +132,7 @@ def _tokenizer(found, own, given):
     if found.kind == "tinygrad2":
         return None
     folder = found.path if os.path.isdir(found.path) else os.path.dirname(found.path) or "."
-    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZERS):
+    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         return None
     try:
         tokenizer = load_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write under a temporary name, fsync, rename."""
+"""Files that are either complete or not there (written under a temporary name, fsync, rename), and their checksums."""
 
 import contextlib
 import json
@@ -7,6 +7,17 @@ import tempfile
 import zlib
 
 from tinygrad2.errors import UserError
+
+
+class CorruptFile(Exception):
+    """What is wrong with the content of a file, and the remedy where there is a special one.
+
+    Raised by parsers, which are given bytes and not the name of the file: their callers turn it into a UserError.
+    """
+
+    def __init__(self, problem, remedy=None):
+        super().__init__(problem)
+        self.remedy = remedy
 
 
 def first_bytes(path, n=64):
@@ -141,8 +152,20 @@ def read_record(path):
     return fields
 
 
+def crc32_text(*parts):
+    """The CRC-32 of bytes that come in one or several parts, as files of ours note it: "crc32:%08x".
+
+    >>> crc32_text(b"123456789")
+    'crc32:cbf43926'
+    """
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return f"crc32:{crc:08x}"
+
+
 def _checksum(fields):
-    return f"crc32:{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"
+    return crc32_text(json.dumps(fields, sort_keys=True).encode())
 
 
 def locked(path):

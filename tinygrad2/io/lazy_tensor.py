@@ -120,7 +120,7 @@ def release(whole):
         whole.madvise(mmap.MADV_DONTNEED)
 
 
-def write_numbers(file, array, code):
+def write_elements(file, array, code):
     """Write a float32 array as F32 or BF16, a few rows at a time, so that little memory is taken besides."""
     rows = array.reshape(1, -1) if array.ndim < 2 else array
     step = max(1, (1 << 20) // max(1, rows.shape[1]))

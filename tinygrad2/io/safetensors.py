@@ -14,16 +14,13 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
+from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
          "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
          "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}  # fmt: skip
-
-
-class Broken(Exception):
-    """What is wrong with a file, to be completed by its name."""
 
 
 @dataclass
@@ -40,10 +37,10 @@ class Container:
     map: object
 
     def stored(self, name):
-        """The tensor as a LazyTensor. Raises Broken for kinds of numbers that no weights have."""
+        """The tensor as a LazyTensor. Raises CorruptFile for kinds of numbers that no weights have."""
         entry = self.entries[name]
         if entry.code not in BYTES:
-            raise Broken(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
+            raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
         return LazyTensor(self.data[entry.start : entry.stop], entry.code, entry.shape)
 
     def release(self):
@@ -62,29 +59,29 @@ class Entry:
 
 
 def open_container(path):
-    """The Container at `path`, mapped into memory. Raises Broken where it is no whole one, OSError where it is not
+    """The Container at `path`, mapped into memory. Raises CorruptFile where it is no whole one, OSError where it is not
     readable."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
-            raise Broken(f"only {size} bytes long")
+            raise CorruptFile(f"only {size} bytes long")
         buffer, whole = map_file(file)
     N = int.from_bytes(buffer[:8], "little")
     if N > min(MAX_HEADER, len(buffer) - 8):
-        raise Broken(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
+        raise CorruptFile(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
     try:
         header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):
-        raise Broken("the header is not valid JSON") from None
+        raise CorruptFile("the header is not valid JSON") from None
     if not isinstance(header, dict):
-        raise Broken("the header is no JSON object")
+        raise CorruptFile("the header is no JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        raise Broken("the header's __metadata__ is no JSON object")
+        raise CorruptFile("the header's __metadata__ is no JSON object")
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise Broken(f"metadata field {short(name)} is missing or no text")
+            raise CorruptFile(f"metadata field {short(name)} is missing or no text")
     data = buffer[8 + N :]
     return Container(_entries(header, len(data)), metadata, header, data, whole)
 
@@ -95,16 +92,16 @@ def _entries(header, size):
         start, stop = _offsets(name, entry)
         shape, code = entry.get("shape"), entry.get("dtype")
         if not isinstance(code, str) or code not in _BITS:
-            raise Broken(f"tensor {short(name)} has dtype {short(code)}")
+            raise CorruptFile(f"tensor {short(name)} has dtype {short(code)}")
         if not is_shape(shape):
-            raise Broken(f"tensor {short(name)} has shape {short(shape)}")
+            raise CorruptFile(f"tensor {short(name)} has shape {short(shape)}")
         if start != end or 8 * (stop - start) != _BITS[code] * math.prod(shape) or stop > size:
             kind = f"of dtype {code!r} and shape {shape}"
-            raise Broken(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
+            raise CorruptFile(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
         entries[name] = Entry(code, shape, start, stop)
         end = stop
     if end != size:
-        raise Broken(f"{size - end:,} bytes behind the last tensor")
+        raise CorruptFile(f"{size - end:,} bytes behind the last tensor")
     return entries
 
 
@@ -112,7 +109,7 @@ def _offsets(name, entry):
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     pair = isinstance(offsets, list) and len(offsets) == 2
     if not pair or not all(type(n) is int and 0 <= n < 1 << 62 for n in offsets):
-        raise Broken(f"tensor {short(name)} has data_offsets {short(offsets)}")
+        raise CorruptFile(f"tensor {short(name)} has data_offsets {short(offsets)}")
     return offsets
 
 

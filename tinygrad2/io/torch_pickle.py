@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, short
+from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import LazyTensor, is_shape, map_file, release
-from tinygrad2.io.zip_archive import Broken, members_of, short, text
+from tinygrad2.io.zip_archive import members_of, text
 
 _MAX_STEPS = 2_000_000  # of its program
 _MAX_DEPTH = 32  # dicts in lists in dicts ...
@@ -73,14 +74,14 @@ def read_torch_file(path, wanted=None):
         members = members_of(view)
         root = _root(members)
         if f"{root}/byteorder" in members and members[f"{root}/byteorder"].read(view) != b"little":
-            raise Broken("its byteorder is not 'little'", "save it again on a machine of today")
+            raise CorruptFile("its byteorder is not 'little'", "save it again on a machine of today")
         program = members[f"{root}/data.pkl"].read(view)
         return _Value(view, whole, members, f"{root}/data/", wanted or (lambda keys: True)).of(_Machine(program).run())
     except _Unknown as error:
         raise UnknownName(path, str(error)) from None
-    except Broken as error:
-        what, remedy = error.args if len(error.args) == 2 else (*error.args, "copy it again or save it anew")
-        raise UserError(f"{path}: no file of torch.save that can be read: {what}; {remedy}") from None
+    except CorruptFile as error:
+        remedy = error.remedy or "copy it again or save it again"
+        raise UserError(f"{path}: no file of torch.save that can be read: {error}; {remedy}") from None
 
 
 class _Unknown(Exception):
@@ -90,18 +91,18 @@ class _Unknown(Exception):
 def _open(path):
     """A memoryview of the file, and its map."""
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise Broken("it is no ordinary file", "give the name of a file")
+        raise CorruptFile("it is no ordinary file", "give the name of a file")
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < 22:
-                raise Broken("it is too short")
+                raise CorruptFile("it is too short")
             view, whole = map_file(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the name of a file of torch.save") from None
     if view[: len(_OLD)] == _OLD:
-        raise Broken("it has PyTorch's format of before version 1.6", "load and save it with a newer PyTorch")
+        raise CorruptFile("it has PyTorch's format of before version 1.6", "load and save it with a newer PyTorch")
     if view[:4] != b"PK\x03\x04":
-        raise Broken("it is no zip file", "give a file that torch.save wrote")
+        raise CorruptFile("it is no zip file", "give a file that torch.save wrote")
     return view, whole
 
 
@@ -109,7 +110,7 @@ def _root(members):
     """The folder in which everything lies: torch.save takes the file's name, or "archive"."""
     roots = [name[: -len("/data.pkl")] for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise Broken("it holds no data.pkl, or several", "give a file that torch.save wrote")
+        raise CorruptFile("it holds no data.pkl, or several", "give a file that torch.save wrote")
     return roots[0]
 
 
@@ -143,26 +144,26 @@ class _Machine:
         self.stack, self.marks, self.memory = [], [], {}
 
     def run(self):
-        """The value that is left when the program stops. Raises Broken or _Unknown."""
+        """The value that is left when the program stops. Raises CorruptFile or _Unknown."""
         for _ in range(_MAX_STEPS):
             code = self.take(1)
             if code == b".":
                 break
             step = _STEPS.get(code)
             if step is None:
-                raise Broken(f"its pickle has a step of kind {code!r}, which torch.save does not write")
+                raise CorruptFile(f"its pickle has a step of kind {code!r}, which torch.save does not write")
             step(self)
         else:
-            raise Broken(f"its pickle takes more than {_MAX_STEPS:,} steps")
+            raise CorruptFile(f"its pickle takes more than {_MAX_STEPS:,} steps")
         if len(self.stack) != 1 or self.marks or self.at != len(self.program):
-            raise Broken("its pickle does not end where it should")
+            raise CorruptFile("its pickle does not end where it should")
         return self.stack[0]
 
     def take(self, n):
         """The next n bytes of the program."""
         piece = self.program[self.at : self.at + n]
         if len(piece) != n:
-            raise Broken("its pickle is cut off")
+            raise CorruptFile("its pickle is cut off")
         self.at += n
         return piece
 
@@ -174,7 +175,7 @@ class _Machine:
         """The text up to the next line feed."""
         end = self.program.find(b"\n", self.at)
         if end < 0:
-            raise Broken("its pickle is cut off")
+            raise CorruptFile("its pickle is cut off")
         return text(self.take(end + 1 - self.at)[:-1])
 
     def push(self, value):
@@ -183,10 +184,10 @@ class _Machine:
     def pop(self, kind=object):
         """The topmost value above the last mark; it must be of the given kind."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise Broken("its pickle takes what is not there")
+            raise CorruptFile("its pickle takes what is not there")
         value = self.stack.pop()
         if not isinstance(value, kind):
-            raise Broken(f"its pickle has a {type(value).__name__.strip('_')} in a wrong place")
+            raise CorruptFile(f"its pickle has a {type(value).__name__.strip('_')} in a wrong place")
         return value
 
     def top(self, kind):
@@ -197,7 +198,7 @@ class _Machine:
     def pop_marked(self):
         """The list of values above the last mark, and the mark is gone."""
         if not self.marks:
-            raise Broken("its pickle takes what is not there")
+            raise CorruptFile("its pickle takes what is not there")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -208,7 +209,7 @@ class _Machine:
 
     def recall(self, place):
         if place not in self.memory:
-            raise Broken("its pickle recalls what it never kept")
+            raise CorruptFile("its pickle recalls what it never kept")
         self.push(self.memory[place])
 
     def keep(self, place):
@@ -218,10 +219,10 @@ class _Machine:
         """Entries of the topmost dict. Keys are plain: the hash of a nested tuple could take for ever."""
         target = self.top(dict)
         if len(pairs) % 2:
-            raise Broken("its pickle has a key without a value")
+            raise CorruptFile("its pickle has a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2]):
             if not (isinstance(key, str) or type(key) is int and abs(key) < 1 << 60):  # others could share one hash
-                raise Broken(f"its pickle has a {type(key).__name__.strip('_')} for a key")
+                raise CorruptFile(f"its pickle has a {type(key).__name__.strip('_')} for a key")
             target[key] = value
 
     def append(self, values):
@@ -251,18 +252,18 @@ class _Machine:
         elif name == _PARAMETER and arguments and isinstance(arguments[0], _Call):
             self.push(arguments[0])
         else:
-            raise Broken(f"its pickle uses {name} in a strange way")
+            raise CorruptFile(f"its pickle uses {name} in a strange way")
 
     def build(self):
         """Attributes of the topmost value: a state dict has _metadata, which say nothing of the tensors."""
         state = self.pop(dict)
         self.top(dict)
         if set(state) - {"_metadata"}:
-            raise Broken(f"its pickle sets attributes, {short(list(state)[0])}")
+            raise CorruptFile(f"its pickle sets attributes, {short(list(state)[0])}")
 
     def protocol(self):
         if not 2 <= self.number(1) <= 5:
-            raise Broken("its pickle is of another protocol")
+            raise CorruptFile("its pickle is of another protocol")
 
 
 _STEPS = {
@@ -319,7 +320,7 @@ class _Value:
         """The value; `keys` lead to it."""
         self.room -= 64 + (len(value) if isinstance(value, str) else 0)
         if self.room < 0 or len(keys) > _MAX_DEPTH:
-            raise Broken("its values are nested too deep, or too many")
+            raise CorruptFile("its values are nested too deep, or too many")
         if isinstance(value, dict):
             entries = ((key, entry, (*keys, key)) for key, entry in value.items())
             return {key: self.of(entry, to) for key, entry, to in entries if self.wanted(to)}
@@ -329,29 +330,29 @@ class _Value:
             self.room -= 1024
             try:
                 return self.tensor(value)
-            except Broken as error:
-                raise Broken(f"{short('/'.join(map(str, keys)))}: {error.args[0]}", *error.args[1:]) from None
+            except CorruptFile as error:
+                raise CorruptFile(f"{short('/'.join(map(str, keys)))}: {error}", error.remedy) from None
         if isinstance(value, _Name):
-            raise Broken(f"{value.name} stands where a value should")
+            raise CorruptFile(f"{value.name} stands where a value should")
         return value
 
     def tensor(self, call):
         """LazyTensor, or a NumPy array or number."""
         if call.name != _TENSOR or not 6 <= len(call.arguments) <= 7 or any(call.arguments[6:]):
-            raise Broken("is no tensor of a known kind")
+            raise CorruptFile("is no tensor of a known kind")
         storage, offset, shape, strides = call.arguments[:4]
         member, code, wide = self.storage(storage)
         shape, strides = _sizes(shape), _sizes(strides)
         if len(shape) != len(strides) or not is_shape(shape) or not _is_size(offset):
-            raise Broken("its shape and its strides do not agree")
+            raise CorruptFile("its shape and its strides do not agree")
         start, stop = offset * wide, (offset + math.prod(shape)) * wide
         if stop > member.size:
-            raise Broken(f"its shape {short(shape)} needs more than the {member.size:,} bytes of its storage")
+            raise CorruptFile(f"its shape {short(shape)} needs more than the {member.size:,} bytes of its storage")
         turned = len(shape) == 2 and not _is_contiguous(shape, strides)
         if turned:
             shape, strides = shape[::-1], strides[::-1]
         if not _is_contiguous(shape, strides):
-            raise Broken("its numbers do not lie side by side", "save it again with .contiguous()")
+            raise CorruptFile("its numbers do not lie side by side", "save it again with .contiguous()")
         if member.name not in self.checked:
             member.check(self.view)
             release(self.whole)
@@ -369,14 +370,14 @@ class _Value:
         """(member, code of its numbers, bytes of each)."""
         arguments = call.arguments if isinstance(call, _Call) and call.name == "storage" else ()
         if len(arguments) != 5 or arguments[0] != "storage" or not isinstance(arguments[1], _Name):
-            raise Broken("has no storage")
+            raise CorruptFile("has no storage")
         _, kind, key, _, length = arguments
         member = self.members.get(f"{self.folder}{key}") if isinstance(key, str) else None
         if kind.name not in _KINDS or member is None or not _is_size(length):
-            raise Broken("its storage is not in the file")
+            raise CorruptFile("its storage is not in the file")
         code, wide = _KINDS[kind.name]
         if member.size != length * wide:
-            raise Broken(f"its storage should have {length:,} numbers and has {member.size:,} bytes")
+            raise CorruptFile(f"its storage should have {length:,} numbers and has {member.size:,} bytes")
         return member, code, wide
 
 
@@ -386,7 +387,7 @@ def _is_size(n):
 
 def _sizes(values):
     if not isinstance(values, (tuple, list)) or len(values) > 8 or not all(map(_is_size, values)):
-        raise Broken("its shape is none")
+        raise CorruptFile("its shape is none")
     return tuple(values)
 
 

@@ -9,14 +9,13 @@ other metadata.
 """
 
 import json
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import atomic_write
-from tinygrad2.io.safetensors import Broken, open_container, pack_header
+from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
+from tinygrad2.io.safetensors import open_container, pack_header
 
 VERSION = "1"
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -62,8 +61,8 @@ def load_weights(path):
         config, training = _object(metadata, "config"), _object(metadata, "training")
         for name, array in tensors.items():
             if array.dtype != np.float32:
-                raise Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
-    except Broken as error:
+                raise CorruptFile(f"tensor {name!r} is {array.dtype}, weights are float32")
+    except CorruptFile as error:
         raise _broken(path, error) from None
     return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
 
@@ -105,7 +104,7 @@ def read_tensors(path, fields=()):
         raise UserError(f"{path}: no such file; train first (python train_gpt2.py) or say --weights FILE") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Broken as error:
+    except CorruptFile as error:
         raise _broken(path, error) from None
 
 
@@ -116,31 +115,28 @@ def _broken(path, error):
 def _believe(container, fields):
     metadata = dict(container.metadata)
     if "tinygrad2" not in metadata:
-        raise Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
+        raise CorruptFile("the header has no field 'tinygrad2' (a safetensors file of another program?)")
     if metadata["tinygrad2"] != VERSION:
-        raise Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
+        raise CorruptFile(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
     for name in (*fields, "checksum"):
         if name not in metadata:
-            raise Broken(f"metadata field {name!r} is missing or no text")
+            raise CorruptFile(f"metadata field {name!r} is missing or no text")
     tensors = {}
     for name, entry in container.entries.items():
         dtype = _DTYPES.get(entry.code)
         if dtype is None:
-            raise Broken(f"tensor {name[:60]!r} has dtype {entry.code!r}, only F32 and I64 are written here")
+            raise CorruptFile(f"tensor {name[:60]!r} has dtype {entry.code!r}, only F32 and I64 are written here")
         tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
     if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):
-        raise Broken("the checksum does not match, the file is damaged")
+        raise CorruptFile("the checksum does not match, the file is damaged")
     container.release()
     return tensors, metadata | {"checksum": claimed}
 
 
 def _checksum(header, parts):
     """CRC-32 of the header, in a form that does not depend on its spelling, and of the tensors."""
-    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return f"crc32:{crc:08x}"
+    return crc32_text(json.dumps(header, sort_keys=True).encode(), *parts)
 
 
 def _object(metadata, name):
@@ -149,5 +145,5 @@ def _object(metadata, name):
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Broken(f"metadata field {name!r} is no JSON object")
+        raise CorruptFile(f"metadata field {name!r} is no JSON object")
     return value

@@ -11,21 +11,14 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+from tinygrad2.errors import short
+from tinygrad2.io.files import CorruptFile
+
 MAX_SMALL = 16 << 20  # bytes of a member that is read as a whole; the pickle of GPT-2's largest has below a million
 _MAX_MEMBERS = 200_000
 _NARROW = 0xFFFFFFFF  # from here on, numbers have their place in the wide form's extra fields
 _ALIGN = 64
 _UTF8 = 1 << 11
-
-
-class Broken(Exception):
-    """What is wrong with a file, and perhaps what to do."""
-
-
-def short(value):
-    """A text, or the repr of a plain value, that fits into a line."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 @dataclass
@@ -40,14 +33,14 @@ class Member:
     def read(self, view):
         """Its bytes, checked: for the small ones."""
         if self.size > MAX_SMALL:
-            raise Broken(f"{short(self.name)} has {self.size:,} bytes, more than {MAX_SMALL:,}")
+            raise CorruptFile(f"{short(self.name)} has {self.size:,} bytes, more than {MAX_SMALL:,}")
         self.check(view)
         return bytes(view[self.start : self.start + self.size])
 
     def check(self, view):
-        """Raises Broken where the bytes are not those that were written."""
+        """Raises CorruptFile where the bytes are not those that were written."""
         if zlib.crc32(view[self.start : self.start + self.size]) != self.crc:
-            raise Broken(f"the checksum of {short(self.name)} does not match, the file is damaged")
+            raise CorruptFile(f"the checksum of {short(self.name)} does not match, the file is damaged")
 
 
 def members_of(view):
@@ -57,31 +50,31 @@ def members_of(view):
     """
     count, start, stop = _directory(view)
     if count > _MAX_MEMBERS:
-        raise Broken(f"{count:,} members are more than {_MAX_MEMBERS:,}")
+        raise CorruptFile(f"{count:,} members are more than {_MAX_MEMBERS:,}")
     members, at = {}, start
     for _ in range(count):
         if at + 46 > stop or view[at : at + 4] != b"PK\x01\x02":
-            raise Broken("its directory is damaged")
+            raise CorruptFile("its directory is damaged")
         flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment = struct.unpack_from("<4H3L3H", view, at + 8)
         header = struct.unpack_from("<L", view, at + 42)[0]
         extra_at = at + 46 + n_name
         at = extra_at + n_extra + n_comment
         if at > stop:
-            raise Broken("its directory is damaged")
+            raise CorruptFile("its directory is damaged")
         name = text(view[extra_at - n_name : extra_at])
         size, packed, header = _wide(bytes(view[extra_at : extra_at + n_extra]), [size, packed, header])
         if method or flags & 1 or packed != size:
-            raise Broken(f"{short(name)} is compressed or encrypted, which torch.save never does")
+            raise CorruptFile(f"{short(name)} is compressed or encrypted, which torch.save never does")
         if name in members:
-            raise Broken(f"{short(name)} is there twice")
+            raise CorruptFile(f"{short(name)} is there twice")
         members[name] = Member(name, _data_start(view, header, name), size, crc)
     end = 0
     for member in sorted(members.values(), key=lambda member: (member.start, member.size)):
         if member.start < end:
-            raise Broken(f"{short(member.name)} overlaps another member")
+            raise CorruptFile(f"{short(member.name)} overlaps another member")
         end = member.start + member.size
     if end > start:
-        raise Broken(f"the file has {len(view):,} bytes, its members more")
+        raise CorruptFile(f"the file has {len(view):,} bytes, its members more")
     return members
 
 
@@ -90,18 +83,18 @@ def _directory(view):
     tail = bytes(view[-65557:])  # a comment of up to 65,535 bytes may follow
     place = tail.rfind(b"PK\x05\x06")
     if place < 0 or place + 22 > len(tail) or place + 22 + tail[place + 20] + 256 * tail[place + 21] != len(tail):
-        raise Broken("the end of it is missing")
+        raise CorruptFile("the end of it is missing")
     end = len(view) - len(tail) + place
     count, size, start = struct.unpack_from("<H2L", view, end + 10)
     if count == 0xFFFF or 0xFFFFFFFF in (size, start):  # the wide form, for files of more than 4 GiB
         if end < 20 or view[end - 20 : end - 16] != b"PK\x06\x07":
-            raise Broken("the end of it is damaged")
+            raise CorruptFile("the end of it is damaged")
         end = struct.unpack_from("<Q", view, end - 12)[0]
         if end + 56 > len(view) or view[end : end + 4] != b"PK\x06\x06":
-            raise Broken("the end of it is damaged")
+            raise CorruptFile("the end of it is damaged")
         count, size, start = struct.unpack_from("<3Q", view, end + 32)
     if start + size > end:
-        raise Broken("its directory is damaged")
+        raise CorruptFile("its directory is damaged")
     return count, start, start + size
 
 
@@ -118,20 +111,20 @@ def _wide(extra, values):
 
 def _data_start(view, header, name):
     if header + 30 > len(view) or view[header : header + 4] != b"PK\x03\x04":
-        raise Broken(f"{short(name)} is not where the directory has it")
+        raise CorruptFile(f"{short(name)} is not where the directory has it")
     flags, method = struct.unpack_from("<2H", view, header + 6)
     n_name, n_extra = struct.unpack_from("<2H", view, header + 26)
     if method or flags & 1 or view[header + 30 : header + 30 + n_name] != name.encode():
-        raise Broken(f"{short(name)} is called otherwise in its own header")
+        raise CorruptFile(f"{short(name)} is called otherwise in its own header")
     return header + 30 + n_name + n_extra
 
 
 def text(data):
-    """UTF-8 bytes as a text. Raises Broken where they are none."""
+    """UTF-8 bytes as a text. Raises CorruptFile where they are none."""
     try:
         return bytes(data).decode()
     except UnicodeDecodeError:
-        raise Broken("a name or text in it is no UTF-8") from None
+        raise CorruptFile("a name or text in it is no UTF-8") from None
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------

@@ -23,12 +23,13 @@ from tinygrad2.tokenizers.bpe import N_BYTES, apply_merges
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_vocab
 from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # names in a folder
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 MAX_UNMADE = 1000  # tokens of a vocabulary that no merge makes: more are no special tokens, but another's merges
 MAX_RANKED = 1 << 16  # bytes of a token in a rank file; GPT-2's longest has 128
 OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> whose they are
 
-LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
+LLMC_TOKENIZER_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
 LLMC_FIRST = (50257, 50256)  # version 1 says no end-of-text id: it was for GPT-2 only
 
 _AGAIN = "fetch or write the file again"
@@ -65,6 +66,7 @@ def vocab_beside(merges):
 
 
 def merges_beside(vocab):
+    """The path of the merges that belong to a vocabulary. Raises TokenizerError where they are not there."""
     folder, name = os.path.split(vocab)
     names = [PAIRS[name]] if name in PAIRS else list(PAIRS.values())
     for partner in names:
@@ -242,7 +244,7 @@ def recover_merges(tokens, source):
 
 def is_llmc(data):
     """Does a file that begins with these bytes hold llm.c's table?"""
-    return data[:4] == struct.pack("<I", LLMC_MAGIC)
+    return data[:4] == struct.pack("<I", LLMC_TOKENIZER_MAGIC)
 
 
 def read_llmc(data, source):

@@ -21,11 +21,10 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from dataclasses import dataclass, field
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import fsync_folder, read_bytes, read_json
+from tinygrad2.io.files import crc32_text, fsync_folder, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1
@@ -271,7 +270,7 @@ def _write_summed(file, data):
 
 
 def _crc(data):
-    return f"crc32:{zlib.crc32(data):08x}"
+    return crc32_text(data)
 
 
 def _to_disk(file):
