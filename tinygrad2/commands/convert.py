@@ -29,7 +29,7 @@ from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
-from tinygrad2.tokenizers.formats import LLMC_TOKENIZER_MAGIC, TOKENIZER_FILES
+from tinygrad2.tokenizers.formats import LLMC_MAGIC, TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer
 
 FORMS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
@@ -90,7 +90,7 @@ def what_is(path):
     if magic in HEADERED or path.endswith(".npy"):
         return "tokens"
     text = head.lstrip()[:1] == b"{" or head.startswith(b"#version")
-    if magic == LLMC_TOKENIZER_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
+    if magic == LLMC_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
         return "tokenizer"
     try:
         kind_of_model(path)

@@ -24,13 +24,13 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write
-from tinygrad2.tokenizers.formats import LLMC_TOKENIZER_MAGIC
+from tinygrad2.tokenizers.formats import LLMC_MAGIC
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
 FOREIGN = {
     20240326: "a model of llm.c",
     20240327: "a debug state of llm.c",
-    LLMC_TOKENIZER_MAGIC: "a tokenizer of llm.c",
+    LLMC_MAGIC: "a tokenizer of llm.c",
     20240522: "a multiple-choice test of llm.c",
     20240527: "an optimizer state of llm.c",
 }

@@ -57,7 +57,7 @@ def layout(n_layer, C, rows, T):
 
 
 def read_model(path):
-    """(tensors {our name: LazyTensor}, config fields, notes). Raises UserError, one line, if it is no complete model."""
+    """(tensors {our name: LazyTensor}, config fields, notes). Raises UserError, one line, where it is no whole model."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < _HEADER:

@@ -17,7 +17,7 @@ import struct
 from tinygrad2.errors import short
 from tinygrad2.io.files import atomic_write, make_folder
 from tinygrad2.tokenizers.bpe import N_BYTES
-from tinygrad2.tokenizers.formats import LLMC_FIRST, LLMC_HEADER, LLMC_TOKENIZER_MAGIC, recover_merges
+from tinygrad2.tokenizers.formats import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
 from tinygrad2.tokenizers.mapped import MappedTokenizer
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
 
@@ -151,7 +151,7 @@ def _llmc_table(tokenizer, version):
     if version == 1 and (n_vocab, eot) != LLMC_FIRST:
         problem = f"version 1 is for GPT-2's {LLMC_FIRST[0]} tokens only, and this tokenizer has {n_vocab}"
         raise TokenizerError(f"{problem}; use version 2")
-    head = struct.pack("<4I", LLMC_TOKENIZER_MAGIC, version, n_vocab, eot if version == 2 else 0)
+    head = struct.pack("<4I", LLMC_MAGIC, version, n_vocab, eot if version == 2 else 0)
     parts = [head.ljust(LLMC_HEADER, b"\0")]
     for id in range(n_vocab):
         token = tokenizer.token_bytes(id)

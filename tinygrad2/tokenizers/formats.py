@@ -29,7 +29,7 @@ MAX_UNMADE = 1000  # tokens of a vocabulary that no merge makes: more are no spe
 MAX_RANKED = 1 << 16  # bytes of a token in a rank file; GPT-2's longest has 128
 OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> whose they are
 
-LLMC_TOKENIZER_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
+LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
 LLMC_FIRST = (50257, 50256)  # version 1 says no end-of-text id: it was for GPT-2 only
 
 _AGAIN = "fetch or write the file again"
@@ -244,7 +244,7 @@ def recover_merges(tokens, source):
 
 def is_llmc(data):
     """Does a file that begins with these bytes hold llm.c's table?"""
-    return data[:4] == struct.pack("<I", LLMC_TOKENIZER_MAGIC)
+    return data[:4] == struct.pack("<I", LLMC_MAGIC)
 
 
 def read_llmc(data, source):
