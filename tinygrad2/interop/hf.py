@@ -123,7 +123,7 @@ def _of_file(path):
     try:
         container = open_container(path)
         names = [name for name in container.entries if not name.endswith(_MASKS)]
-        return {name: container.stored(name) for name in names}
+        return {name: container.tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except CorruptFile as error:

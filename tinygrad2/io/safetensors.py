@@ -1,9 +1,9 @@
-"""The safetensors container: a header in JSON, then tensors one behind the other; nothing in it is ever executed.
+"""The safetensors container: a header in JSON, then tensors one after the other; nothing in it is ever executed.
 
     8 bytes      N, the length of the header (little-endian)
     N bytes      JSON: {"__metadata__": {...}, "wte.weight": {"dtype": "F32", "shape": [V, C], "data_offsets": [a, b]},
                  ...}
-    the rest     the tensors; offsets count from here, and leave no byte out
+    the rest     the tensors; offsets count from here, and leave no gaps
 
 https://github.com/huggingface/safetensors#format
 """
@@ -25,9 +25,13 @@ _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E
 
 @dataclass
 class Container:
-    """A file that has been found whole: entries {name: Entry}, metadata {text: text}, and the bytes behind the header.
+    """A mapped file whose header has been checked.
 
-    `header` is the header as it stands there, without its metadata.
+    entries    {name: Entry}
+    metadata   {str: str}
+    header     the parsed header without its metadata
+    data       the bytes after the header
+    map        the mapped file, for `release`
     """
 
     entries: dict
@@ -36,21 +40,21 @@ class Container:
     data: memoryview
     map: object
 
-    def stored(self, name):
-        """The tensor as a LazyTensor. Raises CorruptFile for kinds of numbers that no weights have."""
+    def tensor(self, name):
+        """The tensor as a LazyTensor. Raises CorruptFile for a dtype that weights cannot have."""
         entry = self.entries[name]
         if entry.code not in BYTES:
-            raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
+            raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not one of {', '.join(BYTES)}")
         return LazyTensor(self.data[entry.start : entry.stop], entry.code, entry.shape)
 
     def release(self):
-        """Give back the memory that reading it has taken; what is looked at again is read again."""
+        """Release the memory that reading the file has taken; later accesses read it again."""
         release(self.map)
 
 
 @dataclass
 class Entry:
-    """One tensor: code of its dtype, shape, first byte and the one behind its last."""
+    """One tensor: dtype code, shape, and its bytes start .. stop - 1 in the data."""
 
     code: str
     shape: list
@@ -59,13 +63,15 @@ class Entry:
 
 
 def open_container(path):
-    """The Container at `path`, mapped into memory. Raises CorruptFile where it is no whole one, OSError where it is not
-    readable."""
+    """The Container at `path`, mapped into memory.
+
+    Raises CorruptFile if it is incomplete or inconsistent, OSError if it cannot be read.
+    """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise CorruptFile(f"only {size} bytes long")
-        buffer, whole = map_file(file)
+        buffer, mapped = map_file(file)
     N = int.from_bytes(buffer[:8], "little")
     if N > min(MAX_HEADER, len(buffer) - 8):
         raise CorruptFile(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
@@ -74,16 +80,16 @@ def open_container(path):
     except (ValueError, RecursionError):
         raise CorruptFile("the header is not valid JSON") from None
     if not isinstance(header, dict):
-        raise CorruptFile("the header is no JSON object")
+        raise CorruptFile("the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        raise CorruptFile("the header's __metadata__ is no JSON object")
+        raise CorruptFile("the header's __metadata__ is not a JSON object")
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise CorruptFile(f"metadata field {short(name)} is missing or no text")
+            raise CorruptFile(f"metadata field {short(name)} is not a string")
     data = buffer[8 + N :]
-    return Container(_entries(header, len(data)), metadata, header, data, whole)
+    return Container(_entries(header, len(data)), metadata, header, data, mapped)
 
 
 def _entries(header, size):
@@ -101,7 +107,7 @@ def _entries(header, size):
         entries[name] = Entry(code, shape, start, stop)
         end = stop
     if end != size:
-        raise CorruptFile(f"{size - end:,} bytes behind the last tensor")
+        raise CorruptFile(f"{size - end:,} bytes after the last tensor")
     return entries
 
 
@@ -120,7 +126,7 @@ def _no_duplicates(pairs):
 
 
 def make_header(shapes, code, metadata):
-    """The first bytes of a file of tensors {name: shape}, all of one dtype, which follow in their names' order."""
+    """Returns the first bytes of a file of tensors {name: shape}, all of one dtype, which follow sorted by name."""
     header, offset = {"__metadata__": metadata}, 0
     for name in sorted(shapes):
         size = _BITS[code] // 8 * math.prod(shapes[name])
@@ -130,7 +136,7 @@ def make_header(shapes, code, metadata):
 
 
 def pack_header(header):
-    """The header's bytes, padded so that the tensors start on an 8-byte boundary, behind their number."""
+    """Returns the header's length (8 bytes) and its JSON, padded so that the tensors start on an 8-byte boundary."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
