@@ -143,7 +143,7 @@ def test_views_parameters_and_numbers(torch, tmp_path):
 
 def test_objects_are_refused_by_name(torch, tmp_path):
     torch.save({"model": {}, "config": fractions.Fraction(1)}, tmp_path / "a.pt")
-    assert "fractions.Fraction'; only tensors are read" in refused(tmp_path / "a.pt", kind=UnknownName)
+    assert "fractions.Fraction', but only tensors are read" in refused(tmp_path / "a.pt", kind=UnknownName)
 
 
 def test_the_old_format_is_refused(torch, tmp_path):
@@ -338,7 +338,7 @@ def test_calls_are_refused_by_name_and_nothing_is_run(tmp_path, function, protoc
     argument = {os.system: f"touch {sentinel}", os.mkdir: str(sentinel)}.get(function, f"open({str(sentinel)!r}, 'w')")
     program = pickle.dumps({"model": [1, Calls(function, argument)]}, protocol)
     line = refused(zip_of(tmp_path / "a.pt", program), kind=UnknownName)
-    assert f".{function.__name__}'; only tensors are read" in line and not sentinel.exists()
+    assert f".{function.__name__}', but only tensors are read" in line and not sentinel.exists()
 
 
 def test_other_calls_of_torch_are_refused(tmp_path):

@@ -168,3 +168,8 @@ class _Worker:
 
 
 POOL = Pool()
+
+
+def planned_threads():
+    """Threads that the plan grants this process, or all usable cores if nothing has been planned."""
+    return POOL.threads or usable_cores()
