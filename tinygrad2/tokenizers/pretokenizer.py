@@ -56,8 +56,8 @@ def split(text: str) -> list[str]:
 def as_text(text: str | bytes) -> str:
     """Returns text that the pattern can split and that chunk_to_ids turns into the right bytes.
 
-    Bytes that are not valid UTF-8 become lone surrogates, Python's own way ("surrogateescape") to carry them through a str
-    and back. Such surrogates in a str, however, represent no bytes: they become U+FFFD, as in tiktoken.
+    Bytes that are not valid UTF-8 become lone surrogates, Python's own way ("surrogateescape") to keep them in a str.
+    Such surrogates in a str, however, represent no bytes: they become U+FFFD, as in tiktoken.
 
     >>> as_text(b"caf\\xc3\\xa9 \\xff")
     'café \\udcff'
