@@ -1,13 +1,13 @@
-"""How long does the tokenizer take, beside Hugging Face's tokenizers (Rust) and tiktoken (Rust)?
+"""How long does the tokenizer take, compared with Hugging Face's tokenizers (Rust) and tiktoken (Rust)?
 
     python -m benchmarks.tokenizer                         the bundled stories, repeated to 1 MB
     python -m benchmarks.tokenizer --text my.txt --save    your own text; rows go to benchmarks/results/
 
-Training: 1,000 merges. Hugging Face gets the text line by line, as it reads files itself, since only so does it use
-all cores. Encoding: all with the merges that ours has learned, and all must give the same ids. Ours remembers words, so
-it runs twice: "first" with a new tokenizer, "again" on a text that it has seen.
+Training: 1,000 merges. Hugging Face gets the text line by line, as it reads files itself, since it uses all cores only
+then. Encoding: all with the merges that ours has learned, and all must return the same ids. Ours caches words, so it
+runs twice: "first" with a new tokenizer, "again" on a text that it has seen.
 
-The rivals take turns, so that a busy moment hits all of them; rivals that are not installed are left out.
+The libraries take turns, so that other load on the machine affects all of them; missing ones are left out.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def timed(fn):
 
 
 def take_turns(sides, repeats):
-    """{name: [seconds, ...]} of functions called in turns, after one round that does not count; and the last results.
+    """Returns {name: [seconds, ...]} of functions called in turns, after a warm-up round, and their last results.
 
     sides: {name: function}
     """
@@ -53,7 +53,7 @@ def take_turns(sides, repeats):
 
 
 def rows_of(job, seconds, size):
-    """A row per side: min and median in s, MB/s, and the ratio of the first side's median to this one's."""
+    """Yields a row per side: min and median in s, MB/s, and the ratio of the first side's median to this one's."""
     ours = statistics.median(next(iter(seconds.values())))
     for name, taken in seconds.items():
         median = statistics.median(taken)
@@ -69,8 +69,8 @@ def rows_of(job, seconds, size):
         }
 
 
-def rival(name):
-    """The module, or None and a line that says so."""
+def optional_module(name):
+    """Returns the module, or prints that it is missing and returns None."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -113,8 +113,8 @@ def encoding_sides(text, tokenizer, tiktoken, tokenizers):
     if tiktoken:
         ranks = {tokenizer.token_bytes(id): id for id in range(tokenizer.eot)}
         special = {END_OF_TEXT: tokenizer.eot}
-        twin = tiktoken.Encoding("twin", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
-        sides["tiktoken"] = lambda: twin.encode_ordinary(text)
+        encoding = tiktoken.Encoding("same", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        sides["tiktoken"] = lambda: encoding.encode_ordinary(text)
     if tokenizers:
         symbols, pairs = list(ID_TO_SYMBOL), []
         for left, right in merges:
@@ -127,7 +127,7 @@ def encoding_sides(text, tokenizer, tiktoken, tokenizers):
 
 
 def document_sides(text, tokenizer):
-    """{name: function} that makes one stream of ids of the text's documents, by all cores and by one."""
+    """{name: function} that encodes the text's documents into one stream of ids, on all cores and on one."""
     documents, merges = split_documents(text.encode()), list(tokenizer.merges)
     cores = len(available_cores())
     return {
@@ -137,7 +137,7 @@ def document_sides(text, tokenizer):
 
 
 def read_text(path, megabytes):
-    """(text, where it comes from). The bundled text is repeated until it has that many MB; a file is taken as it is."""
+    """Returns (text, its origin). The bundled text is repeated to that many MB; a file is read as it is."""
     if path:
         return Path(path).read_text(encoding="utf-8", errors="replace"), Path(path).name
     text = BUNDLED.read_text(encoding="utf-8")
@@ -147,13 +147,13 @@ def read_text(path, megabytes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Time the tokenizer beside tokenizers and tiktoken.")
+    parser = argparse.ArgumentParser(description="Time the tokenizer, compared with tokenizers and tiktoken.")
     parser.add_argument("--text", help="a text file (default: data/dummy_data.txt, repeated)")
     parser.add_argument("--mb", type=float, default=1.0, help="size of the repeated text (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="turns that count (default: 5)")
     parser.add_argument("--save", action="store_true", help="add rows to benchmarks/results/tokenizer.json and .csv")
     args = parser.parse_args()
-    tokenizers, tiktoken = rival("tokenizers"), rival("tiktoken")
+    tokenizers, tiktoken = optional_module("tokenizers"), optional_module("tiktoken")
     text, name = read_text(args.text, args.mb)
     size = len(text.encode())
     print(f"{cpu_name()}, load {load_average()}; "
@@ -173,7 +173,7 @@ def main():
         seconds, results = take_turns(sides, args.repeats)
         if job.startswith("encode"):
             expected = next(iter(results.values()))
-            assert all(ids == expected for ids in results.values()), "not all give the same ids"
+            assert all(ids == expected for ids in results.values()), "not all return the same ids"
         for row in rows_of(job, seconds, size):
             rows.append(row)
             figures = f"{row['min_s']:8.4f} {row['median_s']:9.4f} {row['mb_per_s']:7.1f} {row['ours_to_this']:12.2f}"

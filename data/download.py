@@ -1,8 +1,8 @@
-"""What the prepare scripts share: downloads that go on where they were cut off, and shards of tokens.
+"""Shared by the prepare scripts: downloads that resume where they were interrupted, and shards of tokens.
 
-A download grows in <name>.part and gets its name when its size and its checksum have been found right. When the
-connection breaks it is taken up again (an HTTP Range request), now or the next time the script is run; if the server
-has another file by then (its ETag tells), it begins anew.
+A download grows in <name>.part and is renamed when its size and its checksum have been verified. If the connection
+breaks it is resumed (by an HTTP Range request), at once or the next time the script runs; if the server has another
+file by then (its ETag differs), it starts again.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ def add_common_flags(parser, out):
     parser.add_argument("--out", default=out, metavar="DIR",
                         help="folder for results (default: next to this script; data/NAME where pip installed it)")
     parser.add_argument("--mirror", default="", metavar="URL",
-                        help="fetch from this server, by the same paths (default: the original ones)")  # fmt: skip
+                        help="download from this server, by the same paths (default: the original ones)")  # fmt: skip
 
 
 def state_needs(out, download_mb, disk_mb, memory_mb, minutes):
-    """Say what is needed, and refuse where the disk has not so much."""
+    """Print what is needed. Raises UserError if the disk has less."""
     make_folder(out)
     print(f"needs     {download_mb:,.0f} MB of download, {disk_mb:,.0f} MB of disk in {out}, {memory_mb:,.0f} MB of "
           f"memory, about {minutes:,.0f} minute(s)", flush=True)  # fmt: skip
@@ -52,9 +52,9 @@ def state_needs(out, download_mb, disk_mb, memory_mb, minutes):
 
 
 def fetch(url, path, sha256=None, size=None, mirror=""):
-    """Make sure that the file at `url` is at `path`, whole and right; gives the path.
+    """Make sure that the file of `url` is at `path`, complete and verified; returns the path.
 
-    Raises UserError, one line, where the server or the network does not let us, or where the content is another one.
+    Raises UserError, one line, if the server or the network fails, or if the content differs.
     """
     if mirror:
         url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path
@@ -69,14 +69,14 @@ def fetch(url, path, sha256=None, size=None, mirror=""):
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 or attempt == _TRIES - 1:
-                raise UserError(f"{url}: the server says {error.code} {error.reason}; try --mirror URL, or fetch it by "
-                                f"hand and put it at {path}") from None
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}; try --mirror URL, or download "
+                                f"it by hand and put it at {path}") from None
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (28, 122):  # disk or quota full
-                raise UserError(f"{part}: {error.strerror}; make room and run this again, it will go on") from None
+                raise UserError(f"{part}: {error.strerror}; free some space and run this again to resume") from None
             if attempt == _TRIES - 1:
                 reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-                raise UserError(f"{url}: no connection ({reason}); run this again, it will go on") from None
+                raise UserError(f"{url}: no connection ({reason}); run this again to resume") from None
         time.sleep(_pause(attempt))
     _check(part, path, sha256, size)
     os.replace(part, path)
@@ -89,7 +89,7 @@ def _pause(attempt):
 
 
 def _download(url, part):
-    """Fetch what is missing of the .part file; part.json holds the ETag of what it is part of."""
+    """Download what is missing of the .part file; <name>.part.json has the ETag of the complete file."""
     have = os.path.getsize(part) if os.path.exists(part) else 0
     etag = (read_record(part + ".json") or {}).get("etag")
     request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
@@ -97,21 +97,21 @@ def _download(url, part):
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", etag)
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing, or the file is another: the checks will tell
+        if error.code == 416:  # nothing is missing, or the file has changed: the checks decide
             error.close()
             return
         raise
-    with answer:
-        have = have if answer.status == 206 else 0  # 200: the server begins anew
-        write_record(part + ".json", {"etag": answer.headers.get("ETag")})
-        length = answer.headers.get("Content-Length")
+    with response:
+        have = have if response.status == 206 else 0  # 200: the server starts again
+        write_record(part + ".json", {"etag": response.headers.get("ETag")})
+        length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else None
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
         with open(part, "r+b" if have else "wb") as file:
             file.seek(have)
-            while block := answer.read(_BLOCK):
+            while block := response.read(_BLOCK):
                 file.write(block)
                 meter.add(len(block))
             file.truncate()
@@ -128,27 +128,27 @@ def _check(path, name, sha256, size):
     problem = _problem(path, sha256, size)
     if problem:
         os.remove(path)
-        raise UserError(f"{name}: what was fetched is another file ({problem}); it has been removed, run this again")
+        raise UserError(f"{name}: the download is another file ({problem}); it has been removed, run this again")
 
 
 def _problem(path, sha256, size):
-    found = os.path.getsize(path)
-    problem = f"{found:,} bytes long instead of {size:,}" if size is not None and found != size else ""
+    actual = os.path.getsize(path)
+    problem = f"{actual:,} bytes long instead of {size:,}" if size is not None and actual != size else ""
     if not problem and sha256:
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
-                whole.update(block)
-        if whole.hexdigest() != sha256:
-            problem = f"its SHA-256 is {whole.hexdigest()[:16]}... instead of {sha256[:16]}..."
+                digest.update(block)
+        if digest.hexdigest() != sha256:
+            problem = f"its SHA-256 is {digest.hexdigest()[:16]}... instead of {sha256[:16]}..."
     return problem
 
 
 def fetch_all(files, mirror=""):
-    """Make sure that all of [(url, path, size, sha256)] are there, whole and right (None: whatever it is).
+    """Make sure that all of [(url, path, size, sha256)] exist, complete and verified (None: not checked).
 
-    Files that are there may have been put there by hand: they are checked, and neither fetched nor removed. Where one
-    cannot be had, all that are missing are listed.
+    Existing files may have been put there by hand: they are checked, and neither downloaded nor removed. If one cannot
+    be downloaded, all missing ones are listed. Raises UserError.
     """
     for _, path, size, sha256 in files:
         if not os.path.exists(path):
@@ -158,7 +158,7 @@ def fetch_all(files, mirror=""):
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); move it away and run this again") from None
         if problem:
-            raise UserError(f"{path}: is another file than wanted ({problem}); move it away and run this again")
+            raise UserError(f"{path}: is not the expected file ({problem}); move it away and run this again")
         print(f"there     {path}", flush=True)
     try:
         for url, path, size, sha256 in files:
@@ -171,45 +171,45 @@ def fetch_all(files, mirror=""):
 
 
 def list_missing(files):
-    """Say which of [(url, path, size, sha256)] are not there, and how to get them there by hand."""
-    print("missing   fetch these on a machine that can, and put them here; then run this again to have them checked:")
+    """Print which of [(url, path, size, sha256)] are missing, and how to get them by hand."""
+    print("missing   download these on another machine and put them here; then run this again to have them checked:")
     for url, path, _, _ in files:
         if not os.path.exists(path):
             print(f"          {url}\n              -> {os.path.abspath(path)}", flush=True)
 
 
 def hub_files(repo, folder, revision="main", mirror="", ending="", kind="datasets"):
-    """[(path, size, sha256)] of the files in a folder on the Hugging Face hub, by its public listing.
+    """Returns [(path, size, sha256)] of the files in a folder on the Hugging Face hub, from its public listing.
 
-    `kind` is "datasets" or "models". The SHA-256 is None for small files, of which the listing does not have it.
+    `kind` is "datasets" or "models". The SHA-256 is None for small files, which are listed without. Raises UserError.
     """
     url = f"{HUB}/api/{kind}/{repo}/tree/{urllib.parse.quote(revision, safe='')}/{folder}".rstrip("/")
     url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path if mirror else url
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            listing = json.loads(answer.read(50_000_000))
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            listing = json.loads(response.read(50_000_000))
         files = [(entry["path"], int(entry["size"]), entry.get("lfs", {}).get("oid")) for entry in listing
                  if entry["type"] == "file" and entry["path"].endswith(ending)]  # fmt: skip
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{url}: cannot be listed ({getattr(error, 'reason', error)}); try --mirror URL") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{url}: the answer is no listing of files; has the hub changed? Try --mirror URL") from None
+        raise UserError(f"{url}: the response is not a list of files; has the hub changed? Try --mirror URL") from None
     if not files:
-        raise UserError(f"{url}: there are no files {ending}")
+        raise UserError(f"{url}: there are no {ending} files")
     return sorted(files)
 
 
 def hub_url(repo, path, revision="main", kind="datasets"):
-    """Where a file of a data set or a model is."""
+    """Returns the URL of a file of a dataset or a model."""
     folder = "" if kind == "models" else f"{kind}/"
     return f"{HUB}/{folder}{repo}/resolve/{urllib.parse.quote(revision, safe='')}/{path}"
 
 
 def gpt2_tokenizer(out, merges, mirror, also=()):
-    """GPT-2's tokenizer, from a file of merges or fetched; it is also saved as tokenizer.json beside the tokens.
+    """Returns GPT-2's tokenizer, from a file of merges or downloaded; saves it as tokenizer.json next to the tokens.
 
-    `also` are other files that are needed, as fetch_all takes them: what cannot be had is listed together.
+    `also` are other files that are needed, as fetch_all takes them: missing ones are listed together.
     """
     path = merges or os.path.join(out, "vocab.bpe")
     fetch_all([*also] if merges else [*also, (GPT2_MERGES, path, 456_318, GPT2_MERGES_SHA256)], mirror)
@@ -219,12 +219,12 @@ def gpt2_tokenizer(out, merges, mirror, also=()):
 
 
 def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=False):
-    """Write documents as llm.c's shards of equal length: <stem>_000000.bin, <stem>_000001.bin, ...; gives their number.
+    """Write documents as llm.c's shards of equal length, <stem>_000000.bin, <stem>_000001.bin, ...; returns how many.
 
-    groups(position) yields (position, documents) from there on, None being the beginning. In front of each document
-    goes an end-of-text token. After each shard <stem>_state.json says where the next one begins (which group, and how
-    many of its tokens are used up), so that work that was interrupted goes on there, to the same bytes. With
-    `first_is_val` the names are <stem>_val_000000.bin, <stem>_train_000001.bin, ...
+    groups(position) yields (position, documents) from there on, None being the beginning. An end-of-text token precedes
+    each document. After each shard <stem>_state.json records where the next one begins (which group, and how many of
+    its tokens are used), so that interrupted work continues there and writes the same bytes. With `first_is_val` the
+    names are <stem>_val_000000.bin, <stem>_train_000001.bin, ...
     """
     path = f"{stem}_state.json"
 
@@ -238,24 +238,24 @@ def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=F
     if state["done"] or state["shards"] == most:
         return state["shards"]
     if state["shards"]:
-        print(f"note      going on behind shard {state['shards']}", flush=True)
-    waiting, size = [], 0
+        print(f"note      continuing after shard {state['shards']}", flush=True)
+    pending, size = [], 0
     for position, documents in groups(state["position"]):
         ids = np.asarray(encode_stream(documents, tokenizer), np.int32)
-        ids = np.concatenate([[tokenizer.eot], ids[:-1]]) if len(ids) else ids  # in front of each, not behind
+        ids = np.concatenate([[tokenizer.eot], ids[:-1]]) if len(ids) else ids  # before each, not after
         used = state["skip"] if position == state["position"] else 0
         while size + len(ids) - used >= shard_tokens:
             take = shard_tokens - size
-            write(state["shards"], [*waiting, ids[used : used + take]])
-            waiting, size, used = [], 0, used + take
+            write(state["shards"], [*pending, ids[used : used + take]])
+            pending, size, used = [], 0, used + take
             state |= {"shards": state["shards"] + 1, "position": position, "skip": used}
             write_record(path, state)
             if state["shards"] == most:
                 return most
-        waiting.append(ids[used:])
+        pending.append(ids[used:])
         size += len(ids) - used
     if size:
-        write(state["shards"], waiting)
+        write(state["shards"], pending)
         state["shards"] += 1
     write_record(path, state | {"done": True})
     return state["shards"]

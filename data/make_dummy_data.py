@@ -1,15 +1,15 @@
 """Write the two bundled texts: dummy_data.txt (short stories) and dummy_data2.txt (recipes).
 
-    python data/make_dummy_data.py                # beside this file
+    python data/make_dummy_data.py                # next to this file
     python data/make_dummy_data.py --out DIR
 
-A tiny GPT learns in two minutes only what a text makes easy: few words, short sentences. And it shows that it has
-learnt only where a text has structure that reaches further than a few words. So every story has a hero whose name and
-pronouns stay, things that keep their colour, events with causes, questions with answers that fit, and an end that comes
-back to the beginning; every recipe uses in its steps just what its list of ingredients names.
+In two minutes a tiny GPT learns only what a text makes easy: few words, short sentences. And one sees that it has
+learnt only if a text has structure that spans more than a few words. So every story has a hero whose name and pronouns
+stay the same, things that keep their colour, events with causes, questions with fitting answers, and an end that
+returns to the beginning; the steps of every recipe use exactly the ingredients in its list.
 
-What there is to tell stands in story_plots.txt and recipe_dishes.txt, which also explain how to add to it. All is drawn
-from one seeded generator, through random() alone, whose numbers are the same in every version of Python.
+The material is in story_plots.txt and recipe_dishes.txt, which also explain how to add to it. Everything is drawn from
+one seeded generator, by random() only, whose results are the same in every version of Python.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PLURALS = {
     "potato": "potatoes", "tomato": "tomatoes", "peach": "peaches", "radish": "radishes", "mango": "mangoes",
     "pinch": "pinches",
 }  # fmt: skip
-MASS_NOUNS_IN_S = {"chives"}  # end in s, but the steps say "it"
+MASS_NOUNS_IN_S = {"chives"}  # end in s, but are "it" in the steps
 
 
 class Draw:
@@ -57,9 +57,9 @@ class Draw:
 
 
 def read_sections(name):
-    """The sections of a text file of this folder: [(title, {key: value}, [paragraph as a list of lines])].
+    """Returns the sections of a text file in this folder: [(title, {key: value}, [paragraph as a list of lines])].
 
-    What stands above the first "== title" is the section "". Lines that begin with # are comments.
+    Everything above the first "== title" is the section "". Lines that begin with # are comments.
     """
     with open(os.path.join(HERE, name), encoding="ascii") as file:
         lines = [line.strip() for line in file if not line.startswith("#")]
@@ -83,7 +83,7 @@ def read_sections(name):
 
 
 def pronouns(girl, mark=""):
-    """{he: she, his: her, ...}; `mark` goes in front; the keys are those of a boy."""
+    """{he: she, his: her, ...}; `mark` is put before each key; the keys are those of a boy."""
     words = ("she", "her", "her", "girl") if girl else ("he", "him", "his", "boy")
     table = {mark + key: word for key, word in zip(("he", "him", "his", "boy"), words)}
     return {**table, **{key.capitalize(): word.capitalize() for key, word in table.items()}}
@@ -130,7 +130,7 @@ class Ingredient:
         many = name.endswith("s") and name not in MASS_NOUNS_IN_S if unit else count > 1
         self.the = "the " + name
         self.it = "them" if many else "it"
-        setattr(self, "is", "are" if many else "is")  # a word of the language, and so no name for ordinary code
+        setattr(self, "is", "are" if many else "is")  # a keyword, so it cannot be an ordinary attribute
 
     def __format__(self, _):
         return self.thing
@@ -151,7 +151,7 @@ def ingredients(draw, values, lists, serves):
 
 
 def recipe(draw, lists, dishes):
-    """One recipe: title, ingredients, numbered steps that use just these, and how long it takes."""
+    """One recipe: title, ingredients, numbered steps that use exactly these, and the time."""
     serves = draw.one(list(NUMBERS))
     title, values, paragraphs = draw.one(dishes)
     minutes = int(draw.one(values["minutes"]))
@@ -181,7 +181,7 @@ def corpus(make, seed, size=SIZE):
 
 
 def write(path, text):
-    """Under another name first, then renamed: a text is there whole or not at all."""
+    """Write under another name, then rename: the text is complete or not there."""
     with open(path + ".tmp", "w", encoding="ascii", newline="\n") as file:
         file.write(text)
     os.replace(path + ".tmp", path)
@@ -190,7 +190,7 @@ def write(path, text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", default=HERE, help="folder to write to (default: beside this file)")
+    parser.add_argument("--out", default=HERE, help="folder to write to (default: that of this file)")
     folder = parser.parse_args(argv).out
     (_, _, _), *plots = read_sections("story_plots.txt")
     (_, lists, _), *dishes = read_sections("recipe_dishes.txt")

@@ -1,4 +1,4 @@
-"""Documents out of parquet files on the Hugging Face hub: fetched one after the other, tokenized, removed again."""
+"""Documents from parquet files on the Hugging Face hub: downloaded one after the other, tokenized, removed again."""
 
 import os
 from functools import partial
@@ -9,19 +9,19 @@ from tinygrad2.errors import UserError
 
 
 def prepare(text, here, repo, folder, revision, stem):
-    """The whole of a prepare script: flags, listing, downloads, shards <stem>_{val,train}_NNNNNN.bin.
+    """A complete prepare script: flags, listing, downloads, shards <stem>_{val,train}_NNNNNN.bin.
 
     text      the script's docstring;  here   its folder
     repo, folder, revision    where the parquet files are
-    Raises UserError, one line, where something is missing or wrong.
+    Raises UserError, one line, if something is missing or wrong.
     """
     parser = Parser(prog="prepare.py", description=text.split("\n\n")[0])
     add_common_flags(parser, here)
     parser.add_argument("--shards", type=int, default=0, metavar="N", help="stop after N shards (default: all)")
     parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N",
                         help="tokens per shard (default: 100000000)")  # fmt: skip
-    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
-    parser.add_argument("--keep-downloads", action="store_true", help="keep the parquet files (default: remove each)")
+    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: download it)")
+    parser.add_argument("--keep-downloads", action="store_true", help="keep the parquet files (default: remove them)")
     args = parser.parse_args()
     if args.shards < 0 or args.shard_tokens < 1:
         raise UserError("--shards must not be below 0, --shard-tokens at least 1")
@@ -29,7 +29,7 @@ def prepare(text, here, repo, folder, revision, stem):
     files = hub_files(repo, folder, revision, args.mirror, ".parquet")
     total, largest = sum(size for _, size, _ in files) / 1e6, max(size for _, size, _ in files) / 1e6
     tokens = args.shards * args.shard_tokens or None
-    part = 1.0 if tokens is None else min(1.0, 2.5 * tokens / 1e6 / total)    # a token takes some 2 to 3 bytes there
+    part = 1.0 if tokens is None else min(1.0, 2.5 * tokens / 1e6 / total)    # a token takes 2 to 3 bytes there
     disk = (2e-6 * tokens if tokens else total) + (part * total if args.keep_downloads else largest)
     state_needs(args.out, part * total, disk, 3000, part * total / 200)
     tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror)
@@ -48,7 +48,7 @@ def _parquet():
 
 
 def _groups(files, repo, revision, args, position):
-    """(position, documents) of each row group, from a position = [file, row group] on."""
+    """Yields (position, documents) of each row group, from a position = [file, row group] on."""
     first, skip = position or (0, 0)
     for k in range(first, len(files)):
         name, size, sha256 = files[k]
@@ -59,8 +59,8 @@ def _groups(files, repo, revision, args, position):
                 for group in range(skip, file.num_row_groups):
                     column = file.read_row_group(group, columns=["text"]).column("text")
                     yield [k, group], [text for text in column.to_pylist() if text]
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are these
-            raise UserError(f"{path}: is no parquet file with a column 'text' ({error}); remove it") from None
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses
+            raise UserError(f"{path}: is not a parquet file with a column 'text' ({error}); remove it") from None
         skip = 0
         if not args.keep_downloads:
             os.remove(path)

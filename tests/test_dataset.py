@@ -127,7 +127,7 @@ def test_work_that_was_interrupted_goes_on_behind_the_last_shard(text, monkeypat
             break
         except KeyboardInterrupt:
             cuts, left[0] = cuts + 1, 7
-    assert cuts > 3 and len([line for line in said if "going on with" in line]) == cuts
+    assert cuts > 3 and len([line for line in said if "continuing with" in line]) == cuts
     assert np.array_equal(np.concatenate([file.read(0, file.n) for file in files]), whole)
 
 
@@ -152,7 +152,7 @@ def test_killed_while_tokenizing(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600).stdout
-    assert "going on with" in finished
+    assert "continuing with" in finished
     whole = encode_documents(split_documents(path.read_bytes()), Tokenizer([]))
     assert f"done {len(whole)}" in finished
     files, _ = text_cache.tokens_of_text([str(path)], Tokenizer([]), 300, print)
@@ -244,7 +244,7 @@ def test_a_training_on_tokens_without_a_tokenizer_shows_numbers(tmp_path):
     (tmp_path / "text.txt").write_text("unused")
     result = train(tmp_path, f"--data {tmp_path / 'train.bin'} --steps 3")
     assert result.returncode == 0, result.stderr
-    assert "samples are shown as numbers" in result.stdout
+    assert "samples are printed as ids" in result.stdout
     greedy = next(line for line in result.stdout.splitlines() if line.startswith("greedy"))
     assert all(word.isdigit() for word in greedy.split()[1:])
     bad = train(tmp_path, f"--data {write(tmp_path / 'wide.bin', 'llm.c')} --steps 3")
@@ -256,7 +256,7 @@ def test_too_few_tokens_are_refused(tmp_path):
     with pytest.raises(UserError, match="2 token.s. are too few"):
         opened(tmp_path, vocab_size=50257)
     (tmp_path / "x.txt").write_text("a")
-    with pytest.raises(UserError, match="2 token.s. are too few to learn from; give a longer text"):
+    with pytest.raises(UserError, match="2 token.s. are too few to train on; give a longer text"):
         opened(tmp_path / "x.txt")
 
 
@@ -268,9 +268,9 @@ def test_characters_are_tokens():
     assert tokenizer.encode("wörld") == [7, 8, 6, 4, 1] and tokenizer.decode([7, 8, 6, 4, 1]) == "wörld"
     assert tokenizer.eot is None and tokenizer.n_vocab == len(set("hello wörld"))
     assert tokenizer_from_json(tokenizer.to_json()).encode("hello") == tokenizer.encode("hello")
-    with pytest.raises(TokenizerError, match="'x' is no character this model has learned; it knows ' dehlorwö'"):
+    with pytest.raises(TokenizerError, match="'x' is not a character this model has learned; it knows ' dehlorwö'"):
         tokenizer.encode("fox"[2:])
-    with pytest.raises(TokenizerError, match="byte 1 is no UTF-8"):
+    with pytest.raises(TokenizerError, match="byte 1 is not valid UTF-8"):
         tokenizer.encode(b"h\xff")
     with pytest.raises(TokenizerError, match="id 9 is outside"):
         tokenizer.decode([9])
@@ -282,9 +282,9 @@ def test_characters_are_tokens():
         ({"version": 2}, "version is 2"),
         ({"characters": "ba"}, "not sorted"),
         ({"characters": "aa"}, "not sorted"),
-        ({"characters": ""}, "is no text"),
-        ({"characters": 5}, "is no text"),
-        ({"characters": "a\ud800"}, "half a character"),
+        ({"characters": ""}, "is not a string"),
+        ({"characters": 5}, "is not a string"),
+        ({"characters": "a\ud800"}, "lone surrogate"),
     ],
 )
 def test_character_tokenizers_that_cannot_be_are_refused(change, says):

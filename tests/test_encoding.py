@@ -12,6 +12,7 @@ import pytest
 
 from tinygrad2.datasets.text_cache import encode_documents
 from tinygrad2.errors import UserError
+from tinygrad2.system.threads import POOL
 from tinygrad2.tokenizers import parallel
 from tinygrad2.tokenizers.parallel import EncodingError, encode_stream, shares
 from tinygrad2.tokenizers.tokenizer import Tokenizer
@@ -78,17 +79,16 @@ def test_shares_are_about_equal_and_only_long_documents_are_cut(monkeypatch):
     assert len(sizes) > 50 and max(sizes) < 300
 
 
-def test_large_texts_are_shared_out_but_not_under_mpirun(small_shares, monkeypatch):
+def test_large_texts_use_the_planned_threads(small_shares, monkeypatch):
     made = []
-    monkeypatch.setattr(parallel, "available_cores", lambda: {0, 1})
+    monkeypatch.setattr(POOL, "threads", 2)
     monkeypatch.setattr(parallel, "_encode_in_parallel", lambda documents, tokenizer, workers: made.append(workers))
-    monkeypatch.delenv("PMI_SIZE", raising=False)
     encode_stream([b"a" * 999], TOKENIZER)
     assert made == []
     encode_stream([b"a" * 1000], TOKENIZER)
     encode_stream([b"a" * 1000], TOKENIZER, workers=4)
     assert made == [2, 4]
-    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setattr(POOL, "threads", 1)  # a rank's share under mpirun, say
     assert encode_stream([b"a" * 1000], TOKENIZER).tolist() == by_hand([b"a" * 1000])
     assert made == [2, 4]
 

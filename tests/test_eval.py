@@ -264,7 +264,7 @@ def test_files_without_questions_are_one_line(tmp_path):
     write_jsonl(tmp_path / "h.jsonl", [GOOD])
     with pytest.raises(UserError, match="the model's tokenizer is not known"):
         load_examples(tmp_path / "h.jsonl", None)
-    with pytest.raises(UserError, match=r"h.jsonl: line 1: .A. is no character"):
+    with pytest.raises(UserError, match=r"h.jsonl: line 1: .A. is not a character"):
         load_examples(tmp_path / "h.jsonl", CharTokenizer.train("xyz"))
 
 
@@ -625,7 +625,7 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
         ("eval perplexity --data empty.txt", "empty.txt: the file is empty"),
         ("eval perplexity --data text.txt --stride 17", "--stride 17: windows have 16 tokens"),
         ("eval perplexity --data trained_weights.bin", "trained_weights.bin: "),
-        ("eval perplexity --data large.bin", "large.bin: id 9999 at place 1 is outside a vocabulary of 290"),
+        ("eval perplexity --data large.bin", "large.bin: id 9999 at position 1 is outside a vocabulary of 290"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(folder, words, message):

@@ -17,6 +17,7 @@ from marks import slow_but
 from tinygrad2.errors import UserError
 from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
 from tinygrad2.io import zip_archive
+from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.torch_pickle import UnknownName, _Machine, read_torch_file
 
@@ -132,7 +133,7 @@ def test_views_parameters_and_numbers(torch, tmp_path):
     value |= dict(count=torch.tensor(7), parameter=layer.weight, state=layer.state_dict(), size=whole.shape)
     value |= dict(one=torch.ones(6, 1)[::2], double=torch.tensor(0.1, dtype=torch.float64))
     torch.save(value, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="one: its numbers do not lie side by side"):
+    with pytest.raises(UserError, match="'one': its elements are not contiguous"):
         read_torch_file(tmp_path / "a.pt")
     read = read_torch_file(tmp_path / "a.pt", lambda keys: keys != ("one",))
     assert np.array_equal(read["part"].astype(), whole[1:3].numpy()) and read["empty"].shape == (0, 3)
@@ -143,7 +144,7 @@ def test_views_parameters_and_numbers(torch, tmp_path):
 
 def test_objects_are_refused_by_name(torch, tmp_path):
     torch.save({"model": {}, "config": fractions.Fraction(1)}, tmp_path / "a.pt")
-    assert "fractions.Fraction; only tensors are read" in refused(tmp_path / "a.pt", kind=UnknownName)
+    assert "fractions.Fraction', but only tensors are read" in refused(tmp_path / "a.pt", kind=UnknownName)
 
 
 def test_the_old_format_is_refused(torch, tmp_path):
@@ -210,7 +211,7 @@ def test_what_is_no_checkpoint_of_nanogpt_is_refused(torch, tmp_path):
     assert "bias is 1" in line(model=state, model_args=args(bias=1))
     assert "n_layer is 1000000000, but" in line(model=state, model_args=args(n_layer=10**9))
     assert "does not divide" in line(model=state, model_args=args(n_head=3))
-    assert "model_args has rotary" in line(model=state, model_args=args(rotary=True))
+    assert "model_args has 'rotary'" in line(model=state, model_args=args(rotary=True))
     assert "no dropout" in line(model=state, model_args={k: v for k, v in args().items() if k != "dropout"})
     assert "shape (11, 4), its model_args require (12, 4)" in line(model=state, model_args=args(vocab_size=12))
     assert "h.2.ln_1.weight is missing" in line(model=state, model_args=args(n_layer=3))
@@ -338,7 +339,7 @@ def test_calls_are_refused_by_name_and_nothing_is_run(tmp_path, function, protoc
     argument = {os.system: f"touch {sentinel}", os.mkdir: str(sentinel)}.get(function, f"open({str(sentinel)!r}, 'w')")
     program = pickle.dumps({"model": [1, Calls(function, argument)]}, protocol)
     line = refused(zip_of(tmp_path / "a.pt", program), kind=UnknownName)
-    assert f".{function.__name__}; only tensors are read" in line and not sentinel.exists()
+    assert f".{function.__name__}', but only tensors are read" in line and not sentinel.exists()
 
 
 def test_other_calls_of_torch_are_refused(tmp_path):
@@ -471,7 +472,7 @@ def test_zip_files_that_are_not_like_torchs(tmp_path):
 def test_what_is_no_zip_file(tmp_path):
     path = tmp_path / "a.pt"
     assert "No such file" in refused(path)
-    assert "no ordinary file" in refused(tmp_path)
+    assert "not a regular file" in refused(tmp_path)
     for content in (b"", b"PK\3\4", b"PK\5\6" + bytes(18), pickle.dumps({}, 2) + bytes(30), b"\x93NUMPY" + bytes(99)):
         path.write_bytes(content)
         refused(path)
@@ -484,7 +485,7 @@ def test_what_is_no_zip_file(tmp_path):
     refused(path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        assert "no ordinary file" in refused(tmp_path / "pipe")
+        assert "not a regular file" in refused(tmp_path / "pipe")
 
 
 def entries(raw):
@@ -515,7 +516,7 @@ def test_damaged_tensors_are_found_but_only_where_they_are_read(tmp_path):
     path = zip_of(tmp_path / "a.pt", program, [SIX.tobytes(), (SIX + 1).tobytes()])
     raw = path.read_bytes()
     path.write_bytes(raw.replace((SIX + 1).tobytes(), (SIX + 2).tobytes()))
-    assert "checksum of archive/data/1" in refused(path)
+    assert "checksum of 'archive/data/1'" in refused(path)
     assert read_torch_file(path, lambda keys: keys == ("a",)).keys() == {"a"}
 
 
@@ -586,7 +587,7 @@ def test_a_program_with_a_wrong_checksum_is_not_run(tmp_path):
     path = zip_of(tmp_path / "a.pt", b"\x80\x02K\x01.")
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b"K\x01.", b"K\x02."))
-    assert "checksum of archive/data.pkl" in refused(path)
+    assert "checksum of 'archive/data.pkl'" in refused(path)
     before, after = (zlib.crc32(b"\x80\x02K" + n + b".").to_bytes(4, "little") for n in (b"\x01", b"\x02"))
     path.write_bytes(raw.replace(b"K\x01.", b"K\x02.").replace(before, after))
     assert read_torch_file(path) == 2
@@ -597,7 +598,7 @@ def test_keys_that_share_a_hash_are_refused_before_they_cost_time():
     prime, begin = 2**61 - 1, time.monotonic()
     keys = [((i + 1) * prime).to_bytes(12, "little") for i in range(200_000)]
     program = b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u."
-    with pytest.raises(zip_archive.Broken, match="for a key"):
+    with pytest.raises(CorruptFile, match="as a key"):
         _Machine(program).run()
     assert time.monotonic() - begin < 10
 

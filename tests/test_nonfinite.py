@@ -111,11 +111,11 @@ def test_a_diverging_training_stops_with_the_place_a_dump_and_its_checkpoint(tmp
 
 def damage(dump):
     for name, change, says in (
-        ("batch.bin", lambda raw: raw[:-8], "batch.bin: not a whole"),
-        ("weights.bin", lambda raw: raw[:100], "weights.bin: not a whole"),
+        ("batch.bin", lambda raw: raw[:-8], "batch.bin: not a valid"),
+        ("weights.bin", lambda raw: raw[:100], "weights.bin: not a valid"),
         ("dump.json", lambda raw: raw.replace(b'"seed"', b'"sead"'), "dump.json: field 'seed' is None"),
         ("dump.json", lambda raw: b"[]", "is not a dump"),
-        ("dump.json", lambda raw: b"{", "is no JSON"),
+        ("dump.json", lambda raw: b"{", "is not valid JSON"),
     ):
         raw = (dump / name).read_bytes()
         (dump / name).write_bytes(change(raw))

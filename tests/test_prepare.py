@@ -95,7 +95,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_was(server, tmp_path):
 
 def test_a_server_that_always_breaks_ends_in_one_line_and_the_next_run_goes_on(server, tmp_path):
     server.cut_after = [10_000] * 5
-    with pytest.raises(UserError, match="no connection .*; run this again, it will go on"):
+    with pytest.raises(UserError, match="no connection .*; run this again to resume"):
         get(server, tmp_path, sha256=SHA256)
     assert (tmp_path / "file.bin.part").stat().st_size == 50_000 and not (tmp_path / "file.bin").exists()
     get(server, tmp_path, sha256=SHA256)
@@ -118,18 +118,18 @@ def test_without_ranges_or_with_another_file_it_begins_anew(server, tmp_path):
 
 @pytest.mark.parametrize("wrong", [dict(sha256="0" * 64), dict(size=5)])
 def test_another_content_is_refused_and_removed(server, tmp_path, wrong):
-    with pytest.raises(UserError, match="what was fetched is another file .*; it has been removed, run this again"):
+    with pytest.raises(UserError, match="the download is another file .*; it has been removed, run this again"):
         get(server, tmp_path, **wrong)
     assert os.listdir(tmp_path) == []
 
 
 def test_what_the_server_refuses_is_one_line(server, tmp_path):
-    with pytest.raises(UserError, match="/nowhere: the server says 404 Not Found; try --mirror URL"):
+    with pytest.raises(UserError, match="/nowhere: the server answers 404 Not Found; try --mirror URL"):
         fetch("https://example.org/nowhere", str(tmp_path / "x"), mirror=server.url)
     server.status = [503, 500]
     get(server, tmp_path, sha256=SHA256)
     server.status = [503] * 5
-    with pytest.raises(UserError, match="the server says 503"):
+    with pytest.raises(UserError, match="the server answers 503"):
         fetch("https://example.org/a/file.bin", str(tmp_path / "y"), mirror=server.url)
     with pytest.raises(UserError, match="no connection"):
         fetch("https://example.org/x", str(tmp_path / "z"), mirror="http://127.0.0.1:9")
@@ -295,7 +295,7 @@ def test_parquet_files_become_shards(server, tmp_path, name, repo, revision, fol
     first = prepare(name, *flags, "--shards", 2)
     assert first.returncode == 0 and "2 shard(s)" in first.stdout, first.stderr
     rest = prepare(name, *flags)
-    assert rest.returncode == 0 and "going on behind shard 2" in rest.stdout, rest.stderr
+    assert rest.returncode == 0 and "continuing after shard 2" in rest.stdout, rest.stderr
     paths = [tmp_path / "out" / f"{stem}_val_000000.bin", *sorted((tmp_path / "out").glob(f"{stem}_train_*.bin"))]
     found = np.concatenate([TokenFile(path).read(0, TokenFile(path).n) for path in paths])
     tokenizer = Tokenizer.from_merges_txt(merges)

@@ -140,7 +140,7 @@ def test_a_download_that_breaks_goes_on_even_in_another_run(hub):
     assert content(hub.folder) == FILES
     (hub.folder / "model.safetensors").unlink()
     hub.server.cut_after = [100] * 5
-    with pytest.raises(UserError, match="run this again, it will go on"):
+    with pytest.raises(UserError, match="run this again to resume"):
         hub.run()
     assert hub.run() == 0
     assert hub.server.asked == [(hub.place("model.safetensors"), "bytes=500-")]
@@ -164,7 +164,7 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(hub):
     hub.run()
     mine = hub.folder / "model.safetensors"
     mine.write_bytes(b"my own weights")
-    with pytest.raises(UserError, match="model.safetensors: is another file than wanted .*; move it away"):
+    with pytest.raises(UserError, match="model.safetensors: is not the expected file .*; move it away"):
         hub.run()
     assert mine.read_bytes() == b"my own weights"
     mine.unlink()
@@ -176,8 +176,8 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(hub):
 @pytest.mark.parametrize("name, data, says", [
     ("config.json", json.dumps(CONFIG | {"n_layer": 3}).encode(), "n_layer is 3 instead of 1; move it away"),
     ("config.json", b"[]", "model_type is None instead of 'gpt2'"),
-    ("config.json", b"<html>", "is no JSON"),
-    ("generation_config.json", b"<html>", "is no JSON"),
+    ("config.json", b"<html>", "is not valid JSON"),
+    ("generation_config.json", b"<html>", "is not valid JSON"),
     ("model.safetensors", b"<html>", "no weights of gpt2 \\(only 6 bytes long\\)"),
     ("model.safetensors", (1 << 40).to_bytes(8, "little") * 9, "no weights of gpt2 \\(header length"),
     ("model.safetensors", FILES["model.safetensors"][:-1], "no weights of gpt2"),
@@ -206,10 +206,10 @@ def test_a_hash_that_is_not_pinned_comes_from_the_hub(hub):
     assert hub.run("--model", "gpt2-large") == 0
     assert content(hub.folder) == FILES
     large(hub, "0" * 64)
-    with pytest.raises(UserError, match="another file than wanted"):
+    with pytest.raises(UserError, match="not the expected file"):
         hub.run("--model", "gpt2-large")
     (hub.folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="what was fetched is another file"):
+    with pytest.raises(UserError, match="the download is another file"):
         hub.run("--model", "gpt2-large")
     large(hub, None)
     with pytest.raises(UserError, match="the hub does not list the SHA-256"):
@@ -269,7 +269,7 @@ def test_hellaswag_is_fetched_and_checked(hub, monkeypatch, capsys):
     place = "/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
     hub.server.files[place] = lines
     monkeypatch.setattr(sys, "argv", ["prepare.py", "--out", str(hub.folder), "--mirror", hub.server.url])
-    with pytest.raises(UserError, match="what was fetched is another file .1,200 bytes long instead of 12,246,618"):
+    with pytest.raises(UserError, match="the download is another file .1,200 bytes long instead of 12,246,618"):
         script.main()
     assert content(hub.folder) == {}
     monkeypatch.setattr(script, "SIZE", len(lines))

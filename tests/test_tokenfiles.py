@@ -72,7 +72,7 @@ def test_npy_of_other_shapes_and_types(tmp_path):
         if fine:
             assert np.array_equal(TokenFile(tmp_path / "x.npy").read(0, 5000), array)
         else:
-            with pytest.raises(UserError, match="not one row of ids"):
+            with pytest.raises(UserError, match="not one axis of integers"):
                 TokenFile(tmp_path / "x.npy")
     with open(tmp_path / "x.npy", "wb") as file:
         np.save(file, np.array([{"a": 1}], dtype=object))
@@ -83,8 +83,8 @@ def test_npy_of_other_shapes_and_types(tmp_path):
 @pytest.mark.parametrize(
     "content, says",
     [
-        (b"", "there are no ids in it"),
-        (b"abc", "3 bytes are no whole number of ids"),
+        (b"", "it contains no ids"),
+        (b"abc", "3 bytes are not a whole number of ids"),
         (header(20240520, 1, 10), "its header says 10 ids, but it is 1,024 bytes long instead of 1,044"),
         (header(20240520, 1, 2**31 - 1) + bytes(20), "says 2,147,483,647 ids"),
         (header(20240520, 1, -5) + bytes(20), "says -5 ids"),
@@ -140,10 +140,10 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path):
     ids[17] = 50300
     stream = TokenStream([TokenFile(write(tmp_path / "x.bin", "llm.c", ids))], vocab_size=50257)
     assert stream.read([0], 17).shape == (1, 17)
-    with pytest.raises(UserError, match="x.bin: id 50300 at place 17 is outside a vocabulary of 50,257: the"):
+    with pytest.raises(UserError, match="x.bin: id 50300 at position 17 is outside a vocabulary of 50,257: the"):
         stream.read([10], 20)
     negative = TokenStream([MemoryTokens(np.array([1, -1, 1]))], vocab_size=10)
-    with pytest.raises(UserError, match="id -1 at place 1"):
+    with pytest.raises(UserError, match="id -1 at position 1"):
         negative.read([0], 3)
 
 

@@ -306,7 +306,7 @@ def test_the_pair_alone(ours, tmp_path):
         for path in (folder, folder / vocab, folder / merges):
             assert_same(load_tokenizer(path), ours)
         (folder / merges).rename(folder / "else")
-        one_line_error(lambda folder=folder, vocab=vocab: load_tokenizer(folder / vocab), vocab, f"put {merges} beside")
+        one_line_error(lambda path=folder / vocab: load_tokenizer(path), vocab, f"put {merges} next to")
         one_line_error(lambda folder=folder: load_tokenizer(folder), "has no tokenizer")
         (folder / "else").rename(folder / merges)
         (folder / vocab).unlink()
@@ -336,7 +336,7 @@ def test_ranks_round_trip(ours, tmp_path):
     (tmp_path / "x.tiktoken").write_text("\r\n".join([*lines, "", ""]))
     assert_same(load_tokenizer(tmp_path), ours)
     (tmp_path / "y.tiktoken").write_text("")
-    one_line_error(lambda: load_tokenizer(tmp_path), "2 files of ranks", "x.tiktoken")
+    one_line_error(lambda: load_tokenizer(tmp_path), "2 rank files", "x.tiktoken")
 
 
 def test_ranks_with_another_order_of_bytes(ours, tmp_path):
@@ -582,7 +582,7 @@ def test_llmc_tables_that_are_damaged(ours, tmp_path):
         return struct.pack(f"<{len(numbers)}I", *numbers) + data[4 * len(numbers) :]
 
     for content, words in [(data[:100], "has 100 bytes"), (data[:-1], "beyond the end"), (data + b"x", "1 bytes after"),
-                           (header(20240328, 3), "version is 3"), (header(20240328, 1), "cannot be in version 1"),
+                           (header(20240328, 3), "version is 3"), (header(20240328, 1), "impossible in version 1"),
                            (header(20240328, 2, 2**32 - 1), "4294967295 tokens"), (header(20240328, 2, 0), "0 tokens"),
                            (header(20240328, 2, 400, 400), "400 as id"),
                            (header(20240328, 2, 399, 1), "after its last"),

@@ -286,7 +286,7 @@ def test_a_reader_that_goes_away_is_no_error(trained):
     "flags, says",
     [
         (["--weights", "nowhere.bin"], "nowhere.bin: no such file or folder; train first"),
-        (["--weights", "half.bin"], "half.bin: not a whole tinygrad2 weights file"),
+        (["--weights", "half.bin"], "half.bin: not a valid tinygrad2 weights file"),
         (["--weights", "text.txt"], "text.txt: is not a model of a known format"),
         (["--weights", "."], ".: has neither model.safetensors nor"),
         (["--prompt", "<|endoftext|>"], "<|endoftext|>"),

@@ -119,15 +119,15 @@ def set_in(header, name, **fields):
         (lambda h: b"[" * 100_000, "not valid JSON"),
         (lambda h: b'{"a": 1, "a": 2}', "not valid JSON"),
         (lambda h: b"\xff\xfe", "not valid JSON"),
-        (lambda h: b"[1]", "no JSON object"),
+        (lambda h: b"[1]", "not a JSON object"),
         (lambda h: h.pop("__metadata__") and None, "no field 'tinygrad2'"),
         (lambda h: set_in(h, "__metadata__", tinygrad2="99"), "version '99'"),
-        (lambda h: set_in(h, "__metadata__", config=5), "'config' is missing or no text"),
+        (lambda h: set_in(h, "__metadata__", config=5), "'config' is not a string"),
         (lambda h: h["__metadata__"].pop("checksum") and None, "'checksum' is missing"),
         (lambda h: set_in(h, "__metadata__", checksum="crc32:00000000"), "checksum does not match"),
         (lambda h: set_in(h, "__metadata__", config='{"n_layer": 2}'), "checksum does not match"),
         (lambda h: set_in(h, "__metadata__", tokenizer="{}"), "checksum does not match"),
-        (lambda h: set_in(h, "wte.weight", dtype="F16"), "dtype 'F16'"),
+        (lambda h: set_in(h, "wte.weight", dtype="F16"), "dtype F16"),
         (lambda h: set_in(h, "wte.weight", shape=[-7, -4]), "shape [-7, -4]"),
         (lambda h: set_in(h, "wte.weight", shape=[7.0, 4]), "shape [7.0, 4]"),
         (lambda h: set_in(h, "wte.weight", shape="ab"), "shape 'ab'"),
@@ -137,21 +137,21 @@ def set_in(header, name, **fields):
         (lambda h: set_in(h, "wte.weight", data_offsets=[1, 2, 3]), "data_offsets [1, 2, 3]"),
         (lambda h: set_in(h, "wte.weight", data_offsets=None), "data_offsets None"),
         (lambda h: h.update({"wte.weight": "gone"}), "data_offsets None"),
-        (lambda h: h.pop("wte.weight") and None, "bytes behind the last tensor"),
+        (lambda h: h.pop("wte.weight") and None, "bytes after the last tensor"),
     ],
 )
 def test_headers_that_lie_are_refused_with_the_field(saved, change, says):
     assert says in refused(rewritten(saved, change))
 
 
-def test_a_config_that_is_no_object_is_refused(tmp_path):
+def test_a_config_that_is_not_an_object_is_refused(tmp_path):
     save_weights(tmp_path / "w", {}, [1, 2], "", {})
-    assert "'config' is no JSON object" in refused(tmp_path / "w")
+    assert "'config' is not a JSON object" in refused(tmp_path / "w")
 
 
-def test_bytes_behind_the_end_are_refused(saved):
+def test_bytes_after_the_end_are_refused(saved):
     saved.write_bytes(saved.read_bytes() + b"\0")
-    assert "1 bytes behind the last tensor" in refused(saved)
+    assert "1 bytes after the last tensor" in refused(saved)
 
 
 def test_an_absurd_header_length_takes_no_memory(saved):
@@ -210,11 +210,11 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_what_is_no_ordinary_file_is_never_replaced(tmp_path):
+def test_what_is_not_a_regular_file_is_never_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for write in (check_writable, lambda path: atomic_write(path).__enter__()):
-        with pytest.raises(UserError, match="pipe: this is a device, pipe or socket; give the name of an ordinary"):
+        with pytest.raises(UserError, match="pipe: this is a device, pipe or socket; give the name of a regular"):
             write(pipe)
     assert stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
 

@@ -18,8 +18,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
 from tinygrad2.cli import Parser, run
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import read_json
-from tinygrad2.io.safetensors import Broken, open_container
+from tinygrad2.io.files import CorruptFile, read_json
+from tinygrad2.io.safetensors import open_container
 from tinygrad2.system.installation import data_folder
 
 VOCAB, CONTEXT = 50_257, 1024
@@ -147,8 +147,8 @@ def _check(model, out):
         entries = {name.removeprefix("transformer."): e for name, e in open_container(path).entries.items()}
         for name, shape in (("wte.weight", [VOCAB, width]), (f"h.{blocks - 1}.attn.c_proj.weight", [width, width])):
             if name not in entries or list(entries[name].shape) != shape:
-                raise Broken(f"there is no {name} of {shape}")
-    except Broken as error:
+                raise CorruptFile(f"there is no {name} of {shape}")
+    except CorruptFile as error:
         raise UserError(f"{path}: no weights of {model} ({error}); move it away and run this again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,1 +1,1 @@
-"""From files of text or tokens to batches."""
+"""From files of text or tokens to batches: texts are tokenized once, token files are mapped."""

@@ -6,15 +6,15 @@
 
 The stream is a ring: after the last token comes the first. An epoch cuts it into W = n // T windows of T tokens.
 
-    sequential   window after window; the next epoch goes on where the last one ended, not at the beginning
-    shuffled     each epoch has an order of its own, in which every window comes once, and begins its cuts at a place of
-                 its own, so that a window's borders move from epoch to epoch
+    sequential   window after window; the next epoch continues where the last one ended, not at the beginning
+    shuffled     each epoch has its own order, in which every window comes once, and its own position of the first
+                 cut, so that a window's borders move from epoch to epoch
     llmc         as llm.c reads (llmc_order.py): whole batches shuffled, for comparisons with it;
-                 its seed is always the same, and another batch size is another order
+                 its seed is fixed, and the order depends on the batch size
 
-All are functions of (seed, epoch, number of the window): the place in the data is two integers, (epoch, index), and a
-training that is resumed there reads what it would have read. The rows of a batch are windows index, index + 1, ... and
-are shared out over the ranks in blocks, so that together they read exactly what one rank alone would read.
+All are functions of (seed, epoch, window): the position in the data is two integers, (epoch, index), and a run that is
+resumed there reads what it would have read. The rows of a batch are windows index, index + 1, ... and are divided
+among the ranks in blocks, so that together they read exactly what a single rank would read.
 """
 
 import numpy as np
@@ -31,16 +31,20 @@ class DataLoader:
     """Batches of a token stream.
 
     stream       a TokenStream or an array (n,) of integers, n >= 2
-    batch_size   rows B of one batch over all ranks; the ranks' number must divide it
+    batch_size   rows B of one batch over all ranks; a multiple of the number of ranks
     block_size   tokens T per row
-    seed         with order="shuffled": chooses the orders
+    rank, size   this rank and the number of ranks
+    order        one of ORDERS
+    seed         of the shuffled orders
+
+    Raises ValueError for unsuitable arguments, UserError where order "llmc" needs longer files.
     """
 
     def __init__(self, stream, batch_size, block_size, rank=0, size=1, order="sequential", seed=0):
         self.stream = stream if isinstance(stream, TokenStream) else TokenStream.of(stream)
         n = len(self.stream)
         if n < 2:
-            raise ValueError(f"{n} tokens are too few: a token and its successor are the least to learn from")
+            raise ValueError(f"{n} tokens are too few; at least 2 are needed, a token and its successor")
         if batch_size % size:
             raise ValueError(f"{size} ranks cannot share a batch of {batch_size} evenly")
         if order not in ORDERS:
@@ -54,25 +58,26 @@ class DataLoader:
                                 f"one more; the shortest has {min(lengths):,}; use a smaller batch")
             self._llmc = LlmcOrder(lengths, self.tokens_per_batch)
             self.windows_per_epoch = self._llmc.per_epoch * batch_size
-        self.repeats = -(-(batch_size * block_size + 1) // n)  # how often a batch holds the whole stream, rounded up
+        self.repeats = -(-(batch_size * block_size + 1) // n)  # how often the stream occurs in a batch, rounded up
 
     @property
     def tokens_per_batch(self):
+        """B * T, over all ranks."""
         return self.B * self.T
 
     @property
     def first_row(self):
-        """The number, in the global batch, of this rank's first row."""
+        """The index of this rank's first row in the global batch."""
         return self.rank * (self.B // self.size)
 
     def after(self, position):
-        """Where the batch that follows the one at `position` begins."""
+        """Returns the position of the batch after the one at `position`."""
         epoch, index = position
         epochs, index = divmod(index + self.B, self.windows_per_epoch)
         return epoch + epochs, index
 
     def batch(self, position):
-        """This rank's rows of the batch that begins at `position` = (epoch, index): x, y, both (B / size, T) int64."""
+        """Returns this rank's rows of the batch at `position` = (epoch, index): x, y, both (B / size, T) int64."""
         epoch, index = position
         samples = index + self.first_row + np.arange(self.B // self.size)                   # (B/size,)
         starts = self._starts(epoch + samples // self.windows_per_epoch, samples % self.windows_per_epoch)
@@ -80,13 +85,13 @@ class DataLoader:
         return window[:, :-1], window[:, 1:]
 
     def micro_batches(self, position, rows):
-        """The same cut into pieces of `rows` rows: yields (number of the first row in the global batch, x, y)."""
+        """The same in parts of `rows` rows: yields (index of the first row in the global batch, x, y)."""
         x, y = self.batch(position)
         for i in range(0, len(x), rows):
             yield self.first_row + i, x[i : i + rows], y[i : i + rows]
 
     def _starts(self, epochs, windows):
-        """The place of the first token of each window of an epoch; both (B / size,) integers."""
+        """Returns the position of each window's first token; all arrays are (B / size,) integers."""
         if self.order == "sequential":
             return (epochs * self.windows_per_epoch + windows) * self.T
         starts = np.empty_like(windows)

@@ -1,16 +1,16 @@
-"""The order in which llm.c reads its files, so that the losses of two trainings can be compared step by step.
+"""The order in which llm.c reads its files, so that the losses of two runs can be compared step by step.
 
 llm.c (llmc/dataloader.h) cuts each file of n tokens into samples, a sample being a whole batch: B * T tokens in a row,
-one behind the other; (n - 1) // (B * T) of them, and what is left over at the end of a file is never read. Each epoch
-shuffles the files; and when a file's turn comes, its samples. A shuffle is that of Fisher and Yates, from the end:
+one after the other; (n - 1) // (B * T) of them, and the rest of a file is never read. Each epoch shuffles the files,
+and each file's samples when it is opened. A shuffle is that of Fisher and Yates, from the end:
 
-    for i = n - 1 ... 1:  swap places i and (next number) mod (i + 1)
+    for i = n - 1 ... 1:  swap items i and (next random number) mod (i + 1)
 
-The numbers come from one Mersenne twister (Matsumoto and Nishimura, 1998), begun once with the seed 42. NumPy's
-RandomState is the same twister, and will stay it. The files stay where the last epoch's shuffle has put them, and are
-shuffled further.
+The random numbers come from one Mersenne twister (Matsumoto and Nishimura, 1998), seeded once with 42. NumPy's
+RandomState is the same generator, frozen by NumPy's compatibility policy. Each epoch shuffles the files further, from
+the order of the epoch before.
 
-This is what llm.c does in one process without accumulating gradients. (With several, each has a shuffle of its own.)
+This is what llm.c does in one process without gradient accumulation. (With several, each has its own shuffle.)
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ SEED = 42
 
 
 class LlmcOrder:
-    """Where the samples of each epoch begin.
+    """The position of the first token of each sample of each epoch.
 
     lengths    tokens of each file, each at least sample + 1
     sample     tokens of a sample, B * T
@@ -33,8 +33,8 @@ class LlmcOrder:
         self._restart()
 
     def start(self, epoch, n):
-        """The place of the first token of sample n of an epoch, both from 0, in the files one behind the other."""
-        if (epoch, n) < (self._epoch, self._first):               # only forward: begin again
+        """Returns the position of the first token of sample n of an epoch, both from 0, in the concatenated files."""
+        if (epoch, n) < (self._epoch, self._first):               # it only goes forward: start again
             self._restart()
         while epoch > self._epoch or n >= self._first + len(self._samples):
             self._next_file()
@@ -44,11 +44,11 @@ class LlmcOrder:
         self._random = np.random.RandomState(SEED)
         self._files = list(range(len(self.counts)))               # in the order of the epoch
         self._epoch, self._turn, self._samples = -1, len(self.counts) - 1, []
-        self._first = self.per_epoch                              # as if an epoch were at its end
+        self._first = self.per_epoch                              # as at the end of an epoch
         self._next_file()
 
     def _next_file(self):
-        """Open the file whose turn it is next: its samples are number _first, ... of epoch _epoch."""
+        """Go on to the next file: its samples are _first, _first + 1, ... of epoch _epoch."""
         self._first, self._turn = self._first + len(self._samples), self._turn + 1
         if self._turn == len(self.counts):
             self._epoch, self._turn, self._first = self._epoch + 1, 0, 0

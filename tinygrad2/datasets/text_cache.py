@@ -1,14 +1,14 @@
-"""A text, tokenized once: its ids lie in shards beside it, and the next training only opens them.
+"""Tokenizes a text once: its ids are kept in shards next to it, and the next run only opens them.
 
     my.txt
-    .tinygrad2/my.txt-tokenizer-1024.json      the tokenizer that was trained on it, for a vocabulary of 1024
+    .tinygrad2/my.txt-tokenizer-1024.json      the tokenizer trained on it, with a vocabulary of 1024
     .tinygrad2/my.txt-0a1b2c3d4e5f/            0a1b...: the hash of the tokenizer
         tokens_000000.bin ...                  the ids, as llm.c stores them
-        progress.json                          what has been done: shards, and the place in the text behind the last
+        progress.json                          what is done: the shards, and the position in the text after the last
 
-A text of any size goes through in blocks. After each shard, written whole or not at all, progress.json says so; work
-that was interrupted goes on behind the last shard. Whether the text is still the same is told by its size and
-date, or else by its content.
+A text of any size is read in blocks. Shards are written atomically, and progress.json is updated after each of them;
+interrupted work continues after the last shard. The text is taken to be unchanged if its size and date are, or else its
+content.
 """
 
 import hashlib
@@ -27,32 +27,34 @@ from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 BLOCK = 32 << 20  # bytes of text that are in memory at a time
 SHARD = 16 << 20  # ids after which a shard is written
-TRAIN_ON = 64 << 20  # bytes from the text's beginning that a tokenizer is trained on
-_READ_WHOLE = 8  # shards; of so few every byte is checked when they are opened, of more the ends
+TRAIN_ON = 64 << 20  # bytes from the beginning of the text that a tokenizer is trained on
+_CHECK_ALL = 8  # shards; of up to so many every byte is checked when they are opened, of more only the ends
 _MARK, _BREAKS = END_OF_TEXT.encode(), b"\r\n"
 
 
-def tokens_of_text(paths, tokenizer, vocab_size, say):
-    """(TokenFiles with the ids of the texts, tokenizer); the ids are those of encode_documents(split_documents(text)).
+def tokens_of_text(paths, tokenizer, vocab_size, log):
+    """Returns (TokenFiles with the ids of the texts, tokenizer); the ids of encode_documents(split_documents(text)).
 
-    tokenizer    None: one of `vocab_size` is trained on the text
-    Raises UserError where a text cannot be read, or where all are empty.
+    paths        of the text files, in order
+    tokenizer    None: one of `vocab_size` tokens is trained on the text
+    log          called with each line for the user
+    Raises UserError if a text cannot be read, or if all are empty.
     """
     text = _Text(paths)
     for folder in _cache_folders(paths[0]):
         try:
             os.makedirs(folder, exist_ok=True)
-            return _open_or_make(text, folder, tokenizer, vocab_size, say)
+            return _open_or_make(text, folder, tokenizer, vocab_size, log)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):
-                raise  # not a matter of where we write
+                raise  # not a problem of the folder
         except PermissionError:
             pass
         except OSError as error:
-            say(f"note      {folder}: cannot be used ({error.strerror})")
-    say("note      no place to keep the tokens in: they stay in memory, and will be made anew next time")
-    tokenizer = tokenizer or _train(text, vocab_size, say)
-    ids = [part for part, *_ in _encode(text, tokenizer, (0, 0, False), say)]
+            log(f"note      {folder}: cannot be used ({error.strerror})")
+    log("note      no folder to keep the tokens in: they stay in memory, and will be computed again next time")
+    tokenizer = tokenizer or _train(text, vocab_size, log)
+    ids = [part for part, *_ in _encode(text, tokenizer, (0, 0, False))]
     return [MemoryTokens(np.concatenate(ids))], tokenizer
 
 
@@ -61,55 +63,59 @@ def _cache_folders(path):
     yield os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tinygrad2")
 
 
-def _open_or_make(text, folder, tokenizer, vocab_size, say):
+def _open_or_make(text, folder, tokenizer, vocab_size, log):
     stem = os.path.join(folder, text.name)
     if tokenizer is None:
         path = f"{stem}-tokenizer-{vocab_size}.json"
         cached = read_record(path)
-        if text.is_that_of(cached, path):
+        if text.matches(cached):
+            text.refresh_dates(cached, path)
             tokenizer = tokenizer_from_json(json.dumps(cached.get("tokenizer")), path)
         else:
-            tokenizer = _train(text, vocab_size, say)
+            tokenizer = _train(text, vocab_size, log)
             write_record(path, text.facts() | {"tokenizer": json.loads(tokenizer.to_json())})
     key = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:12]
     shards = f"{stem}-{key}"
     os.makedirs(shards, exist_ok=True)
-    return _open_or_make_shards(text, shards, tokenizer, say), tokenizer
+    return _open_or_make_shards(text, shards, tokenizer, log), tokenizer
 
 
-def _open_or_make_shards(text, folder, tokenizer, say):
+def _open_or_make_shards(text, folder, tokenizer, log):
     path = os.path.join(folder, "progress.json")
     record = read_record(path)
-    files = _shards(record, folder) if text.is_that_of(record, path) else None
+    files = None
+    if text.matches(record):
+        text.refresh_dates(record, path)
+        files = _shards(record, folder)
     if files is not None and record["done"]:
         return files
     if not files:
         files, record = [], text.facts() | {"shards": [], "place": (0, 0, False), "done": False}
     if files:
-        say(f"note      going on with {folder} behind shard {len(files)}")
-    for ids, place, done in _encode(text, tokenizer, tuple(record["place"]), say):
+        log(f"note      continuing with {folder} after shard {len(files)}")
+    for ids, position, done in _encode(text, tokenizer, tuple(record["place"])):
         if len(ids):
             name = f"tokens_{len(files):06d}.bin"
             write_tokens(os.path.join(folder, name), ids)
             files.append(TokenFile(os.path.join(folder, name)))
-            made = files[-1]
-            record["shards"].append({"name": name, "tokens": made.n, "ends": made.ends(), "crc": made.crc()})
-        record |= {"place": place, "done": done}
+            shard = files[-1]
+            record["shards"].append({"name": name, "tokens": shard.n, "ends": shard.ends(), "crc": shard.crc()})
+        record |= {"place": position, "done": done}
         write_record(path, record)
     if not files:
-        raise UserError(f"{text.paths[0]}: there is no text in it; give one to learn from with --data FILE")
+        raise UserError(f"{text.paths[0]}: it contains no text; give one to train on with --data FILE")
     return files
 
 
 def _shards(record, folder):
-    """The TokenFiles of a record, or None where one is missing, damaged or of another work."""
+    """The TokenFiles of a record, or None if one is missing, damaged or from another run."""
     try:
         files = [TokenFile(os.path.join(folder, os.path.basename(shard["name"]))) for shard in record["shards"]]
-        place, few = record["place"], len(files) <= _READ_WHOLE
-        good = all(file.n == shard["tokens"] and (file.crc() == shard["crc"] if few else file.ends() == shard["ends"])
-                   for file, shard in zip(files, record["shards"]))  # fmt: skip
-        good &= len(place) == 3 and all(isinstance(n, int) and n >= 0 for n in place) and "done" in record
-        return files if good else None
+        position, few = record["place"], len(files) <= _CHECK_ALL
+        valid = all(file.n == shard["tokens"] and (file.crc() == shard["crc"] if few else file.ends() == shard["ends"])
+                    for file, shard in zip(files, record["shards"]))  # fmt: skip
+        valid &= len(position) == 3 and all(isinstance(n, int) and n >= 0 for n in position) and "done" in record
+        return files if valid else None
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return None
 
@@ -130,61 +136,63 @@ class _Text:
         self._sha256 = None
 
     def sha256(self):
-        """The hash of all files' contents."""
+        """The SHA-256 of the contents of all files."""
         if self._sha256 is None:
-            whole = hashlib.sha256()
+            digest = hashlib.sha256()
             for path in self.paths:
                 with _open(path) as file:
                     while block := file.read(BLOCK):
-                        whole.update(block)
-                whole.update(b"\0end\0")
-            self._sha256 = whole.hexdigest()
+                        digest.update(block)
+                digest.update(b"\0end\0")
+            self._sha256 = digest.hexdigest()
         return self._sha256
 
     def facts(self):
-        """What a record says of the text."""
+        """The fields of a record that identify the text."""
         return {"dates": self.dates, "sha256": self.sha256()}
 
-    def is_that_of(self, record, path):
-        """Was the record made from this text? Where only the date has changed, the record gets the new one."""
+    def matches(self, record):
+        """Was the record made from this text? Compares sizes and dates, and if these differ the content."""
         if record is None:
             return False
-        if record.get("dates") == self.dates:
-            return True
-        if record.get("sha256") != self.sha256():
-            return False
-        write_record(path, record | {"dates": self.dates})
-        return True
+        return record.get("dates") == self.dates or record.get("sha256") == self.sha256()
+
+    def refresh_dates(self, record, path):
+        """Write a record that matches again, if its dates are old, so that the content need not be read next time."""
+        if record.get("dates") != self.dates:
+            write_record(path, record | {"dates": self.dates})
 
 
-def _train(text, vocab_size, say):
+def _train(text, vocab_size, log):
     parts, left = [], TRAIN_ON
     for path in text.paths:
         with _open(path) as file:
             parts.append(file.read(left))
         left -= len(parts[-1])
     if text.bytes > TRAIN_ON:
-        say(f"note      the tokenizer is trained on the first {TRAIN_ON >> 20} MB of the text")
-    documents = [part.strip(_BREAKS) for whole in parts for part in whole.split(_MARK)]
+        log(f"note      the tokenizer is trained on the first {TRAIN_ON >> 20} MB of the text")
+    documents = [document.strip(_BREAKS) for part in parts for document in part.split(_MARK)]
     if not any(document.strip() for document in documents):
-        raise UserError(f"{text.paths[0]}: the file is empty; give a text to learn from with --data FILE")
+        raise UserError(f"{text.paths[0]}: the file is empty; give a text to train on with --data FILE")
     return Tokenizer.train(documents, vocab_size)
 
 
-def _encode(text, tokenizer, place, say):
-    """From `place` = (number of the file, byte, inside a document?) on: yields (ids of a shard, place behind it, done).
+def _encode(text, tokenizer, position):
+    """Encode from `position` = (index of the file, byte, inside a document?) on.
+
+    Yields (ids of a shard, position after it, done).
     """
-    first, start, inside = place
+    first, start, inside = position
     meter = Meter("tokenizing", text.bytes, done=sum(size for _, size, _ in text.dates[:first]) + start)
     ids = []
     for k in range(first, len(text.paths)):
         with _open(text.paths[k]) as file:
             file.seek(start)
-            for documents, whole, read, end, goes_on in blocks(file, start, inside):
-                some = np.asarray(encode_stream(documents, tokenizer), np.int32)
-                if tokenizer.eot is not None and not whole and documents:
-                    some = some[:-1]  # that document goes on
-                ids.append(some)
+            for documents, complete, read, end, goes_on in blocks(file, start, inside):
+                new = np.asarray(encode_stream(documents, tokenizer), np.int32)
+                if tokenizer.eot is not None and not complete and documents:
+                    new = new[:-1]  # the last document continues
+                ids.append(new)
                 meter.add(read)
                 if sum(map(len, ids)) >= SHARD:
                     yield np.concatenate(ids), (k, end, goes_on), False
@@ -195,10 +203,10 @@ def _encode(text, tokenizer, place, say):
 
 
 def blocks(file, start=0, inside=False):
-    """Cut a file, from byte `start`, into portions of documents: yields (documents, is the last one whole?, bytes read,
-    byte behind the portion, does the file go on inside a document?).
+    """Divide a file, from byte `start`, into portions of documents.
 
-    A portion ends with a document, or where none ends in a whole BLOCK, at a place where no chunk is cut (parallel.py).
+    Yields (documents, is the last one complete?, bytes read, byte after the portion, does the file continue inside a
+    document?). A portion ends with a document, or if none ends in a BLOCK, where no chunk is divided (parallel.py).
     """
     rest, at_end = b"", False
     while not at_end:
@@ -206,29 +214,32 @@ def blocks(file, start=0, inside=False):
         at_end = len(block) < BLOCK
         rest += block
         cut = len(rest) if at_end else rest.rfind(_MARK) + len(_MARK)
-        whole = at_end or cut >= len(_MARK)
-        if not whole:
-            places = [match.end() for match in CUT.finditer(rest, max(0, len(rest) - (1 << 16)))]
-            if not places:
-                continue  # no white space in sight: read on
-            cut = places[-1]
+        complete = at_end or cut >= len(_MARK)
+        if not complete:
+            cuts = [match.end() for match in CUT.finditer(rest, max(0, len(rest) - (1 << 16)))]
+            if not cuts:
+                continue  # no white space so far: read on
+            cut = cuts[-1]
         parts = rest[:cut].split(_MARK)
-        if whole and not at_end:
-            parts.pop()  # what stands behind the last mark: nothing
-        documents = _documents(parts, inside, whole)
+        if complete and not at_end:
+            parts.pop()  # what follows the last mark: nothing
+        documents = _documents(parts, inside, complete)
         start, rest = start + cut, rest[cut:]
-        inside = not whole and (inside or bool(documents))
-        yield documents, whole, len(block), start, inside
+        inside = not complete and (inside or bool(documents))
+        yield documents, complete, len(block), start, inside
 
 
-def _documents(parts, inside, whole):
-    """Without the line breaks around each, and without empty ones. The first may go on with one of the portion before
-    (then it may be empty: its end still counts), the last may go on in the next."""
+def _documents(parts, inside, complete):
+    """Parts without the line breaks around them, and without empty ones.
+
+    The first may continue one of the portion before (then it is kept even if empty: its end still counts), and the last
+    may continue in the next portion.
+    """
     documents = []
     for i, part in enumerate(parts):
         goes_on = inside and i == 0
         part = part if goes_on else part.lstrip(_BREAKS)
-        part = part if i == len(parts) - 1 and not whole else part.rstrip(_BREAKS)
+        part = part if i == len(parts) - 1 and not complete else part.rstrip(_BREAKS)
         if part or goes_on:
             documents.append(part)
     return documents
@@ -242,7 +253,7 @@ def _open(path):
 
 
 def split_documents(text):
-    """The documents of a text (bytes): what stands between the marks <|endoftext|>, without the line breaks around.
+    """Returns the documents of a text (bytes): the parts between <|endoftext|>, without the line breaks around them.
 
     split_documents(b"one\\n<|endoftext|>\\ntwo\\n") -> [b"one", b"two"]
     """
@@ -251,5 +262,5 @@ def split_documents(text):
 
 
 def encode_documents(documents, tokenizer, workers=None):
-    """One token stream (n,) int32 of all documents, each followed by the end-of-text token; see parallel.py."""
+    """Returns one array (n,) int32 of all documents' ids, each followed by the end-of-text token; see parallel.py."""
     return np.asarray(encode_stream(documents, tokenizer, workers), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Token files: the ids of a tokenized text, as several projects store them, and many such files as one stream.
+"""Token files: the ids of a tokenized text in the formats of several projects, and many such files as one stream.
 
     kind             first bytes                                   ids
     llm.c            int32[256]: 20240520, 1, number of ids, 0...  uint16      also modded-nanogpt
@@ -7,11 +7,11 @@
     nanoGPT          none                                          uint16
     npy              NumPy's own, one dimension                    uint16, int32, ...      build-nanogpt
 
-Files without a header are told apart by their halves: an int32 below 65,536 has a zero in its upper half, and text in
-uint16 never has a zero at every second place.
+Files without a header are distinguished by their halves: an int32 below 65,536 has a zero upper half, and text in
+uint16 never has a zero at every second position.
 
 Files are mapped into memory, not read: a step needs some pages of a file that may be larger than the memory. Pages that
-were looked at count as ours until we give them back, so we do, every _RELEASE reads.
+were read count as our memory until they are released, which happens every _RELEASE reads.
 """
 
 import math
@@ -24,26 +24,27 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write
+from tinygrad2.tokenizers.formats import LLMC_MAGIC
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
 FOREIGN = {
     20240326: "a model of llm.c",
     20240327: "a debug state of llm.c",
-    20240328: "a tokenizer of llm.c",
+    LLMC_MAGIC: "a tokenizer of llm.c",
     20240522: "a multiple-choice test of llm.c",
     20240527: "an optimizer state of llm.c",
 }
 _HEADER = 1024  # bytes
-_LOOK = 1 << 20  # bytes of a headerless file that decide what it is
+_LOOK = 1 << 20  # bytes of a headerless file that decide its format
 _RELEASE = 4  # reads between two releases; each may map 2 MB around what is read
-_MOST_OPEN = 32  # maps of files at a time: each takes a file handle
+_MOST_OPEN = 32  # mapped files at a time: each takes a file descriptor
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
 
 
 class TokenFile:
     """One file of ids: path, kind, dtype, n (number of ids), offset (bytes before the first).
 
-    Raises UserError, one line, where the file is no whole token file.
+    Raises UserError, one line, if the file is not a complete token file.
     """
 
     def __init__(self, path):
@@ -56,7 +57,7 @@ class TokenFile:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         if not self.n:
-            raise self._broken("there are no ids in it")
+            raise self._corrupt("it contains no ids")
 
     def _examine(self, file, head):
         if head.startswith(b"\x93NUMPY"):
@@ -65,18 +66,18 @@ class TokenFile:
             return
         magic, version, n = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
         if magic in FOREIGN:
-            raise self._broken(f"it is {FOREIGN[magic]} (magic {magic})")
+            raise self._corrupt(f"it is {FOREIGN[magic]} (magic {magic})")
         if magic in HEADERED:
             expected, self.kind, dtype = HEADERED[magic]
             self.dtype, self.n, self.offset = np.dtype(dtype), n, _HEADER
             if version != expected:
-                raise self._broken(f"version is {version}, not {expected}")
+                raise self._corrupt(f"version is {version}, not {expected}")
             if n < 0 or _HEADER + n * self.dtype.itemsize != self.bytes:
                 size = f"{self.bytes:,} bytes long instead of {_HEADER + n * self.dtype.itemsize:,}"
-                raise self._broken(f"its header says {n:,} ids, but it is {size}")
+                raise self._corrupt(f"its header says {n:,} ids, but it is {size}")
             return
         if self.bytes % 2:
-            raise self._broken(f"{self.bytes:,} bytes are no whole number of ids")
+            raise self._corrupt(f"{self.bytes:,} bytes are not a whole number of ids")
         file.seek(0)
         look = np.frombuffer(file.read(min(_LOOK, self.bytes // 4 * 4)), "<u2")
         is_int32 = self.bytes % 4 == 0 and len(look) >= 4 and not look[1::2].any()
@@ -89,27 +90,27 @@ class TokenFile:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, self.dtype = read(file)
-        except Exception as error:  # NumPy's parser meets damage in many ways
-            raise self._broken(f"its npy header is damaged ({type(error).__name__})") from None
+        except Exception as error:  # NumPy's parser raises many types for damaged headers
+            raise self._corrupt(f"its npy header is damaged ({type(error).__name__})") from None
         self.kind, self.offset, self.n = "npy", file.tell(), math.prod(shape)
         if len(shape) != 1 or self.dtype.kind not in "iu" or self.dtype.byteorder == ">":
-            raise self._broken(f"its npy header says {self.dtype} {shape}, not one row of ids")
+            raise self._corrupt(f"its npy header has {self.dtype} {shape}, not one axis of integers")
         if self.offset + self.n * self.dtype.itemsize != self.bytes:
-            found = f"{self.bytes:,} bytes long"
-            raise self._broken(f"its npy header says {self.n:,} ids of {self.dtype}, but it is {found}")
+            size = f"{self.bytes:,} bytes long"
+            raise self._corrupt(f"its npy header says {self.n:,} ids of {self.dtype}, but it is {size}")
 
-    def _broken(self, problem):
-        return UserError(f"{self.path}: not a whole token file: {problem}; fetch it or make it again")
+    def _corrupt(self, problem):
+        return UserError(f"{self.path}: not a valid token file: {problem}; download it or create it again")
 
     def __len__(self):
         return self.n
 
     def read(self, start, stop):
-        """Ids start .. stop - 1, a new array (stop - start,) int64."""
+        """Returns ids start .. stop - 1, a new array (stop - start,) int64."""
         if self._map is None:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size != self.bytes:
-                    raise self._broken("its length has changed since it was opened")
+                    raise self._corrupt("its length has changed since it was opened")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         offset = self.offset + start * self.dtype.itemsize
         ids = np.frombuffer(self._map, self.dtype, stop - start, offset).astype(np.int64)
@@ -123,7 +124,7 @@ class TokenFile:
         return ids
 
     def close(self):
-        """Give the map back; the next read makes a new one."""
+        """Unmap the file; the next read maps it again."""
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -135,9 +136,8 @@ class TokenFile:
             file.seek(max(0, self.bytes - _ENDS))
             return zlib.crc32(file.read(_ENDS), crc)
 
-
     def crc(self):
-        """CRC-32 of the whole file."""
+        """CRC-32 of the complete file."""
         crc = 0
         with open(self.path, "rb") as file:
             while block := file.read(1 << 24):
@@ -146,7 +146,7 @@ class TokenFile:
 
 
 class MemoryTokens:
-    """Ids that are in memory, with the face of a TokenFile."""
+    """Ids in memory, with the interface of a TokenFile."""
 
     path, kind = "the text", "memory"
 
@@ -155,68 +155,68 @@ class MemoryTokens:
         self.n = len(self.ids)
 
     def read(self, start, stop):
-        """Ids start .. stop - 1, a new array of int64."""
+        """Returns ids start .. stop - 1, a new array of int64."""
         return self.ids[start:stop].astype(np.int64)
 
     def close(self):
-        """Nothing to give back."""
+        """Nothing to release."""
 
     def ends(self):
-        """CRC-32 of all of it."""
+        """CRC-32 of all ids."""
         return zlib.crc32(np.ascontiguousarray(self.ids, dtype=np.int64))
 
 
 class TokenStream:
-    """Ids of several TokenFiles one after the other, from place `start` to `stop` of them all.
+    """The concatenated ids of several TokenFiles, from position `start` to `stop` of them all.
 
-    vocab_size   ids at or above it are refused when they are met; None: any
+    vocab_size   ids at or above it are refused when they are read; None: any
     """
 
     def __init__(self, files, vocab_size=None, start=0, stop=None):
         self.files, self.vocab_size = list(files), vocab_size
-        self.ends = np.cumsum([file.n for file in self.files])  # place behind the last id of each file
+        self.ends = np.cumsum([file.n for file in self.files])  # position after the last id of each file
         self.start = start
         self.stop = int(self.ends[-1]) if stop is None else stop
         self._open = OrderedDict()
 
     @classmethod
     def of(cls, ids, vocab_size=None):
-        """A stream of ids in memory."""
+        """Returns a stream of ids in memory."""
         return cls([MemoryTokens(ids)], vocab_size)
 
     def __len__(self):
         return self.stop - self.start
 
     def lengths(self):
-        """How many ids of each file are in the stream; files of which none is are left out."""
+        """The number of ids in the stream from each file; files without any are left out."""
         ends = zip(self.ends.tolist(), self.files)
         inside = (min(end, self.stop) - max(end - file.n, self.start) for end, file in ends)
         return [n for n in inside if n > 0]
 
     def part(self, start, stop):
-        """The ids start .. stop - 1 of this stream, as a stream."""
+        """Returns the ids start .. stop - 1 of this stream as a stream."""
         return TokenStream(self.files, self.vocab_size, self.start + start, self.start + stop)
 
     def read(self, starts, length):
-        """Windows (len(starts), length) int64 from the given places; behind the last id comes the first one again.
+        """Returns windows (len(starts), length) int64 from the given positions; after the last id comes the first.
 
-        Raises UserError, naming file and place, for an id outside the vocabulary.
+        Raises UserError, with file and position, for an id outside the vocabulary.
         """
         windows = np.empty((len(starts), length), np.int64)
         for window, start in zip(windows, starts):
-            done, place = 0, int(start) % len(self)
+            done, position = 0, int(start) % len(self)
             while done < length:
-                n = min(length - done, len(self) - place)
-                self._read_into(window[done : done + n], self.start + place)
-                done, place = done + n, 0
+                n = min(length - done, len(self) - position)
+                self._read_into(window[done : done + n], self.start + position)
+                done, position = done + n, 0
         return windows
 
-    def _read_into(self, out, place):
+    def _read_into(self, out, position):
         done = 0
         while done < len(out):
-            i = int(np.searchsorted(self.ends, place + done, side="right"))
+            i = int(np.searchsorted(self.ends, position + done, side="right"))
             file = self.files[i]
-            first = place + done - (int(self.ends[i]) - file.n)
+            first = position + done - (int(self.ends[i]) - file.n)
             n = min(len(out) - done, file.n - first)
             ids = file.read(first, first + n)
             self._check_ids(ids, file, first)
@@ -227,14 +227,14 @@ class TokenStream:
     def _check_ids(self, ids, file, first):
         if self.vocab_size is None or (0 <= ids.min() and ids.max() < self.vocab_size):
             return
-        place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
+        i = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
         raise UserError(
-            f"{file.path}: id {ids[place]} at place {first + place:,} is outside a vocabulary of {self.vocab_size:,}: "
+            f"{file.path}: id {ids[i]} at position {first + i:,} is outside a vocabulary of {self.vocab_size:,}: "
             "the model needs a larger --vocab-size, or the file is damaged"
         )
 
     def _note_use(self, file):
-        """Keep few files mapped: a data set may have more shards than a process may have open files."""
+        """Keep few files mapped: a dataset may have more shards than a process may have open files."""
         self._open[file] = None
         self._open.move_to_end(file)
         if len(self._open) > _MOST_OPEN:
@@ -242,13 +242,16 @@ class TokenStream:
             oldest.close()
 
     def fingerprint(self):
-        """Changes with the ids' number, kind or place, and (nearly always) with their values: some hex digits."""
+        """Hex digits that change with the ids' number and position, and (nearly always) with their values."""
         facts = [(file.n, file.ends()) for file in self.files]
         return f"{zlib.crc32(repr((facts, self.start, self.stop)).encode()):08x}"
 
 
 def write_tokens(path, ids):
-    """Write ids as llm.c does: uint16 where they fit, else uint32, behind a header. Atomic."""
+    """Write ids as llm.c does: a header, then uint16 if they fit, else uint32. Atomic.
+
+    Raises ValueError for more than 2^31 - 1 ids, UserError if the file cannot be written.
+    """
     ids = np.asarray(ids)
     magic = 20240520 if not len(ids) or ids.max() < 1 << 16 else 20240801
     version, _, dtype = HEADERED[magic]

@@ -17,9 +17,9 @@ import os
 import numpy as np
 
 from tinygrad2.errors import UserError, short
-from tinygrad2.io.files import atomic_write, first_bytes, make_folder, read_json, write_json
+from tinygrad2.io.files import CorruptFile, atomic_write, first_bytes, make_folder, read_json, write_json
 from tinygrad2.io.lazy_tensor import LazyTensor, write_elements
-from tinygrad2.io.safetensors import Broken, make_header, open_container
+from tinygrad2.io.safetensors import make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
@@ -126,10 +126,10 @@ def _read_safetensors(path):
     try:
         container = open_container(path)
         names = [name for name in container.entries if not name.endswith(_MASKS)]
-        return {name: container.stored(name) for name in names}
+        return {name: container.tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Broken as error:
+    except CorruptFile as error:
         raise UserError(f"{path}: not a valid safetensors file of weights: {error}; fetch it again") from None
 
 

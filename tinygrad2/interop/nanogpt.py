@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, short
 from tinygrad2.interop.shapes import shapes_of
 from tinygrad2.io.files import atomic_write
 from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.torch_pickle import UnknownName, read_torch_file
-from tinygrad2.io.zip_archive import Writer, short
+from tinygrad2.io.zip_archive import Writer
 
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 _FIELDS = {*_SIZES, "bias", "dropout"}
@@ -133,7 +133,8 @@ def _check_shapes(tensors, head, config, path):
         _check_shape(f"transformer.{name}", tensors[name], shape[::-1] if name.endswith(_TRANSPOSED) else shape, path)
     for name in tensors:
         if name not in shapes:
-            raise UserError(f"{path}: transformer.{short(name)} is not a tensor of nanoGPT's; is it another program's?")
+            name = short(f"transformer.{name}")
+            raise UserError(f"{path}: {name} is not a tensor of nanoGPT's; is it another program's?")
     if head is not None:
         _check_shape("lm_head.weight", head, shapes["wte.weight"], path)
 

@@ -13,9 +13,9 @@ from typing import Any
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
-from tinygrad2.io.files import first_bytes
+from tinygrad2.io.files import CorruptFile, first_bytes
 from tinygrad2.io.lazy_tensor import LazyTensor
-from tinygrad2.io.safetensors import Broken, open_container
+from tinygrad2.io.safetensors import open_container
 from tinygrad2.io.weights import load_weights
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
@@ -111,7 +111,7 @@ def kind_of_model(path: str | os.PathLike) -> str:
     if head[8:].lstrip().startswith(b"{"):
         try:
             return "tinygrad2" if "tinygrad2" in open_container(path).metadata else "Hugging Face"
-        except Broken:
+        except CorruptFile:
             return "tinygrad2"  # reading it reports what is wrong
     if magic in FOREIGN or magic in HEADERED:
         what = FOREIGN.get(magic, "a token file")

@@ -1,1 +1,1 @@
-"""Files: written atomically, checked before they are believed. Containers of arrays."""
+"""Files, written atomically and checked before they are trusted; and containers of arrays."""

@@ -1,12 +1,12 @@
-"""bfloat16, the upper half of a float32: its sign, its exponent, and 7 of its 23 bits of mantissa, as uint16."""
+"""bfloat16, the upper half of a float32 (its sign, its exponent, and 7 of its 23 mantissa bits), kept as uint16."""
 
 import numpy as np
 
-_BLOCK = 1 << 15  # numbers at a time, so that what is made on the way stays in the cache
+_BLOCK = 1 << 15  # values at a time, so that the temporaries stay in the cache
 
 
 def pack(values):
-    """float32 (n,) rounded to bfloat16, to nearest, ties to even: their upper halves as uint16 (n,). NaN stays NaN."""
+    """Returns float32 values (n,) as bfloat16 in uint16 (n,): rounded to nearest, ties to even; NaN stays NaN."""
     packed = np.empty(values.shape, np.uint16)
     for start in range(0, len(values), _BLOCK):
         part = values[start : start + _BLOCK]
@@ -24,7 +24,7 @@ def pack(values):
 
 
 def unpack(packed):
-    """bfloat16 as uint16 (n,) back to float32 (n,)."""
+    """Returns bfloat16 values, uint16 (n,), as float32 (n,); exact."""
     values = np.empty(packed.shape, np.uint32)
     np.left_shift(packed, 16, out=values, dtype=np.uint32, casting="unsafe")
     return values.view(np.float32)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write under a temporary name, fsync, rename."""
+"""Files that are either complete or not there: written under a temporary name, synced to disk, renamed. Checksums."""
 
 import contextlib
 import json
@@ -9,10 +9,21 @@ import zlib
 from tinygrad2.errors import UserError
 
 
+class CorruptFile(Exception):
+    """What is wrong with the content of a file, and the remedy where there is a specific one.
+
+    Raised by parsers, which know the bytes and not the file's name; their callers turn it into a UserError.
+    """
+
+    def __init__(self, problem, remedy=None):
+        super().__init__(problem)
+        self.remedy = remedy
+
+
 def first_bytes(path, n=64):
-    """The first n bytes of an ordinary file. Raises UserError for anything else: opening a pipe would wait for ever."""
+    """The first n bytes of a regular file. Raises UserError for anything else: a pipe may block indefinitely."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is a folder, device, pipe or socket; give the name of an ordinary file")
+        raise UserError(f"{path}: is a folder, device, pipe or socket; give the name of a regular file")
     try:
         with open(path, "rb") as file:
             return file.read(n)
@@ -22,14 +33,13 @@ def first_bytes(path, n=64):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Open a binary file that takes the name `path` only when the block ends well.
+    """Open a binary file that takes the name `path` only when the block ends without an exception.
 
-    A reader sees the old file or the new one, never half of one: the bytes go to a temporary file in the same folder
-    (a rename is atomic only inside one file system), are forced to disk, and then the name is switched over. Where
-    the block raises, the temporary file is removed and the old file stays. A symbolic link stays one: the file it
-    points to is written.
+    A reader sees the old file or the new one, never a part of one: the bytes go to a temporary file in the same folder
+    (a rename is atomic only inside one file system), are synced to disk, and then the file is renamed. If the block
+    raises, the temporary file is removed and the old file stays. A symbolic link stays one: its target is replaced.
 
-    Raises UserError where the folder cannot be written to, or where `path` is something else than a file.
+    Raises UserError if the folder cannot be written to, or if `path` is not a regular file.
     """
     _check_replaceable(path)
     path = os.path.realpath(path)
@@ -37,13 +47,13 @@ def atomic_write(path):
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
     except OSError as error:
-        raise UserError(f"{path}: cannot write into {folder} ({error.strerror}); choose another place") from error
+        raise UserError(f"{path}: cannot write into {folder} ({error.strerror}); choose another path") from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; a result is for others to read, too
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates 0600; other users may read results
         os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
@@ -66,7 +76,7 @@ def _umask():
 
 
 def fsync_folder(folder):
-    """Force a folder's names to disk. A rename lives in the folder: a power cut might bring the old name back."""
+    """Sync a folder's entries to disk: without that a power failure may undo a rename."""
     if os.name != "posix":  # Windows cannot open folders, and renames there are journalled
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -77,33 +87,33 @@ def fsync_folder(folder):
 
 
 def _check_replaceable(path):
-    """A rename would silently take the place of a device or a pipe: as root even that of /dev/null."""
+    """A rename would silently replace a device or a pipe; as root even /dev/null."""
     if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder; give the name of a file")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: this is a device, pipe or socket; give the name of an ordinary file")
+        raise UserError(f"{path}: this is a device, pipe or socket; give the name of a regular file")
 
 
 def make_folder(path):
-    """Make a folder where it is missing. Raises UserError where that cannot be."""
+    """Create a folder if it does not exist. Raises UserError if that fails."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another place") from None
+        raise UserError(f"{path}: the folder cannot be created ({error.strerror}); choose another path") from None
 
 
 def check_writable(path):
-    """Raise UserError now, not after hours of work, where `atomic_write(path)` would fail."""
+    """Raises UserError now, not after hours of work, if `atomic_write(path)` would fail."""
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
-        raise UserError(f"{path}: the folder {folder} does not exist; make it, or choose another place")
+        raise UserError(f"{path}: the folder {folder} does not exist; create it, or choose another path")
     _check_replaceable(path)
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{path}: no permission to write into {folder}; choose another place")
+        raise UserError(f"{path}: no permission to write into {folder}; choose another path")
 
 
 def read_bytes(path):
-    """The whole file. Raises UserError, naming the file and the reason, where it cannot be read."""
+    """The content of a file. Raises UserError, with the file and the reason, if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -112,26 +122,26 @@ def read_bytes(path):
 
 
 def read_json(path):
-    """The value in a JSON file. Raises UserError, naming the file and the reason, where there is none."""
+    """The value in a JSON file. Raises UserError, with the file and the reason, if it cannot be read or parsed."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError):
-        raise UserError(f"{path}: is no JSON; fetch it or make it again") from None
+        raise UserError(f"{path}: is not valid JSON; download it or create it again") from None
 
 
 def write_json(path, value):
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, atomically."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=1).encode())
 
 
 def write_record(path, fields):
-    """Write a dict as JSON with a checksum: notes of a program to itself, which it must not believe when damaged."""
+    """Write a dict as JSON with a checksum: notes of the program to itself, not to be trusted when damaged."""
     write_json(path, fields | {"checksum": _checksum(fields)})
 
 
 def read_record(path):
-    """The dict that write_record wrote, or None where there is none or it is damaged: the work is then redone."""
+    """The dict that write_record wrote; None if it is missing or damaged (then the work is done again)."""
     try:
         fields = read_json(path)
     except UserError:
@@ -142,7 +152,7 @@ def read_record(path):
 
 
 def crc32_text(*parts):
-    """The CRC-32 of bytes that come in one or several parts, as files of ours note it: "crc32:%08x".
+    """The CRC-32 of bytes in one or several parts, as our files store it: "crc32:%08x".
 
     >>> crc32_text(b"123456789")
     'crc32:cbf43926'
@@ -158,13 +168,13 @@ def _checksum(fields):
 
 
 def locked(path):
-    """A locked file handle, or None where another process holds the lock. Closing it, or dying, gives the lock back."""
+    """Returns a locked file descriptor, or None if another process holds the lock. Closing it or exiting unlocks it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if os.name == "nt":
             import msvcrt
 
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked there cannot be read, so not the content
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # a locked range cannot be read, so lock beyond the content
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

@@ -1,4 +1,4 @@
-"""A tensor as it lies in a file: mapped, not read; of another type or turned around; changed only when it is needed."""
+"""Tensors in mapped files: read, converted to another dtype and transposed only when they are used."""
 
 import mmap
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from tinygrad2.io.bfloat16 import pack, unpack
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # kinds of numbers that weights may have
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtypes that weights may have
 _RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16
-_ROWS = 1 << 22  # numbers that are converted at a time
+_PIECE = 1 << 22  # elements that are converted at a time
 
 
 def is_shape(shape):
-    """Can this be the shape of a tensor in a file: few whole numbers, whose product no file exceeds?"""
+    """Can this be the shape of a tensor in a file: at most 8 integers from 0 on, whose product is below 2^48?"""
     if not isinstance(shape, (list, tuple)) or len(shape) > 8:
         return False
     size = 1
@@ -24,13 +24,13 @@ def is_shape(shape):
 
 
 class LazyTensor:
-    """A tensor in a file, with as much of an array's face as `Module.load_state_dict` needs: `shape` and `astype`.
+    """A tensor in a file, with the part of an array's interface that `Module.load_state_dict` needs: `shape`, `astype`.
 
-    buffer       bytes of the tensor, best a slice of a memoryview of a map
+    buffer       bytes of the tensor, usually a slice of a memoryview of a mapped file
     code         "F64", "F32", "F16" or "BF16"
-    shape        that in the file
-    transposed   it is wanted the other way round: (in, out) where the file has (out, in)
-    rows         only so many of the first axis are wanted (None: all)
+    shape        as in the file
+    transposed   present it transposed: (in, out) where the file has (out, in)
+    rows         present only so many of the first axis (None: all)
     """
 
     def __init__(self, buffer, code, shape, transposed=False, rows=None):
@@ -40,36 +40,36 @@ class LazyTensor:
 
     @classmethod
     def of(cls, array):
-        """A float32 array in memory, with the face of a LazyTensor."""
+        """Returns a float32 array in memory as a LazyTensor."""
         array = np.ascontiguousarray(array, np.float32)
         return cls(memoryview(array.reshape(-1).view(np.uint8)), "F32", array.shape)
 
     @property
     def shape(self):
-        """As it is wanted."""
+        """The shape that `astype` returns."""
         return self.raw.shape[::-1] if self.transposed else self.raw.shape
 
     @property
     def size(self):
-        """Number of numbers."""
+        """Number of elements."""
         return self.raw.size
 
     def first(self, rows):
-        """Only the first rows of it."""
+        """Returns only the first rows, still in the file."""
         part = LazyTensor.__new__(LazyTensor)
         part.raw, part.code, part.transposed = self.raw[:rows], self.code, self.transposed
         return part
 
     def transpose(self):
-        """The same, transposed."""
+        """Returns the transposed tensor, still in the file."""
         part = LazyTensor.__new__(LazyTensor)
         part.raw, part.code, part.transposed = self.raw, self.code, not self.transposed
         return part
 
     def astype(self, dtype=np.float32, copy=False):
-        """An array of the wanted shape: a read-only view of the file where it has just these numbers, else a new one.
+        """Returns an array of `shape`: a read-only view of the file if that is float32 and so is dtype, else a new one.
 
-        It is made piece by piece, so that beside it the memory holds a piece only.
+        A new one is converted piece by piece, so that the memory holds no second copy.
         """
         dtype = np.dtype(dtype)
         if self.code == "F32" and dtype == np.float32 and not copy:
@@ -77,51 +77,51 @@ class LazyTensor:
         out = np.empty(self.shape, dtype)
         target = out.T if self.transposed else out
         if not self.raw.ndim:
-            target[...] = self._numbers(self.raw.reshape(1))[0]
+            target[...] = self._values(self.raw.reshape(1))[0]
             return out
-        step = max(1, _ROWS // max(1, self.raw[:1].size))
+        step = max(1, _PIECE // max(1, self.raw[:1].size))
         for start in range(0, len(self.raw), step):
-            target[start : start + step] = self._numbers(self.raw[start : start + step])
+            target[start : start + step] = self._values(self.raw[start : start + step])
         return out
 
     def equals(self, other):
-        """Are they the same numbers, of the same kind? At once where they lie in the same place of a file."""
+        """Do both have the same dtype, shape and values? Compares no values if both are the same part of a file."""
         if (self.code, self.transposed, self.raw.shape) != (other.code, other.transposed, other.raw.shape):
             return False
         if self.raw.ctypes.data == other.raw.ctypes.data:
             return True
         if not self.raw.ndim:
             return bool(self.raw == other.raw)
-        step = max(1, _ROWS // max(1, self.raw[:1].size))
+        step = max(1, _PIECE // max(1, self.raw[:1].size))
         parts = (slice(i, i + step) for i in range(0, len(self.raw), step))
         return all(np.array_equal(self.raw[part], other.raw[part]) for part in parts)
 
     def release(self):
-        """Give back the memory that reading the file has taken; what is looked at again is read again."""
+        """Release the memory that reading the file has taken; later accesses read it again."""
         base = self.raw
         while isinstance(base, (np.ndarray, memoryview)):
             base = base.base if isinstance(base, np.ndarray) else base.obj
         if isinstance(base, mmap.mmap):
             release(base)
 
-    def _numbers(self, part):
+    def _values(self, part):
         return unpack(np.ascontiguousarray(part)) if self.code == "BF16" else part
 
 
 def map_file(file):
-    """A memoryview of an open file (its bytes are read when they are looked at), and the map, to `release`."""
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return memoryview(whole), whole
+    """Returns a memoryview of an open file, whose bytes are read on access, and the map itself, for `release`."""
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return memoryview(mapped), mapped
 
 
-def release(whole):
-    """Give back the memory that a map takes; what is looked at again is read again."""
+def release(mapped):
+    """Release the memory that a mapped file takes; later accesses read it again."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        whole.madvise(mmap.MADV_DONTNEED)
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_elements(file, array, code):
-    """Write a float32 array as F32 or BF16, a few rows at a time, so that little memory is taken besides."""
+    """Write a float32 array into an open file as F32 or BF16, a few rows at a time, so that no copy of it is made."""
     rows = array.reshape(1, -1) if array.ndim < 2 else array
     step = max(1, (1 << 20) // max(1, rows.shape[1]))
     for start in range(0, len(rows), step):

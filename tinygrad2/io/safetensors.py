@@ -1,9 +1,9 @@
-"""The safetensors container: a header in JSON, then tensors one behind the other; nothing in it is ever executed.
+"""The safetensors container: a header in JSON, then tensors one after the other; nothing in it is ever executed.
 
     8 bytes      N, the length of the header (little-endian)
     N bytes      JSON: {"__metadata__": {...}, "wte.weight": {"dtype": "F32", "shape": [V, C], "data_offsets": [a, b]},
                  ...}
-    the rest     the tensors; offsets count from here, and leave no byte out
+    the rest     the tensors; offsets count from here, and leave no gaps
 
 https://github.com/huggingface/safetensors#format
 """
@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
+from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
@@ -22,15 +23,15 @@ _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E
          "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}  # fmt: skip
 
 
-class Broken(Exception):
-    """What is wrong with a file, to be completed by its name."""
-
-
 @dataclass
 class Container:
-    """A file that has been found whole: entries {name: Entry}, metadata {text: text}, and the bytes behind the header.
+    """A mapped file whose header has been checked.
 
-    `header` is the header as it stands there, without its metadata.
+    entries    {name: Entry}
+    metadata   {str: str}
+    header     the parsed header without its metadata
+    data       the bytes after the header
+    map        the mapped file, for `release`
     """
 
     entries: dict
@@ -39,21 +40,21 @@ class Container:
     data: memoryview
     map: object
 
-    def stored(self, name):
-        """The tensor as a LazyTensor. Raises Broken for kinds of numbers that no weights have."""
+    def tensor(self, name):
+        """The tensor as a LazyTensor. Raises CorruptFile for a dtype that weights cannot have."""
         entry = self.entries[name]
         if entry.code not in BYTES:
-            raise Broken(f"tensor {short(name)} has dtype {entry.code}, weights have {', '.join(BYTES)}")
+            raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not one of {', '.join(BYTES)}")
         return LazyTensor(self.data[entry.start : entry.stop], entry.code, entry.shape)
 
     def release(self):
-        """Give back the memory that reading it has taken; what is looked at again is read again."""
+        """Release the memory that reading the file has taken; later accesses read it again."""
         release(self.map)
 
 
 @dataclass
 class Entry:
-    """One tensor: code of its dtype, shape, first byte and the one behind its last."""
+    """One tensor: dtype code, shape, and its bytes start .. stop - 1 in the data."""
 
     code: str
     shape: list
@@ -62,31 +63,33 @@ class Entry:
 
 
 def open_container(path):
-    """The Container at `path`, mapped into memory. Raises Broken where it is no whole one, OSError where it is not
-    readable."""
+    """The Container at `path`, mapped into memory.
+
+    Raises CorruptFile if it is incomplete or inconsistent, OSError if it cannot be read.
+    """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
-            raise Broken(f"only {size} bytes long")
-        buffer, whole = map_file(file)
+            raise CorruptFile(f"only {size} bytes long")
+        buffer, mapped = map_file(file)
     N = int.from_bytes(buffer[:8], "little")
     if N > min(MAX_HEADER, len(buffer) - 8):
-        raise Broken(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
+        raise CorruptFile(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
     try:
         header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):
-        raise Broken("the header is not valid JSON") from None
+        raise CorruptFile("the header is not valid JSON") from None
     if not isinstance(header, dict):
-        raise Broken("the header is no JSON object")
+        raise CorruptFile("the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict):
-        raise Broken("the header's __metadata__ is no JSON object")
+        raise CorruptFile("the header's __metadata__ is not a JSON object")
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise Broken(f"metadata field {short(name)} is missing or no text")
+            raise CorruptFile(f"metadata field {short(name)} is not a string")
     data = buffer[8 + N :]
-    return Container(_entries(header, len(data)), metadata, header, data, whole)
+    return Container(_entries(header, len(data)), metadata, header, data, mapped)
 
 
 def _entries(header, size):
@@ -95,16 +98,16 @@ def _entries(header, size):
         start, stop = _offsets(name, entry)
         shape, code = entry.get("shape"), entry.get("dtype")
         if not isinstance(code, str) or code not in _BITS:
-            raise Broken(f"tensor {short(name)} has dtype {short(code)}")
+            raise CorruptFile(f"tensor {short(name)} has dtype {short(code)}")
         if not is_shape(shape):
-            raise Broken(f"tensor {short(name)} has shape {short(shape)}")
+            raise CorruptFile(f"tensor {short(name)} has shape {short(shape)}")
         if start != end or 8 * (stop - start) != _BITS[code] * math.prod(shape) or stop > size:
             kind = f"of dtype {code!r} and shape {shape}"
-            raise Broken(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
+            raise CorruptFile(f"tensor {short(name)} {kind} claims bytes {start:,} to {stop:,} of {size:,}")
         entries[name] = Entry(code, shape, start, stop)
         end = stop
     if end != size:
-        raise Broken(f"{size - end:,} bytes behind the last tensor")
+        raise CorruptFile(f"{size - end:,} bytes after the last tensor")
     return entries
 
 
@@ -112,7 +115,7 @@ def _offsets(name, entry):
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     pair = isinstance(offsets, list) and len(offsets) == 2
     if not pair or not all(type(n) is int and 0 <= n < 1 << 62 for n in offsets):
-        raise Broken(f"tensor {short(name)} has data_offsets {short(offsets)}")
+        raise CorruptFile(f"tensor {short(name)} has data_offsets {short(offsets)}")
     return offsets
 
 
@@ -123,7 +126,7 @@ def _no_duplicates(pairs):
 
 
 def make_header(shapes, code, metadata):
-    """The first bytes of a file of tensors {name: shape}, all of one dtype, which follow in their names' order."""
+    """Returns the first bytes of a file of tensors {name: shape}, all of one dtype, which follow sorted by name."""
     header, offset = {"__metadata__": metadata}, 0
     for name in sorted(shapes):
         size = _BITS[code] // 8 * math.prod(shapes[name])
@@ -133,7 +136,7 @@ def make_header(shapes, code, metadata):
 
 
 def pack_header(header):
-    """The header's bytes, padded so that the tensors start on an 8-byte boundary, behind their number."""
+    """Returns the header's length (8 bytes) and its JSON, padded so that the tensors start on an 8-byte boundary."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

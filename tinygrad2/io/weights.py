@@ -1,22 +1,23 @@
-"""trained_weights.bin: everything inference needs, in one safetensors container (safetensors.py).
+"""trained_weights.bin: everything that inference needs, in one safetensors container (safetensors.py).
 
 The tensors have GPT-2's names. The metadata are strings: "tinygrad2" (version of this layout), "config" and "training"
-(JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of all the rest). A file is believed only after its
-sizes, names and checksum have been found right; nothing in it is ever executed.
+(JSON), "tokenizer" (JSON, see tokenizer.py), and "checksum" (CRC-32 of everything else). A file is used only after its
+sizes, names and checksum have been verified; nothing in it is ever executed.
 
-The state of the optimizer (checkpoint.py) and the batch of a dump (dump.py) lie in the same kind of container, with
-other metadata.
+The optimizer's state (checkpoint.py) and the batch of a dump (dump.py) are containers of the same kind with other
+metadata.
 """
 
 import json
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from tinygrad2.errors import UserError
-from tinygrad2.io.files import atomic_write
-from tinygrad2.io.safetensors import Broken, open_container, pack_header
+from tinygrad2.errors import UserError, short
+from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
+from tinygrad2.io.safetensors import open_container, pack_header
 
 VERSION = "1"
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -24,47 +25,52 @@ _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 @dataclass
 class Weights:
-    """What a weights file holds: tensors {name: float32 array}, and the decoded metadata."""
+    """The content of a weights file: tensors {name: float32 array}, and the decoded metadata."""
 
-    tensors: dict
+    tensors: dict[str, np.ndarray]
     config: dict
     tokenizer: str
     training: dict
     checksum: str = ""
 
 
-def save_weights(path, tensors, config, tokenizer, training):
+def save_weights(
+    path: str | Path, tensors: Mapping[str, np.ndarray], config: Mapping, tokenizer: str, training: Mapping
+) -> None:
     """Write the file atomically.
 
     tensors     {name: float32 NumPy array}
-    config      dict for GPTConfig.from_dict;  training   dict of what is worth remembering about the run
-    tokenizer   the JSON text of Tokenizer.to_json(), or "" where there is none
+    config      dict for GPTConfig.from_dict
+    tokenizer   the JSON text of Tokenizer.to_json(), or "" if there is none
+    training    dict of facts about the run (step, loss, data, ...)
+
+    Raises TypeError for another dtype, UserError if the file cannot be written.
     """
     with atomic_write(path) as file:
         write_weights(file, tensors, config, tokenizer, training)
 
 
 def write_weights(file, tensors, config, tokenizer, training):
-    """The same into a binary file that is open already; gives the checksum of the content."""
+    """The same into an open binary file; returns the checksum of the content."""
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise TypeError(f"{name} is {array.dtype}; weights are saved as float32")
     return write_tensors(file, tensors, config=json.dumps(config), tokenizer=tokenizer, training=json.dumps(training))
 
 
-def load_weights(path):
-    """Read and check a file made by save_weights: gives Weights, whose tensors are read-only views of the file.
+def load_weights(path: str | Path) -> Weights:
+    """Read and check a file written by save_weights; returns Weights, whose tensors are read-only views of the file.
 
-    Raises UserError, one line with the file, what is wrong and what to do, for anything that is not a whole file.
+    Raises UserError, one line with the file, what is wrong and what to do, if it is anything but a valid file.
     """
     tensors, metadata = read_tensors(path, ("config", "tokenizer", "training"))
     try:
         config, training = _object(metadata, "config"), _object(metadata, "training")
         for name, array in tensors.items():
             if array.dtype != np.float32:
-                raise Broken(f"tensor {name!r} is {array.dtype}, weights are float32")
-    except Broken as error:
-        raise _broken(path, error) from None
+                raise CorruptFile(f"tensor {short(name)} is {array.dtype}, not float32")
+    except CorruptFile as error:
+        raise _corrupt(path, error) from None
     return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
 
 
@@ -72,7 +78,7 @@ def load_weights(path):
 
 
 def write_tensors(file, tensors, **metadata):
-    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file; gives the checksum."""
+    """Write {name: float32 or int64 array} and metadata (strings) into an open binary file; returns the checksum."""
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header, offset = {}, 0
     for name in sorted(tensors):
@@ -94,53 +100,50 @@ def write_tensors(file, tensors, **metadata):
 
 
 def read_tensors(path, fields=()):
-    """(tensors, metadata) of a file made by write_tensors, checked; tensors are read-only views of the file.
+    """Returns (tensors, metadata) of a file written by write_tensors, checked; tensors are read-only views of the file.
 
-    `fields` names the metadata that must be there. Raises UserError, one line, for anything that is not a whole file.
+    `fields` names the metadata that must be present. Raises UserError, one line, if it is anything but a valid file.
     """
     try:
         container = open_container(path)
-        return _believe(container, fields)
+        return _verified(container, fields)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train first (python train_gpt2.py) or say --weights FILE") from None
+        raise UserError(f"{path}: no such file; train first (python train_gpt2.py) or give --weights FILE") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Broken as error:
-        raise _broken(path, error) from None
+    except CorruptFile as error:
+        raise _corrupt(path, error) from None
 
 
-def _broken(path, error):
-    return UserError(f"{path}: not a whole tinygrad2 weights file: {error}; copy it again or train anew")
+def _corrupt(path, error):
+    return UserError(f"{path}: not a valid tinygrad2 weights file: {error}; copy it again or train again")
 
 
-def _believe(container, fields):
+def _verified(container, fields):
     metadata = dict(container.metadata)
     if "tinygrad2" not in metadata:
-        raise Broken("the header has no field 'tinygrad2' (a safetensors file of another program?)")
+        raise CorruptFile("the header has no field 'tinygrad2' (a safetensors file of another program?)")
     if metadata["tinygrad2"] != VERSION:
-        raise Broken(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
+        raise CorruptFile(f"layout version {metadata['tinygrad2']!r}, this program reads {VERSION!r}")
     for name in (*fields, "checksum"):
         if name not in metadata:
-            raise Broken(f"metadata field {name!r} is missing or no text")
+            raise CorruptFile(f"metadata field {name!r} is missing")
     tensors = {}
     for name, entry in container.entries.items():
         dtype = _DTYPES.get(entry.code)
         if dtype is None:
-            raise Broken(f"tensor {name[:60]!r} has dtype {entry.code!r}, only F32 and I64 are written here")
+            raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not F32 or I64")
         tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
     if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):
-        raise Broken("the checksum does not match, the file is damaged")
+        raise CorruptFile("the checksum does not match, the file is damaged")
     container.release()
     return tensors, metadata | {"checksum": claimed}
 
 
 def _checksum(header, parts):
-    """CRC-32 of the header, in a form that does not depend on its spelling, and of the tensors."""
-    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return f"crc32:{crc:08x}"
+    """CRC-32 of the header, with sorted keys so that its spelling does not matter, and of the tensors."""
+    return crc32_text(json.dumps(header, sort_keys=True).encode(), *parts)
 
 
 def _object(metadata, name):
@@ -149,5 +152,5 @@ def _object(metadata, name):
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Broken(f"metadata field {name!r} is no JSON object")
+        raise CorruptFile(f"metadata field {name!r} is not a JSON object")
     return value

@@ -1,8 +1,8 @@
-"""Zip files whose members lie in them as they are, so that they can be mapped: what torch.save writes.
+"""Zip files with uncompressed members, which can be mapped: the container of torch.save.
 
-Read with distrust: every number of the directory is checked against the file before it is used, members may not be
-compressed and may not overlap, and a member's checksum is known before anything of it is believed. Written in the form
-that PyTorch expects, with the first byte of every member at a multiple of 64.
+Reading trusts nothing: every field of the directory is checked against the file before it is used, members may not be
+compressed and may not overlap, and a member's checksum is verified before its content is used. Writing follows what
+PyTorch expects, with the first byte of every member at a multiple of 64.
 
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
@@ -11,102 +11,95 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-MAX_SMALL = 16 << 20  # bytes of a member that is read as a whole; the pickle of GPT-2's largest has below a million
+from tinygrad2.errors import short
+from tinygrad2.io.files import CorruptFile
+
+MAX_SMALL = 16 << 20  # bytes of a member that is read at once; the pickle of the largest GPT-2 has less than a million
 _MAX_MEMBERS = 200_000
-_NARROW = 0xFFFFFFFF  # from here on, numbers have their place in the wide form's extra fields
+_NARROW = 0xFFFFFFFF  # sizes and offsets from here on are in the extra field of the zip64 form
 _ALIGN = 64
 _UTF8 = 1 << 11
 
 
-class Broken(Exception):
-    """What is wrong with a file, and perhaps what to do."""
-
-
-def short(value):
-    """A text, or the repr of a plain value, that fits into a line."""
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 @dataclass
 class Member:
-    """A file in the zip file."""
+    """A file in the archive: its name, size, CRC-32, and the position of its first byte."""
 
     name: str
-    start: int  # of its bytes, in the file
+    start: int
     size: int
     crc: int
 
     def read(self, view):
-        """Its bytes, checked: for the small ones."""
+        """Returns the bytes of a small member. Raises CorruptFile if its checksum does not match."""
         if self.size > MAX_SMALL:
-            raise Broken(f"{short(self.name)} has {self.size:,} bytes, more than {MAX_SMALL:,}")
+            raise CorruptFile(f"{short(self.name)} has {self.size:,} bytes, more than {MAX_SMALL:,}")
         self.check(view)
         return bytes(view[self.start : self.start + self.size])
 
     def check(self, view):
-        """Raises Broken where the bytes are not those that were written."""
+        """Raises CorruptFile if the checksum of the bytes does not match."""
         if zlib.crc32(view[self.start : self.start + self.size]) != self.crc:
-            raise Broken(f"the checksum of {short(self.name)} does not match, the file is damaged")
+            raise CorruptFile(f"the checksum of {short(self.name)} does not match, the file is damaged")
 
 
 def members_of(view):
-    """{name: Member} of a zip file, every number in its directory checked against the file.
+    """Returns {name: Member} of a zip file, every field of its directory checked against the file.
 
-    APPNOTE.TXT, sections 4.3.7 (header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
+    APPNOTE.TXT, sections 4.3.7 (header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end). Raises CorruptFile.
     """
     count, start, stop = _directory(view)
     if count > _MAX_MEMBERS:
-        raise Broken(f"{count:,} members are more than {_MAX_MEMBERS:,}")
+        raise CorruptFile(f"{count:,} members are more than {_MAX_MEMBERS:,}")
     members, at = {}, start
     for _ in range(count):
         if at + 46 > stop or view[at : at + 4] != b"PK\x01\x02":
-            raise Broken("its directory is damaged")
+            raise CorruptFile("its directory is damaged")
         flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment = struct.unpack_from("<4H3L3H", view, at + 8)
         header = struct.unpack_from("<L", view, at + 42)[0]
         extra_at = at + 46 + n_name
         at = extra_at + n_extra + n_comment
         if at > stop:
-            raise Broken("its directory is damaged")
+            raise CorruptFile("its directory is damaged")
         name = text(view[extra_at - n_name : extra_at])
-        size, packed, header = _wide(bytes(view[extra_at : extra_at + n_extra]), [size, packed, header])
+        size, packed, header = _zip64_values(bytes(view[extra_at : extra_at + n_extra]), [size, packed, header])
         if method or flags & 1 or packed != size:
-            raise Broken(f"{short(name)} is compressed or encrypted, which torch.save never does")
+            raise CorruptFile(f"{short(name)} is compressed or encrypted, which torch.save never does")
         if name in members:
-            raise Broken(f"{short(name)} is there twice")
+            raise CorruptFile(f"{short(name)} occurs twice")
         members[name] = Member(name, _data_start(view, header, name), size, crc)
     end = 0
     for member in sorted(members.values(), key=lambda member: (member.start, member.size)):
         if member.start < end:
-            raise Broken(f"{short(member.name)} overlaps another member")
+            raise CorruptFile(f"{short(member.name)} overlaps another member")
         end = member.start + member.size
     if end > start:
-        raise Broken(f"the file has {len(view):,} bytes, its members more")
+        raise CorruptFile(f"its members take more than the {len(view):,} bytes of the file")
     return members
 
 
 def _directory(view):
-    """(number of members, first byte, last byte + 1) of the directory, as the end of the file tells them."""
+    """(number of members, first byte, last byte + 1) of the directory, as the end record of the file has them."""
     tail = bytes(view[-65557:])  # a comment of up to 65,535 bytes may follow
-    place = tail.rfind(b"PK\x05\x06")
-    if place < 0 or place + 22 > len(tail) or place + 22 + tail[place + 20] + 256 * tail[place + 21] != len(tail):
-        raise Broken("the end of it is missing")
-    end = len(view) - len(tail) + place
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(tail) or at + 22 + tail[at + 20] + 256 * tail[at + 21] != len(tail):
+        raise CorruptFile("its end is missing")
+    end = len(view) - len(tail) + at
     count, size, start = struct.unpack_from("<H2L", view, end + 10)
-    if count == 0xFFFF or 0xFFFFFFFF in (size, start):  # the wide form, for files of more than 4 GiB
+    if count == 0xFFFF or 0xFFFFFFFF in (size, start):  # the zip64 form, for files of more than 4 GiB
         if end < 20 or view[end - 20 : end - 16] != b"PK\x06\x07":
-            raise Broken("the end of it is damaged")
+            raise CorruptFile("its end is damaged")
         end = struct.unpack_from("<Q", view, end - 12)[0]
         if end + 56 > len(view) or view[end : end + 4] != b"PK\x06\x06":
-            raise Broken("the end of it is damaged")
+            raise CorruptFile("its end is damaged")
         count, size, start = struct.unpack_from("<3Q", view, end + 32)
     if start + size > end:
-        raise Broken("its directory is damaged")
+        raise CorruptFile("its directory is damaged")
     return count, start, start + size
 
 
-def _wide(extra, values):
-    """The 32-bit values of a directory entry, those that were too large replaced by the 64 bits of the extra field."""
+def _zip64_values(extra, values):
+    """The 32-bit values of a directory entry, those too large for them replaced by the 64 bits of the extra field."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         field, extra = extra[4 : 4 + length], extra[4 + length :]
@@ -118,35 +111,35 @@ def _wide(extra, values):
 
 def _data_start(view, header, name):
     if header + 30 > len(view) or view[header : header + 4] != b"PK\x03\x04":
-        raise Broken(f"{short(name)} is not where the directory has it")
+        raise CorruptFile(f"{short(name)} is not where the directory says")
     flags, method = struct.unpack_from("<2H", view, header + 6)
     n_name, n_extra = struct.unpack_from("<2H", view, header + 26)
     if method or flags & 1 or view[header + 30 : header + 30 + n_name] != name.encode():
-        raise Broken(f"{short(name)} is called otherwise in its own header")
+        raise CorruptFile(f"{short(name)} has another name in its own header")
     return header + 30 + n_name + n_extra
 
 
 def text(data):
-    """UTF-8 bytes as a text. Raises Broken where they are none."""
+    """Decode UTF-8. Raises CorruptFile if the bytes are not valid UTF-8."""
     try:
         return bytes(data).decode()
     except UnicodeDecodeError:
-        raise Broken("a name or text in it is no UTF-8") from None
+        raise CorruptFile("a name or text in it is not valid UTF-8") from None
 
 
-# -- out ---------------------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Writes a zip file into an open binary file, member by member; nothing of it is kept in memory but the names."""
+    """Writes a zip file into an open binary file, member by member; only the directory is kept in memory."""
 
     def __init__(self, file):
         self.file, self.entries = file, []
 
     def add(self, name, size, pieces):
-        """Write a member of `size` bytes, which come in pieces. Raises ValueError where they are more or fewer."""
-        place, extra = self.file.tell(), _extra(size, size)
-        gap = -(place + 34 + len(name.encode()) + len(extra)) % _ALIGN
+        """Write a member of `size` bytes, which come in pieces. Raises ValueError if they are more or fewer."""
+        start, extra = self.file.tell(), _extra(size, size)
+        gap = -(start + 34 + len(name.encode()) + len(extra)) % _ALIGN
         extra += struct.pack("<2s H", b"FB", gap) + b"Z" * gap
         self.file.write(self._header(name, 0, size, extra))
         crc = written = 0
@@ -157,18 +150,18 @@ class Writer:
         if written != size:
             raise ValueError(f"{name} should have {size} bytes and has {written}")
         end = self.file.tell()
-        self.file.seek(place)  # only now is the checksum known
+        self.file.seek(start)  # only now is the checksum known
         self.file.write(self._header(name, crc, size, extra))
         self.file.seek(end)
-        self._remember(name, crc, size, place)
+        self._add_entry(name, crc, size, start)
 
     def close(self):
         """Write the directory."""
         start, count = self.file.tell(), len(self.entries)
         size = self.file.write(b"".join(self.entries))
         if start >= _NARROW or count >= 0xFFFF:
-            wide = struct.pack("<4s Q 2H 2L 4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
-            self.file.write(wide + struct.pack("<4s L Q L", b"PK\6\7", 0, start + size, 1))
+            zip64 = struct.pack("<4s Q 2H 2L 4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+            self.file.write(zip64 + struct.pack("<4s L Q L", b"PK\6\7", 0, start + size, 1))
             start, count = 0xFFFFFFFF, 0xFFFF
         self.file.write(struct.pack("<4s 4H 2L H", b"PK\5\6", 0, 0, count, count, size, start, 0))
 
@@ -177,10 +170,10 @@ class Writer:
         fields = struct.pack("<4s 3H 2H 3L", b"PK\3\4", 45, _UTF8, 0, 0, 0x21, crc, size, size)
         return fields + struct.pack("<2H", len(name), len(extra)) + name + extra
 
-    def _remember(self, name, crc, size, place):
-        extra, name, size, place = _extra(size, size, place), name.encode(), _narrow(size), _narrow(place)
+    def _add_entry(self, name, crc, size, start):
+        extra, name, size, start = _extra(size, size, start), name.encode(), _narrow(size), _narrow(start)
         fields = struct.pack("<4s 4H 2H 3L", b"PK\1\2", 45, 45, _UTF8, 0, 0, 0x21, crc, size, size)
-        lengths = struct.pack("<5H 2L", len(name), len(extra), 0, 0, 0, 0, place)
+        lengths = struct.pack("<5H 2L", len(name), len(extra), 0, 0, 0, 0, start)
         self.entries.append(fields + lengths + name + extra)
 
 
@@ -188,7 +181,7 @@ def _narrow(n):
     return n if n < _NARROW else 0xFFFFFFFF
 
 
-def _extra(*numbers):
-    """The extra field with those numbers that do not fit into 32 bits; empty where all do."""
-    large = [n for n in numbers if n >= _NARROW]
+def _extra(*values):
+    """The extra field with those values that do not fit into 32 bits; empty if all do."""
+    large = [n for n in values if n >= _NARROW]
     return struct.pack(f"<2H {len(large)}Q", 1, 8 * len(large), *large) if large else b""

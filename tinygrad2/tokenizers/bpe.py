@@ -1,20 +1,20 @@
-"""Byte pair encoding (BPE) on integers: learn which neighbours to glue together, then do so.
+"""Byte pair encoding (BPE) on integers: learn which neighbouring tokens to join, then join them.
 
 A tokenizer starts with 256 tokens, one per byte, and learns more by looking at a text: it counts how often each pair
 of neighbouring tokens occurs, makes the most frequent pair a token of its own, replaces the pair by it everywhere, and
 counts again. Each such step is a *merge*; merge number k (from 0) makes token 256 + k.
 
-The text arrives as a table of chunks (roughly: words) and how often each was seen, because a pair never reaches across
-a chunk's border, and a word that occurs a thousand times need only be looked at once.
+The text arrives as a table of chunks (roughly: words) and how often each was seen, because a pair never crosses a
+chunk's border, and a word that occurs a thousand times need only be processed once.
 
-Both jobs are done twice here, once for the reader and once for the clock; tests hold the two to the same answer:
+Both jobs are done twice here, once for the reader and once for speed; tests check that the results are the same:
 
                                            read this            use this
     learn merges from a table of chunks    train_merges_plain   train_merges
     apply merges to one chunk              apply_merges_plain   apply_merges
 
 Learning settles ties as Hugging Face's trainer does: the larger count first, then the smaller pair (left id, then right
-id). Without a rule for ties the result would hang on the order in which a dictionary happens to be walked.
+id). Without a rule for ties the result would depend on the iteration order of a dictionary.
 """
 
 import heapq
@@ -26,11 +26,11 @@ from operator import add
 
 Pair = tuple[int, int]
 
-N_BYTES = 256  # the tokens that are there before any merge; merge k makes token N_BYTES + k
+N_BYTES = 256  # tokens before any merge; merge k makes token N_BYTES + k
 MAX_IDS = sys.maxunicode + 1  # train_merges writes a token as a character
-SHORT = 40  # tokens; up to about here a heap costs more than it saves
+SHORT = 40  # tokens; for shorter chunks a heap costs more than it saves
 NEVER = sys.maxsize  # stands for "no such merge", greater than every id
-MIN_COUNT = 2  # a pair seen once saves nothing: learning stops there
+MIN_COUNT = 2  # a pair that occurs once saves nothing: learning stops
 
 
 def merge_pair(ids: tuple[int, ...], pair: Pair, new_id: int) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def train_merges_plain(
     n_merges: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
-    """Learn up to n_merges merges, counting every pair anew for each of them.
+    """Learn up to n_merges merges, counting every pair again for each of them.
 
     "ab" seen 3 times and "abc" twice, with the ids a=64, b=65, c=66: the pair (a, b) occurs 3 + 2 = 5 times and
     becomes token 256. Now the words are "256" and "256 c", so the pair (256, c) occurs twice and becomes 257.
@@ -99,7 +99,7 @@ def train_merges(
     n_merges: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Pair]:
-    """The same merges as train_merges_plain, sooner: 3,839 merges of tinyshakespeare (1.1 MB) take 0.13 s, not 58 s.
+    """The same merges as train_merges_plain, faster: 3,839 merges of tinyshakespeare (1.1 MB) take 0.13 s, not 58 s.
 
     What changes, and what it buys:
 
@@ -107,12 +107,12 @@ def train_merges(
       word.replace(pair, new), and strings are split, joined and hashed much faster than tuples.
     - The pair counts are kept from one merge to the next, and only words that hold the merged pair are touched:
       `words_with` says which. A late merge changes a handful of words out of thousands. Within such a word only what
-      stands next to the pair is counted anew.
-    - The most frequent pair comes off a heap, not out of a search through all pairs. A pair's count can only fall
+      stands next to the pair is counted again.
+    - The most frequent pair comes from a heap, not from a search through all pairs. A pair's count can only fall
       after its entry was made (new occurrences always contain the newest token, and so are new pairs), hence an
-      entry never promises too little: when one comes up too high, it goes back with today's count.
+      entry is never too low: if one that is too high is popped, it is pushed back with the current count.
 
-    There are 1,114,112 characters, so learning stops there at the latest.
+    There are 1,114,112 characters, so that is the largest vocabulary.
 
     >>> train_merges({(64, 65): 3, (64, 65, 66): 2}, n_merges=2)
     [(64, 65), (256, 66)]
@@ -144,11 +144,11 @@ def train_merges(
                 continue
             words[index] = new.join(parts)
             count = word_counts[index]
-            changes = []  # (a pair that is no more, the pair in its place)
-            for place, (before, after) in enumerate(pairwise(parts)):  # what stands beside each occurrence
+            changes = []  # (old pair, new pair)
+            for i, (before, after) in enumerate(pairwise(parts)):  # the text on both sides of each occurrence
                 if before:
                     changes.append((before[-1] + left, before[-1] + new))
-                elif place > 0:
+                elif i > 0:
                     changes.append((right + left, new + new))
                 if after:
                     changes.append((right + after[0], new + after[0]))
@@ -181,7 +181,7 @@ def apply_merges_plain(ids: tuple[int, ...], merges: dict[Pair, int]) -> tuple[i
 
 
 def apply_merges(ids: tuple[int, ...], merges: dict[Pair, int]) -> tuple[int, ...]:
-    """The same as apply_merges_plain, sooner.
+    """The same as apply_merges_plain, faster.
 
     >>> apply_merges((64, 65, 66, 64, 65), {(64, 65): 256, (256, 66): 257})
     (257, 256)
@@ -190,41 +190,41 @@ def apply_merges(ids: tuple[int, ...], merges: dict[Pair, int]) -> tuple[int, ..
 
 
 def _apply_to_short(ids, merges):
-    """Look each pair up once: `fits` holds what it becomes, and a merge changes only its two neighbours there."""
+    """Look each pair up once: `fits` has the token it becomes, and a merge changes only its two neighbours there."""
     tokens = list(ids)
-    fits = [merges.get(pair, NEVER) for pair in pairwise(tokens)]  # fits[i]: what tokens[i], tokens[i + 1] become
+    fits = [merges.get(pair, NEVER) for pair in pairwise(tokens)]  # fits[i]: token of tokens[i], tokens[i + 1]
     while fits and (new_id := min(fits)) != NEVER:
-        place = fits.index(new_id)  # the leftmost
-        tokens[place : place + 2] = [new_id]
-        del fits[place]
-        if place < len(fits):
-            fits[place] = merges.get((new_id, tokens[place + 1]), NEVER)
-        if place > 0:
-            fits[place - 1] = merges.get((tokens[place - 1], new_id), NEVER)
+        i = fits.index(new_id)  # the leftmost
+        tokens[i : i + 2] = [new_id]
+        del fits[i]
+        if i < len(fits):
+            fits[i] = merges.get((new_id, tokens[i + 1]), NEVER)
+        if i > 0:
+            fits[i - 1] = merges.get((tokens[i - 1], new_id), NEVER)
     return tuple(tokens)
 
 
 def _apply_to_long(ids, merges):
-    """In n log n steps, not n * n: a chunk may be a DNA sequence of 50,000 letters.
+    """In O(n log n) steps, not O(n^2): a chunk may be a DNA sequence of 50,000 letters.
 
-    The tokens form a linked list, and a heap holds every place where a merge fits: the merge learned first comes off
-    first, and the leftmost of equals. A merge changes nothing but its two neighbours, so it adds at most two places.
+    The tokens form a linked list, and a heap has every position where a merge fits: the merge learned first is
+    popped first, and the leftmost of equals. A merge changes only its two neighbours, so it adds at most two entries.
     """
-    gone = -1  # stands in no merge, so a place that vanished, or the end of the list, never fits
+    gone = -1  # in no merge, so that a removed token or the end of the list never fits
     tokens = [gone, *ids, gone]
     before = list(range(-1, len(tokens) - 1))
     after = list(range(1, len(tokens) + 1))
-    fits = [(merges[pair], place) for place, pair in enumerate(pairwise(tokens)) if pair in merges]
+    fits = [(merges[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in merges]
     heapq.heapify(fits)
     while fits:
-        new_id, place = heapq.heappop(fits)
-        following = after[place]
-        if merges.get((tokens[place], tokens[following])) != new_id:  # an earlier merge took one of the two
+        new_id, i = heapq.heappop(fits)
+        following = after[i]
+        if merges.get((tokens[i], tokens[following])) != new_id:  # an earlier merge took one of the two
             continue
-        tokens[place], tokens[following] = new_id, gone
-        after[place] = after[following]
-        before[after[place]] = place
-        for left in (before[place], place):
+        tokens[i], tokens[following] = new_id, gone
+        after[i] = after[following]
+        before[after[i]] = i
+        for left in (before[i], i):
             pair = (tokens[left], tokens[after[left]])
             if pair in merges:
                 heapq.heappush(fits, (merges[pair], left))

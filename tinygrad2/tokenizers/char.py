@@ -4,8 +4,8 @@
 >>> tokenizer.encode("hole"), tokenizer.decode([0, 1, 2, 3])
 ([1, 3, 2, 0], 'ehlo')
 
-The ids are the places in the sorted set of characters. There is no end-of-text token, and a character that was not in
-the text is refused. What BPE does better is told in tokenizer.py.
+The ids are the positions in the sorted set of characters. There is no end-of-text token, and a character that was not
+in the text is refused. tokenizer.py explains what BPE does better.
 """
 
 import json
@@ -19,19 +19,19 @@ FORMAT, VERSION = "tinygrad2-char", 1
 
 
 class CharTokenizer:
-    """Characters and their ids, with the face of a Tokenizer. `eot` is None: there is no end-of-text token."""
+    """Characters and their ids, with the interface of a Tokenizer. `eot` is None: there is no end-of-text token."""
 
     eot = None
 
     def __init__(self, characters, source="CharTokenizer(characters)"):
         if not isinstance(characters, str) or not characters:
-            raise TokenizerError(f"{source}: 'characters' is no text; train the tokenizer again")
+            raise TokenizerError(f"{source}: 'characters' is not a string; train the tokenizer again")
         if any(a >= b for a, b in zip(characters, characters[1:])):
-            raise TokenizerError(f"{source}: 'characters' is not sorted, each once; train the tokenizer again")
+            raise TokenizerError(f"{source}: 'characters' is not sorted or has repetitions; train the tokenizer again")
         try:
             self._bytes = [character.encode() for character in characters]
         except UnicodeEncodeError:
-            raise TokenizerError(f"{source}: 'characters' has half a character; train the tokenizer again") from None
+            raise TokenizerError(f"{source}: 'characters' has a lone surrogate; train the tokenizer again") from None
         self.characters, self.source = characters, source
         self._ids = {character: i for i, character in enumerate(characters)}
         self.n_vocab = len(characters)
@@ -43,11 +43,12 @@ class CharTokenizer:
         return cls("".join(sorted(set(text))))
 
     def encode(self, text, special="ordinary"):
-        """The ids of a text (str or bytes). Raises TokenizerError for a character that is not known.
+        """The ids of a text (str or bytes). Raises TokenizerError for an unknown character.
 
-        `special` is as in Tokenizer.encode, and changes nothing: there are no special tokens."""
+        `special` is as in Tokenizer.encode, and has no effect: there are no special tokens.
+        """
         if special not in SPECIAL:
-            raise TokenizerError(f"special is {short(special)}, which is no choice; use one of {', '.join(SPECIAL)}")
+            raise TokenizerError(f"special is {short(special)}, not a valid choice; use one of {', '.join(SPECIAL)}")
         return self.encode_array(text).tolist()
 
     def encode_array(self, text):
@@ -58,7 +59,7 @@ class CharTokenizer:
         except KeyError as error:
             known = self.characters if self.n_vocab <= 100 else self.characters[:100] + "..."
             raise TokenizerError(
-                f"{error.args[0]!r} is no character this model has learned; it knows {known!r}"
+                f"{error.args[0]!r} is not a character this model has learned; it knows {known!r}"
             ) from None
 
     def token_bytes(self, id):
@@ -68,7 +69,7 @@ class CharTokenizer:
         return self._bytes[id]
 
     def decode_bytes(self, ids):
-        """The bytes of the tokens in a row."""
+        """The concatenated bytes of the tokens."""
         return b"".join(map(self.token_bytes, ids))
 
     def decode(self, ids):
@@ -76,17 +77,17 @@ class CharTokenizer:
         return self.decode_bytes(ids).decode()
 
     def to_json(self):
-        """All that is needed to make this tokenizer again, as one line of JSON."""
+        """Returns everything needed to create this tokenizer again, as one line of JSON."""
         return json.dumps({"format": FORMAT, "version": VERSION, "characters": self.characters}, separators=(",", ":"))
 
     def save(self, path):
-        """Write the tokenizer to a file, whole or not at all."""
+        """Write the tokenizer to a file, atomically."""
         with atomic_write(path) as file:
             file.write(self.to_json().encode() + b"\n")
 
     @classmethod
     def from_fields(cls, fields, source):
-        """The tokenizer from what to_json wrote, parsed. Every field is checked."""
+        """The tokenizer from the parsed output of to_json. Every field is checked; raises TokenizerError."""
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
             problem = f"version is {str(fields.get('version'))[:20]}, but this tinygrad2 reads {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2")
@@ -99,5 +100,5 @@ def _as_str(text, what):
     try:
         return bytes(text).decode()
     except UnicodeDecodeError as error:
-        problem = f"byte {error.start} is no UTF-8, so it has no characters"
+        problem = f"byte {error.start} is not valid UTF-8, so it has no characters"
         raise TokenizerError(f"{what}: {problem}; use BPE instead") from None

@@ -1,4 +1,4 @@
-"""Our tokenizers as files that others read: Hugging Face's four, tiktoken's ranks, llm.c's table.
+"""Writes tokenizers in third-party formats: Hugging Face's four files, tiktoken's ranks, llm.c's table.
 
 >>> import tempfile
 >>> folder = tempfile.mkdtemp()
@@ -6,7 +6,7 @@
 >>> sorted(os.listdir(folder))
 ['merges.txt', 'tokenizer.json', 'tokenizer_config.json', 'vocab.json']
 
-What a format cannot hold is refused: none of these files may give other ids than the tokenizer it was made from.
+What a format cannot represent is refused: every file must encode to the same ids as the tokenizer it came from.
 """
 
 import base64
@@ -25,18 +25,18 @@ KINDS = ("hf", "tiktoken", "llmc")
 
 
 def write_tokenizer(tokenizer, path, kind, version=2, end=None):
-    """Write a Tokenizer or a MappedTokenizer for another program; each file is there whole or not at all.
+    """Write a Tokenizer or a MappedTokenizer for another program; each file is written atomically.
 
     kind        path        what is written
-    "hf"        a folder    tokenizer.json, tokenizer_config.json, vocab.json, merges.txt; it is made if missing
+    "hf"        a folder    tokenizer.json, tokenizer_config.json, vocab.json, merges.txt; created if missing
     "tiktoken"  a file      tokens in base64 and their ranks, as r50k_base.tiktoken
-    "llmc"      a file      gpt2_tokenizer.bin, the bytes of each token; `version` is 2, or 1 for GPT-2's own tokens
+    "llmc"      a file      gpt2_tokenizer.bin, the bytes of each token; `version` is 2, or 1 for GPT-2's tokens
 
-    `end` is the id with which texts end, where that is another special token than <|endoftext|> (for "hf").
-    Raises TokenizerError where the format cannot hold this tokenizer, UserError where nothing can be written.
+    `end` is the id that ends texts, if that is another special token than <|endoftext|> (for "hf").
+    Raises TokenizerError if the format cannot represent this tokenizer, UserError if a file cannot be written.
     """
     if kind not in KINDS:
-        raise TokenizerError(f"kind is {short(kind)}, which is no choice; use one of {', '.join(KINDS)}")
+        raise TokenizerError(f"kind is {short(kind)}, not a valid choice; use one of {', '.join(KINDS)}")
     if kind == "hf":
         _write_files(path, _hugging_face(tokenizer, end))
     else:
@@ -57,7 +57,7 @@ def _in_symbols(tokenizer, kind):
     if isinstance(tokenizer, MappedTokenizer):
         return tokenizer.vocab, tokenizer.merges
     if not isinstance(tokenizer, Tokenizer):
-        problem = f"a tokenizer without merges of bytes (characters, or llm.c's table) has no form as {kind!r}"
+        problem = f"a tokenizer without merges of bytes (characters, or llm.c's table) cannot be written as {kind!r}"
         raise TokenizerError(f"{problem}; give a BPE tokenizer, such as vocab.bpe, with --tokenizer")
     tokens, merges = list(ID_TO_SYMBOL), []
     for left, right in tokenizer.merges:
@@ -67,12 +67,12 @@ def _in_symbols(tokenizer, kind):
 
 
 def _unique(tokens, kind):
-    """token -> id. These formats find tokens by their bytes, so no two may have the same."""
+    """{token: id}. These formats look tokens up by their bytes, so no two may have the same."""
     vocab = {}
     for id, token in enumerate(tokens):
         if vocab.setdefault(token, id) != id:
             problem = f"tokens {vocab[token]} and {id} are both {short(token)}, and {kind!r} has one id for each text"
-            raise TokenizerError(f"{problem}; train with fewer merges, or save it in our own form")
+            raise TokenizerError(f"{problem}; train with fewer merges, or save it as our own JSON")
     return vocab
 
 
@@ -80,19 +80,19 @@ def _unique(tokens, kind):
 
 
 def check_hugging_face(tokenizer):
-    """Raise TokenizerError where write_tokenizer would, for the kind "hf"; nothing is written."""
+    """Raises TokenizerError if write_tokenizer would, for the kind "hf"; nothing is written."""
     _in_symbols(tokenizer, "hf")
 
 
 def _hugging_face(tokenizer, end):
-    """{name of a file: its text}."""
+    """{file name: its text}."""
     vocab, merges = _in_symbols(tokenizer, "hf")
     vocab = dict(sorted({**vocab, **tokenizer.special}.items(), key=lambda item: item[1]))
     lines = [f"{left} {right}" for left, right in merges]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
     model |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
-    whole = {
+    fields = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -101,16 +101,16 @@ def _hugging_face(tokenizer, end):
         "pre_tokenizer": level,
         "post_processor": level,
         "decoder": level,
-        "model": model | {"vocab": vocab, "merges": lines},  # as "a b", since older readers know nothing else
+        "model": model | {"vocab": vocab, "merges": lines},  # as "a b": older readers know no other form
     }
     names = {id: text for text, id in tokenizer.special.items()}
     end = names.get(tokenizer.eot if end is None else end)
     config = {"tokenizer_class": "GPT2Tokenizer" if end else "PreTrainedTokenizerFast", "add_prefix_space": False}
     config |= {"bos_token": end, "eos_token": end, "unk_token": end, "clean_up_tokenization_spaces": False}
     return {
-        "tokenizer.json": json.dumps(whole, ensure_ascii=False),
+        "tokenizer.json": json.dumps(fields, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
-        "vocab.json": json.dumps(vocab),  # in ASCII, and in the order of the ids, as OpenAI wrote theirs
+        "vocab.json": json.dumps(vocab),  # in ASCII and in the order of ids, as OpenAI's
         "merges.txt": "\n".join(["#version: 0.2", *lines, ""]),  # readers drop the first line, whatever it is
     }
 
@@ -124,17 +124,17 @@ def _added_tokens(special):
 
 
 def _rank_file(tokenizer):
-    """Ranks are ids, so merges must be in the order of the ids; and a reader finds the merges again by itself."""
+    """Ranks are ids, so merges must be in the order of ids; and a reader must recover the same merges."""
     vocab, merges = _in_symbols(tokenizer, "tiktoken")
     tokens = {id: tokenizer.token_bytes(id) for token, id in vocab.items() if token not in tokenizer.special}
     ordered = [tokens[id] for id in sorted(tokens)]
     try:
-        found, symbols = recover_merges(ordered, "as ranks")
-        follows = [(symbols[left], symbols[right]) for left, right in found] == merges
+        recovered, symbols = recover_merges(ordered, "as ranks")
+        same = [(symbols[left], symbols[right]) for left, right in recovered] == merges
     except TokenizerError:
-        follows = False
-    if not follows:
-        problem = "the merges of this tokenizer do not follow from the order of its ids, so ranks cannot say them"
+        same = False
+    if not same:
+        problem = "the merges of this tokenizer do not follow from the order of its ids, so ranks cannot represent them"
         raise TokenizerError(f"{problem}; write it as 'hf', which lists the merges")
     return b"".join(b"%s %d\n" % (base64.b64encode(tokens[id]), id) for id in sorted(tokens))
 
@@ -147,7 +147,7 @@ def _llmc_table(tokenizer, version):
     if version not in (1, 2):
         raise TokenizerError(f"version is {short(version)}, but llm.c knows 1 and 2; use 2")
     if eot is None:
-        raise TokenizerError(f"this tokenizer has no {END_OF_TEXT}, which llm.c begins with; train one that has")
+        raise TokenizerError(f"this tokenizer has no {END_OF_TEXT}, which llm.c starts with; train one that has it")
     if version == 1 and (n_vocab, eot) != LLMC_FIRST:
         problem = f"version 1 is for GPT-2's {LLMC_FIRST[0]} tokens only, and this tokenizer has {n_vocab}"
         raise TokenizerError(f"{problem}; use version 2")

@@ -1,12 +1,12 @@
-"""Tokenizers in the files of others: OpenAI, Hugging Face, tiktoken, llm.c.
+"""Third-party tokenizer formats: readers for the files of OpenAI, Hugging Face, tiktoken and llm.c.
 
     encoder.json + vocab.bpe     the vocabulary as {"token": id, ...}, and the merges, one a line
     vocab.json + merges.txt      the same under Hugging Face's names
-    tokenizer.json               both in one, and how a text is cut, and the special tokens
-    *.tiktoken                   "base64 of the token's bytes, space, rank" a line; the rank is id and order in one
-    gpt2_tokenizer.bin           the bytes of each token, for llm.c to print; it can only decode
+    tokenizer.json               both in one, with the pre-tokenizer and the special tokens
+    *.tiktoken                   "base64 of the token's bytes, space, rank" a line; the rank is both id and order
+    gpt2_tokenizer.bin           the bytes of each token, for llm.c to print; can only decode
 
-Every reader gives a tokenizer or raises TokenizerError: one line with the file, the field, its value and the remedy.
+Every reader returns a tokenizer or raises TokenizerError: one line with the file, the field, its value and the remedy.
 Tokens are written in GPT-2's symbols, see ID_TO_SYMBOL in tokenizer.py.
 """
 
@@ -23,31 +23,31 @@ from tinygrad2.tokenizers.bpe import N_BYTES, apply_merges
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_vocab
 from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # names in folders
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
-MAX_UNMADE = 1000  # tokens of a vocabulary that no merge makes: more are no special tokens, but another's merges
+MAX_UNMADE = 1000  # tokens that no merge makes: more are not special tokens, but the merges of another file
 MAX_RANKED = 1 << 16  # bytes of a token in a rank file; GPT-2's longest has 128
-OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> whose they are
+OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of ranks -> tiktoken's encoding
 
-LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 numbers
-LLMC_FIRST = (50257, 50256)  # version 1 says no end-of-text id: it was for GPT-2 only
+LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 int32
+LLMC_FIRST = (50257, 50256)  # tokens, end-of-text id; version 1 was for GPT-2 only and does not store the id
 
-_AGAIN = "fetch or write the file again"
+_AGAIN = "download or write the file again"
 
 
 def parse_json(data, source):
-    """The object in JSON bytes, as a dict. Raises TokenizerError where it is not valid, or has a name twice."""
+    """Returns the object in JSON bytes as a dict. Raises TokenizerError if it is invalid or has a name twice."""
 
     def unique(pairs):
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            raise ValueError("a name stands in it twice")
+            raise ValueError("a name occurs twice")
         return fields
 
     try:
         fields = json.loads(data.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{source}: is no JSON ({short(str(error))}); {_AGAIN}") from None
+        raise TokenizerError(f"{source}: is not valid JSON ({short(str(error))}); {_AGAIN}") from None
     if not isinstance(fields, dict):
         raise TokenizerError(f"{source}: is {short(fields)}, not an object; {_AGAIN}")
     return fields
@@ -56,8 +56,8 @@ def parse_json(data, source):
 # -- a vocabulary and its merges ---------------------------------------------------------------------------------------
 
 
-def vocab_beside(merges):
-    """The path of the vocabulary that belongs to merges.txt or vocab.bpe, if it is there; else None."""
+def find_vocab(merges):
+    """The path of the vocabulary next to a merges.txt or vocab.bpe; None if there is none."""
     folder, name = os.path.split(merges)
     for vocab, partner in PAIRS.items():
         if name == partner and os.path.isfile(os.path.join(folder, vocab)):
@@ -65,19 +65,20 @@ def vocab_beside(merges):
     return None
 
 
-def merges_beside(vocab):
+def find_merges(vocab):
+    """The path of the merges next to a vocabulary. Raises TokenizerError if there are none."""
     folder, name = os.path.split(vocab)
     names = [PAIRS[name]] if name in PAIRS else list(PAIRS.values())
     for partner in names:
         if os.path.isfile(os.path.join(folder, partner)):
             return os.path.join(folder, partner)
-    raise TokenizerError(f"{vocab}: is a vocabulary without its merges; put {' or '.join(names)} beside it")
+    raise TokenizerError(f"{vocab}: is a vocabulary without its merges; put {' or '.join(names)} next to it")
 
 
 def read_pair(vocab_path, merges_path, vocab=None):
-    """The tokenizer of a vocabulary and its merges, two files. `vocab`: what the first has, where that is known.
+    """The tokenizer of a vocabulary and its merges, two files. `vocab` is the content of the first, if already parsed.
 
-    Tokens that no merge makes are special: so are <|endoftext|>, <pad> and their like in such a file.
+    Tokens that no merge makes are special: so <|endoftext|>, <pad> and the like are stored in such files.
     """
     if vocab is None:
         vocab = parse_json(read_text(vocab_path).encode(), vocab_path)
@@ -87,7 +88,7 @@ def read_pair(vocab_path, merges_path, vocab=None):
             continue
         parts = line.split(" ")
         if len(parts) != 2 or not all(parts):
-            problem = f"line {number} is {short(line)}, not two tokens with a space between"
+            problem = f"line {number} is {short(line)}, not two tokens separated by a space"
             raise TokenizerError(f"{merges_path}: {problem}; {_AGAIN}")
         merges.append(tuple(parts))
     made = {*ID_TO_SYMBOL, *(left + right for left, right in merges)}
@@ -103,18 +104,18 @@ def read_pair(vocab_path, merges_path, vocab=None):
 
 
 def read_hf(fields, source):
-    """The tokenizer of a parsed tokenizer.json. What would change ids and is not supported is refused.
+    """The tokenizer of a parsed tokenizer.json. Unsupported fields that would change ids are refused.
 
-    Its truncation and padding are left aside: they are for batches, and here a text keeps its length.
+    Truncation and padding are ignored: they are for batches, and here a text keeps its length.
     """
     model = fields.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = short(model.get("type") if isinstance(model, dict) else model)
-        raise TokenizerError(f"{source}: model.type is {found}; only byte-level 'BPE' as GPT-2 has it is supported")
+        raise TokenizerError(f"{source}: model.type is {found}; only GPT-2's byte-level 'BPE' is supported")
     _check_steps(fields, source)
     for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
         if model.get(field):
-            raise TokenizerError(f"{source}: model.{field} is {short(model[field])}; only GPT-2's way is known")
+            raise TokenizerError(f"{source}: model.{field} is {short(model[field])}; only GPT-2's form is supported")
     merges = model.get("merges")
     if isinstance(merges, list):  # "a b" before August 2024, ["a", "b"] since
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
@@ -123,15 +124,15 @@ def read_hf(fields, source):
 
 
 def _check_steps(fields, source):
-    """What stands around the model: nothing before it but bytes in symbols, nothing behind it that adds tokens."""
+    """The steps around the model: before it only bytes to symbols, after it nothing that adds tokens."""
     if fields.get("normalizer") is not None:
         found = short(fields["normalizer"])
-        raise TokenizerError(f"{source}: normalizer is {found}; only null, which leaves the text alone, is known")
+        raise TokenizerError(f"{source}: normalizer is {found}; only null, no change of the text, is supported")
     before = fields.get("pre_tokenizer")
     if not isinstance(before, dict) or before.get("type") != "ByteLevel":
         raise TokenizerError(f"{source}: pre_tokenizer is {short(before)}; only GPT-2's 'ByteLevel' is supported")
     for field, wanted in (("add_prefix_space", False), ("use_regex", True)):
-        found = before.get(field, True)  # both are true where they are not named
+        found = before.get(field, True)  # both default to true
         if found is not wanted:
             raise TokenizerError(f"{source}: pre_tokenizer.{field} is {short(found)}; only {wanted} is supported")
     after = fields.get("post_processor")
@@ -144,7 +145,7 @@ def _check_steps(fields, source):
 
 
 def _is_empty(template):
-    """A TemplateProcessing that adds nothing to a text."""
+    """Is it a TemplateProcessing that adds no tokens to a text?"""
     parts = template.get("single")
     return template.get("type") == "TemplateProcessing" and isinstance(parts, list) and not any(
         not isinstance(part, dict) or list(part) != ["Sequence"] for part in parts
@@ -152,20 +153,20 @@ def _is_empty(template):
 
 
 def _added_tokens(tokens, source):
-    """text -> id of the added tokens. Those that take white space or words beside them along are refused."""
+    """{text: id} of the added tokens. Those that absorb white space or match only complete words are refused."""
     special = {}
     if not isinstance(tokens if tokens is not None else [], list):
         raise TokenizerError(f"{source}: added_tokens is {short(tokens)}, not a list; {_AGAIN}")
     for k, token in enumerate(tokens or []):
         text = token.get("content") if isinstance(token, dict) else None
         if not isinstance(text, str) or text in special:
-            problem = f"added_tokens[{k}] is {short(token)}, which has no 'content' of its own"
+            problem = f"added_tokens[{k}] is {short(token)}, not a token with a 'content' of its own"
             raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
         for field in ("lstrip", "rstrip", "single_word"):
             if token.get(field, False) is not False:
                 problem = f"added_tokens[{k}].{field} is {short(token[field])} for {short(text)}"
                 raise TokenizerError(f"{source}: {problem}; only false is supported")
-        if token.get("special", True) is not True:  # Hugging Face finds such a one in any text
+        if token.get("special", True) is not True:  # Hugging Face finds such a token in any text
             problem = f"added_tokens[{k}], {short(text)}, is not special"
             raise TokenizerError(f"{source}: {problem}; only special tokens may be added to a vocabulary")
         special[text] = token.get("id")
@@ -176,18 +177,18 @@ def _added_tokens(tokens, source):
 
 
 def is_ranks(head):
-    """Does a file that begins with these bytes hold ranks? (Merges do not: their first joins single symbols.)"""
+    """Does a file that begins with these bytes have ranks? (Merges do not match: their first line has two symbols.)"""
     return re.match(rb"(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]= +\d+\r?(?:\n|$)", head) is not None
 
 
 def read_ranks(data, source):
-    """The tokenizer of a rank file (bytes), with GPT-2's pattern: the file names none.
+    """The tokenizer of a rank file (bytes), with GPT-2's pattern, since the file contains none.
 
-    Nor does it name special tokens: <|endoftext|> takes the smallest id that is free, which is GPT-2's 50256.
+    Nor does it contain special tokens: <|endoftext|> gets the smallest free id, which is 50256 for GPT-2.
     """
     ranks = _parse_ranks(data, source)
     if len(ranks) in OTHER_PATTERNS:
-        problem = f"has {len(ranks)} ranks, as {OTHER_PATTERNS[len(ranks)]}, which cuts texts by another pattern"
+        problem = f"has {len(ranks)} ranks, as {OTHER_PATTERNS[len(ranks)]}, which splits text by another pattern"
         raise TokenizerError(f"{source}: {problem} than GPT-2; give GPT-2's own ranks, or vocab.bpe")
     merges, symbols = recover_merges(sorted(ranks, key=ranks.get), source)
     vocab = {"".join(ID_TO_SYMBOL[id] for id in token.translate(BYTE_TO_ID)): rank for token, rank in ranks.items()}
@@ -197,7 +198,7 @@ def read_ranks(data, source):
 
 
 def _parse_ranks(data, source):
-    """{bytes of a token: rank}."""
+    """{bytes of a token: its rank}."""
     ranks, taken = {}, set()
     for number, line in enumerate(data.split(b"\n"), start=1):
         parts = line.split()
@@ -220,10 +221,10 @@ def _parse_ranks(data, source):
 
 
 def recover_merges(tokens, source):
-    """The merges behind tokens (bytes, in order of their ranks): ([(left, right)], symbols of each id).
+    """Recovers the merges from tokens (bytes, in order of rank): returns ([(left, right)], symbols of each id).
 
-    A token is cut as BPE cuts it with the tokens before it; the two parts that are left are what its merge joins.
-    Ids are those of tokenizer.py. Raises TokenizerError where a token has another number of parts.
+    Each token is encoded with the merges of the tokens before it; the two parts that remain are what its merge joins.
+    Ids are those of tokenizer.py. Raises TokenizerError if a token has another number of parts.
     """
     merges, symbols = {}, list(ID_TO_SYMBOL)
     for token in tokens:
@@ -242,7 +243,7 @@ def recover_merges(tokens, source):
 
 
 def is_llmc(data):
-    """Does a file that begins with these bytes hold llm.c's table?"""
+    """Is a file that begins with these bytes llm.c's table?"""
     return data[:4] == struct.pack("<I", LLMC_MAGIC)
 
 
@@ -252,20 +253,20 @@ def read_llmc(data, source):
         raise TokenizerError(f"{source}: has {len(data)} bytes, less than its header's {LLMC_HEADER}; {_AGAIN}")
     _, version, n_vocab, eot = struct.unpack_from("<4I", data)
     if version not in (1, 2):
-        raise TokenizerError(f"{source}: version is {version}; only 1 and 2 are known")
+        raise TokenizerError(f"{source}: version is {version}; only 1 and 2 are supported")
     if version == 1:
         eot = LLMC_FIRST[1]
     if not 0 < n_vocab <= len(data) or eot >= n_vocab or (version == 1 and n_vocab != LLMC_FIRST[0]):
-        problem = f"has {n_vocab} tokens and {eot} as id of {END_OF_TEXT}, which cannot be in version {version}"
+        problem = f"has {n_vocab} tokens and {eot} as id of {END_OF_TEXT}, which is impossible in version {version}"
         raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
-    tokens, place = [], LLMC_HEADER
+    tokens, at = [], LLMC_HEADER
     for id in range(n_vocab):
-        size = data[place] if place < len(data) else 0
-        if size == 0 or place + 1 + size > len(data):
-            problem = f"token {id} of {n_vocab}, at byte {place}, is empty or beyond the end of the file"
+        size = data[at] if at < len(data) else 0
+        if size == 0 or at + 1 + size > len(data):
+            problem = f"token {id} of {n_vocab}, at byte {at}, is empty or beyond the end of the file"
             raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
-        tokens.append(data[place + 1 : place + 1 + size])
-        place += 1 + size
-    if place != len(data):
-        raise TokenizerError(f"{source}: has {len(data) - place} bytes after its last token; {_AGAIN}")
+        tokens.append(data[at + 1 : at + 1 + size])
+        at += 1 + size
+    if at != len(data):
+        raise TokenizerError(f"{source}: has {len(data) - at} bytes after its last token; {_AGAIN}")
     return DecodeOnlyTokenizer(tokens, eot, source)

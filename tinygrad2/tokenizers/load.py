@@ -1,4 +1,4 @@
-"""The tokenizer in a file or folder, whoever wrote it; the format is recognized by its content."""
+"""Loads the tokenizer in a file or folder, of this or another program; formats are recognized by their content."""
 
 import json
 import os
@@ -9,28 +9,29 @@ from tinygrad2.tokenizers import char, mapped
 from tinygrad2.tokenizers.bpe import N_BYTES
 from tinygrad2.tokenizers.formats import (
     PAIRS,
+    find_merges,
+    find_vocab,
     is_llmc,
     is_ranks,
-    merges_beside,
     parse_json,
     read_hf,
     read_llmc,
     read_pair,
     read_ranks,
-    vocab_beside,
 )
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
-MAX_BYTES = 64 << 20  # GPT-2's files have one
+MAX_BYTES = 64 << 20  # GPT-2's files have about one MB
+AnyTokenizer = Tokenizer | char.CharTokenizer | mapped.MappedTokenizer | mapped.DecodeOnlyTokenizer
 
 
-def load_tokenizer(path):
-    """The tokenizer in a file or folder, whoever wrote it.
+def load_tokenizer(path: str | Path) -> AnyTokenizer:
+    """Returns the tokenizer in a file or folder.
 
-    A file may be JSON that one of ours has saved; merges as text (OpenAI's vocab.bpe, Hugging Face's merges.txt),
-    with or without their vocabulary (encoder.json, vocab.json) beside them; that vocabulary, with its merges beside it;
-    Hugging Face's tokenizer.json; tiktoken's ranks; or llm.c's gpt2_tokenizer.bin. In a folder they are looked for by
-    name. Raises TokenizerError, one line, for anything else.
+    A file may be JSON saved by one of our tokenizers; a weights file of ours, which has a tokenizer inside; merges as
+    text (OpenAI's vocab.bpe, Hugging Face's merges.txt), with or without their vocabulary (encoder.json, vocab.json)
+    next to them; that vocabulary, with its merges next to it; Hugging Face's tokenizer.json; tiktoken's ranks; or
+    llm.c's gpt2_tokenizer.bin. In a folder they are found by name. Raises TokenizerError, one line, for anything else.
     """
     path = find_in_folder(path) if os.path.isdir(path) else path
     try:
@@ -41,7 +42,7 @@ def load_tokenizer(path):
     if data[8:9] == b"{" and b'"tinygrad2"' in data[:1000]:
         return _of_weights(path)
     if len(data) > MAX_BYTES:
-        raise TokenizerError(f"{path}: is too large for a tokenizer; give the JSON that a training saved")
+        raise TokenizerError(f"{path}: is too large for a tokenizer; give the tokenizer.json of a training run")
     head = data[:256].lstrip()
     if is_llmc(data):
         return read_llmc(data, str(path))
@@ -50,23 +51,26 @@ def load_tokenizer(path):
     if is_ranks(head):
         return read_ranks(data, str(path))
     if head.startswith(b"#version") or b"\n" in head:
-        vocab = vocab_beside(path)
+        vocab = find_vocab(path)
         return read_pair(vocab, path) if vocab else Tokenizer.from_merges_txt(Path(path))
-    raise TokenizerError(f"{path}: is no tokenizer; give the JSON that a training saved, or GPT-2's vocab.bpe")
+    raise TokenizerError(f"{path}: is not a tokenizer; give the tokenizer.json of a training run, or GPT-2's vocab.bpe")
 
 
 def _of_weights(path):
-    """The tokenizer that travels inside a weights file of ours."""
-    from tinygrad2.io.weights import load_weights  # late: it needs NumPy
+    """The tokenizer inside a weights file of ours."""
+    from tinygrad2.io.weights import load_weights  # late: needs NumPy, which must not be loaded in worker processes
 
     text = load_weights(path).tokenizer
     if not text:
-        raise TokenizerError(f"{path}: these weights have no tokenizer in them; give vocab.bpe or a tokenizer.json")
+        raise TokenizerError(f"{path}: these weights contain no tokenizer; give vocab.bpe or a tokenizer.json")
     return tokenizer_from_json(text, str(path))
 
 
-def tokenizer_from_json(text, source="tokenizer JSON"):
-    """The tokenizer whose to_json() is `text`; `source` names the file in error messages."""
+def tokenizer_from_json(text: str, source: str = "tokenizer JSON") -> AnyTokenizer:
+    """Returns the tokenizer whose to_json() is `text`; `source` names the file in error messages.
+
+    Raises TokenizerError.
+    """
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
@@ -79,7 +83,7 @@ def tokenizer_from_json(text, source="tokenizer JSON"):
 
 
 def find_in_folder(folder):
-    """The path of the file to read in a folder. Raises TokenizerError where it has none."""
+    """Returns the path of the tokenizer's file in a folder. Raises TokenizerError if there is none."""
     try:
         names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
     except OSError as error:
@@ -91,7 +95,7 @@ def find_in_folder(folder):
         if vocab in names and merges in names:
             return os.path.join(folder, vocab)
     if len(ranks) > 1:
-        raise TokenizerError(f"{folder}: has {len(ranks)} files of ranks; name one, such as {short(ranks[0])}")
+        raise TokenizerError(f"{folder}: has {len(ranks)} rank files; name one, such as {short(ranks[0])}")
     for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values()):
         if name in names:
             return os.path.join(folder, name)
@@ -100,14 +104,14 @@ def find_in_folder(folder):
 
 
 def read_json_file(data, source):
-    """The tokenizer in a JSON file (bytes): one of ours, Hugging Face's, or a vocabulary with merges beside it."""
+    """Returns the tokenizer in a JSON file (bytes): ours, Hugging Face's, or a vocabulary with merges next to it."""
     fields = parse_json(data, source)
     if isinstance(fields.get("format"), str):
         return tokenizer_from_json(data.decode(), source)
     if isinstance(fields.get("model"), dict):
         return read_hf(fields, source)
-    if len(fields) >= N_BYTES:  # so many names only a vocabulary has; "model" may be one of its words
-        return read_pair(source, merges_beside(source), fields)
+    if len(fields) >= N_BYTES:  # only a vocabulary has so many names; "model" may be one of its tokens
+        return read_pair(source, find_merges(source), fields)
     if {"model", "added_tokens", "pre_tokenizer"} & set(fields):
         return read_hf(fields, source)
-    return tokenizer_from_json(data.decode(), source)  # it says what is missing
+    return tokenizer_from_json(data.decode(), source)  # raises with what is missing

@@ -1,8 +1,8 @@
-"""Any tokenizer we can read, told apart by content; and two that GPT-2's files do not make.
+"""Tokenizers whose ids are not laid out as GPT-2's, and tokenizers that can only decode.
 
-A tokenizer that others have trained often has its special tokens first, or several of them, or gaps. Its merges are
-applied as ever, with ids laid out as in tokenizer.py; a table then says which id each of these has in the file. And
-a file may hold the bytes of the tokens alone, which is enough to decode.
+A third-party tokenizer often has its special tokens first, or several of them, or gaps between ids. Its merges are
+applied with ids laid out as in tokenizer.py; a table then maps each of these to its id in the file. And a file may
+contain the bytes of the tokens only, which is enough to decode.
 """
 
 import json
@@ -28,10 +28,10 @@ SYMBOL_TO_BYTE = dict(zip(ID_TO_SYMBOL, ID_TO_BYTE))
 
 
 class MappedTokenizer:
-    """BPE with any ids: the face of a Tokenizer, but not one of them (a worker process could not make it again).
+    """BPE with any ids. It has the interface of a Tokenizer, but is not a subclass (worker processes know only those).
 
-    `eot` is the id of <|endoftext|>, or None where there is no such token. `merges` is a list of (left, right), both
-    in the symbols of ID_TO_SYMBOL, and `vocab` says which id such a token has.
+    `eot` is the id of <|endoftext|>, or None if there is no such token. `merges` is a list of (left, right), both in
+    the symbols of ID_TO_SYMBOL, and `vocab` maps such tokens to ids.
 
     >>> vocab = {symbol: id + 1 for id, symbol in enumerate([*ID_TO_SYMBOL, "th"])}
     >>> tokenizer = MappedTokenizer(vocab, [("t", "h")], {"<|endoftext|>": 0})
@@ -43,10 +43,10 @@ class MappedTokenizer:
     decode, decode_bytes, save = Tokenizer.decode, Tokenizer.decode_bytes, Tokenizer.save
 
     def __init__(self, vocab, merges, special, source="MappedTokenizer(vocab, merges, special)"):
-        """vocab: token in symbols -> id; merges: [(left, right)] in symbols, as learned in turn; special: text -> id.
+        """vocab: {token in symbols: id}; merges: [(left, right)] in symbols, in order of learning; special: {text: id}.
 
-        A token of `vocab` that no merge makes can be decoded, but comes out of no text. Raises TokenizerError,
-        which begins with `source`, where the three do not fit together.
+        A token of `vocab` that no merge makes can be decoded, but is never encoded. Raises TokenizerError, beginning
+        with `source`, if the three are not consistent.
         """
         _check_ids(vocab, "vocab", source)
         _check_ids(special, "special", source)
@@ -56,51 +56,53 @@ class MappedTokenizer:
         self._token_bytes = {id: _bytes_of(token) for token, id in vocab.items()}
         for text, id in special.items():
             if vocab.get(text, id) != id or (id in self._token_bytes and text not in vocab):
-                problem = f"special has {short(text)} as id {id}, where vocab has something else"
+                problem = f"special has {short(text)} as id {id}, but vocab has another entry there"
                 raise TokenizerError(f"{source}: {problem}; {REPLACE}")
             self._token_bytes[id] = text.encode()
         self.eot = special.get(END_OF_TEXT, vocab.get(END_OF_TEXT))
         self.n_vocab = max(self._token_bytes) + 1
-        made = set(tokens)  # files differ in order, and in whether vocab has the special tokens: here all look alike
+        made = set(tokens)  # files differ in order and in whether vocab has the special tokens; normalize both
         self.vocab = _by_id({token: id for token, id in vocab.items() if token in made or token not in special})
         self.special = _by_id(special)
         self._cache = WordIds(_pairs_of(self.merges, source), array("i", map(vocab.__getitem__, tokens)))
 
     def token_bytes(self, id):
-        """The bytes of one token; none for an id in a gap, which a model may draw all the same. Raises TokenizerError
-        for an id beyond the last."""
+        """The bytes of one token; b"" for an id in a gap, which a model may sample nevertheless.
+
+        Raises TokenizerError for an id outside the vocabulary.
+        """
         if not 0 <= id < self.n_vocab:
             raise TokenizerError(f"token id {id} is not in this vocabulary; use 0 to {self.n_vocab - 1}")
         return self._token_bytes.get(id, b"")
 
     def to_json(self):
-        """All that is needed to make this tokenizer again, as one line of JSON."""
+        """Returns everything needed to create this tokenizer again, as one line of JSON."""
         fields = {"format": FORMAT, "version": VERSION, "pattern": PATTERN}
         fields |= {"vocab": self.vocab, "merges": self.merges, "special": self.special}
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_fields(cls, fields, source):
-        """The tokenizer from what to_json wrote, parsed. Every field is checked."""
+        """The tokenizer from the parsed output of to_json. Every field is checked; raises TokenizerError."""
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
             problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads version {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2")
         if fields.get("pattern") != PATTERN:
-            problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is known"
+            problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is supported"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
         return cls(fields.get("vocab"), fields.get("merges"), fields.get("special"), source)
 
 
 def tokenizer_from_vocab(vocab, merges, special, source):
-    """The tokenizer of a vocabulary and its merges, as in MappedTokenizer; a Tokenizer where ids are as GPT-2's."""
+    """The tokenizer of a vocabulary and its merges (see MappedTokenizer); a Tokenizer if its ids are as GPT-2's."""
     _check_ids(vocab, "vocab", source)
     _check_merges(merges, vocab, source)
     tokens = [*ID_TO_SYMBOL, *(left + right for left, right in merges)]
     layout = {token: id for id, token in enumerate(tokens)}
     pairs = [(vocab[left], vocab[right]) for left, right in merges]
     in_order = all(max(pair) < N_BYTES + k for k, pair in enumerate(pairs))
-    alone = special == {END_OF_TEXT: len(tokens)} and {**vocab, **special} == {**layout, **special}
-    if alone and in_order and len(layout) == len(tokens):
+    as_gpt2 = special == {END_OF_TEXT: len(tokens)} and {**vocab, **special} == {**layout, **special}
+    if as_gpt2 and in_order and len(layout) == len(tokens):
         return Tokenizer(pairs, source)
     return MappedTokenizer(vocab, merges, special, source)
 
@@ -110,7 +112,7 @@ def _by_id(ids):
 
 
 def _bytes_of(token):
-    """The bytes of a token in symbols; of another text, as names of special tokens are, its UTF-8."""
+    """The bytes of a token in symbols; for any other text, such as special tokens, its UTF-8."""
     try:
         return bytes(map(SYMBOL_TO_BYTE.__getitem__, token))
     except KeyError:
@@ -118,7 +120,7 @@ def _bytes_of(token):
 
 
 def _check_ids(ids, what, source):
-    """Texts, none of them empty, each with an id of its own."""
+    """Tokens must be strings, not empty, each with an id of its own."""
     if not isinstance(ids, dict):
         raise TokenizerError(f"{source}: {what} is {short(ids)}, not an object of tokens and their ids; {REPLACE}")
     taken = {}
@@ -130,15 +132,15 @@ def _check_ids(ids, what, source):
             problem = f"{what} has the id {id} twice, for {short(taken[id])} and {short(token)}"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
         try:
-            sound = isinstance(token, str) and token.encode()
-        except UnicodeEncodeError:  # half a character
-            sound = False
-        if not sound:
-            raise TokenizerError(f"{source}: {what} has {short(token)} as a token, which is no text; {REPLACE}")
+            valid = isinstance(token, str) and token.encode()
+        except UnicodeEncodeError:  # half a surrogate pair
+            valid = False
+        if not valid:
+            raise TokenizerError(f"{source}: {what} has {short(token)} as a token, which is not valid text; {REPLACE}")
 
 
 def _check_merges(merges, vocab, source):
-    """All bytes are tokens; each merge joins two tokens to a third, and none is there twice."""
+    """All bytes must be tokens, and each merge must join two tokens to a third, and occur once."""
     for byte, symbol in zip(ID_TO_BYTE, ID_TO_SYMBOL):
         if symbol not in vocab:
             problem = f"vocab has no token {symbol!r} for byte {byte}, so it would lose text"
@@ -159,10 +161,10 @@ def _check_merges(merges, vocab, source):
 
 
 def _pairs_of(merges, source):
-    """(left, right) -> id, as apply_merges takes them, with merge k making id 256 + k.
+    """{(left, right): id} for apply_merges, with merge k making id 256 + k.
 
-    Where several merges make the same token, it has an id by each of them, and every merge takes all ids of its two
-    parts: so what is applied, and in which order, is what a tokenizer does whose tokens have one id each.
+    If several merges make the same token, it has one id for each of them, and every merge takes all ids of its two
+    parts: so the same merges are applied, in the same order, as by a tokenizer with one id for each token.
     """
     made, pairs = defaultdict(list), {}
     for id, token in enumerate([*ID_TO_SYMBOL, *(left + right for left, right in merges)]):
@@ -170,13 +172,13 @@ def _pairs_of(merges, source):
     for k, (left, right) in enumerate(merges):
         pairs.update(((a, b), N_BYTES + k) for a in made.get(left, ()) for b in made.get(right, ()))
         if len(pairs) > 8 * len(merges) + 1000:  # a few tokens are made twice, not thousands a hundred times
-            problem = f"merges[{k}] is {short((left, right))}, parts that too many other merges make as well"
+            problem = f"merges[{k}] is {short((left, right))}, parts that too many other merges make, too"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
     return pairs
 
 
 class DecodeOnlyTokenizer:
-    """The bytes of each token, and no merges: with the face of a Tokenizer, but encode raises TokenizerError."""
+    """The bytes of each token, without merges: the interface of a Tokenizer, but encode raises TokenizerError."""
 
     decode, decode_bytes, token_bytes = Tokenizer.decode, Tokenizer.decode_bytes, Tokenizer.token_bytes
 
@@ -192,10 +194,9 @@ class DecodeOnlyTokenizer:
     encode_array = encode
 
     def to_json(self):
-        """Raises TokenizerError: what is saved has to be a whole tokenizer."""
+        """Raises TokenizerError: without merges it is not complete."""
         return self.encode("")
 
     def save(self, path):
         """Raises TokenizerError, as to_json."""
         self.encode("")
-

@@ -1,9 +1,9 @@
-"""Where merges stay: a text is cut into chunks, which are words, numbers, runs of punctuation or of white space.
+"""Splits a text into chunks, which merges never cross: words, numbers, runs of punctuation or of white space.
 
-Everything here hangs on one observation: white space is the only thing that a chunk looks ahead to, and a chunk holds
-at most one space before anything else. So a text may be cut into *words* first, each with the space before it and
-whatever sticks to it (" don't!" is the chunks " don", "'t", "!"), and every word by itself gives the chunks that the
-whole text gives. Python's `re` finds words three times as fast as `regex` finds chunks, and most words of a text have
+Everything here rests on one observation: white space is the only thing that a chunk looks ahead to, and a chunk holds
+at most one space before anything else. So a text may be split into *words* first, each with the space before it and
+whatever is attached to it (" don't!" is the chunks " don", "'t", "!"), and the words, split one by one, have the same
+chunks as the text. Python's `re` finds words three times as fast as `regex` finds chunks, and most words of a text have
 been seen before.
 """
 
@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 import regex  # for chunks, since `re` knows neither \p{L} (a letter of any script) nor \p{N}
 
 # GPT-2's split: English contractions, then letters, digits or other marks with one space in front, then white space,
-# which leaves its last character to what follows: "a   b" is "a", "  ", " b".
+# which leaves its last character to the next chunk: "a   b" is "a", "  ", " b".
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # Which characters are letters changes from one version of Unicode to the next, and `regex` is ahead of tiktoken and
-# Hugging Face's tokenizers, which both have version 16. Ids must not depend on that, so here version 16 holds: these,
-# letters and digits since then, are marks like all that is not known yet.
+# Hugging Face's tokenizers, which both have version 16. Ids must not depend on that, so version 16 is used here: these,
+# letters and digits of later versions, are marks like all unassigned characters.
 NEWER = (
     "0558 058B-058C 088F 0C5C 0CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D "
     "107BB-107BF 10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DE0-11DE9 11DF1 1246F "
@@ -41,11 +41,11 @@ SPLIT = regex.compile(
 WORDS = re.compile(r" ?[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+(?![\S\x1c-\x1f])|[^\S\x1c-\x1f]+")
 WORD_END = re.compile(r"[\S\x1c-\x1f](?=[^\S\x1c-\x1f])")
 
-BLOCK = 2**20  # characters of a text whose words are in memory together: a list of them takes 20 times the text's space
+BLOCK = 2**20  # characters whose words are in memory at a time: a list of words takes 20 times the memory of the text
 
 
 def split(text: str) -> list[str]:
-    """Cut a text into the chunks that merges stay inside of. Nothing is lost: joined, they are the text again.
+    """Split a text into the chunks that merges stay inside of. Joined, they are the text again.
 
     >>> split("I'll pay 25 euros,  or so!")
     ['I', "'ll", ' pay', ' 25', ' euros', ',', ' ', ' or', ' so', '!']
@@ -54,10 +54,10 @@ def split(text: str) -> list[str]:
 
 
 def as_text(text: str | bytes) -> str:
-    """Text that the pattern can split and that chunk_to_ids turns into the right bytes.
+    """Returns text that the pattern can split and that chunk_to_ids turns into the right bytes.
 
-    Bytes that are no UTF-8 become lone surrogates, Python's own way ("surrogateescape") to carry them through a str
-    and back. Such surrogates in a str, however, stand for nothing that has bytes: they become U+FFFD, as in tiktoken.
+    Bytes that are not valid UTF-8 become lone surrogates, Python's own way ("surrogateescape") to keep them in a str.
+    Such surrogates in a str, however, represent no bytes: they become U+FFFD, as in tiktoken.
 
     >>> as_text(b"caf\\xc3\\xa9 \\xff")
     'café \\udcff'
@@ -84,8 +84,8 @@ def word_blocks(text: str) -> Iterator[list[str]]:
 
 
 def text_blocks(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of parts of about BLOCK characters. Each ends where a word does and white space follows, so no word
-    and no chunk is cut.
+    """(start, end) of parts of about BLOCK characters. Each ends after a word and before white space, so no word and
+    no chunk is divided.
 
     >>> list(text_blocks("Don't  stop!"))
     [(0, 12)]
@@ -113,7 +113,7 @@ def count_chunks(documents: Iterable[str | bytes]) -> Counter[str]:
 
 
 def _word_counts(documents):
-    """Counters of words, each from BLOCK characters or more, be it many documents or a piece of a long one."""
+    """Counters of words, each from BLOCK characters or more, of many documents or a part of a long one."""
     word_counts, characters = Counter(), 0
     for document in documents:
         text = as_text(document)

@@ -1,9 +1,9 @@
-"""Encoding by tiktoken, faster with words not seen before, where it is installed and certain to give the same ids.
+"""Encoding by tiktoken, faster for words not seen before, if it is installed and certain to return the same ids.
 
-tiktoken looks a pair up by the bytes that it would make, we by its two ids. Both give the same ids where all tokens
-have different bytes and each token, encoded alone, is itself. It must know the same letters, too (Unicode 16, see
-pretokenizer.py). What it does not take as we do is left to us: bytes that are not UTF-8, and long runs of white space,
-at which its matching runs out of stack.
+tiktoken looks a pair up by the bytes of its result, we by its two ids. Both return the same ids if all tokens have
+different bytes and each token, encoded by itself, is one token. It must know the same letters, too (Unicode 16, see
+pretokenizer.py). What it treats differently is encoded by us: bytes that are not valid UTF-8, and long runs of white
+space, at which its regular expression engine runs out of stack.
 """
 
 import re
@@ -15,25 +15,27 @@ from tinygrad2.tokenizers.pretokenizer import NEWER, PATTERN, as_text, text_bloc
 from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, Tokenizer
 
 _LONG_BLANK = re.compile(r"\s{1000}")
-_MADE = weakref.WeakKeyDictionary()  # it takes half a second to make sure of 50,000 tokens
+_ENCODINGS = weakref.WeakKeyDictionary()  # checking 50,000 tokens takes half a second
 _LETTER_OF_16 = "\U000105c0"  # Todhri, new in Unicode 16
 
 
 def fast_encoder(tokenizer):
-    """A function from a text (str or bytes) to its ids in an array("i"), equal to tokenizer.encode_array; None where
-    tiktoken is not installed or cannot give just these ids."""
+    """Returns a function from text (str or bytes) to ids in an array("i"), equal to tokenizer.encode_array.
+
+    Returns None if tiktoken is not installed or would return other ids.
+    """
     if not isinstance(tokenizer, Tokenizer):
         return None
-    if tokenizer not in _MADE:
-        _MADE[tokenizer] = _encoding(tokenizer)
-    encoding, encode_array = _MADE[tokenizer], tokenizer.encode_array
+    if tokenizer not in _ENCODINGS:
+        _ENCODINGS[tokenizer] = _encoding(tokenizer)
+    encoding, encode_array = _ENCODINGS[tokenizer], tokenizer.encode_array
 
     def encode(text):
         decoded = as_text(text)
         if _LONG_BLANK.search(decoded) or not _is_utf8(decoded):
             return encode_array(text)
         ids = array("i")
-        for start, end in text_blocks(decoded):  # a list of ids takes ten times the room of an array
+        for start, end in text_blocks(decoded):  # a list of ids takes ten times the memory of an array
             ids.extend(encoding.encode_ordinary(decoded[start:end]))
         return ids
 
@@ -50,12 +52,12 @@ def _encoding(tokenizer):
     if len(ranks) < len(tokens) or not _same_letters(tiktoken, tokens[:256]):
         return None
     encoding = tiktoken.Encoding("tinygrad2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-    alone = (apply_merges(tuple(token.translate(BYTE_TO_ID)), tokenizer.merges) for token in tokens)
-    return encoding if all(list(ids) == [id] for id, ids in enumerate(alone)) else None
+    encoded = (apply_merges(tuple(token.translate(BYTE_TO_ID)), tokenizer.merges) for token in tokens)
+    return encoding if all(list(ids) == [id] for id, ids in enumerate(encoded)) else None
 
 
 def _same_letters(tiktoken, letters):
-    """Does it know the letters of Unicode 16, and no newer ones?"""
+    """Does tiktoken know the letters of Unicode 16, and no later ones?"""
     ranks = {token: id for id, token in enumerate(letters)}
     encoding = tiktoken.Encoding("letters", pat_str=r"[\p{L}\p{N}]", mergeable_ranks=ranks, special_tokens={})
     newer = "".join(chr(int(part.split("-")[0], 16)) for part in NEWER)

@@ -1,12 +1,12 @@
 """From text to token ids and back: byte-level BPE, as in GPT-2.
 
 A model reads numbers, so text must become numbers first. One number per character makes texts long and needs a table
-of some 150,000 characters; one number per word never knows every word. Byte pair encoding (BPE) stands between them:
+of some 150,000 characters; one number per word never knows every word. Byte pair encoding (BPE) is in between:
 
-1. Text is turned into bytes (UTF-8). There are only 256 of them, so every text in every script, and every file that is
-   no text at all, can be written with 256 tokens. Nothing is ever "unknown".
-2. Frequent neighbours become tokens of their own. Training counts neighbouring pairs, glues the most frequent one
-   together ("t" + "h" -> "th"), counts again ("th" + "e" -> "the"), and so on; see bpe.py. The list of these
+1. Text is turned into bytes (UTF-8). There are only 256 of them, so every text in every script, and every binary
+   file, can be written with 256 tokens. Nothing is ever "unknown".
+2. Frequent neighbours become tokens of their own. Training counts neighbouring pairs, joins the most frequent one
+   ("t" + "h" -> "th"), counts again ("th" + "e" -> "the"), and so on; see bpe.py. The list of these
    *merges*, in the order in which they were learned, is the whole tokenizer.
 3. Before any of that the text is split into chunks: words with the space in front of them, numbers, punctuation, white
    space. Merges stay inside a chunk, or else "dog." and "dog!" would each become a token; see pretokenizer.py.
@@ -31,7 +31,7 @@ To encode, the chunks are cut into bytes and the merges are applied in the order
 'the that'
 
 Ids are laid out as in GPT-2: 0..255 are the bytes (in GPT-2's order, see ID_TO_BYTE), merge k makes id 256 + k, and the
-last id is <|endoftext|>, which stands between two documents. With GPT-2's merges this gives GPT-2's ids.
+last id is <|endoftext|>, which separates documents. With GPT-2's merges these are GPT-2's ids.
 """
 
 import json
@@ -47,28 +47,28 @@ from tinygrad2.tokenizers.pretokenizer import PATTERN, SPLIT, as_text, count_chu
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT, VERSION = "tinygrad2-bpe", 1
-SPECIAL = ("ordinary", "allowed", "refused")  # what encode may do with the text of a special token
-REPLACE = "train the tokenizer again, or fetch the file again"
+SPECIAL = ("ordinary", "allowed", "refused")  # how encode treats the text of a special token
+REPLACE = "train the tokenizer again, or download the file again"
 
-# GPT-2 wrote its tokens in a text file, so it gave each byte a visible character: printable Latin-1 characters stand
-# for themselves, the other 68 bytes take U+0100, U+0101, ... (the space is "Ġ"). Sorting by character gave the ids.
+# GPT-2 wrote its tokens in a text file, so each byte has a visible character: printable Latin-1 characters represent
+# themselves, the other 68 bytes take U+0100, U+0101, ... (the space is "Ġ"). Sorting by character gave the ids.
 _PRINTABLE = [b for b in range(N_BYTES) if chr(b).isprintable() and b != ord(" ")]
 _OTHERS = [b for b in range(N_BYTES) if b not in _PRINTABLE]
 ID_TO_BYTE = bytes(_PRINTABLE + _OTHERS)  # ID_TO_BYTE[0] is "!"; ID_TO_BYTE[220] is the space
 BYTE_TO_ID = bytes.maketrans(ID_TO_BYTE, bytes(range(N_BYTES)))  # the way back, for bytes.translate
 ID_TO_SYMBOL = [chr(b) for b in _PRINTABLE] + [chr(N_BYTES + k) for k in range(len(_OTHERS))]
 
-MAX_CACHE = 2**17  # words; then the cache starts anew, so that a long text cannot fill the memory with rare words
-MAX_CACHED_WORD = 100  # characters; what is longer will hardly come again
-MAX_VOCAB_BYTES = 2**28  # each merge may double the longest token: 40 lines of a bad file could ask for a terabyte
+MAX_CACHE = 2**17  # words; then the cache is cleared, so that a long text cannot fill the memory with rare words
+MAX_CACHED_WORD = 100  # characters; longer words rarely occur again
+MAX_VOCAB_BYTES = 2**28  # each merge may double the longest token: 40 lines of a hostile file could make a terabyte
 
 
 class TokenizerError(UserError, ValueError):
-    """A tokenizer, or a file that should hold one, is not usable: one line with what, where and what to do."""
+    """A tokenizer or its file cannot be used: one line with the file, what is wrong and the remedy."""
 
 
 def chunk_to_ids(chunk: str) -> tuple[int, ...]:
-    """The ids of a chunk's bytes, before any merge. (As a number, "h" is byte 104, but id 71.)
+    """The ids of a chunk's bytes, before any merge. ("h" is byte 104, but id 71.)
 
     >>> chunk_to_ids("hé")
     (71, 127, 102)
@@ -77,10 +77,10 @@ def chunk_to_ids(chunk: str) -> tuple[int, ...]:
 
 
 def special_parts(text: str, special: str, ids: Mapping[str, int]) -> Iterator[tuple[str, int | None]]:
-    """Cut a text at its special tokens: (plain text, id of the special token behind it; None behind the last).
+    """Split a text at its special tokens: yields (plain text, id of the special token after it; None after the last).
 
-    `ids` has the special tokens; where one begins another, the longer one wins. `special` is one of SPECIAL.
-    Raises TokenizerError for another value, and where it is "refused" and the text has a special token.
+    `ids` has the special tokens; if one is a prefix of another, the longer one wins. `special` is one of SPECIAL.
+    Raises TokenizerError for another value, and if it is "refused" and the text has a special token.
 
     >>> list(special_parts("ab<|x|>c", "allowed", {"<|x|>": 7}))
     [('ab', 7), ('c', None)]
@@ -88,13 +88,13 @@ def special_parts(text: str, special: str, ids: Mapping[str, int]) -> Iterator[t
     [('ab<|x|>c', None)]
     """
     if special not in SPECIAL:
-        raise TokenizerError(f"special is {short(special)}, which is no choice; use one of {', '.join(SPECIAL)}")
+        raise TokenizerError(f"special is {short(special)}, not a valid choice; use one of {', '.join(SPECIAL)}")
     start = 0
     if special != "ordinary" and ids:
         for match in re.finditer("|".join(map(re.escape, sorted(ids, key=len, reverse=True))), text):
             if special == "refused":
                 problem = f"the text has the special token {short(match[0])} at character {match.start()}"
-                remedy = "special='allowed' gives it its id, special='ordinary' takes it for plain text"
+                remedy = "special='allowed' encodes it as its id, special='ordinary' as plain text"
                 raise TokenizerError(f"{problem}; {remedy}")
             yield text[start : match.start()], ids[match[0]]
             start = match.end()
@@ -102,9 +102,9 @@ def special_parts(text: str, special: str, ids: Mapping[str, int]) -> Iterator[t
 
 
 class WordIds(dict):
-    """word -> its ids, as the bytes of an array("i"). A word that is asked for the first time is encoded then.
+    """{word: its ids, as the bytes of an array("i")}. A missing word is encoded on first access.
 
-    `merges` are those of a Tokenizer; `table`, where there is one, has the id to write for each of its ids.
+    `merges` are those of a Tokenizer; `table`, if there is one, maps each of its ids to the id to store.
     """
 
     def __init__(self, merges, table=None):
@@ -124,7 +124,7 @@ class WordIds(dict):
 
 
 class Tokenizer:
-    """A list of merges, and what follows from it. Make one with train, load, from_json or from_merges_txt.
+    """A list of merges, and what follows from it. Created by train, load, from_json or from_merges_txt.
 
     >>> tokenizer = Tokenizer([(83, 71), (256, 68)])  # t + h, th + e
     >>> tokenizer.encode("then")
@@ -134,8 +134,8 @@ class Tokenizer:
     """
 
     def __init__(self, merges: Sequence[Pair], source: str = "Tokenizer(merges)"):
-        """`source` names where the merges come from, for error messages."""
-        self.merges: dict[Pair, int] = {}  # (left, right) -> id of the token they become, in order of learning
+        """`source` names the origin of the merges in error messages. Raises TokenizerError."""
+        self.merges: dict[Pair, int] = {}  # {(left, right): id of the result}, in order of learning
         self._token_bytes = [bytes([b]) for b in ID_TO_BYTE]
         vocab_bytes = N_BYTES
         for k, (left, right) in enumerate(merges):
@@ -148,7 +148,7 @@ class Tokenizer:
             size = len(self._token_bytes[left]) + len(self._token_bytes[right])
             vocab_bytes += size
             if vocab_bytes > MAX_VOCAB_BYTES:
-                problem = f"makes a token of {size} bytes and a vocabulary of {vocab_bytes}, beyond all use"
+                problem = f"makes a token of {size} bytes and a vocabulary of {vocab_bytes}, too large to be useful"
                 raise TokenizerError(f"{source}: merges[{k}] {problem}; {REPLACE}")
             self.merges[left, right] = N_BYTES + k
             self._token_bytes.append(self._token_bytes[left] + self._token_bytes[right])
@@ -165,10 +165,11 @@ class Tokenizer:
         vocab_size: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Tokenizer":
-        """Learn merges from a text, or from documents one by one (which never need be in memory together).
+        """Learn merges from a text, or from documents one by one (which need not be in memory together).
 
         vocab_size counts everything: 256 bytes, the merges, <|endoftext|>. A small text may run out of pairs that
-        occur twice and give fewer; n_vocab says how many. `progress(done, total)` is called after each merge.
+        occur twice; then n_vocab is smaller. `progress(done, total)` is called after each merge.
+        Raises TokenizerError if vocab_size is below 257.
 
         >>> Tokenizer.train("ab ab abc", vocab_size=4096).n_vocab  # 256 + "ab" and " ab" + <|endoftext|>
         259
@@ -181,11 +182,10 @@ class Tokenizer:
         return cls(train_merges(words, vocab_size - N_BYTES - 1, progress))
 
     def encode(self, text: str | bytes, special: str = "ordinary") -> list[int]:
-        """The ids of a text, or of any bytes.
+        """Returns the ids of a text, or of any bytes.
 
-        `special` says what becomes of "<|endoftext|>" in it. As "ordinary" it is text like any other, because what
-        strangers write should not end a document; if "allowed" it gets the id `eot`; if "refused" it is an error,
-        TokenizerError.
+        `special` decides how "<|endoftext|>" in it is encoded: "ordinary" as plain text, because what strangers write
+        should not end a document; "allowed" as the id `eot`; "refused" raises TokenizerError.
 
         >>> tokenizer = Tokenizer([(83, 71)])
         >>> tokenizer.encode("th<|endoftext|>", special="allowed")
@@ -201,7 +201,7 @@ class Tokenizer:
         return ids.tolist()
 
     def encode_array(self, text: str | bytes) -> "array[int]":
-        """The same ids as encode, in an array of 4 bytes each; a list of them takes several times that.
+        """Returns the same ids as encode, in an array of 4 bytes each; a list takes several times the memory.
 
         >>> Tokenizer([(83, 71)]).encode_array("the")
         array('i', [256, 68])
@@ -215,17 +215,17 @@ class Tokenizer:
             ids.frombytes(b"".join(map(self._cache.__getitem__, words)))
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes one token stands for; they may be part of a character only.
+        """Returns the bytes of one token, which may be only part of a character. Raises TokenizerError for unknown ids.
 
         >>> Tokenizer([]).token_bytes(220)
         b' '
         """
-        if not 0 <= id < self.n_vocab:  # a negative one would count from the end, and pass unnoticed
+        if not 0 <= id < self.n_vocab:  # a negative id would silently count from the end
             raise TokenizerError(f"token id {id} is not in this vocabulary; use 0 to {self.n_vocab - 1}")
         return self._token_bytes[id]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of the tokens in a row: exactly what was encoded.
+        """Returns the concatenated bytes of the tokens: exactly what was encoded.
 
         >>> tokenizer = Tokenizer([])
         >>> tokenizer.decode_bytes(tokenizer.encode(b"not UTF-8: \\xff\\x00"))
@@ -234,7 +234,7 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the tokens. Bytes that are no UTF-8, such as half a character, show as U+FFFD.
+        """Returns the text of the tokens. Bytes that are not valid UTF-8, such as part of a character, become U+FFFD.
 
         >>> tokenizer = Tokenizer([])
         >>> ids = tokenizer.encode("né")  # é is two bytes, here two tokens
@@ -244,7 +244,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """All that is needed to make this tokenizer again, as one line of JSON.
+        """Returns everything needed to create this tokenizer again, as one line of JSON.
 
         >>> Tokenizer([(83, 71)]).to_json()[-51:]
         '"merges":[[83,71]],"special":{"<|endoftext|>":257}}'
@@ -260,7 +260,9 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, source: str = "tokenizer JSON") -> "Tokenizer":
-        """The tokenizer that to_json wrote. Every field is checked; `source` names the file in error messages.
+        """Returns the tokenizer that to_json wrote. Every field is checked; `source` names the file in error messages.
+
+        Raises TokenizerError.
 
         >>> Tokenizer.from_json(Tokenizer([(83, 71)]).to_json()).encode("th")
         [256]
@@ -268,15 +270,15 @@ class Tokenizer:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise TokenizerError(f"{source}: is no JSON ({error}); {REPLACE}") from error
+            raise TokenizerError(f"{source}: is not valid JSON ({error}); {REPLACE}") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            found = fields.get("format") if isinstance(fields, dict) else fields
-            raise TokenizerError(f"{source}: format is {short(found)}, not {FORMAT!r}; {REPLACE}")
+            form = fields.get("format") if isinstance(fields, dict) else fields
+            raise TokenizerError(f"{source}: format is {short(form)}, not {FORMAT!r}; {REPLACE}")
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
             problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads version {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2, or train the tokenizer again")
         if fields.get("pattern") != PATTERN:
-            problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is known"
+            problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is supported"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
         merges = fields.get("merges")
         if not isinstance(merges, list):
@@ -290,21 +292,21 @@ class Tokenizer:
         return cls(merges, source)
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer to a file, whole or not at all."""
+        """Write the tokenizer to a file, atomically."""
         with atomic_write(path) as file:
             file.write(self.to_json().encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read what save wrote."""
+        """Returns the tokenizer that save wrote. Raises TokenizerError."""
         return cls.from_json(read_text(path), source=str(path))
 
     @classmethod
     def from_merges_txt(cls, path: str | Path) -> "Tokenizer":
-        """Read merges in GPT-2's text form: OpenAI's vocab.bpe, Hugging Face's merges.txt.
+        """Returns the tokenizer of merges in GPT-2's text form: OpenAI's vocab.bpe, Hugging Face's merges.txt.
 
-        After a first line "#version: 0.2" there is one merge a line, "Ġt h": two tokens in the symbols of
-        ID_TO_SYMBOL, in order of learning.
+        After a first line "#version: 0.2" there is one merge per line, such as "Ġt h": two tokens in the symbols of
+        ID_TO_SYMBOL, in order of learning. Raises TokenizerError.
         """
         ids = {symbol: id for id, symbol in enumerate(ID_TO_SYMBOL)}
         merges: list[Pair] = []
@@ -313,7 +315,7 @@ class Tokenizer:
                 continue
             parts = line.split(" ")
             if len(parts) != 2 or not all(part in ids for part in parts):
-                problem = f"line {number} is {short(line)}, not two tokens of earlier lines with a space between"
+                problem = f"line {number} is {short(line)}, not two tokens of earlier lines separated by a space"
                 raise TokenizerError(f"{path}: {problem}; {REPLACE}")
             token = parts[0] + parts[1]
             if token in ids:
@@ -324,10 +326,10 @@ class Tokenizer:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8. Raises TokenizerError where it cannot be read, or is none."""
+    """The text of a file in UTF-8. Raises TokenizerError if it cannot be read or decoded."""
     try:
         return Path(path).read_bytes().decode("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: byte {error.start} is no UTF-8 text; {REPLACE}") from error
+        raise TokenizerError(f"{path}: byte {error.start} is not valid UTF-8; {REPLACE}") from error
