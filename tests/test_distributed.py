@@ -120,7 +120,7 @@ NEARLY = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("early, 4 ranks, ZeRO", "four threads"), SAME))
+@pytest.mark.parametrize("name", slow_but(("overlap, 4 ranks, ZeRO", "four threads"), SAME))
 def test_however_the_work_is_shared_the_bits_are_the_same(folder, runs, name):
     n, flags = SAME[name]
     assert same_bits(runs[1], outcome(n, folder, "same", flags))
@@ -333,7 +333,7 @@ def on_the_cpu(folder):
     return outcome(1, folder, "cpu", "--steps 6 --kernels reference --threads 1")
 
 
-@pytest.mark.parametrize("name", slow_but(("early", "NCCL, ZeRO"), ON_GPUS))
+@pytest.mark.parametrize("name", slow_but(("overlap", "NCCL, ZeRO"), ON_GPUS))
 def test_ranks_on_the_stand_in_for_cupy_equal_the_cpu(folder, on_the_cpu, name):
     stand_in, flags, same = ON_GPUS[name]
     flags = f"{SMALL} --data text.txt {FLAGS} --steps 6 --kernels reference --threads 1 {flags}"
