@@ -707,9 +707,9 @@ def test_pipes_and_files_in_the_way_are_reported(trained, tmp_path):
     assert "pipe or socket" in refused(tmp_path / "pipe")
     (tmp_path / "file").write_text("x")
     for words, message in (
-        (["w.bin", "file", "--to", "hf"], "cannot be made a folder"),
+        (["w.bin", "file", "--to", "hf"], "the folder cannot be created"),
         (["pipe", "x", "--to", "hf"], "pipe or socket"),
-        (["w.bin", "w.bin", "--to", "hf"], "cannot be made a folder"),
+        (["w.bin", "w.bin", "--to", "hf"], "the folder cannot be created"),
         (["t.bin", "x", "--to", "llmc", "--block-size", "5"], "--block-size: is for models"),
     ):
         write_raw(tmp_path / "t.bin", np.arange(100))

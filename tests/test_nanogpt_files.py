@@ -215,11 +215,11 @@ def test_what_is_no_checkpoint_of_nanogpt_is_refused(torch, tmp_path):
     assert "no dropout" in line(model=state, model_args={k: v for k, v in args().items() if k != "dropout"})
     assert "shape (11, 4), its model_args require (12, 4)" in line(model=state, model_args=args(vocab_size=12))
     assert "h.2.ln_1.weight is missing" in line(model=state, model_args=args(n_layer=3))
-    assert "h.1.ln_1.weight is not a tensor of nanoGPT's" in line(model=state, model_args=args(n_layer=1))
-    assert "model has blocks.0" in line(model=state | {"blocks.0": torch.ones(2)}, model_args=args())
+    assert "h.1.ln_1.weight' is not a tensor of nanoGPT's" in line(model=state, model_args=args(n_layer=1))
+    assert "model has 'blocks.0'" in line(model=state | {"blocks.0": torch.ones(2)}, model_args=args())
     assert "is present twice" in line(model=state | theirs(torch, model(CONFIG), "_orig_mod."), model_args=args())
     whole = {"transformer.ln_f.weight": torch.arange(4)}
-    assert "ln_f.weight is not a tensor of floats" in line(model=state | whole, model_args=args())
+    assert "ln_f.weight' is not a tensor of floats" in line(model=state | whole, model_args=args())
     assert "lm_head.weight has shape" in line(model=state | {"lm_head.weight": torch.ones(4, 11)}, model_args=args())
 
 
@@ -301,8 +301,8 @@ def test_what_nanogpt_cannot_compute_is_not_written(tmp_path):
     assert "ties the head" in line(tied_head=False)
     assert "4 n_embd wide" in line(n_inner=8)
     assert "layernorms add" in line(norm_eps=1e-6)
-    assert "h.0.attn.c_attn.bias is unexpected" in line(bias=False)
-    assert "h.1.ln_2.bias is missing" in line({k: v for k, v in tensors.items() if k != "h.1.ln_2.bias"})
+    assert "'h.0.attn.c_attn.bias' is unexpected" in line(bias=False)
+    assert "'h.1.ln_2.bias' is missing" in line({k: v for k, v in tensors.items() if k != "h.1.ln_2.bias"})
     assert "wpe.weight has shape (8, 4)" in line(block_size=9)
     assert os.listdir(tmp_path) == []
     notes = write_nanogpt(path, tensors, CONFIG | {"activation": "gelu", "n_inner": 16})
