@@ -89,7 +89,7 @@ def test_npy_of_other_shapes_and_types(tmp_path):
         (header(20240520, 1, 2**31 - 1) + bytes(20), "says 2,147,483,647 ids"),
         (header(20240520, 1, -5) + bytes(20), "says -5 ids"),
         (header(20240520, 2, 10) + bytes(20), "version is 2, not 1"),
-        (header(20240520, 1, 0), "there are no ids"),
+        (header(20240520, 1, 0), "it contains no ids"),
         (header(20240520, 1, 10)[:50], "but it is 50 bytes long"),
         (header(20240801, 1, 10) + bytes(40), "version is 1, not 7"),
         (header(20240326, 3, 1024), "a model of llm.c"),

@@ -446,7 +446,7 @@ def test_what_a_format_cannot_hold_is_refused(mapped, tmp_path):
     one_line_error(lambda: write_tokenizer(twins, path, "onnx"), "kind is 'onnx'", "hf, tiktoken, llmc")
     assert not path.exists()
     write_tokenizer(twins, path, "llmc")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         write_tokenizer(no_end, path, "hf")
     with pytest.raises(UserError, match="cannot write into"):
         write_tokenizer(twins, tmp_path / "no" / "x", "llmc")
@@ -532,7 +532,7 @@ def test_tokenizer_json_that_is_sound(tmp_path):
     path.write_text(json.dumps(hf_fields(added_tokens=None)))
     assert isinstance(load_tokenizer(path), MappedTokenizer) and load_tokenizer(path).eot == 258
     path.write_text(json.dumps(hf_fields()).replace('"th": 256', '"th": 256, "th": 256'))
-    one_line_error(lambda: load_tokenizer(path), "a name stands in it twice")
+    one_line_error(lambda: load_tokenizer(path), "a name occurs twice")
 
 
 def test_own_format_with_other_ids_is_checked_field_by_field(mapped):

@@ -127,7 +127,7 @@ def set_in(header, name, **fields):
         (lambda h: set_in(h, "__metadata__", checksum="crc32:00000000"), "checksum does not match"),
         (lambda h: set_in(h, "__metadata__", config='{"n_layer": 2}'), "checksum does not match"),
         (lambda h: set_in(h, "__metadata__", tokenizer="{}"), "checksum does not match"),
-        (lambda h: set_in(h, "wte.weight", dtype="F16"), "dtype F16"),
+        (lambda h: set_in(h, "wte.weight", dtype="F16"), "dtype 'F16'"),
         (lambda h: set_in(h, "wte.weight", shape=[-7, -4]), "shape [-7, -4]"),
         (lambda h: set_in(h, "wte.weight", shape=[7.0, 4]), "shape [7.0, 4]"),
         (lambda h: set_in(h, "wte.weight", shape="ab"), "shape 'ab'"),
