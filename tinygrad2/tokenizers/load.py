@@ -58,7 +58,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
 
 def _of_weights(path):
     """The tokenizer inside a weights file of ours."""
-    from tinygrad2.io.weights import load_weights  # late: needs NumPy, which must not be loaded in worker processes
+    from tinygrad2.io.weights import load_weights  # late: needs NumPy, which loading a tokenizer should not
 
     text = load_weights(path).tokenizer
     if not text:
