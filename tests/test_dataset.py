@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from test_tokenfiles import IDS, write
+from test_token_files import IDS, write
 from test_train import ROOT, TEXT, train
 
 from tinygrad2.datasets import text_cache

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from crash_everywhere import checkpoint
-from test_tokenfiles import IDS, write
+from test_token_files import IDS, write
 
 import inference
 from models import GPT, GPTConfig
