@@ -5,7 +5,7 @@
     python train_gpt2.py --resume                                    continue where the last run was stopped
     mpirun -n 4 python train_gpt2.py --seed 1337                     the same training, shared by four processes
 
-Read main first (configuration, data, model, loop, results), then Trainer.step: what one step does.
+Trainer.step is one step of the training, and main right after it the whole: configuration, data, model, loop, results.
 """
 
 from tinygrad2.distributed.launch import exit_with_line
@@ -39,14 +39,14 @@ from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.dispatch import use_kernels
 from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
-from tinygrad2.evaluation.hellaswag import accuracy, load_examples
+from tinygrad2.evaluation import hellaswag
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
-from tinygrad2.system.machine import gemm_peak
+from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.tokenizers.load import tokenizer_from_json
@@ -57,67 +57,6 @@ from tinygrad2.training.memory_plan import MemoryPlan
 from tinygrad2.training.run_dir import RunDir
 from tinygrad2.training.run_log import RunLog
 from tinygrad2.training.run_state import RunState
-
-
-def main(world, argv=None):
-    """Train a model and write its weights; returns the exit code. Every rank runs this."""
-    start = time.perf_counter()
-    config, gpt_config, state, run_dir, checkpoint = configure(argv, world)
-    tokenizer, loader, val_loader, examples, pretrained = open_data(config, gpt_config, state, world)
-
-    plan = plan_memory(config, gpt_config, world)
-    stop = StopRequest(talk=world.rank == 0)
-    trainer = Trainer(config, gpt_config, world, stop)
-    if checkpoint:
-        snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it
-    if pretrained:
-        world.on_rank_0("loading the pretrained weights", load_into, trainer.model, pretrained)
-    snapshot.synchronize(trainer, checkpoint)                     # now all ranks have what rank 0 has
-
-    ideal_seconds = measure_costs(trainer, plan, loader)
-    world.on_rank_0("opening the run directory", run_dir.begin, state, world.print)
-    log = RunLog(config, run_dir, state, world, loader.tokens_per_batch, ideal_seconds, checkpoint)
-    del checkpoint                                                # its arrays have been copied
-    writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged)
-    compare = partial(validation.report_loss_and_samples, trainer, val_loader or loader, tokenizer, log.note)
-    if pretrained:
-        state.before = compare("before")
-
-    with stop:                                                    # a signal ends the loop after a step
-        while not trainer.finished:
-            lr = trainer.lr()
-            with log.timing():
-                loss, norm = trainer.step(loader)
-            if not math.isfinite(loss + norm):
-                writer.join(log.note)
-                raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
-            log.step(trainer.done, loss, lr, norm)
-
-            done, is_last = trainer.done, trainer.done == config.steps
-            if trainer.finished or due(config.compare_every, done):
-                compare_weights(trainer.flat, done, world)
-            if val_loader and (is_last or due(config.eval_every, done)):
-                log.validation(validation.validate(trainer.model, val_loader, config, world))
-            if examples and (is_last or due(config.eval_every, done)):
-                log.hellaswag(*accuracy(trainer.model, examples, world))
-            if not is_last and due(config.sample_every, done):
-                world.on_rank_0(f"sampling after step {done}", validation.print_sample, trainer, tokenizer, log.note)
-            log.flush()
-            if trainer.finished or due(config.checkpoint_every, done) or (config.checkpoint_every and log.is_best):
-                snapshot.save(trainer, writer, state, log)
-
-        if state.before is not None:
-            report.print_finetuned(state.before, compare("after"), trainer.done, world.print)
-        peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
-        world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
-    log.close()
-    return 128 + trainer.stopping if trainer.stopping else 0
-
-
-def due(interval, done):
-    """Is it time, after `done` steps, for what happens every `interval` steps? Never, where the interval is 0."""
-    return interval > 0 and done % interval == 0
-
 
 # -- trainer -----------------------------------------------------------------------------------------------------------
 
@@ -155,6 +94,21 @@ class Trainer:
         c = self.config
         return learning_rate(self.done, c.schedule, c.lr, c.final_lr * c.lr, c.warmup_steps, c.steps)
 
+    def micro_step(self, first_row, x, y):
+        """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""
+        set_dropout(self.model, self.config.seed, self.done, first_row)
+        loss = self.model.loss(x, y)
+        loss.backward()
+        return loss.data
+
+    def gather_losses(self, losses, norm):
+        """(mean loss over the micro-batches of all ranks, gradient norm, stop signal or 0), the same on every rank."""
+        row = to_host(array_module(self.config.device).stack([*losses, norm])).tolist()    # waits for the device: once
+        row.append(self.stop.signal or 0 if self.stop else 0)
+        rows = self.world.all_gather(np.array(row), f"losses of step {self.done + 1}")     # (ranks, micro-batches + 2)
+        losses, norms, signals = rows[:, :-2], rows[:, -2], rows[:, -1]
+        return math.fsum(losses.flat) / self.micro_batches, float(norms[0]), int(signals.max())
+
     @np.errstate(over="ignore", invalid="ignore")                 # the caller checks loss and norm
     def step(self, loader):
         """One optimizer step; returns its loss and gradient norm. Where they are not finite, nothing has changed."""
@@ -166,7 +120,7 @@ class Trainer:
         self.reducer.finish()                                     # now they are the sum over all ranks
 
         norm = self.reducer.grad_norm() / self.micro_batches      # of the mean over micro-batches, as is the loss
-        loss, norm, self.stopping = self.agree(losses, norm)
+        loss, norm, self.stopping = self.gather_losses(losses, norm)
         if math.isfinite(loss + norm):
             scale = clip_scale(self.flat.data.dtype.type(norm), self.config.grad_clip) / self.micro_batches
             self.optimizer.step(self.lr(), float(scale))          # clipped, and from sum to mean, in one factor
@@ -175,20 +129,68 @@ class Trainer:
             self.done += 1
         return loss, norm
 
-    def micro_step(self, first_row, x, y):
-        """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""
-        set_dropout(self.model, self.config.seed, self.done, first_row)
-        loss = self.model.loss(x, y)
-        loss.backward()
-        return loss.data
 
-    def agree(self, losses, norm):
-        """(mean loss over the micro-batches of all ranks, gradient norm, stop signal or 0), the same on every rank."""
-        row = to_host(array_module(self.config.device).stack([*losses, norm])).tolist()    # waits for the device: once
-        row.append(self.stop.signal or 0 if self.stop else 0)
-        rows = self.world.all_gather(np.array(row), f"losses of step {self.done + 1}")     # (ranks, micro-batches + 2)
-        losses, norms, signals = rows[:, :-2], rows[:, -2], rows[:, -1]
-        return math.fsum(losses.flat) / self.micro_batches, float(norms[0]), int(signals.max())
+# -- the training ------------------------------------------------------------------------------------------------------
+
+
+def main(world, argv=None):
+    """Train a model and write its weights; returns the exit code. Every rank runs this."""
+    start = time.perf_counter()
+    config, gpt_config, state, run_dir, checkpoint = configure(argv, world)
+    tokenizer, loader, val_loader, examples, pretrained = open_data(config, gpt_config, state, world)
+
+    plan = plan_memory(config, gpt_config, world)
+    stop = StopRequest(talk=world.rank == 0)
+    trainer = Trainer(config, gpt_config, world, stop)
+    if checkpoint:
+        snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it
+    if pretrained:
+        world.on_rank_0("loading the pretrained weights", load_into, trainer.model, pretrained)
+    snapshot.synchronize(trainer, checkpoint)                     # now all ranks have what rank 0 has
+
+    ideal_seconds = measure_costs(trainer, plan, loader)
+    world.on_rank_0("opening the run directory", run_dir.begin, state, world.print)
+    log = RunLog(config, run_dir, state, world, loader.tokens_per_batch, ideal_seconds, checkpoint)
+    del checkpoint                                                # its arrays have been copied
+    writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged)
+    report_loss = partial(validation.report_loss_and_samples, trainer, val_loader or loader, tokenizer, log.note)
+    if pretrained:
+        state.before = report_loss("before")
+
+    with stop:                                                    # a signal ends the loop after a step
+        while not trainer.finished:
+            lr = trainer.lr()
+            with log.timing():
+                loss, norm = trainer.step(loader)
+            if not math.isfinite(loss + norm):
+                writer.join(log.note)
+                raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
+            log.step(trainer.done, loss, lr, norm)
+
+            done, is_last = trainer.done, trainer.done == config.steps      # a signal makes finished true, not is_last
+            if trainer.finished or due(config.compare_every, done):
+                compare_weights(trainer.flat, done, world)
+            if val_loader and (is_last or due(config.eval_every, done)):
+                log.validation(validation.validate(trainer.model, val_loader, config, world))
+            if examples and (is_last or due(config.eval_every, done)):
+                log.hellaswag(*hellaswag.accuracy(trainer.model, examples, world))
+            if not is_last and due(config.sample_every, done):
+                world.on_rank_0(f"sampling after step {done}", validation.print_sample, trainer, tokenizer, log.note)
+            log.flush()
+            if trainer.finished or due(config.checkpoint_every, done) or (config.checkpoint_every and log.is_best):
+                snapshot.save(trainer, writer, state, log)
+
+        if state.before is not None:
+            report.print_finetuned(state.before, report_loss("after"), trainer.done, world.print)
+        peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
+        world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
+    log.close()
+    return 128 + trainer.stopping if trainer.stopping else 0
+
+
+def due(interval, done):
+    """Is it time, after `done` steps, for what happens every `interval` steps? Never, if the interval is 0."""
+    return interval > 0 and done % interval == 0
 
 
 # -- before the loop ---------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def parse(argv, ranks=None, saved=None, log=print):
         flags = {name: value for name, value in saved.training.items() if name not in OF_THIS_START} | flags
     elif args.init_from:
         if args.model:
-            raise UserError(f"--model {args.model}: --init-from brings the shape of its model; leave one of them out")
+            raise UserError(f"--model {args.model}: --init-from sets the model's shape; use only one of the two")
         preset, gpt_config = "--init-from", config_for_training(args.init_from, model_flags, args.tokenizer or "")
     else:
         preset = args.model or "demo"
@@ -261,9 +263,9 @@ def configure(argv, world):
 
 
 def open_data(config, gpt_config, state, world):
-    """(tokenizer, training loader, validation loader, HellaSwag examples, Pretrained); all but the loader may be None.
+    """(tokenizer, loader, validation loader, HellaSwag examples, Pretrained); all except the loader may be None.
 
-    Fills in `state.data` and `state.tokenizer`. Raises UserError where a training is resumed on other data.
+    Fills in `state.data` and `state.tokenizer`. Raises UserError if a training is resumed on other data.
     """
     V, T = gpt_config.vocab_size, gpt_config.block_size
     pretrained, tokenizer, examples, val_loader = None, None, None, None
@@ -273,17 +275,19 @@ def open_data(config, gpt_config, state, world):
         tokenizer = pretrained.tokenizer
     elif state.tokenizer:
         tokenizer = tokenizer_from_json(state.tokenizer, config.run_dir)
-    source = config.data, config.dataset, config.tokenizer, V, config.val_fraction
-    data = open_dataset(*source, world, tokenizer, may_train=not config.init_from)
+    data = open_dataset(
+        config.data, name=config.dataset, tokenizer=config.tokenizer, vocab_size=V, val_fraction=config.val_fraction,
+        world=world, known_tokenizer=tokenizer, may_train=not config.init_from,
+    )  # fmt: skip
     if state.data not in ("", data.fingerprint):
-        raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; bring "
-                        "it back, or start a new training with another --run-dir")
+        raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
+                        "restore it, or start a new training with another --run-dir")
     state.data, state.tokenizer = data.fingerprint, data.tokenizer_json
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     if config.eval_every and data.val:
         val_loader = DataLoader(data.val, config.batch_size, T, world.rank, world.size, "sequential")
     if config.hellaswag:
-        examples = load_examples(config.hellaswag, data.tokenizer, config.hellaswag_examples)
+        examples = hellaswag.load_examples(config.hellaswag, data.tokenizer, config.hellaswag_examples)
     report.print_data(data, loader, pretrained, config, gpt_config, world)
     return data.tokenizer, loader, val_loader, examples if config.eval_every else None, pretrained
 

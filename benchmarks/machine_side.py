@@ -11,7 +11,7 @@ def main():
     plan_threads(int(sys.argv[1]))
     import numpy as np
 
-    from tinygrad2.system.machine import gemm_peak
+    from tinygrad2.system.gemm_peak import gemm_peak
 
     answer_requests(lambda: dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth()))
 

@@ -124,7 +124,7 @@ def _numpy():
 def _blas():
     import numpy as np
 
-    from tinygrad2.system.machine import gemm_peak
+    from tinygrad2.system.gemm_peak import gemm_peak
 
     try:
         info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]

@@ -10,7 +10,7 @@ import train_gpt2
 from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
 from tinygrad2.monitor.progress import duration
-from tinygrad2.system.machine import gemm_peak
+from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import available_bytes, megabytes
 from tinygrad2.training.memory_plan import MemoryPlan, advice
 

@@ -16,9 +16,10 @@ class RunState:
     preset           the preset, or "--init-from"
     training, model  the fields of TrainConfig and GPTConfig
     data             fingerprint of the tokens
-    tokenizer        the tokenizer as JSON text, "" where there is none (in weights.bin, not in state.json)
-    step, position   optimizer steps done, and where the next batch starts (see DataLoader)
-    loss, val_loss   of the last step; val_loss is None where it was not measured
+    tokenizer        the tokenizer as JSON text, "" if there is none (in weights.bin, not in state.json)
+    step, position   optimizer steps done, and where the next batch starts (see DataLoader); in memory those with which
+                     this process started, in a checkpoint those of its moment
+    loss, val_loss   of the last step; val_loss is None if it was not measured
     best             the lowest validation loss
     before           the loss before a finetuning
     windows          the values that outliers are compared with, {"loss": [...], "grad_norm": [...]}
@@ -38,7 +39,7 @@ class RunState:
     windows: dict = field(default_factory=dict)
 
     def to_dict(self):
-        """Everything but the tokenizer, as JSON values."""
+        """Everything except the tokenizer, as JSON values."""
         values = asdict(self)
         del values["tokenizer"]
         return values | {"position": list(self.position)}
@@ -53,7 +54,7 @@ class RunState:
     def refuse_changes(self, preset, flags, model_flags):
         """Raises UserError for flags of the command line that a training which is resumed cannot follow.
 
-        preset                what --model says, or None
+        preset                the value of --model, or None
         flags, model_flags    {field: value} of the flags that were given
         """
         if preset not in (None, self.preset):
