@@ -1,4 +1,4 @@
-"""One side of benchmarks.train, in its own process: python -m benchmarks.train_side SIDE THREADS CONFIG_JSON."""
+"""One side of benchmarks.train, in its own process: python -m benchmarks.train_side SIDE CONFIG_JSON."""
 
 import json
 import os
@@ -11,7 +11,7 @@ LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 
 
 def tokens(config, step):
-    """The synthetic batch of a step: x and y, both (B, T) int64, the same on every side."""
+    """Returns the random batch of a step, x and y, both (B, T) int64, the same on every side."""
     import numpy as np
 
     rng = np.random.default_rng([config["seed"], step])
@@ -20,11 +20,11 @@ def tokens(config, step):
 
 
 def our_trainer(config, kernels):
-    """A function (x, y) -> loss that does one step of train_gpt2.py."""
+    """Returns a function (x, y) -> loss that does one step of train_gpt2.py."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
     from tinygrad2.module import FlatBuffers
-    from tinygrad2.optim import Adam, clip_grad_norm
+    from tinygrad2.optim import Adam, clip_scale, grad_norm
     from tinygrad2.system.memory import keep_freed_memory
 
     use_kernels(kernels)
@@ -37,8 +37,7 @@ def our_trainer(config, kernels):
         flat.zero_grad()
         loss = model.loss(x, y)
         loss.backward()
-        _, scale = clip_grad_norm(flat.grad, GRAD_CLIP)
-        optimizer.step(LR, scale)
+        optimizer.step(LR, clip_scale(grad_norm(flat.grad), GRAD_CLIP))
         return loss.item()
 
     return step

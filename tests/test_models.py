@@ -17,7 +17,7 @@ from models.sampling import sample
 from ops.dropout import keep_mask
 from tinygrad2 import Tensor, no_grad
 from tinygrad2.module import FlatBuffers
-from tinygrad2.optim import Adam, clip_grad_norm
+from tinygrad2.optim import Adam, clip_scale, grad_norm
 
 TINY = {"block_size": 12, "vocab_size": 30, "n_layer": 2, "n_head": 2, "n_embd": 16}
 
@@ -278,8 +278,7 @@ def overfit(steps):
         flat.zero_grad()
         _, loss = model(x, y)
         loss.backward()
-        _, scale = clip_grad_norm(flat.grad, 1.0)
-        optimizer.step(1e-2, scale)
+        optimizer.step(1e-2, clip_scale(grad_norm(flat.grad), 1.0))
         losses.append(loss.item())
     return losses
 
@@ -352,8 +351,7 @@ def training(model):
             set_dropout(model, seed=1, step=step)
             flat.zero_grad()
             model(x, y)[1].backward()
-            _, scale = clip_grad_norm(flat.grad, 1.0)
-            optimizer.step(1e-3, scale)
+            optimizer.step(1e-3, clip_scale(grad_norm(flat.grad), 1.0))
 
     return train
 

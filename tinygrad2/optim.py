@@ -1,9 +1,9 @@
 """Adam with decoupled weight decay, clipping by global norm, and the learning rate of each step.
 
-    m <- beta1 m + (1 - beta1) g                 the mean of the gradient, over about 1/(1 - beta1) steps
-    v <- beta2 v + (1 - beta2) g^2               the mean of its square
-    mhat = m / (1 - beta1^t)                     m and v start at zero: without this the first steps would be
-    vhat = v / (1 - beta2^t)                     too short (m) and too long (v)
+    m <- beta1 m + (1 - beta1) g                 moving average of the gradient, over about 1/(1 - beta1) steps
+    v <- beta2 v + (1 - beta2) g^2               and of its square
+    mhat = m / (1 - beta1^t)                     m and v start at zero: without this correction the first steps
+    vhat = v / (1 - beta2^t)                     would be too short (m) or too long (v)
     p <- p - lr (mhat / (sqrt(vhat) + eps) + weight_decay p)
 
 Kingma and Ba, "Adam", ICLR 2015, algorithm 1; the decay outside the adaptive step is Loshchilov and Hutter,
@@ -18,15 +18,15 @@ from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.dispatch import has_kernels
 
 SCHEDULES = ("constant", "linear", "cosine")
-NORM_BLOCK = 1 << 16  # elements: the parts of the gradient whose squares are summed together
-_BLOCK = 1 << 16  # elements per round: what the formula needs in between stays small and in the cache
+NORM_BLOCK = 1 << 16  # elements of the gradient whose squares are summed together
+_BLOCK = 1 << 16  # elements per round: the temporaries of the formula stay in the cache
 
 # -- Adam ------------------------------------------------------------------------------------------------------------
 
 
 @has_kernels
 def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
-    """One Adam step in place on flat arrays (n,); g counts times grad_scale; t counts steps from 1."""
+    """One Adam step in place on flat arrays (n,); g is multiplied by grad_scale; t counts steps from 1."""
     for start in range(0, len(p), _BLOCK):
         block = slice(start, start + _BLOCK)
         _update_block(p[block], g[block] * grad_scale, m[block], v[block], t, lr, beta1, beta2, eps, weight_decay)
@@ -42,12 +42,12 @@ def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
 
 
 class Adam:
-    """Adam on flat buffers (module.py); weight decay acts on matrices, not on biases and layernorms.
+    """Adam on flat buffers (module.py); weight decay applies to matrices, not to biases and LayerNorm parameters.
 
     flat      FlatBuffers: parameters and gradients
-    parts     the slices of the buffers that this rank updates, default: all (see distributed/reducer.py)
+    parts     the slices of the buffers that this rank updates (default: all; see distributed/zero.py)
     m, v      first and second moment of these parts, one after the other, (n,) of the parameters' dtype
-    t         steps done
+    t         steps taken so far
     """
 
     def __init__(self, flat, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, parts=None):
@@ -69,7 +69,7 @@ class Adam:
             )  # fmt: skip
 
     def _pieces(self):
-        """(slice of the buffers, slice of m and v, does it decay?): the parts, cut where the matrices end."""
+        """Yields (slice of the buffers, slice of m and v, whether it decays): the parts, split where the matrices end."""
         end = 0
         for part in self.parts:
             border = min(max(self.flat.n_decay, part.start), part.stop)
@@ -79,19 +79,19 @@ class Adam:
                     end += stop - start
 
     def load_state_dict(self, state, t):
-        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps done.
+        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps taken.
 
-        Raises ValueError naming a missing, unknown or wrongly sized entry; then nothing has been changed.
+        Raises ValueError naming a missing, unknown or wrongly sized entry, before anything is changed.
         """
         self._check(state)
         if self.m.size == self.flat.size:
             self._copy_to(state, self.m, self.v)
         else:
-            for own, moment in zip((self.m, self.v), self.whole_moments(state)):
+            for own, moment in zip((self.m, self.v), self.full_moments(state)):
                 own[...] = to_device(np.concatenate([moment[part] for part in self.parts]), device_of(own))
         self.t = t
 
-    def whole_moments(self, state):
+    def full_moments(self, state):
         """Both moments of all parameters, on all ranks, as NumPy arrays laid out like the buffers.
 
         Raises like load_state_dict.
@@ -110,10 +110,10 @@ class Adam:
     def _check(self, state):
         own = {f"{letter}.{name}": part for letter in "mv" for name, part in self.flat.slices.items()}
         for name in sorted(set(own) | set(state)):
-            size = own[name].stop - own[name].start if name in own else None
-            if name not in state or state[name].size != size:
-                given = state[name].size if name in state else "nothing"
-                raise ValueError(f"cannot load these moments: {name} has {given}, the model's has {size} values")
+            size = own[name].stop - own[name].start if name in own else 0
+            given = state[name].size if name in state else 0
+            if given != size:
+                raise ValueError(f"cannot load these moments: {name} has {given} values, the model needs {size}")
 
 
 # -- the norm of the gradient, and clipping --------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def block_square_sums(grad):
     xp = xp_of(grad)
     n_full = len(grad) // NORM_BLOCK * NORM_BLOCK                 # elements in full blocks
     sums = []
-    for start in range(0, n_full, 64 * NORM_BLOCK):               # 16 MB at a time: the squares need memory, too
+    for start in range(0, n_full, 64 * NORM_BLOCK):               # 16 MB at a time: the squares need memory as well
         blocks = grad[start : min(start + 64 * NORM_BLOCK, n_full)].reshape(-1, NORM_BLOCK)
         sums.append((blocks * blocks).sum(1))
     if n_full < len(grad):
@@ -136,34 +136,26 @@ def block_square_sums(grad):
 def norm_of(sums, dtype):
     """sqrt of the sum of block_square_sums, a 0-d array.
 
-    Two stages, so that ranks that have a part of the gradient each (distributed/reducer.py) get the same bits as one
-    that has all of it; and a float32 sum of 124 million squares would be inexact.
+    In two stages, so that ranks with one part of the gradient each (distributed/zero.py) get the same bits as one rank
+    with all of it, and because a float32 sum of 124 million squares would be inexact.
     """
     return xp_of(sums).sqrt(sums.sum()).astype(dtype)
 
 
 def grad_norm(grad):
-    """sqrt(sum g^2) of a flat array (n,), a 0-d array."""
+    """sqrt(sum g^2) of a flat array (n,), a 0-d array of its dtype on its device."""
     return norm_of(block_square_sums(grad), grad.dtype)
 
 
 def clip_scale(norm, max_norm):
-    """The factor that brings a gradient of this norm down to max_norm where it is above; max_norm = 0: no clipping.
+    """The factor that scales a gradient of this norm down to max_norm if it is larger; max_norm = 0: no clipping.
 
         scale = min(1, max_norm / (norm + 1e-6))
 
+    A 0-d array on the norm's device, for Adam.step: nothing waits for a GPU, and clipping needs no pass over the data.
     Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1.
     """
     return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
-
-
-def clip_grad_norm(grad, max_norm):
-    """(norm of the gradient (n,), clip_scale of it), both 0-d arrays on its device: nothing waits for a GPU.
-
-    The factor is for Adam.step, so clipping costs no pass of its own.
-    """
-    norm = grad_norm(grad)
-    return norm, clip_scale(norm, max_norm)
 
 
 # -- the learning rate -----------------------------------------------------------------------------------------------

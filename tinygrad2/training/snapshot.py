@@ -13,7 +13,7 @@ from tinygrad2.training.checkpoint import Checkpoint
 
 
 def save(trainer, writer, state, log):
-    """Write a checkpoint of this moment while the training continues. A collective: every rank calls it.
+    """Write a checkpoint of the current state while the training continues. A collective: every rank calls it.
 
     writer    CheckpointWriter
     state     RunState
@@ -28,10 +28,10 @@ def save(trainer, writer, state, log):
 
 
 def snapshot(trainer, state, history=b"", buffers=None):
-    """The Checkpoint of this moment on rank 0, None on the others. A collective: every rank calls it.
+    """The Checkpoint of the current state on rank 0, None on the others. A collective: every rank calls it.
 
     buffers   three arrays (flat.size,) into which weights and moments are copied. None: the checkpoint shares the
-              trainer's arrays where it can, and is valid until the next step; gradients may be overwritten
+              trainer's arrays if it can, and is valid until the next step; gradients may be overwritten
     """
     arrays = _gather(trainer, buffers)
     if trainer.world.rank:
@@ -48,7 +48,7 @@ def _gather(trainer, buffers):
     flat, reducer, optimizer = trainer.flat, trainer.reducer, trainer.optimizer
     outs = buffers or [None] * 3
     if buffers is None and reducer.shards and trainer.config.device == "cpu":
-        outs = [None, flat.grad, None]                            # memory that nobody needs at the end of a training
+        outs = [None, flat.grad, None]                            # unused memory at the end of a training
     m, v = (reducer.gather(own, "moments", out) for own, out in zip((optimizer.m, optimizer.v), outs[1:]))
     if trainer.world.rank:
         return None
@@ -61,7 +61,7 @@ def _gather(trainer, buffers):
 
 
 def restore(trainer, checkpoint):
-    """Load a checkpoint into this rank's trainer. Raises UserError where it does not fit the model."""
+    """Load a checkpoint into this rank's trainer. Raises UserError if it does not fit the model."""
     try:
         trainer.model.load_state_dict(checkpoint.weights)
         trainer.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
@@ -73,15 +73,15 @@ def restore(trainer, checkpoint):
 def synchronize(trainer, checkpoint=None):
     """Every rank takes over rank 0's weights, moments and position in the data. A collective.
 
-    checkpoint   what rank 0 has restored, None on the other ranks: where each rank keeps a part of the moments
-                 (--zero 1), rank 0 has no complete ones but these
+    checkpoint   what rank 0 has restored, None on the other ranks: if each rank keeps a part of the moments
+                 (--zero 1), rank 0 has no other complete ones
     """
     world, reducer, optimizer = trainer.world, trainer.reducer, trainer.optimizer
     progress = optimizer.t, trainer.done, trainer.position
     optimizer.t, trainer.done, trainer.position = world.broadcast_object(progress)
     world.broadcast(trainer.flat.data, "weights")
     if trainer.done and reducer.shards:
-        moments = optimizer.whole_moments(checkpoint.moments) if checkpoint else (None, None)
+        moments = optimizer.full_moments(checkpoint.moments) if checkpoint else (None, None)
         for complete, own in zip(moments, (optimizer.m, optimizer.v)):
             reducer.scatter(complete, own, "moments")
     elif trainer.done:
