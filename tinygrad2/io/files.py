@@ -129,6 +129,14 @@ def read_json(path):
         raise UserError(f"{path}: is not valid JSON; download it or create it again") from None
 
 
+def unique_names(pairs):
+    """For json.loads(..., object_pairs_hook=unique_names): refuses objects that have a name twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return fields
+
+
 def write_json(path, value):
     """Write a JSON file, atomically."""
     with atomic_write(path) as file:

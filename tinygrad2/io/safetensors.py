@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
-from tinygrad2.io.files import CorruptFile
+from tinygrad2.io.files import CorruptFile, unique_names
 from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
@@ -76,7 +76,7 @@ def open_container(path):
     if N > min(MAX_HEADER, len(buffer) - 8):
         raise CorruptFile(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
     try:
-        header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=_no_duplicates)
+        header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=unique_names)
     except (ValueError, RecursionError):
         raise CorruptFile("the header is not valid JSON") from None
     if not isinstance(header, dict):
@@ -117,12 +117,6 @@ def _offsets(name, entry):
     if not pair or not all(type(n) is int and 0 <= n < 1 << 62 for n in offsets):
         raise CorruptFile(f"tensor {short(name)} has data_offsets {short(offsets)}")
     return offsets
-
-
-def _no_duplicates(pairs):
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
 
 
 def make_header(shapes, code, metadata):

@@ -6,8 +6,8 @@
     *.tiktoken                   "base64 of the token's bytes, space, rank" a line; the rank is both id and order
     gpt2_tokenizer.bin           the bytes of each token, for llm.c to print; can only decode
 
-Every reader returns a tokenizer or raises TokenizerError: one line with the file, the field, its value and the remedy.
-Tokens are written in GPT-2's symbols, see ID_TO_SYMBOL in tokenizer.py.
+`read_third_party` recognizes them by content. Every reader returns a tokenizer or raises TokenizerError: one line with
+the file, the field, its value and the remedy. Tokens are written in GPT-2's symbols, see ID_TO_SYMBOL in tokenizer.py.
 """
 
 import base64
@@ -19,9 +19,10 @@ import struct
 from itertools import count
 
 from tinygrad2.errors import short
+from tinygrad2.io.files import unique_names
 from tinygrad2.tokenizers.bpe import N_BYTES, apply_merges
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer, tokenizer_from_vocab
-from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, TokenizerError, read_text
+from tinygrad2.tokenizers.tokenizer import BYTE_TO_ID, END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError, read_text
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # names in folders
 PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -33,19 +34,45 @@ LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 int32
 LLMC_FIRST = (50257, 50256)  # tokens, end-of-text id; version 1 was for GPT-2 only and does not store the id
 
 _AGAIN = "download or write the file again"
+_LLMC_START = struct.pack("<I", LLMC_MAGIC)
+_RANK_LINE = re.compile(rb"(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]= +\d+\r?(?:\n|$)")
 
 
-def parse_json(data, source):
-    """Returns the object in JSON bytes as a dict. Raises TokenizerError if it is invalid or has a name twice."""
+def read_third_party(data, path):
+    """Returns the tokenizer in a file of another program, given its bytes.
 
-    def unique(pairs):
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return fields
+    The other file of a pair, merges or vocabulary, is read from the folder of `path`. Raises TokenizerError if the
+    format is unknown, or if the file is corrupt or not supported.
+    """
+    head = data[:256].lstrip()
+    if data.startswith(_LLMC_START):
+        return _read_llmc(data, path)
+    if head.startswith(b"{"):
+        return _read_json(data, path)
+    if _RANK_LINE.match(head):  # no line of merges matches: it has two symbols
+        return _read_ranks(data, path)
+    if head.startswith(b"#version") or b"\n" in head:
+        vocab = _find_vocab(path)
+        return _read_pair(vocab, path) if vocab else Tokenizer.from_merges_txt(path)
+    raise TokenizerError(f"{path}: is not a tokenizer; give the tokenizer.json of a training run, or GPT-2's vocab.bpe")
 
+
+def _read_json(data, path):
+    """The tokenizer in a JSON file (bytes): Hugging Face's, or a vocabulary with its merges next to it."""
+    fields = _parse_json(data, path)
+    if isinstance(fields.get("model"), dict):
+        return _read_hf(fields, path)
+    if len(fields) >= N_BYTES:  # only a vocabulary has so many names; "model" may be one of its tokens
+        return _read_pair(path, _find_merges(path), fields)
+    if {"model", "added_tokens", "pre_tokenizer"} & set(fields):
+        return _read_hf(fields, path)
+    return Tokenizer.from_json(data, path)  # raises with what is missing
+
+
+def _parse_json(data, source):
+    """The object in JSON bytes as a dict. Raises TokenizerError if it is invalid or has a name twice."""
     try:
-        fields = json.loads(data.decode(), object_pairs_hook=unique)
+        fields = json.loads(data.decode(), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{source}: is not valid JSON ({short(str(error))}); {_AGAIN}") from None
     if not isinstance(fields, dict):
@@ -56,7 +83,7 @@ def parse_json(data, source):
 # -- a vocabulary and its merges ---------------------------------------------------------------------------------------
 
 
-def find_vocab(merges):
+def _find_vocab(merges):
     """The path of the vocabulary next to a merges.txt or vocab.bpe; None if there is none."""
     folder, name = os.path.split(merges)
     for vocab, partner in PAIRS.items():
@@ -65,7 +92,7 @@ def find_vocab(merges):
     return None
 
 
-def find_merges(vocab):
+def _find_merges(vocab):
     """The path of the merges next to a vocabulary. Raises TokenizerError if there are none."""
     folder, name = os.path.split(vocab)
     names = [PAIRS[name]] if name in PAIRS else list(PAIRS.values())
@@ -75,13 +102,13 @@ def find_merges(vocab):
     raise TokenizerError(f"{vocab}: is a vocabulary without its merges; put {' or '.join(names)} next to it")
 
 
-def read_pair(vocab_path, merges_path, vocab=None):
+def _read_pair(vocab_path, merges_path, vocab=None):
     """The tokenizer of a vocabulary and its merges, two files. `vocab` is the content of the first, if already parsed.
 
     Tokens that no merge makes are special: so <|endoftext|>, <pad> and the like are stored in such files.
     """
     if vocab is None:
-        vocab = parse_json(read_text(vocab_path).encode(), vocab_path)
+        vocab = _parse_json(read_text(vocab_path).encode(), vocab_path)
     merges = []
     for number, line in enumerate(read_text(merges_path).splitlines(), start=1):
         if not line or (number == 1 and line.startswith("#version")):
@@ -103,7 +130,7 @@ def read_pair(vocab_path, merges_path, vocab=None):
 # -- Hugging Face's tokenizer.json -------------------------------------------------------------------------------------
 
 
-def read_hf(fields, source):
+def _read_hf(fields, source):
     """The tokenizer of a parsed tokenizer.json. Unsupported fields that would change ids are refused.
 
     Truncation and padding are ignored: they are for batches, and here a text keeps its length.
@@ -176,12 +203,7 @@ def _added_tokens(tokens, source):
 # -- tiktoken's ranks --------------------------------------------------------------------------------------------------
 
 
-def is_ranks(head):
-    """Does a file that begins with these bytes have ranks? (Merges do not match: their first line has two symbols.)"""
-    return re.match(rb"(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]= +\d+\r?(?:\n|$)", head) is not None
-
-
-def read_ranks(data, source):
+def _read_ranks(data, source):
     """The tokenizer of a rank file (bytes), with GPT-2's pattern, since the file contains none.
 
     Nor does it contain special tokens: <|endoftext|> gets the smallest free id, which is 50256 for GPT-2.
@@ -242,12 +264,7 @@ def recover_merges(tokens, source):
 # -- llm.c's table -----------------------------------------------------------------------------------------------------
 
 
-def is_llmc(data):
-    """Is a file that begins with these bytes llm.c's table?"""
-    return data[:4] == struct.pack("<I", LLMC_MAGIC)
-
-
-def read_llmc(data, source):
+def _read_llmc(data, source):
     """The DecodeOnlyTokenizer of a gpt2_tokenizer.bin (bytes), version 1 or 2."""
     if len(data) < LLMC_HEADER:
         raise TokenizerError(f"{source}: has {len(data)} bytes, less than its header's {LLMC_HEADER}; {_AGAIN}")

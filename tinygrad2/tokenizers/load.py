@@ -1,27 +1,18 @@
-"""Loads the tokenizer in a file or folder, of this or another program; formats are recognized by their content."""
+"""Loads the tokenizer in a file or folder: ours are recognized here by their content, others in formats.py."""
 
 import json
 import os
+import re
 from pathlib import Path
 
 from tinygrad2.errors import short
+from tinygrad2.io.files import unique_names
 from tinygrad2.tokenizers import char, mapped
-from tinygrad2.tokenizers.bpe import N_BYTES
-from tinygrad2.tokenizers.formats import (
-    PAIRS,
-    find_merges,
-    find_vocab,
-    is_llmc,
-    is_ranks,
-    parse_json,
-    read_hf,
-    read_llmc,
-    read_pair,
-    read_ranks,
-)
+from tinygrad2.tokenizers.formats import PAIRS, read_third_party
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 MAX_BYTES = 64 << 20  # GPT-2's files have about one MB
+_OWN_FORMAT = re.compile(rb'"format"\s*:\s*"tinygrad2-')  # as the FORMAT of each of our tokenizers begins
 AnyTokenizer = Tokenizer | char.CharTokenizer | mapped.MappedTokenizer | mapped.DecodeOnlyTokenizer
 
 
@@ -33,46 +24,38 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     next to them; that vocabulary, with its merges next to it; Hugging Face's tokenizer.json; tiktoken's ranks; or
     llm.c's gpt2_tokenizer.bin. In a folder they are found by name. Raises TokenizerError, one line, for anything else.
     """
-    path = find_in_folder(path) if os.path.isdir(path) else path
+    path = _find_in_folder(path) if os.path.isdir(path) else str(path)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     if data[8:9] == b"{" and b'"tinygrad2"' in data[:1000]:
-        return _of_weights(path)
+        return _load_from_weights(path)
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"{path}: is too large for a tokenizer; give the tokenizer.json of a training run")
-    head = data[:256].lstrip()
-    if is_llmc(data):
-        return read_llmc(data, str(path))
-    if head.startswith(b"{"):
-        return read_json_file(data, str(path))
-    if is_ranks(head):
-        return read_ranks(data, str(path))
-    if head.startswith(b"#version") or b"\n" in head:
-        vocab = find_vocab(path)
-        return read_pair(vocab, path) if vocab else Tokenizer.from_merges_txt(Path(path))
-    raise TokenizerError(f"{path}: is not a tokenizer; give the tokenizer.json of a training run, or GPT-2's vocab.bpe")
+    if data[:256].lstrip().startswith(b"{") and _OWN_FORMAT.search(data):
+        return tokenizer_from_json(data, path)
+    return read_third_party(data, path)
 
 
-def _of_weights(path):
+def _load_from_weights(path):
     """The tokenizer inside a weights file of ours."""
     from tinygrad2.io.weights import load_weights  # late: needs NumPy, which loading a tokenizer should not
 
     text = load_weights(path).tokenizer
     if not text:
         raise TokenizerError(f"{path}: these weights contain no tokenizer; give vocab.bpe or a tokenizer.json")
-    return tokenizer_from_json(text, str(path))
+    return tokenizer_from_json(text, path)
 
 
-def tokenizer_from_json(text: str, source: str = "tokenizer JSON") -> AnyTokenizer:
+def tokenizer_from_json(text: str | bytes, source: str = "tokenizer JSON") -> AnyTokenizer:
     """Returns the tokenizer whose to_json() is `text`; `source` names the file in error messages.
 
     Raises TokenizerError.
     """
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError):
         fields = None
     if isinstance(fields, dict) and fields.get("format") == char.FORMAT:
@@ -82,7 +65,7 @@ def tokenizer_from_json(text: str, source: str = "tokenizer JSON") -> AnyTokeniz
     return Tokenizer.from_json(text, source)
 
 
-def find_in_folder(folder):
+def _find_in_folder(folder):
     """Returns the path of the tokenizer's file in a folder. Raises TokenizerError if there is none."""
     try:
         names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
@@ -101,17 +84,3 @@ def find_in_folder(folder):
             return os.path.join(folder, name)
     known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin"
     raise TokenizerError(f"{folder}: has no tokenizer; put one of these there: {known}")
-
-
-def read_json_file(data, source):
-    """Returns the tokenizer in a JSON file (bytes): ours, Hugging Face's, or a vocabulary with merges next to it."""
-    fields = parse_json(data, source)
-    if isinstance(fields.get("format"), str):
-        return tokenizer_from_json(data.decode(), source)
-    if isinstance(fields.get("model"), dict):
-        return read_hf(fields, source)
-    if len(fields) >= N_BYTES:  # only a vocabulary has so many names; "model" may be one of its tokens
-        return read_pair(source, find_merges(source), fields)
-    if {"model", "added_tokens", "pre_tokenizer"} & set(fields):
-        return read_hf(fields, source)
-    return tokenizer_from_json(data.decode(), source)  # raises with what is missing

@@ -41,7 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad2.errors import UserError, short
-from tinygrad2.io.files import atomic_write
+from tinygrad2.io.files import atomic_write, unique_names
 from tinygrad2.tokenizers.bpe import N_BYTES, Pair, apply_merges, train_merges
 from tinygrad2.tokenizers.pretokenizer import PATTERN, SPLIT, as_text, count_chunks, word_blocks
 
@@ -259,7 +259,7 @@ class Tokenizer:
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str, source: str = "tokenizer JSON") -> "Tokenizer":
+    def from_json(cls, text: str | bytes, source: str = "tokenizer JSON") -> "Tokenizer":
         """Returns the tokenizer that to_json wrote. Every field is checked; `source` names the file in error messages.
 
         Raises TokenizerError.
@@ -268,7 +268,7 @@ class Tokenizer:
         [256]
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=unique_names)
         except (ValueError, RecursionError) as error:
             raise TokenizerError(f"{source}: is not valid JSON ({error}); {REPLACE}") from error
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
