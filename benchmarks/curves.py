@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def train(preset, seed, first, folder, flags):
-    """(losses, config) of one training."""
+    """Runs one training and returns (losses, config)."""
     run = os.path.join(folder, f"seed-{seed}")
     command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), "--model", preset, "--seed", str(seed),
                "--run-dir", run, "--weights-out", os.path.join(folder, "w.bin"), "--checkpoint-every", "0",

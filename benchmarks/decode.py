@@ -1,11 +1,11 @@
 """Time of generation, token by token: ours in float32 and int8, and Hugging Face's transformers, in turns.
 
     python -m benchmarks.decode --model gpt2 --prompt-len 64 --new-tokens 64
-    python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times are per token of each
-    python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     what int8 costs in quality
+    python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times per token of each
+    python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     perplexity in float32 and int8
 
-The prompt goes through at once (prefill), and is timed separately; then each token is one pass over all weights. The
-weights are random: the times do not depend on them.
+The prompt is processed in one forward pass (prefill), timed separately; then each token is one pass over all weights.
+The weights are random: the times do not depend on them.
 """
 
 import argparse
@@ -24,15 +24,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--prompt-len", type=int, default=64, help="tokens of the prompt (default: 64)")
-    parser.add_argument("--texts", type=int, default=1, help="number of texts that are written together (default: 1)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
+    parser.add_argument("--texts", type=int, default=1, help="texts generated together (default: 1)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens to generate (default: 64)")
     parser.add_argument("--against", default="transformers-generate,transformers",
                         help="transformers-generate: its generate(), as users call it; transformers: a bare loop over "
                              "its forward pass")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--perplexity", nargs=2, metavar=("WEIGHTS", "TEXT"), help="measure int8 on a text instead")
+    parser.add_argument("--perplexity", nargs=2, metavar=("WEIGHTS", "TEXT"),
+                        help="print the perplexity of a text in float32 and in int8 instead")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
     if args.perplexity:
@@ -73,22 +74,22 @@ def report(args, model, ms, prefill, bandwidth):
     weights = 12 * L * C * C + V * C
     print(f"{args.model}, {args.texts} text(s), prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} "
           f"thread(s); "
-          f"{bandwidth / 1e9:.1f} GB/s through memory; load {load_average()}\n")
+          f"{bandwidth / 1e9:.1f} GB/s memory bandwidth; load {load_average()}\n")
     rows = []
     for name, turns in ms.items():
-        flat = sum(turns, [])
-        median = statistics.median(flat)
+        all_ms = sum(turns, [])
+        median = statistics.median(all_ms)
         ratio, low, high = ratio_of(turns, ms["ours"])
         read = weights * (1 if name.endswith("int8") else 4) / median * 1e3
         rows.append(dict(
             model=args.model, side=name, threads=args.threads, texts=args.texts, prompt=args.prompt_len,
-            min_ms=round(min(flat), 2), median_ms=round(median, 2),
+            min_ms=round(min(all_ms), 2), median_ms=round(median, 2),
             tokens_per_s=round(args.texts * 1e3 / median, 1), times_ours=round(ratio, 3),
             lowest=round(low, 3), highest=round(high, 3), prefill_ms=round(statistics.median(prefill[name]), 1),
             weights_gb_s=round(read / 1e9, 1), share_of_memory=round(read / bandwidth, 2),
         ))  # fmt: skip
         rate = args.texts * 1e3 / median
-        print(f"{name:21} min {min(flat):7.2f}  median {median:7.2f} ms a token  {rate:6.1f} tok/s  "
+        print(f"{name:21} min {min(all_ms):7.2f}  median {median:7.2f} ms a token  {rate:6.1f} tok/s  "
               f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "
               f"{read / 1e9:5.1f} GB/s of weights")
     if args.save:
@@ -96,7 +97,7 @@ def report(args, model, ms, prefill, bandwidth):
 
 
 def perplexities(weights, path):
-    """Rows of results: loss and perplexity on a text, in float32 and in int8."""
+    """Returns rows of results: loss and perplexity of a text, in float32 and in int8."""
     from models.pretrained import load_pretrained
     from models.quantize import quantize
 
@@ -113,7 +114,7 @@ def perplexities(weights, path):
 
 
 def mean_loss(model, tokenizer, path):
-    """(nats per token, number of tokens) of the text, in windows of block_size that do not overlap."""
+    """Returns (mean loss in nats per token, number of tokens) of a text, in windows of block_size without overlap."""
     import numpy as np
 
     import ops

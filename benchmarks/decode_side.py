@@ -1,4 +1,4 @@
-"""One side of benchmarks.decode, in a process of its own: python -m benchmarks.decode_side SIDE CONFIG_JSON."""
+"""One side of benchmarks.decode, in its own process: python -m benchmarks.decode_side SIDE CONFIG_JSON."""
 
 import json
 import sys
@@ -7,8 +7,11 @@ import time
 from benchmarks.harness import answer_requests, peak_rss
 
 
-def our_writer(config, int8):
-    """A function (prompts, n) -> (seconds of the prefill, of each further token, ids of the first text), greedy."""
+def our_generator(config, int8):
+    """Returns a function (prompts, n) -> (seconds of the prefill, [seconds of each further token], ids of text 0).
+
+    Decoding is greedy.
+    """
     import numpy as np
 
     from models import GPT, GPTConfig
@@ -24,18 +27,18 @@ def our_writer(config, int8):
         quantize(model)
     cache = KVCache(model.config)
 
-    def write_together(prompts, n):
+    def several_texts(prompts, n):
         steps, ids = [time.perf_counter()], []
         for step in generate(model, prompts, n, [None] * len(prompts), batch_size=len(prompts)):
-            if step.text == 0:                                    # all texts have got one more token
+            if step.text == 0:                                    # all texts have one more token
                 steps.append(time.perf_counter())
                 ids.append(step.token)
         seconds = np.diff(steps).tolist()
         return seconds[0], seconds[1:], ids
 
-    def write(prompts, n):
+    def one_or_several(prompts, n):
         if len(prompts) > 1:
-            return write_together(prompts, n)
+            return several_texts(prompts, n)
         (prompt,) = prompts
         cache.reset()
         start = time.perf_counter()
@@ -47,10 +50,10 @@ def our_writer(config, int8):
             seconds.append(time.perf_counter() - start)
         return prefill, seconds, ids
 
-    return write
+    return one_or_several
 
 
-def transformers_writer(config, generate):
+def transformers_generator(config, use_generate):
     """The same with Hugging Face's GPT-2: its generate(), as users call it, or a bare loop over its forward pass."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,7 +65,7 @@ def transformers_writer(config, generate):
     model = GPT2LMHeadModel(GPT2Config(**names)).eval()
 
     @torch.inference_mode()
-    def write(prompts, n):
+    def by_forward(prompts, n):
         start = time.perf_counter()
         out = model(torch.tensor(prompts), use_cache=True)
         new = out.logits[:, -1:].argmax(-1)
@@ -77,7 +80,7 @@ def transformers_writer(config, generate):
         return prefill, seconds, ids
 
     @torch.inference_mode()
-    def write_by_generate(prompts, n):
+    def by_generate(prompts, n):
         def run(n):
             start, ids = time.perf_counter(), torch.tensor(prompts)
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
@@ -88,21 +91,21 @@ def transformers_writer(config, generate):
         total, ids = run(n)
         return prefill, [(total - prefill) / (n - 1)] * (n - 1), ids
 
-    return write_by_generate if generate else write
+    return by_generate if use_generate else by_forward
 
 
 def main():
     side, config = sys.argv[1], json.loads(sys.argv[2])
     if side.startswith("transformers"):
-        write = transformers_writer(config, generate=side.endswith("generate"))
+        generate = transformers_generator(config, use_generate=side.endswith("generate"))
     else:
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
-        write = our_writer(config, int8=side.endswith("int8"))
+        generate = our_generator(config, int8=side.endswith("int8"))
 
     def handle(prompts, n):
-        prefill, seconds, ids = write(prompts, n)
+        prefill, seconds, ids = generate(prompts, n)
         return dict(prefill_ms=prefill * 1e3, ms=[s * 1e3 for s in seconds], ids=ids, peak_rss=peak_rss())
 
     answer_requests(handle)

@@ -1,8 +1,8 @@
-"""What all benchmarks share: two sides in turns, the limits of the machine, and rows that can be committed.
+"""What all benchmarks share: sides that take turns, the limits of the machine, and files of results.
 
 Timings on a shared machine vary by half. So nothing is compared across runs: the sides take turns (A B A B ...) in
-processes of their own, the limits (matrix products, memory) are measured between the turns, and the result is the ratio
-of medians, with the spread of the ratios of single turns.
+separate processes, the limits (matrix products, memory bandwidth) are measured between the turns, and the result is the
+ratio of medians, with the spread of the ratios of single turns.
 """
 
 import csv
@@ -34,12 +34,12 @@ def cpu_name():
 
 
 def load_average():
-    """Mean number of runnable processes over the last minute: far above the number of cores, timings are worthless."""
+    """Mean number of runnable processes over the last minute; timings are worthless if it far exceeds the cores."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def peak_rss():
-    """The peak memory of this process, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -47,7 +47,7 @@ def peak_rss():
 
 
 def versions(*names):
-    """{package: version} of those that are installed."""
+    """{package: version} of Python and of those packages that are installed."""
     from importlib import metadata
 
     packages = {"python": platform.python_version()}
@@ -66,7 +66,7 @@ def installed(name):
 
 
 def bandwidth(seconds=0.5, size=1 << 25):
-    """Bytes per second through memory with all kernel threads, the best of copying and adding large float32 arrays.
+    """Bytes per second through memory with all kernel threads, the better of copying and adding large float32 arrays.
 
     Reads and writes both count: copying moves the array twice, adding three times.
     """
@@ -92,7 +92,7 @@ def bandwidth(seconds=0.5, size=1 << 25):
 
 
 class Side:
-    """One of the sides, in a process of its own that waits while the others run.
+    """One of the sides, in its own process, which waits while the others run.
 
     It is started as `python -m MODULE ARGS...`, reads one JSON object per line and answers each with one.
     """
@@ -105,7 +105,7 @@ class Side:
         )  # fmt: skip
 
     def ask(self, **request):
-        """Send a request and return the answer. Raises SystemExit where the process has ended."""
+        """Send a request and return the answer. Raises SystemExit if the process has ended."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -119,7 +119,7 @@ class Side:
 
 
 def machine(threads):
-    """(FLOP/s in matrix products, bytes/s through memory), measured in a process of its own."""
+    """(FLOP/s in matrix products, bytes/s through memory), measured in a separate process."""
     side = Side("machine", "benchmarks.machine_side", threads)
     answer = side.ask()
     side.close()
@@ -136,7 +136,7 @@ def answer_requests(handle):
 
 
 def ratio_of(theirs, ours):
-    """(ratio of medians, lowest and highest ratio of the medians of single turns): above 1 means ours is faster."""
+    """(ratio of medians, lowest and highest ratio of the medians of single turns); above 1 means ours is faster."""
     turns = [statistics.median(t) / statistics.median(o) for t, o in zip(theirs, ours)]
     ratio = statistics.median(sum(theirs, [])) / statistics.median(sum(ours, []))
     return ratio, min(turns), max(turns)

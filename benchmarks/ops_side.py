@@ -1,4 +1,4 @@
-"""One side of benchmarks.ops, in its own process: python -m benchmarks.ops_side SIDE THREADS."""
+"""One side of benchmarks.ops, in its own process: python -m benchmarks.ops_side ours|reference|torch THREADS."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ import time
 
 from benchmarks.harness import answer_requests
 
-# op -> shapes of the inputs; what a GPT-2 124M with 4 x 64 tokens and the baby with 12 x 256 tokens ask for.
-# "ids" are integers below the number that follows.
+# case -> (op, shapes of the inputs, options); most shapes are those of GPT-2 124M with 4 x 64 tokens
+# or of the baby with 12 x 256. ("ids", V, N): N integers below V.
 CASES = {
     "layernorm 256x768": ("layernorm", [(256, 768), (768,), (768,)], {}),
     "layernorm 3072x384": ("layernorm", [(3072, 384), (384,), (384,)], {}),
@@ -63,7 +63,7 @@ def our_case(name, mode):
         norm = grad_norm
         return lambda: norm(arrays[0]), None
     needs = [a.dtype.kind == "f" for a in arrays]
-    places = [np.zeros_like(a) for a in arrays]                   # as a parameter's gradient has one
+    buffers = [np.zeros_like(a) for a in arrays]                  # a parameter has one for its gradient
     cls = choose(OPS[op], np, arrays)
     state = {}
 
@@ -74,9 +74,9 @@ def our_case(name, mode):
             state["dout"] = tuple(np.ones_like(o) for o in out) if isinstance(out, tuple) else np.ones_like(out)
 
     def backward():
-        for place, gradient in zip(places, state["node"].backward(state["dout"])):
+        for buffer, gradient in zip(buffers, state["node"].backward(state["dout"])):
             if isinstance(gradient, DeferredGradient):
-                gradient.write_to(place, accumulate=False)
+                gradient.write_to(buffer, accumulate=False)
 
     return forward, backward
 

@@ -1,11 +1,11 @@
-"""How long does the tokenizer take, compared with Hugging Face's tokenizers (Rust) and tiktoken (Rust)?
+"""Time of training and encoding, compared with Hugging Face's tokenizers (Rust) and tiktoken (Rust).
 
     python -m benchmarks.tokenizer                         the bundled stories, repeated to 1 MB
     python -m benchmarks.tokenizer --text my.txt --save    your own text; rows go to benchmarks/results/
 
-Training: 1,000 merges. Hugging Face gets the text line by line, as it reads files itself, since it uses all cores only
-then. Encoding: all with the merges that ours has learned, and all must return the same ids. Ours caches words, so it
-runs twice: "first" with a new tokenizer, "again" on a text that it has seen.
+Training: 1,000 merges. Hugging Face gets the text line by line, as it reads files itself; only then does it use all
+cores. Encoding: all with the merges that ours has learned, and all must return the same ids. Ours caches words, so it
+is timed twice: "first" with a new tokenizer, "again" on a text that it has seen.
 
 The libraries take turns, so that other load on the machine affects all of them; missing ones are left out.
 """
@@ -82,7 +82,7 @@ def optional_module(name):
 
 
 def training_sides(text, tokenizers):
-    """{name: function} that learns MERGES merges."""
+    """{name: function}; each function learns MERGES merges."""
     sides = {"tinygrad2": lambda: Tokenizer.train(text, 256 + MERGES + 1)}
     if tokenizers:
         lines = text.splitlines(keepends=True)
@@ -103,7 +103,7 @@ def training_sides(text, tokenizers):
 
 
 def encoding_sides(text, tokenizer, tiktoken, tokenizers):
-    """{name: function} that encodes the text with the merges of `tokenizer`, and returns the ids."""
+    """{name: function}; each encodes the text with the merges of `tokenizer` and returns the ids."""
     merges = list(tokenizer.merges)
     tokenizer.encode(text)
     sides = {
@@ -127,7 +127,7 @@ def encoding_sides(text, tokenizer, tiktoken, tokenizers):
 
 
 def document_sides(text, tokenizer):
-    """{name: function} that encodes the text's documents into one stream of ids, on all cores and on one."""
+    """{name: function}; each encodes the text's documents into one stream of ids, on all cores or on one."""
     documents, merges = split_documents(text.encode()), list(tokenizer.merges)
     cores = len(available_cores())
     return {
@@ -158,7 +158,7 @@ def main():
     size = len(text.encode())
     print(f"{cpu_name()}, load {load_average()}; "
           + " ".join(map(" ".join, versions("regex", "tokenizers", "tiktoken").items())))
-    print(f"text: {name}, {size:,} bytes, {len(text.split()):,} words between white space\n")
+    print(f"text: {name}, {size:,} bytes, {len(text.split()):,} words separated by white space\n")
 
     tokenizer = Tokenizer.train(text, 256 + MERGES + 1)
     jobs = {

@@ -1,7 +1,7 @@
 """GPT-2 in idiomatic PyTorch, with everything that makes it fast on a CPU.
 
 Fused attention (SDPA), fused AdamW, one packed q/k/v projection, tied weights, gradients set to None, no logits kept
-but those of the loss. The initial weights are drawn exactly like ours (models/gpt.py), so that the losses must agree.
+except those of the loss. The initial weights are drawn exactly like ours (models/gpt.py), so the losses must agree.
 """
 
 import math
@@ -64,7 +64,10 @@ class TorchGPT(nn.Module):
 
 
 def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None):
-    """A function (x, y) -> loss that does one optimizer step on NumPy batches (B, T); `parallel` wraps the model."""
+    """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T).
+
+    `parallel` is a function that wraps the model, if any.
+    """
     model = TorchGPT(config, seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]

@@ -2,9 +2,10 @@
 
     python -m benchmarks.train --model gpt2 --batch-size 4 --seq-len 64 --against torch,torch-compile
 
-Sides to compare with: torch (eager), torch-compile, torch-tuned and torch-compile-tuned (the same, with glibc told by
-environment variables to keep freed memory), reference (our reference implementations). Every side trains on the
-same synthetic tokens from the same initial weights, in float32 with the same number of threads; the losses must agree.
+Sides to compare with: torch (eager), torch-compile, torch-tuned and torch-compile-tuned (the same, with
+environment variables that make glibc keep freed memory), reference (our reference implementations). Every side
+trains on the same synthetic tokens from the same initial weights, in float32 with the same number of threads; the
+losses must agree.
 """
 
 import argparse
@@ -20,7 +21,7 @@ TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2", help="preset, or gpt2 etc. (default: gpt2)")
+    parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per step (default: 4)")
     parser.add_argument("--seq-len", type=int, default=64, help="tokens per sequence (default: 64)")
     parser.add_argument("--vocab-size", type=int, help="instead of the preset's")
@@ -35,9 +36,9 @@ def main():
     args = parser.parse_args()
     others = [name for name in args.against.split(",") if name]
     if unknown := set(others) - set(SIDES):
-        parser.error(f"unknown side(s) {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
+        parser.error(f"unknown side(s) {', '.join(sorted(unknown))}; available: {', '.join(SIDES)}")
     if not installed("torch"):
-        print("torch is not installed: its sides are left out (pip install torch==2.13.0)")
+        print("torch is not installed, its sides are left out: pip install torch==2.13.0")
         others = [name for name in others if not name.startswith("torch")]
     run(args, others)
 
@@ -50,9 +51,9 @@ def run(args, others):
     model = GPTConfig.preset(args.model, block_size=max(args.seq_len, model.block_size), **changes)
     config = dict(model=model.to_dict(), batch_size=args.batch_size, seq_len=args.seq_len, seed=args.seed,
                   threads=args.threads, recompute=args.recompute)  # fmt: skip
-    text = json.dumps(config)
+    config_json = json.dumps(config)
     sides = [
-        Side(name, "benchmarks.train_side", name, text, env=TUNED if name.endswith("tuned") else None)
+        Side(name, "benchmarks.train_side", name, config_json, env=TUNED if name.endswith("tuned") else None)
         for name in ["ours", *others]
     ]
     print(f"{args.model}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), float32, "
@@ -62,7 +63,7 @@ def run(args, others):
     for turn in range(args.turns):
         for side in sides:
             answer = side.ask(steps=1 + args.steps)
-            ms[side.name].append(answer["ms"][1:])                # the first step after a wait finds cold caches
+            ms[side.name].append(answer["ms"][1:])                # the first step after a pause has cold caches
             losses[side.name] += answer["losses"]
             rss[side.name] = answer["peak_rss"]
         print(f"turn {turn + 1}: " + ", ".join(f"{s} {statistics.median(ms[s][-1]):.1f} ms" for s in ms), flush=True)
@@ -77,30 +78,31 @@ def report(args, config, losses, ms, rss, limits):
     model, tokens = config["model"], args.batch_size * args.seq_len
     C, V, L = model["n_embd"], model["vocab_size"], model["n_layer"]
     flops = (6 * (12 * L * C * C + V * C) + 12 * L * C * args.seq_len) * tokens
-    print(f"\nmachine: {gemm / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s through memory; "
+    print(f"\nmachine: {gemm / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s memory bandwidth; "
           f"a step is {flops / 1e9:.0f} GFLOP; load {load_average()}")
     ours = ms["ours"]
     rows = []
-    for name, times in ms.items():
-        flat = sum(times, [])
-        median = statistics.median(flat)
-        ratio, low, high = ratio_of(times, ours)
-        apart = max(abs(a - b) for a, b in zip(losses[name], losses["ours"]))
+    for name, turns in ms.items():
+        all_ms = sum(turns, [])
+        median = statistics.median(all_ms)
+        ratio, low, high = ratio_of(turns, ours)
+        difference = max(abs(a - b) for a, b in zip(losses[name], losses["ours"]))
         row = dict(
             model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, threads=args.threads, side=name,
             recompute=args.recompute and name == "ours",
-            min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
+            min_ms=round(min(all_ms), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ours_is_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
             peak_rss_mb=round(rss[name] / 1e6), share_of_gemm_peak=round(flops / median * 1e3 / gemm, 3),
-            losses_apart=float(f"{apart:.2g}"), gemm_gflops=round(gemm / 1e9, 1), memory_gb_s=round(memory / 1e9, 1),
+            losses_apart=float(f"{difference:.2g}"), gemm_gflops=round(gemm / 1e9, 1),
+            memory_gb_s=round(memory / 1e9, 1),
         )  # fmt: skip
         rows.append(row)
         print(f"{name:20} min {row['min_ms']:9.2f}  median {row['median_ms']:9.2f} ms  "
               f"{row['tokens_per_s']:9.1f} tok/s  x{ratio:.2f} ({low:.2f} .. {high:.2f})  {row['peak_rss_mb']:5} MB  "
-              f"{row['share_of_gemm_peak']:.0%} of peak  losses apart {apart:.1e}")
+              f"{row['share_of_gemm_peak']:.0%} of peak  losses differ by {difference:.1e}")
     worst = max(row["losses_apart"] for row in rows)
     if worst > 1e-3:
-        raise SystemExit(f"the losses are {worst} apart: the sides did not do the same work, ignore the timings")
+        raise SystemExit(f"the losses differ by {worst}: the sides did not do the same work, ignore the timings")
     if args.save:
         save("train", rows)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and say what they should; their figures are not judged here."""
+"""The benchmarks run and print what they should; their figures are not judged here."""
 
 import json
 import pathlib
@@ -22,14 +22,14 @@ def run(module, flags):
 @pytest.mark.slow
 def test_train_compares_the_losses_and_prints_a_ratio():
     out = run("train", "--model demo --batch-size 2 --seq-len 16 --against reference --turns 2 --steps 1 --warmup 1")
-    assert "GFLOP/s in matrix products" in out and "GB/s through memory" in out
+    assert "GFLOP/s in matrix products" in out and "GB/s memory bandwidth" in out
     ours, reference = (line for line in out.splitlines() if line.startswith(("ours ", "reference ")))
     assert "x1.00 (1.00 .. 1.00)" in ours and " MB " in ours and "% of peak" in ours
     assert float(reference.split()[-1]) < 1e-4  # the losses
 
 
 @pytest.mark.slow
-def test_ops_times_pages_and_kernels():
+def test_ops_times_references_and_kernels():
     out = run("ops", "--only layernorm,linear --turns 1 --seconds 0.01")
     lines = [line for line in out.splitlines() if line.startswith(("layernorm", "linear"))]
     assert len(lines) == 4
@@ -66,7 +66,7 @@ def test_an_unknown_side_is_refused():
 
 
 @pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer"])
-def test_committed_rows_say_where_they_come_from(name):
+def test_committed_rows_have_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     runs = json.loads(path.read_text())
     assert runs and all({"date", "cpu", "load", "versions", "rows"} <= set(run) and run["rows"] for run in runs)
