@@ -1,8 +1,8 @@
 # The two commands: `make train` and `make test`. Both first create their own Python environment in .venv.
 #
 #   make train            train on the bundled stories; afterwards: .venv/bin/python inference.py
-#   make test             run the tests, several at a time
-#   make test-all         those marked slow, too, as .ci/run does
+#   make test             run the tests, in parallel
+#   make test-all         run the slow tests as well, as .ci/run does
 #   make lint             run the linter
 #   make types            check the type hints of the public interfaces
 #   make dist             build a source distribution and a wheel into dist/

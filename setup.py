@@ -1,4 +1,4 @@
-"""What setup.cfg cannot declare: a wheel holds the texts and scripts of data/, too, as tinygrad2/bundled/data/."""
+"""What setup.cfg cannot declare: a wheel also contains the texts and scripts of data/, as tinygrad2/bundled/data/."""
 
 from pathlib import Path
 
