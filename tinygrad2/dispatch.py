@@ -3,7 +3,7 @@
     OPS["layernorm"]                   the reference implementation (ops/layernorm.py): the maths, for any array library
     KERNELS["layernorm", "numpy"]      its fast versions for one array library (ops/kernels), the newest last
 
-A Function enters itself where its class is defined (function.py). Steps that are no ops, such as Adam's update, are
+A Function enters itself where its class is defined (function.py). Steps that are not ops, such as Adam's update, are
 functions: `has_kernels` marks one, `register_kernel` adds a fast version.
 """
 
@@ -27,11 +27,16 @@ KERNELS: dict[tuple[str, str], list[Any]] = {}
 _use_kernels = True
 
 
-def register_kernel(name, backend):
+def register_kernel(name, backend, supports=None):
     """A decorator: this class or function is a fast version of `name` for the array library `backend`, "numpy" or
-    "cupy"."""
+    "cupy".
+
+    supports   for a function: supports(*args), whether it can take the arguments of a call; a class has this method
+    """
 
     def register(kernel):
+        if supports is not None:
+            kernel.supports = supports
         KERNELS.setdefault((name, backend), []).append(kernel)
         return kernel
 
@@ -47,29 +52,24 @@ def choose(op, xp, arrays):
     return op
 
 
-def fastest(name, xp, reference):
-    """The version of a function to run on arrays of this library: the newest kernel of that name, else `reference`."""
-    versions = KERNELS.get((name, xp.__name__)) if _use_kernels else None
-    return versions[-1] if versions else reference
-
-
 def has_kernels(reference):
-    """A decorator for a function of arrays: a call runs the fastest version for the library of the first array.
-
-    The function itself stays available as `.reference`.
-    """
+    """A decorator for a function of arrays: a call runs the newest kernel for the library of the first array that
+    supports the arguments, else the function itself."""
 
     @functools.wraps(reference)
-    def run(array, *args):
-        return fastest(reference.__name__, xp_of(array), reference)(array, *args)
+    def run(*args):
+        if _use_kernels:
+            for kernel in reversed(KERNELS.get((reference.__name__, xp_of(args[0]).__name__), ())):
+                if kernel.supports(*args):
+                    return kernel(*args)
+        return reference(*args)
 
-    run.reference = reference
     return run
 
 
 @contextlib.contextmanager
 def kernels(mode):
-    """Within the block, "reference" runs the reference implementation of every op; "auto" a kernel where one fits.
+    """Within the block, "reference" runs the reference implementation of every op; "auto" a kernel if one fits.
 
     Raises ValueError for an unknown mode.
     """
