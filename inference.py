@@ -1,4 +1,4 @@
-"""Write text with a trained GPT: one of yours, or GPT-2 from Hugging Face, llm.c or nanoGPT.
+"""Generate text with a trained GPT: your own, or GPT-2 from Hugging Face, llm.c or nanoGPT.
 
     python inference.py --prompt "Once upon a time"
     python inference.py --prompt "One sunny morning," --temperature 1.0 --top-p 0.9 --seed 7 --num-samples 3
@@ -22,7 +22,7 @@ from tinygrad2.system.threads import plan_threads, threads_flag
 
 if __name__ == "__main__":
     refuse_name_clash(exit_with_line)
-    plan_threads(threads_flag(sys.argv))  # before NumPy is imported and starts threads of its own
+    plan_threads(threads_flag(sys.argv))  # before NumPy is imported and starts its own threads
 
 from models.pretrained import load_pretrained
 from models.quantize import quantize
@@ -44,7 +44,8 @@ class InferenceConfig:
 
     weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a third-party model: a Hugging Face "
                                                "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
-    tokenizer: str = flag("", "tokenizer file or folder, for weights that bring none", default="that of the weights")
+    tokenizer: str = flag("", "tokenizer file or folder, for weights that do not include one",
+                          default="that of the weights")
     block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
     prompt: tuple = flag((), "how the text begins; repeat it for several texts", default="Once upon a time")
     prompt_file: str = flag("", "file with the prompt; a line <|endoftext|> separates several", default="none")
@@ -53,7 +54,7 @@ class InferenceConfig:
                                    "ordinary is plain characters", choices=SPECIAL)
     start_token: str = flag("auto", "put the end-of-text token before the prompt: yes, no, or auto (yes for models "
                                     "trained here, where it precedes every text)", choices=("auto", "yes", "no"))
-    max_new_tokens: int = flag(200, "longest continuation, in tokens; it ends earlier where the model ends the text")
+    max_new_tokens: int = flag(200, "longest continuation, in tokens; it ends earlier if the model ends the text")
     greedy: bool = flag(False, "always take the most likely token (the same text every time)")
     temperature: float = flag(0.7, "below 1 safer, above 1 bolder; 0 is --greedy")
     top_k: int = flag(0, "draw among the k most likely tokens only; 0 means all")
@@ -63,7 +64,7 @@ class InferenceConfig:
     stop: tuple = flag((), "end the text before this string; may be repeated (in bash a new line is $'\\n')",
                        default="none")
     num_samples: int = flag(1, "number of texts per prompt")
-    batch_size: int = flag(8, "number of texts that are written at the same time")
+    batch_size: int = flag(8, "number of texts that are generated in parallel")
     seed: int = flag(1337, "fixes the draws; sample n of seed s is always the same")
     json: bool = flag(False, "print one JSON object per text and line: prompt, text, token ids, log-probabilities (the "
                              "model's own, before temperature and the like), and why it ended")
@@ -71,7 +72,7 @@ class InferenceConfig:
                          choices=("none", "int8"))
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
-    kernels: str = flag("auto", "auto: fast kernels where there are any; reference: the reference implementations only",
+    kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
 
     def __post_init__(self):
@@ -111,7 +112,7 @@ def parse(argv):
 def load(path, device="cpu", tokenizer="", block_size=None):
     """(model in evaluation mode, tokenizer, Pretrained) of a model on disk; prints its notes to stderr.
 
-    Raises UserError, one line, for anything that cannot be used, and where the tokenizer is not known.
+    Raises UserError, one line, for anything that cannot be used, and if the tokenizer is not known.
     """
     model, tokenizer, pretrained = load_pretrained(path, block_size, device, tokenizer)
     V = pretrained.config["vocab_size"]
@@ -121,7 +122,7 @@ def load(path, device="cpu", tokenizer="", block_size=None):
     for note in pretrained.notes:
         print(f"note      {note}", file=sys.stderr)
     if tokenizer is None:
-        raise UserError(f"{path}: its tokenizer is not known; give it with --tokenizer (GPT-2's: python "
+        raise UserError(f"{path}: its tokenizer is not known; pass it with --tokenizer (GPT-2's: python "
                         "data/gpt2/prepare.py --tokenizer-only)")
     return model, tokenizer, pretrained
 
@@ -156,7 +157,7 @@ def main(argv=None):
 
 @dataclass(frozen=True)
 class Request:
-    """A text to be written: its prompt, the ids of the prompt, and which sample of that prompt it is, from 0."""
+    """A text to be generated: its prompt, the ids of the prompt, and which sample of that prompt it is, from 0."""
 
     prompt: str
     ids: list
@@ -182,7 +183,7 @@ def read_prompts(config):
 
 
 def start_ids(choice, tokenizer, pretrained):
-    """The ids before every prompt: the end-of-text token, or none. Raises UserError where --start-token asks for a
+    """The ids before every prompt: the end-of-text token, or none. Raises UserError if --start-token asks for a
     token that the tokenizer does not have."""
     if choice == "yes" and tokenizer.eot is None:
         raise UserError("--start-token yes: this tokenizer has no end-of-text token")
@@ -192,7 +193,7 @@ def start_ids(choice, tokenizer, pretrained):
 
 def encode_prompt(special, tokenizer, start, block_size, prompt):
     """The ids of a prompt after those of `start`: at least one. Raises UserError for special tokens that --special
-    refuses, and for an empty prompt where there is no end-of-text token."""
+    refuses, and for an empty prompt if there is no end-of-text token."""
     for token in getattr(tokenizer, "special", ()) if special == "refused" else ():
         if token in prompt:
             raise UserError(f"{token} is in the prompt; --special allowed reads it as the token of that name, "
@@ -212,7 +213,7 @@ def encode_prompt(special, tokenizer, start, block_size, prompt):
 
 
 def print_texts(requests, pieces, num_samples):
-    """Print prompts and their texts as they come; where there are several, each has a heading."""
+    """Print prompts and their texts as they come; if there are several, each has a heading."""
     openings = [_heading(n, len(requests), num_samples) + request.prompt for n, request in enumerate(requests)]
     write(openings[0])
     for piece in pieces:
@@ -262,7 +263,7 @@ def converse(encode, stream):
             print(error, file=sys.stderr)
             continue
         write(prompt)
-        with StopRequest(talk=False) as stop:                     # the text ends after the token that is being made
+        with StopRequest(verbose=False) as stop:                  # the text ends after the current token
             for piece in stream([ids], samples=[number], interrupted=lambda: stop.signal):
                 ids = ids if piece.token is None else [*ids, piece.token]
                 write(piece.text)
@@ -273,9 +274,9 @@ def converse(encode, stream):
 
 
 def _lines():
-    """Lines of the input; a terminal gets a prompt, with editing and history where Python has readline."""
+    """Lines of the input; a terminal gets a prompt, with editing and history if Python has readline."""
     if sys.stdin is None:
-        raise UserError("--interactive: there is no input")
+        raise UserError("--interactive: standard input is closed")
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)

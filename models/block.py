@@ -6,8 +6,9 @@ from tinygrad2.module import Module
 
 
 class Block(Module):
-    """Tokens look at each other (attn), then each thinks (mlp). Both only *add* to the residual stream x, and read it
-    through a layernorm ("pre-norm"), so that the gradient has a direct path from the loss to the first layer.
+    """Attention (attn) mixes information between tokens, the MLP (mlp) processes each token separately. Both only *add*
+    to the residual stream x, and read it through a layernorm ("pre-norm"), so that the gradient has a direct path from
+    the loss to the first layer.
 
         x = x + attn(ln_1(x))
         x = x + mlp(ln_2(x))
@@ -22,7 +23,8 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
-        attn_out, ln_2 = self.attn(self.ln_1(x), cache), self.ln_2
-        # Fused: x = x + attn_out and normed = ln_2(x), in one visit of each row.
+        attn_out = self.attn(self.ln_1(x), cache)
+        ln_2 = self.ln_2
+        # Fused: x = x + attn_out and normed = ln_2(x), in one pass over each row.
         x, normed = ops.add_layernorm(x, attn_out, ln_2.weight, ln_2.bias, ln_2.eps)
         return x + self.mlp(normed)                               # (B, T, C)

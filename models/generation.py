@@ -1,11 +1,11 @@
 """Continue texts: several at a time, of any lengths, each as if it were alone.
 
-    prefill    a prompt goes through the model, and fills a KVCache of its own
+    prefill    a prompt goes through the model, and fills its own KVCache
     decode     the last token goes through
-    slide      at block_size the oldest token leaves; all others then have other positions, so they go through again
+    slide      at block_size the oldest token leaves; the positions of all others change, so they go through again
 
 The tokens that all texts have to send through go in one pass, concatenated (CachePack). A text that has ended makes
-room for the next one. Each draws from a generator of its own, so what is drawn does not depend on the other texts.
+room for the next one. Each draws from its own generator, so what is drawn does not depend on the other texts.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -25,8 +25,8 @@ _TOKENS = 2048  # that go through at a time, unless a single text has more
 
 @dataclass(frozen=True)
 class Step:
-    """One new token: of which text, its id, the ln of its probability (None where not asked for), and whether it is
-    the last one. `token` is None where a text has ended with `stop`."""
+    """One new token: of which text, its id, the ln of its probability (None if not asked for), and whether it is
+    the last one. `token` is None if a text has ended with `stop`."""
 
     text: int
     token: int | None
@@ -46,7 +46,7 @@ class _Text:
     slid: bool = False
 
     def unseen(self):
-        """The tokens to send through: the newest one, or as many as fit where the cache is empty."""
+        """The tokens to send through: the newest one, or as many as fit if the cache is empty."""
         return self.tokens[-1:] if self.cache.position else self.tokens[-self.cache.size :]
 
 
@@ -57,7 +57,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
 
     rngs             NumPy Generators, one per prompt; None means greedy
     stop, n_vocab    id that ends a text (it is not part of it); only ids below n_vocab are drawn (as in GPT.generate)
-    batch_size       number of texts that are continued at the same time
+    batch_size       number of texts that are continued in parallel
     ended            a set to which the caller may add the numbers of texts that need not continue
 
     Raises ValueError for an empty prompt, too few or many rngs, a batch_size below 1; UserError for NaN scores.
@@ -89,7 +89,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
 
 
 def _begin(model, numbers, prompts, rngs, max_new_tokens, running):
-    """New texts. The pass over a prompt is saved where another text has the same one and has not slid out of it."""
+    """New texts. The pass over a prompt is skipped if another text has the same one and has not slid out of it."""
     new, known = [], {tuple(prompts[text.number]): text for text in running if not text.slid}
     for number in numbers:
         prompt = list(prompts[number])

@@ -61,7 +61,7 @@ class GPT(Module):
         return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
 
     def hidden(self, tokens: Any, cache: Any = None) -> Tensor:   # (B, T)
-        """The final hidden state at each position: (B, T, C). What the model has understood after each token.
+        """The final hidden state at each position: (B, T, C).
 
         With a KVCache (or CachePack) the tokens follow those that are in it, and are added to it.
         """
@@ -93,7 +93,7 @@ class GPT(Module):
 
         rng       NumPy Generator for the draws; None means greedy: always the most probable token
         stop      id that ends the text (it is not yielded)
-        n_vocab   only ids below are drawn (where the tokenizer has fewer than the model has rows)
+        n_vocab   only ids below are drawn (if the tokenizer has fewer than the model has rows)
 
         Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs, and
         models/generation.py for several texts at once.

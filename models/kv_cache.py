@@ -1,4 +1,4 @@
-"""What attention has to remember of the past of a text: its keys and values."""
+"""Keys and values of earlier tokens, which attention needs for every new one."""
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class KVCache:
 
     def positions(self, batch, T):
         """Positions of the next T tokens, (T,). Raises ValueError for another number of sequences than the cache has,
-        and where T tokens do not fit."""
+        and if T tokens do not fit."""
         if batch != len(self.k[0]):
             raise ValueError(f"the cache is for {len(self.k[0])} sequence(s), not {batch}")
         if self.position + T > self.size:
@@ -65,7 +65,7 @@ class CachePack:
     """Caches of several texts that go through the model in one pass, their new tokens concatenated into one row.
 
     lengths[i] tokens belong to text i: a whole prompt, or one new token. All matrix products run over the tokens of all
-    texts together; only attention, where each text has a past of its own, runs text by text. So nothing is padded, and
+    texts together; only attention, where each text has its own past, runs text by text. So nothing is padded, and
     nothing needs a mask.
     """
 

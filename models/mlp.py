@@ -5,7 +5,7 @@ from tinygrad2.module import Module
 
 
 class MLP(Module):
-    """Each token thinks for itself: widen to H channels (4C, mostly), a nonlinearity (GELU), narrow again.
+    """The MLP processes each token separately: widen to H channels (usually 4C), a nonlinearity (GELU), narrow again.
 
         out = c_proj(gelu(c_fc(x)))
     """

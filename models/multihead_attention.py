@@ -6,7 +6,7 @@ from tinygrad2.module import Module
 
 
 class MultiHeadAttention(Module):
-    """nh heads side by side, each on its own hs = C / nh channels, and a projection that mixes their outputs.
+    """nh heads in parallel, each on its own hs = C / nh channels, and a projection that mixes their outputs.
 
     One matrix c_attn makes q, k and v of all heads; the heads are views of the result:
 

@@ -19,7 +19,7 @@ def load_pretrained(
 
     block_size   crop its context to this many tokens
     device       "cpu" or "cuda"
-    tokenizer    file or folder of its tokenizer, where the model does not bring one
+    tokenizer    file or folder of its tokenizer, if the model does not include one
 
     Besides the weights, memory holds one tensor at a time. Raises UserError, one line, for what cannot be used.
     """
@@ -33,7 +33,7 @@ def load_pretrained(
 
 
 def config_of(pretrained: Pretrained) -> GPTConfig:
-    """The GPTConfig of a Pretrained. Raises UserError where it does not fit the tensors, or the tokenizer."""
+    """The GPTConfig of a Pretrained. Raises UserError if it does not fit the tensors, or the tokenizer."""
     try:
         config = GPTConfig.from_dict(pretrained.config, source=pretrained.path)
     except ValueError as error:
@@ -41,7 +41,7 @@ def config_of(pretrained: Pretrained) -> GPTConfig:
     check_shapes(pretrained.tensors, config.to_dict(), pretrained.path)
     if pretrained.tokenizer and pretrained.tokenizer.n_vocab > config.vocab_size:
         raise UserError(f"{pretrained.path}: {pretrained.tokenizer.n_vocab} tokens in the tokenizer, "
-                        f"{config.vocab_size} in the model; give the tokenizer that it was trained with")  # fmt: skip
+                        f"{config.vocab_size} in the model; pass the tokenizer that it was trained with")  # fmt: skip
     return config
 
 
@@ -55,7 +55,7 @@ def load_into(model: GPT, pretrained: Pretrained) -> None:
 def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenizer: str = "") -> GPTConfig:
     """The GPTConfig of a training that starts from the model at `path`.
 
-    `flags` {field: value} may choose a dropout and a shorter block_size. Raises UserError where any other field differs
+    `flags` {field: value} may choose a dropout and a shorter block_size. Raises UserError if any other field differs
     from the model's.
     """
     pretrained = open_model(path, tokenizer)
@@ -65,7 +65,7 @@ def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenize
     for name, value in flags.items():
         if name != "dropout" and value != getattr(config, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value}: {path} has {getattr(config, name)}, which cannot be changed any more")
+            raise UserError(f"{flag} {value}: {path} has {getattr(config, name)}, which can no longer be changed")
     return replace(config, dropout=flags.get("dropout", config.dropout))
 
 

@@ -32,7 +32,7 @@ class MLPInt8(Module):
 def quantize(model):
     """Change a GPT in evaluation mode to int8, in place: all matrices of its blocks, and its head. Returns the model.
 
-    The embeddings stay float32: only the rows of the tokens at hand are read.
+    The embeddings stay float32: only the rows of the current tokens are read.
     """
     for block in model.h:
         for name in ("c_attn", "c_proj"):

@@ -38,11 +38,11 @@ def sample(logits: np.ndarray, rng: Generator | None = None, temperature: float 
 
     The knobs are those of Sampling, applied in the order penalty, temperature, top_k, top_p, min_p; `seen` holds the
     ids of the text so far. Computed in float64 on the host, so that the same seed draws the same text whichever device
-    computed the logits. Raises UserError where the largest logit is NaN or infinite.
+    computed the logits. Raises UserError if the largest logit is NaN or infinite.
     """
     if repetition_penalty != 1 and len(seen):
         logits = _penalized(logits, np.asarray(seen), repetition_penalty)
-    most_likely = int(np.argmax(logits))                          # the first NaN, where there is one
+    most_likely = int(np.argmax(logits))                          # the first NaN, if there is one
     if not np.isfinite(logits[most_likely]):
         raise UserError("the model's scores for the next token are nan or infinite; its weights are damaged")
     if rng is None or temperature == 0:
@@ -57,14 +57,14 @@ def sample(logits: np.ndarray, rng: Generator | None = None, temperature: float 
 
 
 def _penalized(logits, seen, penalty):
-    """A copy in which the scores of the ids in `seen` are divided by the penalty, or multiplied where negative."""
+    """A copy in which the scores of the ids in `seen` are divided by the penalty, or multiplied if negative."""
     logits, ids = logits.copy(), seen[seen < logits.size]         # repeated ids are harmless: same value twice
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
     return logits
 
 
 def _softmax(logits, most_likely, temperature, top_k):
-    """softmax(logits / temperature) in float64, zero but for the top_k largest and those that tie with the last."""
+    """softmax(logits / temperature) in float64, zero except the top_k largest and those that tie with the last."""
     out = np.exp(_over(logits.astype(np.float64) - logits[most_likely], temperature))
     if 0 < top_k < logits.size:
         out[logits < np.partition(logits, -top_k)[-top_k]] = 0    # the k-th largest
@@ -78,7 +78,7 @@ def _over(x, temperature):
 
 
 def _nucleus(p, top_p):
-    """p, zero but for the fewest most likely ids with a total of at least top_p; of ties, the smaller ids."""
+    """p, zero except the fewest most likely ids with a total of at least top_p; of ties, the smaller ids."""
     large = p[p >= (1 - top_p) / p.size]                          # the others have less than 1 - top_p in total:
     large = -np.sort(-large)                                      # no need to sort those
     before = np.cumsum(large) - large                             # total probability of those that are more likely

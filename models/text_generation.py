@@ -22,7 +22,7 @@ class Piece:
 
     index            which text: an index into the prompts
     text             the new characters; none while a character is incomplete, or may be the start of a stop string
-    token, logprob   the token and the ln of its probability, as in generation.Step; None where the model ends the text
+    token, logprob   the token and the ln of its probability, as in generation.Step; None if the model ends the text
     finish_reason    None while the text continues; then "length", "stop string", "end of text" or "interrupted"
     """
 
@@ -43,8 +43,8 @@ def stream_texts(
     seed, samples   text i is drawn with the generator seeded [seed, samples[i]], whatever the other texts are
     end             id that ends a text, and is not part of it
     stops           strings that end a text, which does not contain them
-    batch_size      number of texts that are continued at the same time
-    interrupted     returns True once every text is to end with the token at hand
+    batch_size      number of texts that are continued in parallel
+    interrupted     returns True to end all texts after the current token
 
     Raises ValueError and UserError as `generate` does.
     """

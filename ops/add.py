@@ -8,7 +8,7 @@ class Add(Function):
 
         out = a + b
 
-    Backward.  Each operand moves the result one for one, so each gets dout (summed where it was broadcast):
+    Backward.  Each operand moves the result one for one, so each gets dout (summed if it was broadcast):
 
         da = dout        db = dout
     """

@@ -9,11 +9,11 @@ class Attention(Function):
     """Causal attention: a soft dictionary lookup. Each position asks (q) and gets the values v of all positions up to
     its own, mixed by how well their keys k match.
 
-        s = q kT / sqrt(hs)        where a key lies in the future, s = -inf
+        s = q kT / sqrt(hs)        if a key lies in the future, s = -inf
         w = softmax(s)             each row a distribution over the past
         out = w v
 
-    With dropout, w is multiplied by keep (0, or 1/(1-p) where kept; ops/dropout.py) before it meets v. The Tq queries
+    With dropout, w is multiplied by keep (0, or 1/(1-p) if kept; ops/dropout.py) before it meets v. The Tq queries
     are the last of the Tk positions: query i sees the keys 0 .. i + Tk - Tq. All axes in front of T are batches
     (sequences, heads).
 

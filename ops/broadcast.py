@@ -10,7 +10,7 @@ There are two ways to be copied, and both are undone by a sum:
     a new axis in front      (3,)   -> (2, 3)      sum over axis 0, the axis goes away
     an axis of size 1        (2, 1) -> (2, 3)      sum over axis 1, the axis stays with size 1
 
-The second is the treacherous one: forget the sum, take one column instead, and the shape still looks right.
+The second is easy to get wrong: forget the sum, take one column instead, and the shape still looks right.
 """
 
 

@@ -35,9 +35,9 @@ class CrossEntropy(Function, name="cross_entropy"):
         counted = t != ignore_index                               # (N,)
         if device_of(t) == "cpu":
             check_ids(t[counted], V)
-        t = xp.where(counted, t, 0)                               # any id will do where nothing is counted
+        t = xp.where(counted, t, 0)                               # any id will do if nothing is counted
         weight = counted.astype(z.dtype)
-        weight = weight / xp.maximum(weight.sum(), 1.0)           # (N,)  1/N where counted, else 0
+        weight = weight / xp.maximum(weight.sum(), 1.0)           # (N,)  1/N if counted, else 0
         shifted = z - z.max(-1, keepdims=True)                    # (N, V)
         e = xp.exp(shifted)                                       # (N, V)
         total = e.sum(-1)                                         # (N,)
@@ -56,7 +56,7 @@ class CrossEntropy(Function, name="cross_entropy"):
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -1) -> Tensor:
     """Mean negative log-likelihood of targets (...) under logits (..., V); a 0-d Tensor, in nats per token.
 
-    Raises ValueError where the shapes do not match, and IndexError for a target outside the vocabulary that is not
+    Raises ValueError if the shapes do not match, and IndexError for a target outside the vocabulary that is not
     ignore_index.
     """
     return apply(CrossEntropy, logits, targets, ignore_index=ignore_index)

@@ -30,7 +30,7 @@ class Index(Function):
 
 
 def _is_basic(key):
-    """True where the key takes each element at most once: only integers, slices, ... and None."""
+    """True if the key takes each element at most once: only integers, slices, ... and None."""
     parts = key if isinstance(key, tuple) else (key,)
     return all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
 

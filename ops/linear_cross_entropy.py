@@ -37,7 +37,7 @@ class LinearCrossEntropy(Function, name="linear_cross_entropy"):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -1) -> Tensor:
     """Mean negative log-likelihood of targets (...) under the logits x @ weight.T; x (..., C), weight (V, C).
 
-    Raises ValueError where the shapes do not match, and IndexError for a target outside the vocabulary that is not
+    Raises ValueError if the shapes do not match, and IndexError for a target outside the vocabulary that is not
     ignore_index.
     """
     return apply(LinearCrossEntropy, x, weight, targets, ignore_index=ignore_index)

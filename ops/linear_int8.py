@@ -9,7 +9,7 @@ class LinearInt8(Function, name="linear_int8"):
 
         weight[o, i] = scale[o] q[o, i]        out[o] = scale[o] (sum over i of x[i] q[o, i]) + bias[o]
 
-    Each output has a row of q and a scale of its own, taken out of the sum. Generating a text reads every weight once
+    Each output has a row of q and its own scale, taken out of the sum. Generating a text reads every weight once
     per token and does next to nothing else, so it takes as long as reading does: fewer bytes, less time.
 
     Backward.  q is a constant. As for every linear map,

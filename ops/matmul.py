@@ -13,7 +13,7 @@ class MatMul(Function):
         da[i, k] = sum over j of dout[i, j] b[k, j]        da = dout bT
         db[k, j] = sum over i of a[i, k] dout[i, j]        db = aT dout
 
-    (The shapes alone determine it: (n, m) (m, k) is the only way to get da of shape (n, k).) Where a batch axis was
+    (The shapes alone determine it: (n, m) (m, k) is the only way to get da of shape (n, k).) If a batch axis was
     broadcast, its gradient is summed. A vector is a matrix with one row (a) or one column (b), as in NumPy.
     """
 

@@ -26,7 +26,7 @@ class Mean(Function):
 
 
 def _count(shape, axis):
-    """How many values meet in one mean: _count((2, 3, 4), (0, 2)) -> 8."""
+    """Number of values in one mean: _count((2, 3, 4), (0, 2)) -> 8."""
     axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     N = 1
     for a in axes:

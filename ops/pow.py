@@ -12,8 +12,8 @@ class Pow(Function):
 
         da = dout * b a^(b-1)        db = dout * a^b ln a
 
-    Two limits are written out, because 0 * inf would give nan: da = 0 where b = 0 (the result is constantly 1),
-    and db = 0 where a = 0. For a < 0 the exponent has no gradient over the reals: db = nan.
+    Two limits are written out, because 0 * inf would give nan: da = 0 if b = 0 (the result is constantly 1),
+    and db = 0 if a = 0. For a < 0 the exponent has no gradient over the reals: db = nan.
     """
 
     def forward(self, a, b):                                      # a, b broadcast to (...)
@@ -26,10 +26,10 @@ class Pow(Function):
         need_a, need_b = self.needs_grad
         da = db = None
         if need_a:
-            power = xp.where(b == 0, 1, b - 1)                    # any power will do where the factor b is 0
+            power = xp.where(b == 0, 1, b - 1)                    # any power will do if the factor b is 0
             da = unbroadcast(dout * b * a**power, a.shape)
         if need_b:
-            log_a = xp.log(xp.where(a == 0, 1, a))                # ln 1 = 0 where a is 0
+            log_a = xp.log(xp.where(a == 0, 1, a))                # ln 1 = 0 if a is 0
             db = unbroadcast(dout * a**b * log_a, b.shape)
         return da, db
 

@@ -26,7 +26,7 @@ class SplitHeads(Function, name="split_heads"):
 
 
 def split_heads(x: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, k, v), each (B, nh, T, hs), from x (B, T, 3 nh hs). Raises ValueError where n_head does not divide."""
+    """(q, k, v), each (B, nh, T, hs), from x (B, T, 3 nh hs). Raises ValueError if n_head does not divide."""
     if x.ndim != 3 or x.shape[-1] % (3 * n_head):
         raise ValueError(f"split_heads: shape {x.shape} does not hold q, k and v of {n_head} heads")
     return apply(SplitHeads, x, n_head=n_head)

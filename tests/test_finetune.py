@@ -138,7 +138,7 @@ def test_context_and_dropout_may_be_chosen_and_nothing_else(folder):
     config = load_weights(folder / "trained_weights.bin").config
     assert config["block_size"] == 16 and config["dropout"] == 0.1 and config["n_layer"] == 2
     for flags, says in (
-        (["--n-layer", "3"], "--n-layer 3: hf has 2, which cannot be changed"),
+        (["--n-layer", "3"], "--n-layer 3: hf has 2, which can no longer be changed"),
         (["--vocab-size", "512"], "--vocab-size 512: hf has 300"),
         (["--block-size", "64"], "--block-size 64: hf has 32 positions and can only be cropped"),
         (["--model", "baby"], "--model baby: --init-from brings the shape of its model"),

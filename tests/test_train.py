@@ -60,7 +60,7 @@ def test_a_training_tells_what_it_does(trained):
     size = len((TEXT * 40).encode())
     assert f"text.txt: {size:,} bytes, " in printed
     for words in (
-        r"^config +preset demo, but for these flags \(run/config.json has the complete configuration\)$",
+        r"^config +preset demo with these changes \(run/config.json has the complete configuration\)$",
         r"^ +--steps +30 +instead of 1000$",
         r"^ +--data +/.*text\.txt +instead of the bundled stories$",
         r"^ +--n-embd +32 +instead of 128$",

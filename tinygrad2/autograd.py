@@ -1,6 +1,6 @@
 """Autograd: the walk back through the graph. It knows nodes (function.py) and leaves, and no op.
 
-A node's `parents` are its edges: (node, number of its output) or (leaf, 0) for each input, None where no gradient is
+A node's `parents` are its edges: (node, number of its output) or (leaf, 0) for each input, None if no gradient is
 wanted. The walk takes the nodes in reverse topological order, that is, a node's turn comes when every use of its
 outputs has sent its gradient:
 
@@ -18,7 +18,7 @@ def walk_back(root, output, grad):
 
     A gradient in flight is a pair (array, owned). The first one to arrive at an output is only borrowed: it may be the
     dout of another node, or a view. The second makes a sum, which is ours; every later one is added to it in place.
-    Raises RuntimeError where a part of the graph was already walked, ValueError or TypeError for a gradient that does
+    Raises RuntimeError if a part of the graph was already walked, ValueError or TypeError for a gradient that does
     not fit its input.
     """
     uses = count_uses(root)
@@ -38,7 +38,7 @@ def walk_back(root, output, grad):
         if len(dinputs) != len(parents):
             raise ValueError(
                 f"{node.name}.backward returned {len(dinputs)} gradients for {len(parents)} inputs: return one each, "
-                "None where there is none (and pass None for an optional input that is left out)"
+                "None if there is none (and pass None for an optional input that is left out)"
             )
         for i, (edge, dinput) in enumerate(zip(parents, dinputs)):
             if edge is None:
@@ -55,14 +55,14 @@ def walk_back(root, output, grad):
             gradients[parent][output] = _sum_in_flight(gradients[parent][output], dinput)
             uses[parent] -= 1
             if uses[parent] == 0:
-                del uses[parent]  # the last reference besides `ready`: the node is freed when its turn is over
+                del uses[parent]  # the last reference except `ready`: the node is freed when its turn is over
                 ready.append(parent)
 
 
 def count_uses(root):
     """How many edges lead to each node below `root`: {node: uses}. Iterative: depth costs no Python stack.
 
-    Raises RuntimeError where a backward pass has been here already.
+    Raises RuntimeError if a backward pass has been here already.
     """
     uses = {}
     stack = [root]
@@ -113,7 +113,7 @@ def _check_gradient(node, i, parent, output, dinput):
     if dshape != shape:
         raise ValueError(
             f"{node.name}.backward: the gradient of input {i} has shape {dshape}, the input has {shape}. "
-            "Where an input was broadcast, its gradient is summed over the broadcast axes (see ops/broadcast.py)"
+            "If an input was broadcast, its gradient is summed over the broadcast axes (see ops/broadcast.py)"
         )
     if dinput.dtype != dtype:
         raise TypeError(f"{node.name}.backward: the gradient of input {i} is {dinput.dtype}, the input {dtype}")

@@ -17,7 +17,7 @@ Array = Any  # in type hints: a NumPy or CuPy array
 def array_module(device):
     """The array library of a device: numpy for "cpu", cupy for "cuda".
 
-    Raises UserError, with the command that helps, where CuPy or a GPU is missing.
+    Raises UserError, with the command that helps, if CuPy or a GPU is missing.
     """
     if device == "cpu":
         return np
@@ -60,7 +60,7 @@ def to_host(array):
 
 
 def to_device(array, device):
-    """The same values on `device`; the array itself where it is there already."""
+    """The same values on `device`; the array itself if it is there already."""
     if device_of(array) == device:
         return array
     return to_host(array) if device == "cpu" else array_module(device).asarray(array)
@@ -81,14 +81,14 @@ _gpu = 0
 
 
 def pinned_empty(n, dtype):
-    """A NumPy array (n,) in memory that a GPU reads and writes at full speed. Only where CuPy is loaded."""
+    """A NumPy array (n,) in memory that a GPU reads and writes at full speed. Only if CuPy is loaded."""
     cupy = sys.modules["cupy"]
     memory = cupy.cuda.alloc_pinned_memory(n * np.dtype(dtype).itemsize)
     return np.frombuffer(memory, dtype, n)
 
 
 def nccl_library():
-    """CuPy's NCCL, which sums from GPU to GPU (distributed/nccl.py); None where it has none."""
+    """CuPy's NCCL, which sums from GPU to GPU (distributed/nccl.py); None if it has none."""
     try:
         from cupy.cuda import nccl
     except ImportError:

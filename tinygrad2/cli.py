@@ -22,7 +22,7 @@ from tinygrad2.system.installation import adapt_hint
 def flag(value, text, **more):
     """A dataclass field with its default value and help text.
 
-    `more`: choices=(...), kind=int where the value is None, default="what the help shows instead of the value",
+    `more`: choices=(...), kind=int if the value is None, default="what the help shows instead of the value",
     former="the name it had in earlier versions", which is still accepted. A field whose default is a tuple may be given
     several times.
     """
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 def add_flags(group, dataclass, default_text=None):
     """Add a flag for each field; one that is not given parses to None, and the field's own default holds.
 
-    default_text    what the help shows as the default of every field, where that is not the field's own
+    default_text    what the help shows as the default of every field, if that is not the field's own
     """
     for f in fields(dataclass):
         kind = f.metadata.get("kind") or type(f.default)
@@ -74,7 +74,7 @@ def given(dataclass, args):
 
 
 def from_flags(dataclass, args):
-    """The dataclass filled from the parsed flags. Raises UserError where one of its checks fails."""
+    """The dataclass filled from the parsed flags. Raises UserError if one of its checks fails."""
     return build(dataclass, given(dataclass, args))
 
 
@@ -96,7 +96,7 @@ def saved_values(dataclass, values):
 
 
 def build(dataclass, values):
-    """dataclass(**values). Raises UserError where one of its checks (a ValueError) fails."""
+    """dataclass(**values). Raises UserError if one of its checks (a ValueError) fails."""
     try:
         return dataclass(**values)
     except ValueError as error:
@@ -117,12 +117,12 @@ def call(main, name=None, abort=None):
     KeyboardInterrupt         code 130
     anything else             is raised again: Python prints the traceback
 
-    `name` begins the line; by default the script's. Where `main` is one rank of several, `abort(text, code)` prints
+    `name` begins the line; by default the script's. If `main` is one rank of several, `abort(text, code)` prints
     the text, ends the whole job and never returns: the other ranks would wait for this one indefinitely. It is called
-    for every exception but EarlyExit, also for sys.exit.
+    for every exception except EarlyExit, also for sys.exit.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to stop
+        stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the program
     name = name or program()
     try:
         return main()
@@ -136,7 +136,7 @@ def call(main, name=None, abort=None):
                       "takes how much, and which flag saves how much"), 2  # fmt: skip
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        text, code = "nobody reads the output any more" if abort else "", 1
+        text, code = "output pipe closed" if abort else "", 1
     except KeyboardInterrupt:
         text, code = "interrupted" if abort else "\ninterrupted", 130
     except BaseException as error:

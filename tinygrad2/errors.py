@@ -18,4 +18,4 @@ def short(value):
 
 
 class EarlyExit(Exception):
-    """Nothing is left to do (after --help, say): the program exits with code 0, all ranks together."""
+    """There is nothing left to do (for example after --help): the program exits with code 0, all ranks together."""

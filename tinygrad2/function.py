@@ -21,7 +21,7 @@ Defining the class is enough to register it:
             return 2 * x * dout
 
 A faster version for one array library is a subclass of its op: `class SquareCPU(Square, backend="numpy")` has the
-same name and the same methods, and is chosen where `supports(*arrays)` is true (see dispatch.py).
+same name and the same methods, and is chosen if `supports(*arrays)` is true (see dispatch.py).
 """
 
 import contextlib
@@ -34,15 +34,15 @@ class Function:
     """One use of an operation. Subclasses define `forward` and `backward` (see the top of this file).
 
     xp          the array library of the inputs
-    needs_grad  a bool per input: where it is False, backward may return None
+    needs_grad  a bool per input: if it is False, backward may return None
     saved       what `save` was given
     parents     per input the edge to where it came from, (node, number of that node's output) or (leaf Tensor, 0);
-                None where no gradient is wanted
+                None if no gradient is wanted
     outputs     (shape, dtype) of each result of forward
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
     layer       the module in which it was used, and
-    inputs      the range of each input, where an observer notes them (monitor/nonfinite.py)
+    inputs      the range of each input, if an observer notes them (monitor/nonfinite.py)
     """
 
     name = "function"
@@ -65,7 +65,7 @@ class Function:
         self.several = self.released = False
 
     def save(self, *values: Any) -> None:
-        """Keep values for backward. Where no input wants a gradient, nothing is kept."""
+        """Keep values for backward. If no input wants a gradient, nothing is kept."""
         if any(self.needs_grad):
             self.saved = values
 
@@ -104,7 +104,7 @@ class DeferredGradient:
         self.xp, self.shape, self.dtype, self.write_to = xp, shape, dtype, write_to
 
     def copy(self):
-        """The gradient as an array of its own."""
+        """The gradient as a new array."""
         out = self.xp.empty(self.shape, dtype=self.dtype)
         self.write_to(out, accumulate=False)
         return out
@@ -116,6 +116,8 @@ observers: list[Any] = []  # those of `observe`, the innermost last
 @contextlib.contextmanager
 def observe(observer):
     """Within the block `observer` is called with what is computed, after those of the blocks around it.
+
+    The list of observers is one per process, and not thread-safe.
 
         observer.inside(module)                          a context in which the module's ops run
         observer.after_forward(node, arrays, results)

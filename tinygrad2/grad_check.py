@@ -1,10 +1,10 @@
-"""Is this gradient right? A numerical check in float64, with a report of where it is wrong and a guess why.
+"""Numerical gradient check in float64, with a report and hints.
 
     def f(x, weight):
         return (x @ weight).exp()
 
     report = gradcheck(f, [np.random.randn(3, 4), np.random.randn(4, 2)])
-    print(report)                      # one line per input; `report` is true where all is right
+    print(report)                      # one line per input; `report` is true if all is right
 
 How.  The output is an array, so it is first reduced to a scalar with a *random* cotangent: F(x) = sum(dout * f(x)).
 (All ones would test nothing about softmax or layernorm, whose rows always sum to the same.) Then the derivative of F
@@ -14,7 +14,7 @@ along a random direction d, which is <dx, d> by our gradient, is measured with a
 
 A smaller h makes the formula's own error smaller and the rounding error, about 1e-16 |F| / h, larger; with h = 1e-3
 in float64 both are near 1e-12. In float32 neither could get below 1e-3: such a check passes wrong gradients.
-Directions are cheap (four evaluations whatever the size); only where they disagree is every element measured.
+Directions are cheap (four evaluations whatever the size); only if they disagree is every element measured.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class InputReport:
 
 
 class GradcheckReport:
-    """The result of a gradcheck: true where every gradient is right; print it to read why not."""
+    """The result of a gradcheck: true if every gradient is right; print it to read why not."""
 
     def __init__(self, name, inputs=(), failure=""):
         self.name, self.inputs, self.failure = name, list(inputs), failure
@@ -83,7 +83,7 @@ def gradcheck(
     inputs  arrays, Tensors or lists; the floating point ones become float64 and are checked, others are passed on
     rtol    largest relative error that passes
 
-    Returns a GradcheckReport, true where every gradient is right; a wrong gradient raises nothing.
+    Returns a GradcheckReport, true if every gradient is right; a wrong gradient raises nothing.
     """
     if isinstance(fn, type):
         op: Any = fn
@@ -172,7 +172,7 @@ def _direction_error(fn, arrays, i, dout, gradient, rng):
     direction /= max(1.0, np.abs(direction).max(initial=0.0))
     analytic = float((gradient * direction).sum())
     numeric = _derivative(fn, arrays, i, direction, dout)
-    # Where the terms cancel to nearly nothing, rounding is relative to the terms, not to what is left of them.
+    # If the terms cancel to nearly nothing, rounding is relative to the terms, not to what is left of them.
     scale = max(abs(analytic), abs(numeric), 1e-2 * float(np.abs(gradient * direction).sum()), 1e-4)
     error = abs(analytic - numeric) / scale
     return error if math.isfinite(error) else math.inf
@@ -201,7 +201,7 @@ def _close(a, b):
 
 
 def _constant_factor(analytic, numeric):
-    """c where analytic = c * numeric everywhere, else None."""
+    """c if analytic = c * numeric everywhere, else None."""
     weight = float((numeric * numeric).sum())
     if weight == 0:
         return None

@@ -11,7 +11,7 @@ from tinygrad2.function import DeferredGradient, observers
 from tinygrad2.tensor import Tensor
 
 _Module = TypeVar("_Module", bound="Module")
-_ALIGN = 16  # floats: every parameter starts on a 64-byte boundary of the flat buffer, as BLAS likes it
+_ALIGN = 16  # floats: every parameter starts on a 64-byte boundary of the flat buffer, for BLAS
 
 
 class Parameter(Tensor):
@@ -19,7 +19,7 @@ class Parameter(Tensor):
 
     The memory of its gradient is kept from step to step. `zero_grad` only marks it as stale: whoever adds first
     overwrites it, so no pass is spent on zeros, and whoever reads `grad` before that finds zeros. While it is stale a
-    kernel may borrow it: the largest gradient is computed early and needs no memory of its own.
+    kernel may borrow it: the largest gradient is computed early and needs no extra memory.
     """
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None):
@@ -57,7 +57,7 @@ class Parameter(Tensor):
         self._stale, self._borrower = False, None
 
     def lend_grad(self, borrower: object) -> Array | None:
-        """The memory of a stale gradient, to be used as scratch space; None where it is not stale.
+        """The memory of a stale gradient, to be used as scratch space; None if it is not stale.
 
         What is written there may be lost: it is still the borrower's as long as `has_lent_to(borrower)`.
         """
@@ -107,7 +107,7 @@ class Module:
                 yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, Parameter) for all parameters, each once: a tied weight has the name under which it comes first."""
+        """(path, Parameter) for all parameters, each once: a tied weight has its first name."""
         seen = set()
         for prefix, module in self.named_modules():
             for name, child in module.named_children():
@@ -120,7 +120,7 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def count_parameters(self) -> int:
-        """How many values are learned."""
+        """Number of trainable parameters."""
         return sum(parameter.size for parameter in self.parameters())
 
     def train(self: _Module, mode: bool = True) -> _Module:
@@ -139,7 +139,7 @@ class Module:
             parameter.zero_grad()
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
-        """{path: NumPy array}; with copy=False a parameter's own array, where that is on the host, else a copy."""
+        """{path: NumPy array}; with copy=False a parameter's own array, if that is on the host, else a copy."""
         arrays = {name: to_host(parameter.data) for name, parameter in self.named_parameters()}
         return {name: array.copy() for name, array in arrays.items()} if copy else arrays
 
@@ -169,7 +169,7 @@ class FlatBuffers:
     parameter is in here once, so tied weights are one view.
 
         data, grad    (size,) float32 on `device`
-        grad_buffer   the memory of grad as it is, where parameters may be stale (see Parameter)
+        grad_buffer   the memory of grad as it is; parameters may be stale (see Parameter)
         n_decay       the first n_decay elements belong to matrices (weight decay), the rest to vectors (none)
         slices        {name: slice of the buffers}
     """

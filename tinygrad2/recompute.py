@@ -1,4 +1,4 @@
-"""Trade time for memory: free what a part of the model computed on the way, and compute it again in backward.
+"""Trade time for memory: free what a part of the model computed in between, and compute it again in backward.
 
     x = recompute(block, x)            the same bits as block(x)
 

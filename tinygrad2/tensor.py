@@ -1,7 +1,7 @@
 """Tensor: an array that remembers how it was made, so that gradients can walk back.
 
 `apply` runs an op and hangs a node on its result: the Function instance that computed it. An edge leads from a node to
-where each of its inputs came from, a node again or, where the input is a leaf, that Tensor itself:
+where each of its inputs came from, a node again or, if the input is a leaf, that Tensor itself:
 
     y = (x * w).sum()          y ── Sum ──> Mul ──> x, w        (leaves)
 
@@ -46,7 +46,7 @@ class Tensor:
     output         which of the node's results it is, 0 for the first
 
     Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes are never mixed.
-    Raises TypeError where a gradient is asked for on integers, UserError where the device is missing.
+    Raises TypeError if a gradient is asked for on integers, UserError if the device is missing.
     """
 
     __array_ufunc__ = None  # makes `array + tensor` call our __radd__ instead of NumPy's loop over elements
@@ -67,7 +67,7 @@ class Tensor:
         self.output = 0
         self.requires_grad = requires_grad
         if requires_grad and self.dtype.kind != "f":
-            raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; give it dtype float32 or float64")
+            raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; use dtype float32 or float64")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Tensor:
 
     @property
     def is_leaf(self) -> bool:
-        """Is this Tensor no result of a recorded op?"""
+        """True unless a recorded op produced it."""
         return self.node is None
 
     def __repr__(self) -> str:
@@ -102,7 +102,7 @@ class Tensor:
         return len(self.data)
 
     def numpy(self) -> np.ndarray:
-        """The values as a NumPy array (not a copy where they are one already)."""
+        """The values as a NumPy array (not a copy if they are one already)."""
         return to_host(self.data)
 
     def item(self) -> Any:
@@ -186,9 +186,9 @@ class Tensor:
     def backward(self, grad: Any = None) -> None:
         """Add dL/dleaf to the `.grad` of every leaf this Tensor was computed from, where L = sum(self * grad).
 
-        `grad` has the shape of this Tensor; a one-element Tensor (a loss) needs none. The graph is freed on the way:
-        each node's saved arrays go as soon as the node is done.
-        Raises RuntimeError where there is no graph, or where a part of it was already walked; ValueError for a `grad`
+        `grad` has the shape of this Tensor; a one-element Tensor (a loss) needs none. The graph is freed in the
+        same pass: each node's saved arrays go as soon as the node is done.
+        Raises RuntimeError if there is no graph, or if a part of it was already walked; ValueError for a `grad`
         of another shape or dtype.
         """
         if not self.requires_grad:
@@ -208,7 +208,7 @@ class Tensor:
             walk_back(self.node, self.output, grad)
 
     def zero_grad(self) -> None:
-        """Set the gradient to zero, where there is one."""
+        """Set the gradient to zero, if there is one."""
         if self.grad is not None:
             self.grad.fill(0)
 
@@ -261,7 +261,7 @@ def _check_operands(op, arrays):
     """The array library and the float dtype (None without floats) that all operands share, or TypeError."""
     xp, float_dtype, device = np, None, None
     for array in arrays:
-        if type(array) is np.ndarray:  # nearly always; a generated token makes some 200 such calls
+        if type(array) is np.ndarray:  # nearly always; a generated token makes about 200 such calls
             here = "cpu"
         elif is_array(array):
             here = device_of(array)

@@ -50,7 +50,7 @@ def main(argv):
                         help="the model's tokenizer (default: the one next to it)")
     parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a token file (default: none)")
     parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
-    parser.add_argument("--force", action="store_true", help="overwrite OUT where it exists (default: refuse)")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists (default: refuse)")
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
     args = parser.parse_args(argv)
     kind = what_is(args.source)
@@ -145,7 +145,7 @@ def _model(args):
 
 
 def _check_tokenizer(folder, tokenizer):
-    """Raise UserError where this tokenizer cannot be written into the folder, or files of another model's would stay
+    """Raises UserError if this tokenizer cannot be written into the folder, or files of another model's would stay
     there. Called before anything is written."""
     others = [name for name in _NOT_WRITTEN if os.path.exists(os.path.join(folder, name))]
     if others:
@@ -157,11 +157,11 @@ def _check_tokenizer(folder, tokenizer):
     stale = [name for name in TOKENIZER_FILES if os.path.exists(os.path.join(folder, name))]
     if stale:
         raise UserError(f"{folder}: has a tokenizer already ({', '.join(stale)}), and the model's is not known; "
-                        "give it with --tokenizer, or choose another folder")
+                        "pass it with --tokenizer, or choose another folder")
 
 
 def _compare(pretrained, again, dtype):
-    """Compare what was written, value by value, and describe the result. Raises UserError where it differs."""
+    """Compare what was written, value by value, and describe the result. Raises UserError if it differs."""
     worst, count = 0.0, 0
     for name, tensor in pretrained.tensors.items():
         other, exact = again.tensors.get(name), tensor.astype(np.float32)

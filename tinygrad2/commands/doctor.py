@@ -1,11 +1,11 @@
 """python -m tinygrad2 doctor: is everything installed that tinygrad2 needs, and does it work?
 
-Each check does the real thing: a product of matrices, a compiled kernel, two ranks that add up a number, a file that is
+Each check does the real thing: a matrix product, a compiled kernel, two ranks that add up a number, a file that is
 written and read back. One line each: ok, FAIL with the one command that repairs it, or "-" for what is missing and not
-needed. Exit code 1 where something has failed.
+needed. Exit code 1 if something has failed.
 
-It must work where NumPy is missing or broken, so this file imports it inside the checks only; what may crash or hang
-runs in a process of its own (doctor_checks.py).
+It must work if NumPy is missing or broken, so this file imports it inside the checks only; what may crash or hang
+runs in its own process (doctor_checks.py).
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def main(argv):
 
 
 def _run(command, seconds, **options):
-    """(exit code, output) of a process that may take so many seconds; (None, "") where it took longer."""
+    """(exit code, output) of a process that may take so many seconds; (None, "") if it took longer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, **options)
     except subprocess.TimeoutExpired:
@@ -117,7 +117,7 @@ def _numpy():
         raise Failed(f"{np.__version__} is too old", f'{_PIP} -U "numpy>=2.0"')
     a, b = np.arange(12.0).reshape(3, 4), np.ones((4, 5))
     if not np.array_equal(a @ b, np.repeat(a.sum(1), 5).reshape(3, 5)):
-        raise Failed("a product of matrices is wrong", f"{_PIP} --force-reinstall numpy")
+        raise Failed("a matrix product is wrong", f"{_PIP} --force-reinstall numpy")
     return np.__version__
 
 
@@ -187,7 +187,8 @@ def _mpi():
     code, output = _check("ranks", 60, [mpirun, "-n", "2"], environment())
     answers = [line.split(maxsplit=3) for line in output.splitlines() if line.startswith("sum ")]
     if len(answers) == 2 and all(answer[1] == "1" for answer in answers):
-        raise Failed(f"{mpirun} belongs to another MPI than mpi4py: each rank is alone", f'{_PIP} -e ".[mpi]"')
+        problem = f"{mpirun} belongs to another MPI than mpi4py: each rank runs as a separate job"
+        raise Failed(problem, f'{_PIP} -e ".[mpi]"')
     if len(answers) != 2 or any(answer[1:3] != ["2", "3"] for answer in answers):
         cause = "no answer within 60 s" if code is None else _last(output)
         raise Failed(f"two ranks could not add up a number: {cause}", f'{_PIP} --force-reinstall -e ".[mpi]"')

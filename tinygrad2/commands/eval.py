@@ -1,4 +1,4 @@
-"""python -m tinygrad2 eval TASK [flags]: how good is a model? One of yours, or a third-party GPT-2.
+"""python -m tinygrad2 eval TASK [flags]: how good is a model? Your own, or a third-party GPT-2.
 
     python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2         which of four endings is correct? 10,042 times
     python -m tinygrad2 eval hellaswag --limit 500                      the first 500 only
@@ -42,14 +42,15 @@ from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
-_METHOD = 1  # version of the scoring method: to be raised when the answers would change
+_METHOD = 1  # version of the scoring method: increment when the answers would change
 
 
 @dataclass(frozen=True)
 class _Config:
     weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a third-party model: a Hugging Face "
                                                "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
-    tokenizer: str = flag("", "tokenizer file or folder, for weights that bring none", default="that of the weights")
+    tokenizer: str = flag("", "tokenizer file or folder, for weights that do not include one",
+                          default="that of the weights")
     block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
     batch_tokens: int = flag(BATCH_TOKENS, "tokens per pass through the model")
     json: bool = flag(False, "print the result as one JSON object")
@@ -195,7 +196,7 @@ def _default_results(facts):
     try:
         os.makedirs("eval", exist_ok=True)
     except OSError as error:
-        raise UserError(f"eval: cannot be made ({error.strerror}); name a file with --results") from None
+        raise UserError(f"eval: cannot be created ({error.strerror}); name a file with --results") from None
     return os.path.join("eval", f"hellaswag-{zlib.crc32(json.dumps(facts).encode()):08x}.jsonl")
 
 
@@ -208,7 +209,7 @@ class ResultsFile:
         self.head = json.dumps({"facts": facts} | more).encode() + b"\n"
 
     def read(self, examples):
-        """The answers so far, in complete blocks. The file is made where there is none.
+        """The answers so far, in complete blocks. The file is created if there is none.
 
         Raises UserError for any other file, which is not changed, and for one that another run is writing.
         """
@@ -220,7 +221,7 @@ class ResultsFile:
             raise UserError(f"{self.path}: another run is writing it; wait for that, or name another with --results")
         weakref.finalize(self, os.close, self._lock)
         content = read_bytes(self.path)
-        if self.head.startswith(content):                         # empty, or cut off while it was made
+        if self.head.startswith(content):                         # empty, or cut off while it was created
             self._write("wb", self.head)
             return []
         head, *lines = content.split(b"\n")[:-1] or [b""]
@@ -232,7 +233,7 @@ class ResultsFile:
         return answers
 
     def append(self, answers, first):
-        """Write answers, the first of them to question `first`. Raises UserError where the disk is full."""
+        """Write answers, the first of them to question `first`. Raises UserError if the disk is full."""
         lines = [{"index": first + i} | vars(a) for i, a in enumerate(answers)]
         self._write("ab", "".join(json.dumps(line) + "\n" for line in lines).encode())
 
@@ -299,7 +300,7 @@ def _perplexity(config):
     result = perplexity(model, stream, tokenizer, config.stride, config.batch_tokens, live.add).to_dict()
     live.close()
     if not result["tokens"]:
-        raise UserError(f"{config.data}: {len(stream)} token(s) are too few; give a longer text")
+        raise UserError(f"{config.data}: {len(stream)} token(s) are too few; pass a longer text")
     if config.json:
         print(json.dumps({"task": "perplexity", "weights": config.weights, "data": config.data} | result))
         return 0
@@ -315,14 +316,14 @@ def _open_stream(config, model, tokenizer):
     if config.data.endswith((".bin", ".npy")):
         return TokenStream([TokenFile(config.data)], model.config.vocab_size)
     if tokenizer is None:
-        raise UserError(f"{config.weights}: its tokenizer is not known; give it with --tokenizer (GPT-2's: python "
+        raise UserError(f"{config.weights}: its tokenizer is not known; pass it with --tokenizer (GPT-2's: python "
                         "data/gpt2/prepare.py --tokenizer-only)")
     try:
         ids = ids_of_text(read_bytes(config.data), tokenizer)
     except TokenizerError as error:
         raise UserError(f"{config.data}: {error}") from None
     if not len(ids):
-        raise UserError(f"{config.data}: the file is empty; give a text")
+        raise UserError(f"{config.data}: the file is empty; pass a text")
     return TokenStream.of(ids, model.config.vocab_size)
 
 

@@ -1,4 +1,4 @@
-"""python -m tinygrad2 lm_eval ...: the tasks of lm-evaluation-harness, with a model of ours (pip install lm_eval).
+"""python -m tinygrad2 lm_eval ...: tasks of lm-evaluation-harness with a model of tinygrad2 (pip install lm_eval).
 
     python -m tinygrad2 lm_eval --tasks hellaswag --model_args pretrained=trained_weights.bin
     python -m tinygrad2 lm_eval --tasks lambada_openai,piqa --model_args pretrained=data/gpt2/gpt2,batch_tokens=4096
@@ -9,14 +9,14 @@ This is the harness's own command, with a model "tinygrad2" registered and prese
 have:
 
     pretrained      what train_gpt2.py has written, or a third-party model (default: trained_weights.bin)
-    tokenizer       its tokenizer, for weights that bring none
+    tokenizer       its tokenizer, for weights that do not include one
     block_size      crop the context to this many tokens
     batch_tokens    tokens per pass through the model, for likelihoods (default: 2048)
-    batch_size      number of texts that are written at a time (default: 8)
-    max_gen_toks    longest text to write, in tokens, where a task does not set it (default: 256)
-    seed            fixes the draws, where a task samples (default: 1337)
+    batch_size      number of texts that are generated in parallel (default: 8)
+    max_gen_toks    maximum tokens to generate, unless the task sets it (default: 256)
+    seed            fixes the draws, if a task samples (default: 1337)
 
-The default device is the CPU; --threads N, for BLAS and kernels, is a flag of ours. From Python:
+The default device is the CPU; --threads N, for BLAS and kernels, is tinygrad2's own flag. From Python:
 
     from tinygrad2.commands.lm_eval import TinygradLM
     lm_eval.simple_evaluate(model=TinygradLM(pretrained="trained_weights.bin"), tasks=["hellaswag"])
@@ -37,7 +37,7 @@ from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.threads import plan_threads
 
-_PORTION = 64  # requests between two progress reports; the choices of a question are mostly in one portion
+_PORTION = 64  # requests between two progress reports; the choices of a question are usually in one portion
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # synonyms
 _KNOBS = ("top_k", "top_p", "min_p", "repetition_penalty")
 _IGNORED = {"max_batch_size", "trust_remote_code"}  # meant for other models of the harness
@@ -66,14 +66,14 @@ class Adapter:
         for note in opened.notes:
             print(f"note      {note}", file=sys.stderr)
         if self.tokenizer is None:
-            raise UserError(f"{pretrained}: its tokenizer is not known; give it as tokenizer=FILE in --model_args")
+            raise UserError(f"{pretrained}: its tokenizer is not known; pass it as tokenizer=FILE in --model_args")
         self.batch_tokens, self.seed = _count("batch_tokens", batch_tokens), _count("seed", seed, 0)
         several = str(batch_size).isdigit() and int(batch_size) > 1      # 1 is the harness's default
         self.batch_size, self.max_gen_toks = int(batch_size) if several else 8, _count("max_gen_toks", max_gen_toks)
 
     @property
     def eot_token_id(self):
-        """The id of the end-of-text token. Raises UserError where the tokenizer has none."""
+        """The id of the end-of-text token. Raises UserError if the tokenizer has none."""
         if self.tokenizer.eot is None:
             raise UserError("this model's tokenizer has no end-of-text token: a text without context cannot be scored")
         return self.tokenizer.eot
@@ -98,8 +98,8 @@ class Adapter:
         return [(math.fsum(logprobs), bool(greedy.all())) for logprobs, greedy in scores]
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
-        """ln p of each (text,), the first token given the end-of-text token. Where a text is longer than the context,
-        windows score it that do not overlap, but for the last, which begins earlier to be as long as the others."""
+        """ln p of each (text,), the first token given the end-of-text token. If a text is longer than the context,
+        windows score it that do not overlap, except the last, which begins earlier to be as long as the others."""
         pairs = [([self.eot_token_id], self.tok_encode(*request.args)) for request in requests]
         return [math.fsum(logprobs) for logprobs, _ in self._score("rolling", requests, pairs, disable_tqdm)]
 
@@ -108,9 +108,9 @@ class Adapter:
         between them counts to the continuation."""
         spaces = len(context) - len(context.rstrip())
         context, continuation = context[: len(context) - spaces], context[len(context) - spaces :] + continuation
-        ids, front = self.tok_encode(context + continuation), self.tok_encode(context)
-        if front:
-            return front, ids[len(front) :]
+        ids, context_ids = self.tok_encode(context + continuation), self.tok_encode(context)
+        if context_ids:
+            return context_ids, ids[len(context_ids) :]
         if ids and ids[0] == self.eot_token_id:
             return ids[:1], ids[1:]
         return [self.eot_token_id], ids
@@ -119,11 +119,12 @@ class Adapter:
         """(ln p, most likely?) of each continuation's tokens. A context that is too long loses its beginning."""
         live, scores = Meter(what, len(requests), "requests", stream=sys.stderr), []
         for i in range(0, len(pairs), _PORTION):
-            some = pairs[i : i + _PORTION]
-            rows, begins = [front + rest for front, rest in some], [len(front) for front, _ in some]
+            portion = pairs[i : i + _PORTION]
+            rows = [context + continuation for context, continuation in portion]
+            begins = [len(context) for context, _ in portion]
             scores += score_long(self.model, rows, begins, self.batch_tokens)
             if not quiet:
-                live.add(len(some))
+                live.add(len(portion))
         live.close()
         return scores
 
@@ -158,8 +159,8 @@ class Adapter:
 
 
 def _parse_gen_kwargs(gen_kwargs, max_gen_toks):
-    """(stop strings, length, Sampling) of a request's gen_kwargs, by the harness's rules: decoding is greedy where
-    do_sample is false, and where neither do_sample nor temperature is given."""
+    """(stop strings, length, Sampling) of a request's gen_kwargs, by the harness's rules: decoding is greedy if
+    do_sample is false, and if neither do_sample nor temperature is given."""
     gen_kwargs = dict(gen_kwargs)
     stops = gen_kwargs.pop("until", None) or []
     stops = list(stops) if isinstance(stops, (list, tuple)) else [stops]
@@ -183,12 +184,13 @@ def _count(name, value, least=1):
 def register():
     """Register the model with the harness as "tinygrad2"; returns its class.
 
-    Raises UserError, with the command that installs it, where the harness is missing.
+    Raises UserError, with the command that installs it, if the harness is missing.
     """
     global _CLASS
     if _CLASS is None:
         try:
-            import lm_eval.models  # noqa: F401                     first: the harness registers its own models only while none is registered
+            # First: the harness registers its own models only while none is registered.
+            import lm_eval.models  # noqa: F401
             from lm_eval.api.model import LM
             from lm_eval.api.registry import register_model
         except ImportError as error:
@@ -202,7 +204,7 @@ _CLASS = None
 
 
 def __getattr__(name):
-    """TinygradLM, made on first use: its base class comes from the harness, which may be missing."""
+    """TinygradLM, created on first use: its base class comes from the harness, which may be missing."""
     if name == "TinygradLM":
         return register()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -229,7 +231,7 @@ def main(argv):
 
 
 def _without_threads(argv):
-    """The command line without our own flag, which python -m tinygrad2 has read already."""
+    """The command line without tinygrad2's own flag, which python -m tinygrad2 has read already."""
     kept, skip = [], False
     for word in argv:
         if not skip and not word.startswith("--threads"):

@@ -2,7 +2,7 @@
 
 --ranks 4 means that four ranks share this host; the table is rank 0's, which alone writes checkpoints.
 
-Exit code 0 where it fits into the memory that is free now, 1 where it does not (then with what would help).
+Exit code 0 if it fits into the memory that is free now, 1 if it does not (then with what would help).
 """
 
 import ops

@@ -51,7 +51,7 @@ def main(argv):
         if args.debug:
             pdb.post_mortem(sys.exc_info()[2])
         return 0 if same else 1
-    except (IndexError, ValueError) as error:  # ids beyond the vocabulary, say
+    except (IndexError, ValueError) as error:  # for example ids beyond the vocabulary
         raise UserError(f"{args.dump}: cannot be computed again: {error}") from None
     print(f"now       all values are finite, the loss of these rows is {loss.item():.6f}: the cause was not in "
           "the weights and the batch")

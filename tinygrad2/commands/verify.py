@@ -9,11 +9,11 @@
     kvcache       texts generated with a cache of keys and values, several at once, are those generated without
     all           each of them (this is the default)
 
-    hf MODEL                    the same logits, loss and text as transformers, where that is installed
+    hf MODEL                    the same logits, loss and text as transformers, if that is installed
     llmc MODEL DEBUG_STATE      the same logits, loss and gradients as in a debug state of llm.c
 
 The first four run train_gpt2.py itself, for a few steps and in a temporary folder; none of your files is changed.
-Exit code 0 where all pass, 1 where one fails, 2 where something is wrong with flags or data.
+Exit code 0 if all pass, 1 if one fails, 2 if something is wrong with flags or data.
 """
 
 import json
@@ -157,7 +157,7 @@ class Trial:
 
 
 def _largest_difference(first, second):
-    """Over losses, norms and weights; infinite where they are not of the same steps and parameters."""
+    """Over losses, norms and weights; infinite if they are not of the same steps and parameters."""
     (records_1, weights_1), (records_2, weights_2) = first, second
     if records_1.keys() != records_2.keys() or weights_1.keys() != weights_2.keys():
         return np.inf
@@ -265,7 +265,7 @@ def _gradients(trial):
         v = np.zeros_like(grad)
         v[part] = rng.standard_normal(v[part].shape)
         v[part] *= 1 / np.linalg.norm(v[part])
-        v[part] += grad[part] / (np.linalg.norm(grad[part]) + 1e-30)  # so that the slope is no accident near zero
+        v[part] += grad[part] / (np.linalg.norm(grad[part]) + 1e-30)  # so that the slope is not zero by chance
         h = 1e-3
         near, far = loss_at(h * v) - loss_at(-h * v), loss_at(2 * h * v) - loss_at(-2 * h * v)
         slope = (8 * near - far) / (12 * h)

@@ -3,7 +3,7 @@
     python -m tinygrad2 verify hf MODEL                    logits, loss and greedy text of transformers
     python -m tinygrad2 verify llmc MODEL DEBUG_STATE      logits, loss and all gradients that llm.c's program wrote
 
-MODEL may be in any format that inference.py reads. transformers (with PyTorch) runs in a process of its own, so none of
+MODEL may be in any format that inference.py reads. transformers (with PyTorch) runs in its own process, so none of
 it is ever loaded here. All differences are printed. The tolerance in float32 is 1e-4 for logits up to 10 and in
 proportion for larger ones, 1e-4 for the loss, and a thousandth of each tensor's largest gradient. (A model in bfloat16
 is compared with the results of the float32 model, so its tolerance is a hundred times larger.)

@@ -66,7 +66,7 @@ def _write(path, trainer, tokenizer, x, y, **fields):
 
 @np.errstate(all="ignore")
 def _search(trainer, loader):
-    """(finding, number of the first row, x, y) of this rank's rows, or None where all values are finite."""
+    """(finding, number of the first row, x, y) of this rank's rows, or None if all values are finite."""
     observer = NonFiniteObserver(trainer.model)
     trainer.flat.zero_grad()
     batches = loader.micro_batches(trainer.position, trainer.config.micro_batch_size)
@@ -102,7 +102,7 @@ def write_dump(path, model, tokenizer, x, y, dump):
 
 
 def read_dump(path):
-    """(dump.json as a dict, Weights, x, y), checked; x, y (rows, T) int64. Raises UserError where it is not valid."""
+    """(dump.json as a dict, Weights, x, y), checked; x, y (rows, T) int64. Raises UserError if it is not valid."""
     name = os.path.join(path, "dump.json")
     dump = read_json(name)
     if not isinstance(dump, dict) or dump.get("format") != FORMAT or dump.get("version") != VERSION:

@@ -8,7 +8,7 @@ import os
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_json
 
-MAX_LINE = 100_000  # characters; ours have some 200
+MAX_LINE = 100_000  # characters; those of a training have about 200
 
 
 def read_metrics(run):
@@ -16,7 +16,7 @@ def read_metrics(run):
 
     run    a run's folder, or a file with one JSON object per line. Each has a "step" (from 0) and numeric fields.
 
-    Of a step that is there twice the later line holds: a training that was resumed has done it again. A last line that
+    If a step occurs twice, the later line counts: a training that was resumed has done it again. A last line that
     is cut off is left out. Raises UserError, naming file and line, for anything else that is not valid.
     """
     path = os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run
@@ -30,7 +30,7 @@ def read_metrics(run):
                     records.setdefault(record.pop("step"), {}).update(record)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        raise UserError(f"{path}: {problem}; give a run's folder or its metrics.jsonl") from None
+        raise UserError(f"{path}: {problem}; pass a run's folder or its metrics.jsonl") from None
     if not records:
         raise UserError(f"{path}: contains no steps yet")
     curves = {}
@@ -97,13 +97,13 @@ def thin(steps, values, most):
 
 
 class MetricsFile:
-    """Writes metrics.jsonl, each line at once: a reader, also one after a crash, finds every finished step.
+    """Writes metrics.jsonl, each line at once: even after a crash, a reader finds every finished step.
 
     path       "" means no file
-    resumed    True: the lines that are there stay, but for an incomplete last one; False: the file starts empty
-    history    of a resumed training: the lines, where the file is missing
+    resumed    True: the existing lines stay, except an incomplete last one; False: the file starts empty
+    history    of a resumed training: the lines, if the file is missing
 
-    Raises UserError where it cannot be written to at first; later a full disk is reported by log(line), and the line is
+    Raises UserError if it cannot be written to at first; later a full disk is reported by log(line), and the line is
     lost.
     """
 

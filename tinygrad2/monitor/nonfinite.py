@@ -51,7 +51,7 @@ class NonFiniteObserver:
         self.path = [""]
 
     def check_parameters(self, model):
-        """Raises NonFinite where a parameter is not finite before anything is computed: then the last update did it."""
+        """Raises NonFinite if a parameter is not finite before anything is computed: then the last update did it."""
         for name, parameter in model.named_parameters():
             self._check(parameter.data, "update", "optimizer", None, f"parameter {name}", [], layer="")
 

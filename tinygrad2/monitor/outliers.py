@@ -11,7 +11,7 @@ class Outliers:
 
         z = (x - mean) / std             over the window, without x
 
-    Until the window is full, and where all values in it are equal, z is 0. `values` is the complete state.
+    Until the window is full, and if all values in it are equal, z is 0. `values` is the complete state.
     """
 
     def __init__(self, values=()):

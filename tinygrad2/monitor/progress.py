@@ -25,7 +25,7 @@ def duration(seconds):
 
 
 def is_live(stream):
-    """Can a line on this stream be overwritten? Open MPI gives its ranks a terminal even where it writes to a file."""
+    """Can a line on this stream be overwritten? Open MPI gives its ranks a terminal even if it writes to a file."""
     return stream.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
@@ -67,7 +67,7 @@ class Progress:
         return (now - then) / max(1, done - so_far) * (self.total - done)
 
     def note(self, text):
-        """Print a line of its own between those of the steps."""
+        """Print a separate line between those of the steps."""
         if not self.enabled:
             return
         self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
@@ -78,7 +78,7 @@ class Progress:
 class Meter:
     """How far a long piece of work is, with rate and time left; prints nothing about work of less than two seconds.
 
-    On a terminal one line is overwritten again and again; into a file goes a line every ten seconds.
+    On a terminal one line is overwritten; a file gets a line every ten seconds.
 
     what      name of the work
     total     how much there is to do, in bytes for the unit "MB", else in the unit itself ("questions", ...)

@@ -9,7 +9,7 @@ TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rat
 class TensorBoard:
     """Writes the records of metrics.jsonl into `folder` as TensorBoard's scalars. Without a folder it does nothing.
 
-    Raises UserError, with the command that installs it, where tensorboardX is missing.
+    Raises UserError, with the command that installs it, if tensorboardX is missing.
     """
 
     def __init__(self, folder):

@@ -37,7 +37,7 @@ _FILES = {"weights.bin", "optimizer.bin", "state.json", "metrics.jsonl"}
 
 @dataclass
 class Checkpoint:
-    """The state of a training at one moment.
+    """The state of a training at one point in time.
 
     weights, moments   {name: float32 array}; moments are "m.<name>" and "v.<name>"
     t                  Adam's step count
@@ -67,7 +67,7 @@ def write_checkpoint(folder, checkpoint):
     """Write it into `folder` under the name of its step; returns the path. A checkpoint of the same name stays, the new
     one then gets a number after its name.
 
-    Raises UserError where it cannot be written (disk full, no permission); nothing that was there before is changed.
+    Raises UserError if it cannot be written (disk full, no permission); nothing that was there before is changed.
     """
     temporary = os.path.join(folder, f"{_WRITING}{checkpoint.step:08d}-{os.getpid()}")
     try:
@@ -169,9 +169,9 @@ def read_manifest(path):
 
 
 def newest_checkpoint(folder, log=print):
-    """(the newest intact Checkpoint in `folder`, or None where there are none; paths of damaged newer ones).
+    """(the newest intact Checkpoint in `folder`, or None if there are none; paths of damaged newer ones).
 
-    Each damaged one is reported by log(line), and left as it is. Raises UserError where all are damaged.
+    Each damaged one is reported by log(line), and left as it is. Raises UserError if all are damaged.
     """
     damaged = []
     for path in list_checkpoints(folder):
@@ -224,7 +224,7 @@ def sweep(folder):
 
 
 class CheckpointWriter:
-    """Writes checkpoints on a thread of its own, one at a time, while the training continues.
+    """Writes checkpoints on its own thread, one at a time, while the training continues.
 
     folder, keep, distrusted   as in remove_old_checkpoints
     path                       of the last one written
@@ -259,7 +259,7 @@ class CheckpointWriter:
             raise error
 
     def _write(self, checkpoint):
-        with contextlib.suppress(AttributeError, OSError):  # Linux only: the training goes first where cores are few
+        with contextlib.suppress(AttributeError, OSError):  # Linux only: the training goes first if cores are few
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             self.path = write_checkpoint(self.folder, checkpoint)

@@ -41,7 +41,7 @@ class TrainConfig:
     steps: int = _by_model("steps", "optimizer steps")
     data: str = flag(bundled("dummy_data.txt"), default="the bundled stories",
                      text="what to train on: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
-    dataset: str = flag("", "which dataset, where --data holds several", default="the only one")
+    dataset: str = flag("", "which dataset, if --data holds several", default="the only one")
     init_from: str = flag("", "start from this model instead of random weights (finetuning): one of tinygrad2's, or a "
                               "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
                           default="none")
@@ -62,7 +62,7 @@ class TrainConfig:
     val_fraction: float = flag(0.05, "fraction of the text, at its end, kept for validation")
     eval_every: int = flag(100, "steps between validations; 0 means none")
     eval_batches: int = flag(4, "batches of one validation (always the same ones)")
-    sample_every: int = flag(200, "steps between samples; 0 means none but the last")
+    sample_every: int = flag(200, "steps between samples; 0 means only the last")
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples start")
     hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to evaluate at every validation",
@@ -75,24 +75,24 @@ class TrainConfig:
     reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
                                      "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",
                              choices=REDUCE_ORDERS, former="sum")
-    zero: int = flag(0, "1: each rank keeps Adam's state of its own share of the weights only (ZeRO stage 1); the same "
+    zero: int = flag(0, "1: each rank keeps Adam's state of its share of the weights only (ZeRO stage 1); the same "
                         "bits, less memory", choices=(0, 1))
     comm_dtype: str = flag("float32", "dtype in which gradients travel between ranks; bfloat16 halves the bytes and is "
                                       "less exact", choices=COMM_DTYPES, former="wire")
     gpu_allreduce: str = flag("auto", "how gradients of several GPUs are summed: host (in pinned memory, by MPI), nccl "
-                                      "(from GPU to GPU), or auto (nccl where every rank has a GPU of its own)",
+                                      "(from GPU to GPU), or auto (nccl if every rank has its own GPU)",
                               choices=("auto", "host", "nccl"), former="gpu_sum")
-    overlap: str = flag("auto", "send gradients while backward is still running: yes, no, or auto (where there are "
+    overlap: str = flag("auto", "send gradients while backward is still running: yes, no, or auto (if there are "
                                 "several hosts)", choices=("auto", "yes", "no"))
     timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
     ranks: int = flag(None, "refuse to start with another number of ranks than this", kind=int, default="any number")
     compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
-    kernels: str = flag("auto", "auto: compiled kernels where there are any; reference: the reference implementations "
+    kernels: str = flag("auto", "auto: compiled kernels if there are any; reference: the reference implementations "
                                 "only", choices=("auto", "reference"))
     weights_out: str = flag("trained_weights.bin", "file for the trained weights")
     run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
     resume: bool = flag(False, "continue from the newest intact checkpoint in --run-dir, with its flags; bit for bit "
-                               "as if the training had never stopped. Where there is none, start a new training")
+                               "as if the training had never stopped. If there is none, start a new training")
     checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
     keep_checkpoints: int = flag(2, "how many of the newest checkpoints to keep, in addition to the best one")
     metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
@@ -120,7 +120,7 @@ class TrainConfig:
 
 def fit_batch(config, ranks, micro_is_given=False):
     """The config with a micro-batch size by which the batch splits evenly over so many ranks; one that is not given is
-    chosen here. Raises UserError where that is impossible."""
+    chosen here. Raises UserError if that is impossible."""
     micro = config.micro_batch_size
     if micro is None or (not micro_is_given and config.batch_size % (micro * ranks)):
         micro = max(1, config.batch_size // ranks)

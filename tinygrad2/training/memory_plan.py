@@ -2,20 +2,20 @@
 
 The plan is arithmetic. With N = micro-batch rows x T tokens and C channels, a block keeps for backward, in elements:
 
-    what                          kernels            reference implementations, where they differ
+    what                          kernels            reference implementations, if they differ
     ln_1: its input x             N C
     c_attn: its input             N C
     q, k, v in one piece          3 N C
     attention: its output         N C
     attention: the weights        (ln sum e^s) N nh  N nh T
     ln_2: the sum x + attn        N C
-    mlp: its input, and h         5 N C              (h is n_inner wide, 4 C mostly)
+    mlp: its input, and h         5 N C              (h is n_inner wide, usually 4 C)
     layernorms: mean, rstd        4 N
 
-which is 12 N C and some; with --recompute N C per block, and all of the above for one block at a time. Dropout keeps
-nothing: its masks are computed again. The head's logits are N x V elements; the kernel has them in chunks of at most
-70 MB, the reference implementation all at once, several times. tests/test_memory.py compares these sums with what a
-model really keeps.
+which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. Dropout
+keeps nothing: its masks are computed again. The head's logits are N x V elements; the kernel has them in chunks of at
+most 70 MB, the reference implementation all at once, several times. tests/test_memory.py compares these sums with what
+a model really keeps.
 """
 
 from dataclasses import dataclass, replace
@@ -103,7 +103,7 @@ class MemoryPlan:
             name, chunk, overhead = "logits, or work space of backward", 0, _REFERENCE_OVERHEAD
         else:
             chunk = min(logits, LOGITS_CHUNK) + (_F * N * C if logits > LOGITS_CHUNK else 0)
-            work = (2 * c.inner + 3 * C) * _F * N                     # the MLP's backward: g, dh, and some of C
+            work = (2 * c.inner + 3 * C) * _F * N                     # the MLP's backward: g, dh, and three of C
             name, overhead = "work space of backward", _COMPILED_OVERHEAD
         work += one_layer if self.recompute else 0
         micro_batches = (self.batch_rows or self.rows) // self.rows
@@ -119,7 +119,8 @@ class MemoryPlan:
             name: work,
             "copies while a checkpoint is written": 3 * _F * n if self.keeps_copies else 0,
         }
-        if self.shards and ranks > 1 and not self.keeps_copies:  # in the end rank 0 has a moment where activations were
+        if self.shards and ranks > 1 and not self.keeps_copies:
+            # In the end rank 0 has an Adam moment in the activations' memory.
             parts["copies while a checkpoint is written"] = max(0, _F * n - activations - chunk - work)
         return parts
 
@@ -146,7 +147,7 @@ def _twos(n):
 
 
 def print_memory(plan, ranks, print_field):
-    """The plan in one field; where so many ranks do not fit into the free memory of this host, what would help.
+    """The plan in one field; if so many ranks do not fit into the free memory of this host, what would help.
 
     print_field    print_field(name, *items) of report.py
     """

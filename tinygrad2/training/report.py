@@ -37,8 +37,8 @@ def print_setup(config, gpt_config, preset, world, kernels, library):
     field = partial(print_field, world.print)
     rows = list(_changed_flags(config, gpt_config, preset, world.size))
     recipe = f"finetuning of {config.init_from}" if preset == "--init-from" else f"preset {preset}"
-    changed = "but for these flags" if rows else "with all its flags"
-    field("config", f"{recipe}, {changed} ({config.run_dir}/config.json has the complete configuration)")
+    changed = " with these changes" if rows else ", unchanged"
+    field("config", f"{recipe}{changed} ({config.run_dir}/config.json has the complete configuration)")
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     for name, value, default in rows:
         field("", f"{name:{widths[0]}s}   {value:{widths[1]}s}   instead of {default}")

@@ -1,9 +1,9 @@
 """The folder of a run: what a training leaves on disk, and what it is resumed from.
 
     run/config.json       all flags, the model's shape, and the fingerprint of the data
-    run/metrics.jsonl     one JSON object per step; where a step is there twice (after a restart), the later line holds
+    run/metrics.jsonl     one JSON object per step; if a step occurs twice (after a restart), the later line counts
     run/checkpoints/      see checkpoint.py
-    run/nonfinite_.../    a dump, where a value was not finite; see monitor/dump.py
+    run/nonfinite_.../    a dump, if a value was not finite; see monitor/dump.py
     run/previous-1/       what an earlier training left in the same folder
 
 A new training never removes an older one's files: it moves them into previous-1, previous-2, ... Two trainings never
@@ -35,7 +35,7 @@ class RunDir:
         self._lock = None
 
     def check(self):
-        """Raises UserError where `open` would fail; creates nothing yet."""
+        """Raises UserError if `open` would fail; creates nothing yet."""
         existing = os.path.abspath(self.path)
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
@@ -43,9 +43,9 @@ class RunDir:
             raise UserError(f"{self.path}: cannot be written to (see {existing}); choose another --run-dir")
 
     def open(self):
-        """Create the folder where it is missing, take its lock, and remove what a killed training left half-written.
+        """Create the folder if it is missing, take its lock, and remove what a killed training left half-written.
 
-        Raises UserError where it cannot be written to, or where another training runs in it.
+        Raises UserError if it cannot be written to, or if another training runs in it.
         """
         if self._lock is not None:
             return
@@ -60,7 +60,7 @@ class RunDir:
         sweep(self.checkpoints)
 
     def find_checkpoint(self, log):
-        """Open the folder; returns the newest intact Checkpoint, None where there is none."""
+        """Open the folder; returns the newest intact Checkpoint, None if there is none."""
         self.open()
         checkpoint, self.damaged = newest_checkpoint(self.checkpoints, log)
         log("resume    " + (f"from {checkpoint.path}" if checkpoint else "nothing here yet: starting a new training"))

@@ -39,7 +39,7 @@ class RunLog:
         self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "")
         self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
         self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
-        self.note = self.progress.note                            # note(text): a line of its own, on rank 0
+        self.note = self.progress.note                            # note(text): a separate line, on rank 0
 
     @contextlib.contextmanager
     def timing(self):
@@ -57,7 +57,7 @@ class RunLog:
         return np.array([time.perf_counter(), self.world.comm_seconds, self.world.wait_seconds])
 
     def step(self, done, loss, lr, norm):
-        """A step is done, the `done`-th one: print its line, and warnings where loss or norm are outliers."""
+        """A step is done, the `done`-th one: print its line, and warnings if loss or norm are outliers."""
         seconds, comm, wait = self._elapsed
         ms, tokens_per_s = 1e3 * seconds, self.tokens / seconds
         self._record = dict(step=done - 1, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)

@@ -49,7 +49,7 @@ def print_sample(trainer, tokenizer, log):
 
 
 def refuse_overwrite(config):
-    """Raises UserError where the new weights would overwrite those of --init-from, a file or one in a folder."""
+    """Raises UserError if the new weights would overwrite those of --init-from, a file or one in a folder."""
     source, target = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
     folder, name = os.path.split(target)
     in_folder = folder == source and name.startswith(("config.", "model.", "model-", "pytorch_model"))

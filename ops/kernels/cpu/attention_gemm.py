@@ -11,7 +11,7 @@ from ops.kernels.cpu.numba_jit import inlined
 
 
 def four_axes(x):
-    """x (T, hs), (B, T, hs) or (B, nh, T, hs) as the last of these, copied only where BLAS could not read it."""
+    """x (T, hs), (B, T, hs) or (B, nh, T, hs) as the last of these, copied only if BLAS could not read it."""
     if x.strides[-1] != 4 or any(stride % 4 or stride <= 0 for stride in x.strides):
         x = np.asarray(x, order="C")
     if x.strides[-1] != 4 or any(stride <= 0 for stride in x.strides):

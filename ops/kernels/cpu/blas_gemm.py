@@ -3,11 +3,11 @@
 Its C interface can do three things that `np.matmul` cannot:
 
 - add the product to what is in `out` (beta = 1): a weight's gradient is written straight to where it belongs, and a
-  bias that was written to `out` first costs no pass of its own;
-- run on one thread for a while, so that many small products (the heads of attention) can run side by side;
+  bias that was written to `out` first costs no extra pass;
+- run on one thread for a while, so that many small products (the heads of attention) can run in parallel;
 - be called from compiled loops, by its address.
 
-Where none is found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
+If none is found (NumPy built with another BLAS) `gemm` does the same with np.matmul, and kernels that
 call it from compiled loops leave the work to the reference implementations.
 """
 
@@ -28,11 +28,11 @@ _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of
 
 # Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
 # BLAS's own threads wait for each other several times in a product, which costs nothing on a quiet machine and up to
-# 4 ms each time where another program wants a core; ours meet once, at the end. And with BLAS's threads the last bits
+# 4 ms each time another program wants a core; ours meet once, at the end. And with BLAS's threads the last bits
 # depend on how many there are; with ours they do not, because parts end where BLAS's own tiles end, and none is so
 # small that BLAS takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the
 # same bits.
-_PART = 1 << 20                                                   # multiplications that a part has at least
+_PART = 1 << 20                                                   # multiplications of a part, at least
 _EDGE = 32                                                        # parts end at multiples of this
 
 _sgemm, _set_threads, vendor = find()

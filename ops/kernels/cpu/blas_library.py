@@ -1,6 +1,6 @@
 """The BLAS library that computes matrix products: the first one whose functions can be called directly.
 
-- Intel's MKL, where it is installed (`pip install -e ".[mkl]"`) and the processor is Intel's. On a Xeon with AVX-512 it
+- Intel's MKL, if it is installed (`pip install -e ".[mkl]"`) and the processor is Intel's. On a Xeon with AVX-512 it
   does 160 GFLOP/s per core on the shapes of a GPT, OpenBLAS 135. On other processors it was never faster.
 - The OpenBLAS that NumPy's wheels contain and have loaded already.
 
@@ -15,11 +15,11 @@ import sys
 
 import numpy as np
 
-_SEQUENTIAL = 1  # MKL's threading layer: our parts run side by side, each on the thread that calls for it
+_SEQUENTIAL = 1  # MKL's threading layer: our parts run in parallel, each on the thread that calls for it
 
 
 def find():
-    """(sgemm, set_num_threads, name): C functions of 64-bit integers; (None, None, "") where none can be called."""
+    """(sgemm, set_num_threads, name): C functions of 64-bit integers; (None, None, "") if none can be called."""
     return _mkl() or _openblas() or (None, None, "")
 
 
@@ -35,7 +35,7 @@ def _mkl():
 
 
 def is_intel():
-    """Is this processor one of Intel's (where the system says)?"""
+    """Is this processor one of Intel's (if the system reports it)?"""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             return any(line.startswith("vendor_id") and "GenuineIntel" in line for line in file)

@@ -2,7 +2,7 @@
 
 - One row at a time, all in the cache: largest score, e^(z - largest) and its sum, p. The reference makes five arrays
   of the size of the logits, each a trip to memory. (256 rows of 50,257: five times as fast as torch.)
-- forward writes dlogits (for dout = 1) over a copy of the logits, or over the logits themselves where a fused op owns
+- forward writes dlogits (for dout = 1) over a copy of the logits, or over the logits themselves if a fused op owns
   them; backward only scales.
 """
 
@@ -36,7 +36,7 @@ class CrossEntropyCPU(CrossEntropy, backend="numpy"):
 
 
 def targets_and_weights(t, V, ignore_index):
-    """(ids (N,) int64, weight (N,) float32: 1/N where a target counts, else 0). Raises like the reference."""
+    """(ids (N,) int64, weight (N,) float32: 1/N if a target counts, else 0). Raises like the reference."""
     counted = t != ignore_index
     check_ids(t[counted], V)
     weight = counted.astype(np.float32) / np.float32(max(1, counted.sum()))

@@ -1,6 +1,6 @@
 """Embedding on the CPU. Same formulas; what changes, and what it bought:
 
-- dweight is a DeferredGradient: only the rows that were looked up are touched, in the parameter's own memory, where the
+- dweight is a DeferredGradient: only the rows that were looked up are touched, in the parameter's own memory; the
   reference fills a table of zeros (154 MB for GPT-2) and adds all of it.
 - The columns are divided among the threads, and each goes through the ids in order: every element is a sum in the
   same order, for any number of threads, and needs neither sorting nor atomic additions.

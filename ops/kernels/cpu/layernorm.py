@@ -1,10 +1,10 @@
 """Layernorm, alone and fused with a residual addition, on the CPU. Same formulas; what changes, and what it bought:
 
-- A row is read once into the cache, and mean, variance and out are made there; the reference makes eight trips to
+- A row is read once into the cache, and mean, variance and out are computed there; the reference makes eight trips to
   memory.
 - backward computes xhat again from mean and rstd and sums dweight and dbias in the same pass, per block of rows.
-- With the residual: x + delta, its row statistics and its layernorm in one visit of the row; in backward the gradient
-  that comes down the residual stream is added in the pass that makes dx.
+- With the residual: x + delta, its row statistics and its layernorm in one pass over the row; in backward the gradient
+  that comes down the residual stream is added in the pass that computes dx.
 """
 
 import math
@@ -63,7 +63,7 @@ def normalise(x, delta, s, weight, bias, eps):
 
 
 def gradients(x, weight, mean, rstd, dout, dresidual):
-    """(dx, dweight, dbias); dresidual, where given, is added to dx."""
+    """(dx, dweight, dbias); dresidual, if given, is added to dx."""
     shape = (-1, x.shape[-1])
     dx = np.empty_like(x, order="C")
     arrays = [np.asarray(a, order="C").reshape(shape) for a in (x, dout, dx if dresidual is None else dresidual)]

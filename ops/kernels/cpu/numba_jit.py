@@ -63,12 +63,12 @@ def inlined(function):
 
 
 def split_rows(kernel, n_rows, row_size, *args):
-    """Run kernel(lo, hi, *args) over all rows; from some 30,000 elements on waking a thread pays."""
+    """Run kernel(lo, hi, *args) over all rows; from about 30,000 elements on waking a thread pays."""
     POOL.split(kernel, n_rows, *args, grain=max(1, 32768 // max(1, row_size)))
 
 
 def split_blocks(kernel, n_rows, row_size, *args):
-    """The same where a kernel sums over rows: it is called with a range of the ROW_BLOCKS blocks of rows.
+    """The same for a kernel that sums over rows: it is called with a range of the ROW_BLOCKS blocks of rows.
 
     Block b holds the rows `block_edge(n_rows, b) .. block_edge(n_rows, b + 1)`.
     """

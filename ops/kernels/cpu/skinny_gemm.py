@@ -1,6 +1,6 @@
-"""Matrix products of two to eight rows: several texts that are generated side by side, one token each.
+"""Matrix products of two to eight rows: several texts that are generated in parallel, one token each.
 
-Here the time is that of reading the weight once. BLAS copies it into an order of its own first, which pays for many
+Here the time is that of reading the weight once. BLAS first copies it into its own order, which pays for many
 rows only; these loops read it where it is, two to three times as fast (docs/kernels.md):
 
 - weight (I, O), as Linear has it: in strips of columns, whose sums stay in the cache; eight of its rows are multiplied

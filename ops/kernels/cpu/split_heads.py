@@ -14,7 +14,7 @@ class SplitHeadsCPU(SplitHeads, backend="numpy"):
 
 
 def _packed(douts):
-    """The (B, T, 3C) array of which these are q, k and v as `forward` cuts them, or None where they are not."""
+    """The (B, T, 3C) array of which these are q, k and v as `forward` cuts them, or None if they are not."""
     B, nh, T, hs = douts[0].shape
     base = douts[0]
     while base.base is not None:
