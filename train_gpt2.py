@@ -140,7 +140,7 @@ def main(world, argv=None):
     tokenizer, loader, val_loader, examples, pretrained = open_data(config, gpt_config, state, world)
 
     plan = plan_memory(config, gpt_config, world)
-    stop = StopRequest(talk=world.rank == 0)
+    stop = StopRequest(verbose=world.rank == 0)
     trainer = Trainer(config, gpt_config, world, stop)
     if checkpoint:
         snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it

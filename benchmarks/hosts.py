@@ -1,9 +1,9 @@
-"""Gradients between two hosts: after backward, overlapped with it, and as bfloat16, in turns. Needs Linux and root.
+"""Gradients between two hosts: sent after backward, during it, and as bfloat16, in turns. Needs Linux and root.
 
     python -m benchmarks.hosts --rate 1gbit
 
-The hosts are network namespaces of this machine (tests/hosts.sh), one rank with one thread on each, joined by a cable
-of the given rate, over TCP. Real training of the baby GPT; figures are medians of steps, of turns that alternate.
+The hosts are network namespaces of this machine (tests/hosts.sh), one rank with one thread on each, joined by a virtual
+link of the given rate, over TCP. The baby GPT is trained; figures are medians over turns of each turn's median step.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from tinygrad2.distributed.mpirun import environment, find_mpirun
 WAYS = {  # name: flags of train_gpt2.py
     "after backward": "--overlap no",
     "overlapped": "--overlap yes",
-    "after backward, bfloat16": "--overlap no --wire bfloat16",
-    "overlapped, bfloat16": "--overlap yes --wire bfloat16",
+    "after backward, bfloat16": "--overlap no --comm-dtype bfloat16",
+    "overlapped, bfloat16": "--overlap yes --comm-dtype bfloat16",
 }
 HOSTS = os.path.join(ROOT, "tests", "hosts.sh")
 
 
 def train(folder, flags, args):
-    """{name: median of the steps} of one training."""
+    """Returns {metric: median over the steps} of one training."""
     with open(os.path.join(folder, "hosts.txt"), "w", encoding="utf-8") as file:
         file.write("10.9.7.1:1\n10.9.7.2:1\n")
     data = os.path.join(ROOT, "data", "dummy_data.txt")
@@ -45,10 +45,10 @@ def train(folder, flags, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", default="1gbit", help="of the cable (default: 1gbit)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
-    parser.add_argument("--steps", type=int, default=12, help="of a turn (default: 12)")
-    parser.add_argument("--turns", type=int, default=3, help="default: 3")
+    parser.add_argument("--rate", default="1gbit", help="rate of the link (default: 1gbit)")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences per step, both ranks (default: 8)")
+    parser.add_argument("--steps", type=int, default=12, help="steps per turn (default: 12)")
+    parser.add_argument("--turns", type=int, default=3, help="turns per way of sending (default: 3)")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
     subprocess.run([HOSTS, "down"], check=False)

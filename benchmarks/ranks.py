@@ -2,9 +2,9 @@
 
     python -m benchmarks.ranks --model baby --batch-size 12 --seq-len 256
 
-All sides train on the same global batches of synthetic tokens from the same initial weights; the losses must agree. Of
-tinygrad2's ranks it also prints the share of a step that is communication (moving gradients), waiting for the other
-rank, and guard (comparing names, sizes and operations, deadlines).
+All sides train on the same global batches of random tokens from the same initial weights; the losses must agree. For
+tinygrad2's ranks it also prints the shares of a step spent in communication (moving gradients), in waiting for the
+other rank, and in the watchdog (comparing names, sizes and operations, deadlines).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tinygrad2.system.threads import available_cores
 
 
 class Ranks(Side):
-    """A side of several ranks under mpirun."""
+    """A side with several ranks under mpirun."""
 
     def __init__(self, name, ranks, config):
         self.name = name
@@ -35,7 +35,7 @@ class Ranks(Side):
 
 
 def products_by():
-    """The library of tinygrad2's matrix products."""
+    """Name of the library that computes tinygrad2's matrix products."""
     from ops.kernels.cpu import blas_gemm
 
     return blas_gemm.vendor or "NumPy"
@@ -52,10 +52,10 @@ def main():
     parser.add_argument("--model", default="baby", help="preset (default: baby)")
     parser.add_argument("--batch-size", type=int, default=12, help="sequences per step, all ranks (default: 12)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens per sequence (default: 256)")
-    parser.add_argument("--micro-batch-size", type=int, help="of tinygrad2; default: the rank's share")
-    parser.add_argument("--ranks", type=int, default=2, help="default: 2")
+    parser.add_argument("--micro-batch-size", type=int, help="of tinygrad2 (default: the rank's share of the batch)")
+    parser.add_argument("--ranks", type=int, default=2, help="number of ranks (default: 2)")
     parser.add_argument("--turns", type=int, default=6, help="turns per side (default: 6)")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn, after one that is not (default: 4)")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn, after a warmup step (default: 4)")
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--flags", default="{}", help="further flags of tinygrad2 as JSON, such as {\"zero\": 1}")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
@@ -85,9 +85,9 @@ def main():
             ms[side.name].append(answer["ms"][1:])
             losses[side.name] += answer["losses"]
             seconds = sum(answer["ms"]) / 1e3
-            collectives = 2                                       # of a step: gradients, losses
-            guard = collectives * len(answer["ms"]) * answer["guard_us"] / 1e6
-            parts = answer.get("comm_seconds", 0), answer.get("wait_seconds", 0), guard
+            collectives = 2                                       # per step: gradients, losses
+            watchdog = collectives * len(answer["ms"]) * answer["watchdog_us"] / 1e6
+            parts = answer.get("comm_seconds", 0), answer.get("wait_seconds", 0), watchdog
             shares[side.name].append([part / seconds for part in parts])
         print(f"turn {turn + 1}: " + ", ".join(f"{s} {statistics.median(ms[s][-1]):.1f} ms" for s in ms), flush=True)
         peaks.append(machine(cores))
@@ -109,22 +109,22 @@ def report(args, model, losses, ms, shares, limits, first):
         median = statistics.median(flat)
         ratio, low, high = ratio_of(times, ms[first])
         apart = max(abs(a - b) for a, b in zip(losses[name], losses[first]))
-        comm, wait, guard = (statistics.median(column) for column in zip(*shares[name]))
+        comm, wait, watchdog = (statistics.median(column) for column in zip(*shares[name]))
         row = dict(
             model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, side=name, flags=args.flags,
             products="PyTorch's own" if name.startswith("torch") else products_by(),
             min_ms=round(min(flat), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ranks_are_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),
-            communication=round(comm, 4), waiting=round(wait, 4), guard=round(guard, 5),
+            communication=round(comm, 4), waiting=round(wait, 4), guard=round(watchdog, 5),
             share_of_gemm_peak=round(flops / median * 1e3 / gemm, 3), losses_apart=float(f"{apart:.2g}"),
             gemm_gflops=round(gemm / 1e9, 1), memory_gb_s=round(memory / 1e9, 1),
         )  # fmt: skip
         rows.append(row)
         print(f"{name:22} min {row['min_ms']:9.2f}  median {row['median_ms']:9.2f} ms  {row['tokens_per_s']:8.1f} "
               f"tok/s  x{ratio:.2f} ({low:.2f} .. {high:.2f})  {row['share_of_gemm_peak']:.0%} of peak  "
-              f"comm {comm:.1%} wait {wait:.1%} guard {guard:.3%}  losses apart {apart:.1e}")
+              f"comm {comm:.1%} wait {wait:.1%} watchdog {watchdog:.3%}  losses apart {apart:.1e}")
     if max(row["losses_apart"] for row in rows) > 1e-3:
-        raise SystemExit("the losses differ: the sides did not do the same work, the figures mean nothing")
+        raise SystemExit("the losses differ: the sides did not do the same work, so the figures are invalid")
     if args.save:
         save("ranks", rows)
 

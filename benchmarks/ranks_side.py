@@ -14,7 +14,7 @@ from benchmarks.train_side import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY, tokens
 
 
 class Batches:
-    """In place of a DataLoader: this rank's rows of the synthetic batch of each step."""
+    """Replaces the DataLoader: this rank's rows of the random batch of each step."""
 
     def __init__(self, config, rank, size):
         self.config, share = config, config["batch_size"] // size
@@ -31,7 +31,7 @@ class Batches:
 
 
 def ours(config):
-    """(a function that does one step and returns its loss, World, a function that returns timings so far)"""
+    """Returns (function that does one step and returns its loss, World, function that returns the timings so far)."""
     from tinygrad2.distributed.world import World
 
     world = World.join(config["threads"])
@@ -58,14 +58,14 @@ def ours(config):
         count, begin = 200, time.perf_counter()
         for _ in range(count):
             world.barrier("nothing")
-        empty = (time.perf_counter() - begin) / count             # all that World.collective costs
-        return dict(comm_seconds=world.comm_seconds, wait_seconds=world.wait_seconds, guard_us=1e6 * empty)
+        empty = (time.perf_counter() - begin) / count             # the cost of World.collective
+        return dict(comm_seconds=world.comm_seconds, wait_seconds=world.wait_seconds, watchdog_us=1e6 * empty)
 
     return lambda: trainer.step(batches)[0], world, figures
 
 
 def ddp(config, rank):
-    """The same with PyTorch's DistributedDataParallel over gloo; rank 0 starts rank 1."""
+    """PyTorch's DistributedDataParallel over gloo: (step, broadcast of an object, mean over ranks)."""
     import torch
     import torch.distributed as dist
 
@@ -75,7 +75,7 @@ def ddp(config, rank):
     torch.set_num_threads(config["threads"])
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(config["port"])}
     os.environ.update(environment)
-    if rank == 0:
+    if rank == 0:                                                 # it starts the other ranks
         for other in range(1, size):
             command = [sys.executable, "-m", "benchmarks.ranks_side", "ddp", json.dumps(config), str(other)]
             subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -140,7 +140,7 @@ def main():
         after = figures()
         if rank == 0:
             more = {name: after[name] - before[name] for name in ("comm_seconds", "wait_seconds") if name in after}
-            out.write(json.dumps(dict(ms=ms, losses=losses, **more, guard_us=after.get("guard_us", 0))) + "\n")
+            out.write(json.dumps(dict(ms=ms, losses=losses, **more, watchdog_us=after.get("watchdog_us", 0))) + "\n")
             out.flush()
     if side == "ours":
         world.run(lambda: 0)

@@ -1,18 +1,18 @@
-"""How data parallelism scales: constants measured here, and a model that extrapolates. Writes the tables of
+"""Scaling of data parallelism: constants measured on this machine, and a model that extrapolates. Writes the tables of
 docs/scaling.md.
 
     python -m benchmarks.scaling              write the tables from the committed constants (results/mpi.json)
     python -m benchmarks.scaling --measure    measure again first (python -m tinygrad2 doctor --mpi, three times)
 
-The model: a step is compute, then the sum of n bytes of gradients over P ranks on N hosts with g = P / N ranks each:
+The model: a step is computation, then the sum of n bytes of gradients over P ranks on N hosts of g = P / N ranks each:
 
     T_host = 2 log2(g) a_host + (g - 1) / g n (2 / b_host + 1 / s)         within the hosts
-    T_net  = 2 log2(N) a_net  + (N - 1) / N n (2 / b_net)                  between them: all of n leaves each host once
+    T_net  = 2 log2(N) a_net  + (N - 1) / N n (2 / b_net)                  between them: n bytes leave each host
     step   = compute + max(T - h compute 2/3, 0)                           h of the backward pass hides communication
 
-with a latency, b bandwidth, s adding. Where the ranks of a host have consecutive numbers, recursive halving sends
-between hosts what is left after the sum within each, n / g per rank and n per host, so the g ranks share the host's
-link without loss.
+with a latency, b bandwidth, s the speed of adding, h the part of backward that hides communication. If the ranks of a
+host have consecutive numbers, recursive halving sends between hosts only what is left after the sum within each: n / g
+bytes per rank, n per host, so the g ranks share the host's link without loss.
 """
 
 import argparse
@@ -27,9 +27,9 @@ import sys
 from benchmarks.harness import RESULTS, ROOT, save
 
 DOC = os.path.join(ROOT, "docs", "scaling.md")
-HIDDEN = 0.8          # of the backward pass; measured: docs/scaling.md
+HIDDEN = 0.8          # fraction of the backward pass; measured: docs/scaling.md
 LATENCY = 20e-6       # s, TCP between hosts: assumed
-LINE = 0.9            # of a link's nominal rate: assumed
+LINE = 0.9            # fraction of a link's nominal rate: assumed
 MODELS = {"124M": 124.4e6, "1.5B": 1557.6e6}
 NODES = {  # ranks per host, FLOP/s of a rank, bytes/s and latency within the host, tokens per rank and step by model
     "CPU node": dict(ranks=2, flops=1e12, bandwidth=25e9, latency=2e-6, adding=50e9, tokens=(8192, 2048)),
@@ -40,7 +40,7 @@ RANKS = 8, 16, 64, 512, 4096
 
 
 def time_of_sum(n, ranks, hosts, node, gigabits):
-    """Seconds of the sum of n bytes."""
+    """Seconds that the sum of n bytes takes."""
     g = max(1, ranks // hosts)
     within = 2 * math.log2(g) * node["latency"] + (g - 1) / g * n * (2 / node["bandwidth"] + 1 / node["adding"])
     between = 2 * math.log2(hosts) * LATENCY + (hosts - 1) / hosts * n * 2 / (gigabits * 1e9 / 8 * LINE)
@@ -48,7 +48,7 @@ def time_of_sum(n, ranks, hosts, node, gigabits):
 
 
 def efficiency(model, kind, ranks, gigabits, hidden, bytes_per_element=4):
-    """Compute's share of a step."""
+    """Computation's share of a step, 0 to 1."""
     node = NODES[kind]
     parameters = MODELS[model]
     compute = 6 * parameters * node["tokens"][list(MODELS).index(model)] / node["flops"]
@@ -58,7 +58,7 @@ def efficiency(model, kind, ranks, gigabits, hidden, bytes_per_element=4):
 
 
 def modelled():
-    """The table of predictions."""
+    """Returns the lines of the table of predictions."""
     lines = ["| model | hosts | link of a host | " + " | ".join(f"{P:,} ranks" for P in RANKS) + " |",
              "|---|---|---|" + "---|" * len(RANKS)]  # fmt: skip
     for model in MODELS:
@@ -75,11 +75,11 @@ def modelled():
 
 
 def measured():
-    """The table of constants, from the newest run of each number of ranks in results/mpi.json."""
+    """Returns the lines of the table of constants, from results/mpi.json."""
     with open(os.path.join(RESULTS, "mpi.json"), encoding="utf-8") as file:
         runs = json.load(file)
-    lines = ["| machine, date | ranks | latency | bandwidth each way | adding | guard | sum of 44 MB | by the model |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    columns = "machine, date|ranks|latency|bandwidth each way|adding|watchdog|sum of 44 MB|by the model".split("|")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for run in runs:
         for row in run["rows"]:
             units = {"latency_us": "us", "bandwidth_gb_s": "GB/s", "adding_gb_s": "GB/s", "guard_us": "us",
@@ -110,7 +110,7 @@ def measure(times=3):
 
 
 def rewrite(text):
-    """The document with its tables written again."""
+    """Returns the document with its tables replaced."""
     for name, table in (("measured", measured()), ("modelled", modelled())):
         start, end = f"<!-- {name}: written by benchmarks/scaling.py -->", "<!-- end -->"
         pattern = re.escape(start) + r".*?" + re.escape(end)

@@ -47,7 +47,7 @@ def fail():
 
 
 class Return(BaseException):
-    pass
+    """Ends main() early, as if it had returned."""
 
 
 inner_step, inner_collective, main = train_gpt2.Trainer.step, Reducer.collective, train_gpt2.main
@@ -64,10 +64,10 @@ def planted_step(trainer, loader):
 
 @contextlib.contextmanager
 def no_collective(reducer):
-    """This rank keeps its own gradient and goes on to what comes next."""
-    reducer.all_reduce, all_reduce = None, reducer.all_reduce
+    """This rank keeps its own gradient and goes on to the next collective."""
+    reducer.algorithm, algorithm = None, reducer.algorithm
     yield
-    reducer.all_reduce = all_reduce
+    reducer.algorithm = algorithm
 
 
 def planted_collective(reducer, moves_data=True):

@@ -1,4 +1,4 @@
-"""Several ranks under mpirun: the same training as with one, and no rank waits for one that has ended."""
+"""Several ranks under mpirun: the same training as with one rank, and no rank waits for one that has ended."""
 
 import os
 import pathlib
@@ -17,13 +17,13 @@ from test_train import ROOT, SMALL, TEXT, metrics
 from tinygrad2.io.weights import load_weights
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed")
-_BESIDE = pathlib.Path(sys.executable).parent / "mpirun"
-MPIRUN = str(_BESIDE) if _BESIDE.exists() else shutil.which("mpirun")
+_IN_ENVIRONMENT = pathlib.Path(sys.executable).parent / "mpirun"
+MPIRUN = str(_IN_ENVIRONMENT) if _IN_ENVIRONMENT.exists() else shutil.which("mpirun")
 if not MPIRUN:
     pytest.skip("there is no mpirun", allow_module_level=True)
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-CLEAN.update(  # what Open MPI needs as root and with fewer cores than ranks; MPICH does not look at it
+CLEAN.update(  # what Open MPI needs as root and with more ranks than cores; MPICH ignores it
     OMPI_ALLOW_RUN_AS_ROOT="1",
     OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
     PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe",
@@ -94,7 +94,7 @@ def nearly_the_same(one, other, losses):
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_ranks_compute_the_bits_of_one_process(runs, n):
-    """On the real GPT, with dropout, accumulation and clipping at work; 1 rank has other threads than 2 have."""
+    """On the real GPT, with dropout, accumulation and clipping; 1 rank has more threads than each of 2."""
     alone = runs[1][1]
     assert len(alone) == 20 and alone[-1]["loss"] < alone[0]["loss"] - 0.3
     assert max(record["grad_norm"] for record in alone) > 0.3
@@ -112,11 +112,11 @@ SAME = {
     "four threads": (1, "--threads 4"),
 }
 NEARLY = {
-    "plain, 1 rank": (1, "--sum plain"),
-    "plain, 2 ranks, ZeRO": (2, "--sum plain --zero 1"),
-    "plain, 4 ranks, overlap": (4, "--sum plain --overlap yes"),
-    "bfloat16, 2 ranks": (2, "--wire bfloat16"),
-    "bfloat16, 4 ranks, overlap": (4, "--wire bfloat16 --overlap yes --zero 1"),
+    "plain, 1 rank": (1, "--reduce-order plain"),
+    "plain, 2 ranks, ZeRO": (2, "--reduce-order plain --zero 1"),
+    "plain, 4 ranks, overlap": (4, "--reduce-order plain --overlap yes"),
+    "bfloat16, 2 ranks": (2, "--comm-dtype bfloat16"),
+    "bfloat16, 4 ranks, overlap": (4, "--comm-dtype bfloat16 --overlap yes --zero 1"),
 }
 
 
@@ -138,11 +138,11 @@ def test_three_ranks_report_that_they_agree_within_rounding(folder):
     flags = "--batch-size 12 --micro-batch-size 2"
     one, three = outcome(1, folder, "one", flags), outcome(3, folder, "three", flags)
     assert nearly_the_same(one, three, 1e-6)
-    assert "3 ranks are no power of 2: other numbers of ranks agree to rounding only" in three[0]
+    assert "3 ranks is not a power of 2: other numbers of ranks agree to rounding only" in three[0]
 
 
 @pytest.mark.slow
-def test_micro_batches_that_are_no_power_of_two_sum_to_the_same_bits(folder):
+def test_numbers_of_micro_batches_that_are_not_a_power_of_two_sum_to_the_same_bits(folder):
     flags = "--batch-size 12 --micro-batch-size 1"
     first, *others = (outcome(n, folder, f"twelve-{n}", flags) for n in (1, 2, 4))
     assert all(same_bits(first, other) for other in others)
@@ -179,7 +179,7 @@ def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes
 @pytest.mark.slow
 def test_ranks_resumed_by_other_numbers_of_ranks_learn_the_same(folder, runs):
     for n, steps, zero in ((2, 7, 1), (4, 13, 0), (2, 16, 1), (1, 20, 0)):
-        (folder / "stop.py").write_text(  # ends it like a signal after so many steps, without a race
+        (folder / "stop.py").write_text(  # ends it as a signal would after so many steps, without a race
             "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
             "step = train_gpt2.Trainer.step\n"
             "def counted(self, loader):\n"
@@ -226,7 +226,7 @@ def test_the_ranks_share_out_the_cores_before_numpy_loads(folder):
     assert result.stdout.splitlines() == [f"False {threads} {[str(threads)] * 3}"] * 2, result.stderr
 
 
-def test_threads_set_by_the_user_stay(folder):
+def test_threads_set_by_the_user_are_kept(folder):
     (folder / "own.py").write_text(
         "import os\nfrom tinygrad2.distributed.world import World\n"
         "world = World.join()\nos.write(1, f'{world.threads}\\n'.encode())\n"
@@ -240,7 +240,7 @@ def test_threads_set_by_the_user_stay(folder):
         "world = World.join(threads=3)\nos.write(1, f'{world.threads}\\n'.encode())\n"
     )
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.stdout == "3\n3\n"  # a flag goes before the environment
+    assert result.stdout == "3\n3\n"  # a flag takes precedence over the environment
 
 
 ENDINGS = {
@@ -251,12 +251,12 @@ ENDINGS = {
     ),
     "sys.exit(3)": ("sys.exit(3)", "SystemExit: 3"),
     "sys.exit(0)": ("sys.exit(0)", "SystemExit: 0"),
-    "a UserError": ("raise UserError('mend this')", "mend this"),
+    "a UserError": ("raise UserError('fix this')", "fix this"),
 }
 
 
-@pytest.mark.parametrize("ending, says", ENDINGS.values(), ids=ENDINGS.keys())
-def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
+@pytest.mark.parametrize("ending, message", ENDINGS.values(), ids=ENDINGS.keys())
+def test_whatever_ends_one_rank_ends_the_job(folder, ending, message):
     (folder / "ending.py").write_text(
         "import sys, time\n"
         "from tinygrad2.distributed.world import World\n"
@@ -265,18 +265,17 @@ def test_whatever_ends_one_rank_ends_the_job(folder, ending, says):
         "import numpy as np\n"
         "def main():\n"
         "    a = np.ones(10, np.float32)\n"
-        "    world.sum(a)\n"
-        "    assert np.all(a == 3)\n"
+        "    assert np.all(world.all_gather(a, 'ones') == 1)\n"
         "    if world.rank == 1:\n"
         f"        {ending}\n"
-        "    world.sum(a)\n"  # the others wait here
+        "    world.all_gather(a, 'ones')\n"  # the others wait here
         "world.run(main)\n"
     )
     begin = time.monotonic()
     result = mpirun(3, "ending.py", cwd=folder)
     assert time.monotonic() - begin < 20
     assert result.returncode != 0
-    assert "[rank 1 of 3, " in result.stderr and says in result.stderr
+    assert "[rank 1 of 3, " in result.stderr and message in result.stderr
     if "sys.exit(3)" in ending:
         assert result.returncode == 3
 
@@ -287,7 +286,7 @@ def test_a_bad_flag_is_reported_once(folder):
     assert result.stderr.count("unrecognized arguments: --colour red") == 1 and "Traceback" not in result.stderr
 
 
-def test_help_is_shown_once_and_is_no_error(folder):
+def test_help_is_shown_once_and_is_not_an_error(folder):
     result = train(2, folder, "--help")
     assert result.returncode == 0 and result.stdout.count("usage: train_gpt2.py") == 1 and result.stderr == ""
 
@@ -299,7 +298,7 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(folder):
 
 
 def test_ranks_that_do_not_find_each_other_are_refused(folder):
-    """As with a wrong srun: two tasks were started, but each sees an MPI of its own."""
+    """As with a wrong srun: two tasks were started, but each sees its own MPI."""
     command = [sys.executable, ROOT / "train_gpt2.py", "--steps", "1"]
     environment = {**CLEAN, "SLURM_STEP_NUM_TASKS": "2"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -320,7 +319,7 @@ def test_mpirun_without_mpi4py_reports_what_to_install(folder):
 # -- GPUs, on the stand-in ---------------------------------------------------------------------------------------------
 
 ON_GPUS = {
-    "through the host": ("host", "--gpu-sum host", True),
+    "through the host": ("host", "--gpu-allreduce host", True),
     "ZeRO": ("host", "--zero 1", True),
     "overlap": ("host", "--overlap yes", True),
     "NCCL": ("nccl", "", False),
@@ -346,7 +345,7 @@ def test_ranks_on_the_stand_in_for_cupy_equal_the_cpu(folder, on_the_cpu, name):
 
 
 def test_nccl_without_nccl_is_one_line(folder):
-    flags = f"{SMALL} --data text.txt --steps 2 --gpu-sum nccl".split()
+    flags = f"{SMALL} --data text.txt --steps 2 --gpu-allreduce nccl".split()
     result = mpirun(2, ROOT / "tests" / "stand_in_ranks.py", "host", *flags, cwd=folder)
     assert result.returncode == 2
     assert "--gpu-allreduce nccl needs NCCL in CuPy and a GPU for every rank" in result.stderr

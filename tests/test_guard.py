@@ -1,4 +1,4 @@
-"""The parts of the watchdog; what it does for a job: test_failures.py."""
+"""The parts of the watchdog, and cores granted by the system. Complete jobs: test_failures.py."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_the_watchdog_ends_what_takes_too_long_and_nothing_else():
         watchdog.enter(f"sum of step {i}")
         time.sleep(0.25)
         watchdog.leave()
-    time.sleep(0.8)  # no collective: nobody waits
+    time.sleep(0.8)  # no collective: no rank waits
     assert not ended.is_set()
     watchdog.enter("a sum that hangs")
     assert ended.wait(5)
@@ -57,13 +57,13 @@ def test_the_watchdog_ends_what_takes_too_long_and_nothing_else():
 
 
 def test_a_watchdog_that_was_suspended_itself_does_not_count_that_time():
-    """All ranks of a job may be suspended and go on later: nobody was late then."""
+    """All ranks of a job may be suspended and resumed: then none was late."""
     ended = []
     watchdog = Watchdog(0, 1, lambda text, code: ended.append(code), timeout=8)
     watchdog.start()
     watchdog.enter("a sum")
     since = watchdog.since
-    watchdog.last_look -= 100  # as if this thread had not run for 100 s
+    watchdog.last_poll -= 100  # as if this thread had not run for 100 s
     watchdog.since -= 100
     time.sleep(0.5)
     assert not ended and watchdog.since == pytest.approx(since, abs=1)
@@ -119,7 +119,7 @@ def test_the_state_of_a_process():
         ({"cpu.max": "rubbish"}, None),
     ],
 )
-def test_limits_of_containers_and_batch_systems_are_seen(tmp_path, files, quota):
+def test_limits_of_containers_and_batch_systems_are_read(tmp_path, files, quota):
     own = tmp_path / "own"
     own.write_text("1:name=systemd:/x\n0::/jobs/mine\n")
     root = tmp_path / "root"

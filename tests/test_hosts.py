@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces of one machine, with addresses of their own and a cable that can be cut (hosts.sh)."""
+"""Two hosts: network namespaces of one machine, with their own addresses and a link that can be cut (hosts.sh)."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ def hosts(*command):
 
 
 @pytest.fixture(scope="module")
-def cable():
+def link():
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("two hosts on one machine need Linux and root")
     version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True, env=CLEAN).stdout
@@ -42,7 +42,7 @@ def cable():
 
 
 @pytest.fixture
-def folder(cable, tmp_path):
+def folder(link, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     (tmp_path / "hosts.txt").write_text("10.9.7.1:2\n10.9.7.2:2\n")
     yield tmp_path
@@ -71,7 +71,7 @@ def read_until(process, prefix, lines):
     raise AssertionError("".join(lines)[-3000:])
 
 
-def test_two_hosts_give_the_bits_of_one_process(folder):
+def test_two_hosts_compute_the_bits_of_one_process(folder):
     alone = subprocess.run([sys.executable, ROOT / "train_gpt2.py", *FLAGS.split(), "--steps", "20", "--run-dir", "one",
                             "--weights-out", "one.bin"], cwd=folder, env=CLEAN, capture_output=True)  # fmt: skip
     assert alone.returncode == 0
@@ -85,10 +85,10 @@ def test_two_hosts_give_the_bits_of_one_process(folder):
     records = [metrics(folder / name / "metrics.jsonl") for name in ("one", "run")]
     assert curves((None, records[0])) == curves((None, records[1]))
     sent = int(hosts("sent").stdout) - before
-    assert sent > 20 * 4 * sum(tensor.size for tensor in one.values())  # the gradients went through the cable
+    assert sent > 20 * 4 * sum(tensor.size for tensor in one.values())  # the gradients went over the link
 
 
-def test_a_cable_that_is_cut_ends_the_job_in_time_and_loses_nothing(folder):
+def test_a_cut_link_ends_the_job_in_time_and_loses_nothing(folder):
     process, job = start(folder, "--steps 100000 --timeout 3 --checkpoint-every 5")
     lines = []
     with process:
@@ -105,7 +105,7 @@ def test_a_cable_that_is_cut_ends_the_job_in_time_and_loses_nothing(folder):
     assert checkpoint.step >= 5 and not damaged
 
 
-def test_a_cable_that_is_mended_in_time_changes_nothing(folder):
+def test_a_link_restored_in_time_changes_nothing(folder):
     outcomes = []
     for cut in (False, True):
         process, job = start(folder, f"--steps 60 --timeout 30 --run-dir run-{cut} --weights-out {cut}.bin")

@@ -1,4 +1,4 @@
-"""The sum over micro-batches: its order, its buffers, and what travels. Several ranks: test_distributed.py."""
+"""The sum over micro-batches: its order, its buffers, bfloat16. Several ranks: test_distributed.py."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ class Weights(Module):
 
 
 def gradients(count, size):
-    """Values of very different size, so that their order shows in the sum."""
+    """Values of very different magnitude, so that the sum depends on their order."""
     rng = np.random.default_rng(0)
     return [rng.standard_normal(size).astype(np.float32) * np.float32(10.0 ** rng.integers(0, 6)) for _ in range(count)]
 
@@ -49,28 +49,28 @@ def test_micro_batches_are_summed_in_a_binary_tree(count):
     expected, got = tree(parts), flat.grad
     for part in flat.slices.values():
         assert got[part].tobytes() == expected[part].tobytes()
-    assert reducer.grad_norm().tobytes() == grad_norm(got).astype(np.float32).tobytes()
+    assert reducer.grad_norm().tobytes() == grad_norm(got).tobytes()
     assert len(reducer._spare) == _twos(count)  # the memory plan relies on it
     if count > 4:
         plain = reduce(parts, order="plain")[0].grad
         assert plain.tobytes() != got.tobytes() and np.allclose(plain, got, rtol=1e-3, atol=1)
 
 
-@pytest.mark.parametrize("count, leaf", [(3, 3), (6, 3), (12, 3), (20, 5)])
-def test_an_odd_number_of_micro_batches_is_summed_one_after_the_other(count, leaf):
+@pytest.mark.parametrize("count, per_leaf", [(3, 3), (6, 3), (12, 3), (20, 5)])
+def test_an_odd_number_of_micro_batches_is_summed_one_after_the_other(count, per_leaf):
     flat = FlatBuffers(Weights())
     parts = gradients(count, flat.size)
     leaves = []
-    for i in range(0, count, leaf):
+    for i in range(0, count, per_leaf):
         total = np.zeros(flat.size, np.float32)
-        for part in parts[i : i + leaf]:
+        for part in parts[i : i + per_leaf]:
             total += part
         leaves.append(total)
     expected, got = tree(leaves), reduce(parts)[0].grad
     assert all(got[part].tobytes() == expected[part].tobytes() for part in flat.slices.values())
 
 
-def test_a_step_that_was_broken_off_leaves_no_gradients():
+def test_an_interrupted_step_leaves_no_gradients():
     flat = FlatBuffers(Weights())
     parts = gradients(4, flat.size)
     reducer = Reducer(flat, World(), 4)
@@ -111,7 +111,7 @@ def test_the_parts_of_all_ranks_cover_the_buffer_once_and_begin_at_blocks(size, 
     assert (seen == 1).all()
 
 
-def test_norms_of_parts_make_the_norm_of_the_whole():
+def test_norms_of_parts_combine_to_the_norm_of_all():
     grad = np.random.default_rng(0).standard_normal(5 * NORM_BLOCK + 99).astype(np.float32)
     whole = block_square_sums(grad)
     parts = [block_square_sums(grad[:NORM_BLOCK]), block_square_sums(grad[NORM_BLOCK : 3 * NORM_BLOCK])]
@@ -121,7 +121,7 @@ def test_norms_of_parts_make_the_norm_of_the_whole():
     assert block_square_sums(grad[:5]).shape == (1,) and grad_norm(grad[:5].astype(np.float64)).dtype == np.float64
 
 
-def test_adam_on_parts_does_what_adam_on_all_does():
+def test_adam_on_parts_equals_adam_on_all():
     rng = np.random.default_rng(0)
     grads = [rng.standard_normal(1072).astype(np.float32) for _ in range(3)]
 
@@ -154,7 +154,7 @@ def test_adam_on_parts_does_what_adam_on_all_does():
              for name, view in whole.named_views(array).items()}  # fmt: skip
     again = Adam(FlatBuffers(Mixed()), parts=parts[::2])
     again.load_state_dict(state, 3)
-    for name, part in whole.slices.items():  # the gaps between parameters are nobody's
+    for name, part in whole.slices.items():  # the gaps between parameters belong to none
         assert np.array_equal(m[part], adam.m[part]), name
     assert again.t == 3 and np.array_equal(again.m[:500], adam.m[:500])
 

@@ -15,7 +15,7 @@ NAMES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NU
 
 
 def planned(call, **environment):
-    """What the call returns, and the variables it sets; was NumPy loaded by it? In a new process."""
+    """What the call returns, the variables it sets, and whether it loaded NumPy, printed by a new process."""
     script = (
         "import os, sys\nfrom tinygrad2.system.threads import POOL, plan_threads, planned_threads\n"
         f"print({call}, POOL.threads, [os.environ[name] for name in {NAMES!r}], 'numpy' in sys.modules)"

@@ -69,7 +69,7 @@ class Adam:
             )  # fmt: skip
 
     def _pieces(self):
-        """Yields (slice of the buffers, slice of m and v, whether it decays): the parts, split where the matrices end."""
+        """Yields (slice of the buffers, slice of m and v, whether it decays): parts, split where matrices end."""
         end = 0
         for part in self.parts:
             border = min(max(self.flat.n_decay, part.start), part.stop)

@@ -2,11 +2,11 @@
 
     RecursiveHalving   a binary tree over the ranks, in fixed order: the same bits for 1, 2, 4, ... ranks
     MpiSum             MPI chooses the order
-    PackedSum          values travel as bfloat16
-    NcclSum            from GPU to GPU, in NCCL's order
+    PackedSum          values are sent as bfloat16
+    NcclSum            NCCL sums on the GPUs, in its own order
 
 An all-reduce is a reduce-scatter, after which each rank has the sum of its own part of the array, followed by an
-all-gather, in which the ranks send each other these parts. ZeRO sharding (zero.py) needs the two one by one.
+all-gather, in which the ranks send each other these parts. ZeRO sharding (zero.py) uses the two separately.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tinygrad2.system.threads import POOL
 
 
 def choose_all_reduce(world, largest, is_tree, comm_dtype, nccl):
-    """The AllReduce that the flags ask for. `largest`: the most elements that one array has."""
+    """The AllReduce that the flags ask for. `largest`: elements of the largest array."""
     if nccl:
         return NcclSum(world, nccl)
     exact = (RecursiveHalving if is_tree else MpiSum)(world, largest)
@@ -29,7 +29,7 @@ def choose_all_reduce(world, largest, is_tree, comm_dtype, nccl):
 
 
 class AllReduce:
-    """What the algorithms share. Arrays are float32 (n,), NumPy or CuPy; all is done within one collective.
+    """What the algorithms share. Arrays are float32 (n,), NumPy or CuPy; call it within a World.collective.
 
     A rank's part of an array begins at a multiple of NORM_BLOCK, so that norms of parts have complete blocks.
     """
@@ -39,19 +39,26 @@ class AllReduce:
         self._staging = None
 
     def part(self, n, rank):
-        """The slice of an array of n elements that a rank owns: here one of `size` parts of nearly equal length."""
+        """The slice of an array of n elements that a rank owns: one of `size` parts of nearly equal length."""
         return slice(self._edge(n, rank), self._edge(n, rank + 1))
 
     def _edge(self, n, i):
         return min(n, -(-(n * i // self.size) // NORM_BLOCK) * NORM_BLOCK) if i < self.size else n
 
-    def sum(self, array, own_part_only=False):
-        """Overwrite `array` with the sum over all ranks; with `own_part_only` its other parts are left undefined."""
+    def all_reduce(self, array):
+        """Overwrite `array` with the sum over all ranks."""
         with self._on_host(array) as host:
-            self._sum(host, own_part_only)
+            self._all_reduce(host)
+
+    def reduce_scatter(self, array):
+        """Overwrite this rank's part of `array` with its sum over all ranks; the other parts become undefined.
+
+        By default a complete all-reduce.
+        """
+        self.all_reduce(array)
 
     def all_gather(self, array):
-        """Each rank has its own part of `array`: overwrite the other parts with those of their owners."""
+        """Each rank has its own part of `array`: overwrite the other parts with their owners' values."""
         with self._on_host(array) as host:
             self._all_gather(host)
 
@@ -59,11 +66,11 @@ class AllReduce:
         self.transport.all_gather_parts(host, [self.part(len(host), rank) for rank in range(self.size)])
 
     def wait(self):
-        """Until all sums are complete: here they are already."""
+        """Return when all of the above is complete. By default nothing to wait for."""
 
     @contextlib.contextmanager
     def _on_host(self, array):
-        """The array itself on the CPU; from a GPU a copy in pinned memory, which is copied back at the end."""
+        """The array itself if it is on the CPU; of one on a GPU a copy in pinned memory, copied back at the end."""
         if xp_of(array) is np:
             yield array
             return
@@ -78,7 +85,7 @@ class AllReduce:
 class MpiSum(AllReduce):
     """MPI's own sum."""
 
-    def _sum(self, host, own_part_only):
+    def _all_reduce(self, host):
         self.transport.all_reduce(host)
 
 
@@ -86,21 +93,21 @@ class RecursiveHalving(AllReduce):
     """Recursive halving with the distance doubling, for 2^k ranks (Thakur, Rabenseifner and Gropp, "Optimization of
     collective communication operations in MPICH", 2005, section 4.5).
 
-    Rank r and r xor 1 send each other one half of what they have and add up the other; then r and r xor 2 one half of
-    that; ... until each rank has the sum of 1 / size of all elements: the reduce-scatter. The all-gather is the way
-    back. Each rank sends and receives 2 (size - 1) / size n elements, which is the least that is possible.
+    Ranks r and r xor 1 send each other one half of the array and add up the other half; then r and r xor 2 do so with
+    that half; ... until each rank has the sum of 1 / size of all elements: the reduce-scatter. The all-gather does the
+    same rounds backwards. Each rank sends and receives 2 (size - 1) / size n elements, which is the minimum.
     """
 
     def __init__(self, world, largest):
         super().__init__(world, largest)
-        self._arrived = None
+        self._received = None
 
     def part(self, n, rank):
-        """The slice that the last round leaves to a rank."""
+        """The slice that a rank keeps in the last round."""
         return list(self._rounds(n, rank))[-1][1]
 
     def _rounds(self, n, rank):
-        """(partner, the half to keep, the half to send) for each round of halving an array of n elements."""
+        """Yields (partner, the half to keep, the half to send) for each round of halving an array of n elements."""
         lo, hi, distance = 0, n, 1
         while distance < self.size:
             middle = min(hi, lo + -(-(hi - lo) // (2 * NORM_BLOCK)) * NORM_BLOCK)
@@ -109,43 +116,47 @@ class RecursiveHalving(AllReduce):
             yield rank ^ distance, keep, send
             lo, hi, distance = keep.start, keep.stop, 2 * distance
 
-    def _sum(self, host, own_part_only):
+    def reduce_scatter(self, array):
+        """Overwrite this rank's part of `array` with its sum over all ranks; the other parts become undefined."""
+        with self._on_host(array) as host:
+            self._reduce_scatter(host)
+
+    def _all_reduce(self, host):
         self._reduce_scatter(host)
-        if not own_part_only:
-            self._all_gather(host)
+        self._all_gather(host)
 
     def _reduce_scatter(self, host):
-        if self._arrived is None:
-            self._arrived = np.empty(self.largest, host.dtype)
+        if self._received is None:
+            self._received = np.empty(self.largest, host.dtype)
         for partner, keep, send in self._rounds(len(host), self.rank):
-            arrived = self._arrived[: keep.stop - keep.start]
-            self.transport.exchange(host[send], partner, arrived)
-            add(host[keep], arrived)
+            received = self._received[: keep.stop - keep.start]
+            self.transport.sendrecv(host[send], partner, received)
+            add(host[keep], received)
 
     def _all_gather(self, host):
         for partner, keep, send in reversed(list(self._rounds(len(host), self.rank))):
-            self.transport.exchange(host[keep], partner, host[send])
+            self.transport.sendrecv(host[keep], partner, host[send])
 
 
 class PackedSum(AllReduce):
-    """Each rank rounds its values to bfloat16, sums its share of all ranks' in float32, and rounds that sum.
+    """Each rank rounds its values to bfloat16, sums its share of all ranks' values in float32, and rounds that sum.
 
-    Weights stay float32: the parts, and how they are gathered, are those of `exact`.
+    Weights stay float32: the parts, and the all-gather, are those of `exact`, another AllReduce.
     """
 
     def __init__(self, world, largest, exact):
         super().__init__(world, largest)
         self.part, self.all_gather = exact.part, exact.all_gather
 
-    def _sum(self, host, own_part_only):
+    def _all_reduce(self, host):
         n, P = len(host), self.size
         share = -(-n // P)
         packed = np.zeros((P, share), np.uint16)
         packed.reshape(-1)[:n] = pack(host)
         shares = np.empty_like(packed)
-        self.transport.all_to_all(packed, shares)                 # shares[r]: rank r's version of our share
+        self.transport.all_to_all(packed, shares)                 # shares[r]: rank r's values of our share
         sums = [unpack(row) for row in shares]
-        while len(sums) > 1:                                      # the same tree
+        while len(sums) > 1:                                      # in a tree as well
             pairs = [a + b for a, b in zip(sums[::2], sums[1::2])]
             sums = pairs + sums[len(sums) // 2 * 2 :]
         self.transport.all_gather(pack(sums[0]), packed)
@@ -153,28 +164,28 @@ class PackedSum(AllReduce):
 
 
 class NcclSum(AllReduce):
-    """On the GPUs themselves."""
+    """Sums on the GPUs, by NCCL. The GPU may not have finished when a method returns: see wait."""
 
     def __init__(self, world, nccl):
         super().__init__(world, 0)
         self.nccl = nccl
 
-    def sum(self, array, own_part_only=False):
-        """As above; the GPU may still be at it afterwards (wait)."""
-        self.nccl.sum(array)
+    def all_reduce(self, array):
+        """Overwrite `array` with the sum over all ranks."""
+        self.nccl.all_reduce(array)
 
     def all_gather(self, array):
-        """As above; the GPU may still be at it afterwards (wait)."""
+        """Each rank has its own part of `array`: overwrite the other parts with their owners' values."""
         for rank in range(self.size):
             self.nccl.broadcast(array[self.part(array.size, rank)], rank)
 
     def wait(self):
-        """Until the GPU has done it."""
+        """Return when the GPU has finished."""
         self.nccl.wait()
 
 
 def add(out, other):
-    """out += other, on arrays (n,); in the main thread by all threads of POOL."""
+    """out += other, arrays (n,); the main thread uses all threads of POOL."""
     if xp_of(out) is not np or threading.current_thread() is not threading.main_thread():
         out += other
     else:

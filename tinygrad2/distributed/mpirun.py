@@ -1,4 +1,4 @@
-"""mpirun as a program that tinygrad2 starts: where it is, and the environment it needs."""
+"""mpirun as a program that tinygrad2 starts: its path, and the environment it needs."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from tinygrad2.system.threads import PLANNED
 
 
 def find_mpirun():
-    """The path of mpirun, preferably the one next to this Python. Raises UserError where there is none."""
+    """The path of mpirun, preferably the one next to this Python. Raises UserError if there is none."""
     path = os.path.join(os.path.dirname(sys.executable), "mpirun")
     if not os.path.exists(path):
         path = shutil.which("mpirun") or shutil.which("mpiexec")
@@ -20,7 +20,7 @@ def find_mpirun():
 
 
 def have_mpi():
-    """Are mpi4py and an mpirun installed?"""
+    """Whether mpi4py and an mpirun are installed."""
     try:
         find_mpirun()
     except UserError:
@@ -36,5 +36,5 @@ OPEN_MPI = {  # Open MPI refuses to run as root, and with more ranks than cores,
 
 
 def environment():
-    """The environment for such an mpirun: that of the user's shell, without this process's plan of threads."""
+    """The environment for such an mpirun: the user's, without the thread numbers that this process has set."""
     return {**{name: value for name, value in os.environ.items() if name not in PLANNED}, **OPEN_MPI}

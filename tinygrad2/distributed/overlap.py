@@ -1,8 +1,8 @@
-"""Overlap: gradients travel to the other ranks while backward is still computing more of them.
+"""Overlap: gradients are sent to the other ranks while backward is still computing more of them.
 
-Between hosts a bucket of gradients takes as long as some layers of the backward pass. No MPI that pip installs moves
-data while nobody calls it, so a thread of our own waits in MPI; it costs the computation little, because it sleeps or
-copies most of the time (docs/scaling.md has the figures).
+Between hosts a bucket of gradients takes as long as some layers of the backward pass. No MPI that pip installs makes
+progress unless it is called, so a separate thread calls it; it costs the computation little, because most of the time
+it sleeps or copies (docs/scaling.md has the figures).
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from tinygrad2.function import observe
 
 
 class OverlappedReduction:
-    """Sums each bucket as soon as backward has finished with it, in a thread of its own.
+    """Sums each bucket in a separate thread as soon as backward has finished with it.
 
-    The first step shows how many gradients each parameter gets and in which order buckets become complete; rank 0's
-    order holds for all, because buckets must travel in the same order everywhere.
+    The first step shows how many gradients each parameter gets and in which order buckets become complete; all ranks
+    use rank 0's order, because all must sum the buckets in the same order.
 
     expected   {id of a parameter: gradients it gets in a backward pass}, None until `learn`
-    order      the numbers of the buckets in the order in which they travel, None until `learn`
+    order      the numbers of the buckets in the order in which they are summed, None until `learn`
     """
 
     def __init__(self, reducer):
@@ -36,9 +36,9 @@ class OverlappedReduction:
 
     @contextlib.contextmanager
     def watching(self):
-        """Around the last micro-batch."""
+        """Wrap forward and backward of the last micro-batch in this."""
         self._arrivals = dict.fromkeys(self._buckets_of, 0)
-        self._log = []                                        # ids of parameters, one for each gradient that came
+        self._log = []                                        # ids of parameters, one for each gradient that arrived
         self._sent = 0
         if self.order is not None:
             self._missing = {bucket: sum(self.expected[id(p)] > 0 for p in parameters)
@@ -61,7 +61,7 @@ class OverlappedReduction:
         """As an observer: nothing to do."""
 
     def after_leaf(self, node, i, leaf, gradient):
-        """A gradient has come to a parameter: was it the last one of a bucket?"""
+        """As an observer: a parameter has received a gradient; send the buckets that are complete now."""
         key = id(leaf)
         if key not in self._arrivals:
             return
@@ -82,8 +82,8 @@ class OverlappedReduction:
         self._jobs.put(self.reducer.buckets[bucket])
 
     def _work(self, jobs):
-        choose_gpu(xp_of(self.reducer.flat.data))             # CUDA chooses one per thread
-        bucket = jobs.get()                                   # the collective begins when there is something to send
+        choose_gpu(xp_of(self.reducer.flat.data))             # CUDA's choice holds for one thread
+        bucket = jobs.get()                                   # the collective begins with the first bucket
         try:
             with self.reducer.collective(moves_data=False):
                 while bucket is not None:
@@ -93,7 +93,7 @@ class OverlappedReduction:
             self._error = error
 
     def finish(self):
-        """Send what is left, and wait until all sums are complete. Raises what the thread raised."""
+        """Send the remaining buckets, and wait until all sums are complete. Raises what the thread raised."""
         while self._sent < len(self.order):
             self._send()
         self._jobs.put(None)
@@ -104,7 +104,7 @@ class OverlappedReduction:
             raise self._error
 
     def learn(self):
-        """After the first step, in which nothing travels during backward: fix `expected` and `order`."""
+        """After the first step, in which nothing is sent during backward: set `expected` and `order`."""
         self.expected = self._arrivals
         when = {key: i for i, key in enumerate(self._log)}    # the last gradient of each
         ready = {bucket: max(when.get(id(p), -1) for p in parameters) for bucket, parameters in self._within.items()}

@@ -1,29 +1,29 @@
-r"""Reducer: how the gradients of all micro-batches, on all ranks, become one sum.
+r"""Reducer: sums the gradients of all micro-batches on all ranks.
 
-Floating-point sums depend on their order, so the order is fixed. The micro-batches of a step are numbered through all
+Floating-point sums depend on their order, so the order is fixed. The micro-batches of a step are numbered across all
 ranks, and summed in a binary tree over these numbers:
 
     micro-batch   0   1   2   3   4   5   6   7
                    \ /     \ /     \ /     \ /
                     +       +       +       +
-                     \     /         \     /                  one rank does all of it; of two ranks each does
-                      \   /           \   /                   one half, and they add the halves; of four ...
+                     \     /         \     /                  one rank does all of it; two ranks do one half
+                      \   /           \   /                   each, and add the halves; four ranks ...
                         +               +
                           \           /
                             \       /
                                 +
 
-Whatever the number of ranks (a power of two), the same pairs of values are added: the sum has the same bits. Where the
-number of micro-batches is 2^k times something odd, each leaf of the tree is that many micro-batches, summed one after
+For every number of ranks that is a power of two the same pairs of values are added: the sum has the same bits. If the
+number of micro-batches is 2^k times an odd number, each leaf of the tree is that many micro-batches, summed one after
 the other.
 
-Within a rank the tree is climbed like a binary counter: a partial sum of 2^i leaves waits until the next one of the
-same size is there, so log2(leaves) of them exist at most. Between ranks it is an all-reduce (allreduce.py), with ZeRO
-sharding only the first half of one (zero.py).
+Within a rank the tree is evaluated like a binary counter: a partial sum of 2^i leaves waits for the next one of the
+same size, so at most log2(leaves) of them exist. Between ranks the tree is an all-reduce (allreduce.py), with ZeRO
+sharding only its first half (zero.py).
 
-The buffer travels in buckets of 16 MB (4 MB with overlap): memory for what arrives is small and kept, and what travels
-is in the cache. Within one host ranks share the memory, and moving data is work of the same cores, so overlapping it
-with the backward pass gains nothing. Between hosts each bucket is sent as soon as backward has finished with it
+The buffer is sent in buckets of 16 MB (4 MB with overlap): receive buffers are small and reused, and the data stays in
+cache. Within one host ranks share the memory, and the cores that compute also move the data, so overlapping it with
+the backward pass gains nothing. Between hosts each bucket is sent as soon as backward has finished with it
 (overlap.py).
 """
 
@@ -36,10 +36,10 @@ from tinygrad2.distributed.allreduce import add, choose_all_reduce
 from tinygrad2.distributed.overlap import OverlappedReduction
 from tinygrad2.distributed.zero import Shards
 from tinygrad2.errors import UserError
-from tinygrad2.optim import block_square_sums, norm_of
+from tinygrad2.optim import grad_norm, norm_of
 
 BUCKET = 4 << 20  # elements, a multiple of NORM_BLOCK
-OVERLAP_BUCKET = 1 << 20  # with overlap: the sooner one is full, the better
+OVERLAP_BUCKET = 1 << 20  # with overlap: smaller ones can be sent earlier
 REDUCE_ORDERS = ("tree", "plain")
 COMM_DTYPES = ("float32", "bfloat16")
 
@@ -53,10 +53,10 @@ class Reducer:
     order           "tree": the same bits for any number of ranks that is a power of two, at the cost of
                     log2(micro_batches) more gradient buffers; "plain": gradients add up in place, and between ranks MPI
                     chooses the order
-    comm_dtype      what travels between ranks: "float32", or "bfloat16", half the bytes and 8 bits of precision
+    comm_dtype      of what is sent between ranks: "float32", or "bfloat16", half the bytes and 8 bits of precision
     shard           True: each rank updates only its own `parts` of the parameters (ZeRO stage 1, zero.py)
-    overlap         True: buckets travel while backward is still running
-    nccl            an Nccl, where the ranks have a GPU each: it computes the sums, in an order of its own
+    overlap         True: buckets are sent while backward is still running
+    nccl            an Nccl, if the ranks have a GPU each: it computes the sums, in its own order
 
     parts           the slices of the flat buffers that this rank updates
     shards          Shards, or None without sharding
@@ -72,14 +72,14 @@ class Reducer:
         self.comm_dtype = comm_dtype if several else "float32"
         self.bucket = OVERLAP_BUCKET if overlap else BUCKET                   # elements
         self.buckets = [slice(i, min(i + self.bucket, flat.size)) for i in range(0, flat.size, self.bucket)]
-        self.all_reduce = self.shards = None
+        self.algorithm = self.shards = None
         if several:
             largest = min(self.bucket, flat.size)
-            self.all_reduce = choose_all_reduce(world, largest, self.is_tree, self.comm_dtype, nccl)
+            self.algorithm = choose_all_reduce(world, largest, self.is_tree, self.comm_dtype, nccl)
         if several and shard:
-            self.shards = Shards(self.buckets, self.all_reduce, world)
+            self.shards = Shards(self.buckets, self.algorithm, world)
         self.parts = self.shards.parts if self.shards else [slice(0, flat.size)]
-        self.leaf = _odd_part(micro_batches) if self.is_tree else micro_batches  # micro-batches that add up in place
+        self.micro_batches_per_leaf = _odd_part(micro_batches) if self.is_tree else micro_batches  # summed in place
         self.done, self._waiting, self._spare = 0, [], []                     # _waiting: (level, partial sum)
         self.name = "gradients"
         self.overlap = OverlappedReduction(self) if overlap else None
@@ -92,14 +92,15 @@ class Reducer:
         total = self.micro_batches * size
         lines = []
         if self.is_tree:
-            order = f"in a tree over {total // self.leaf} of {total} micro-batches: the same bits for any 2^n ranks"
+            leaves = total // self.micro_batches_per_leaf
+            order = f"in a tree over {leaves} of {total} micro-batches: the same bits for any 2^n ranks"
         else:
             order = f"in the order of {'NCCL' if self.is_nccl else 'MPI'}: the last bits depend on the number of ranks"
         when = "during backward" if self.overlap else "after backward"
         dtype = f", {self.comm_dtype}" if self.comm_dtype != "float32" else ""
         lines.append(f"sums      {order}; {len(self.buckets)} bucket(s){dtype}, {when}")
         if size & (size - 1):
-            lines.append(f"note      {size} ranks are no power of 2: other numbers of ranks agree to rounding only")
+            lines.append(f"note      {size} ranks is not a power of 2: other numbers of ranks agree to rounding only")
         if self.shards:
             lines.append("sums      each rank keeps Adam's moments of its own part (--zero 1)")
         return lines
@@ -107,25 +108,25 @@ class Reducer:
     # -- a step --------------------------------------------------------------------------------------------------------
 
     def begin(self, name="gradients"):
-        """A new step: no micro-batch has been done. `name` is that of its collective, for messages of the watchdog."""
+        """Begin a step. `name` is that of its collective, for messages of the watchdog."""
         self.name = name
-        self._spare += [buffer for _, buffer in self._waiting]  # of a step that was broken off
+        self._spare += [buffer for _, buffer in self._waiting]  # of an interrupted step
         self.done, self._waiting = 0, []
 
     @contextlib.contextmanager
     def micro_batch(self):
-        """Around forward and backward of each of the `micro_batches`."""
-        if self.done % self.leaf == 0:
+        """Wrap forward and backward of each of the `micro_batches` in this."""
+        if self.done % self.micro_batches_per_leaf == 0:
             self.flat.zero_grad()
         is_last = self.done == self.micro_batches - 1
         with self.overlap.watching() if self.overlap and is_last else contextlib.nullcontext():
             yield
         self.done += 1
-        if self.done % self.leaf == 0 and not is_last:
+        if self.done % self.micro_batches_per_leaf == 0 and not is_last:
             self._carry()
 
     def _carry(self):
-        """Climb the tree, as far as partial sums of the same size are there; what comes next needs another buffer."""
+        """Add partial sums of the same size up the tree; the next micro-batch gets another buffer."""
         level, buffer = 0, self.flat.grad
         while self._waiting and self._waiting[-1][0] == level:
             _, earlier = self._waiting.pop()
@@ -136,7 +137,7 @@ class Reducer:
         self.flat.use_grad(self._spare.pop() if self._spare else xp_of(buffer).zeros_like(buffer))
 
     def finish(self):
-        """All micro-batches are done: sum all partial sums of all ranks into flat.grad.
+        """After all micro-batches: sum all partial sums of all ranks into flat.grad.
 
         With shards each rank then has the sum of its own `parts` only.
         """
@@ -147,8 +148,8 @@ class Reducer:
             with self.collective():
                 for bucket in self.buckets:
                     self.sum_bucket(grad, bucket)
-                if self.all_reduce:
-                    self.all_reduce.wait()
+                if self.algorithm:
+                    self.algorithm.wait()
             if self.overlap:
                 self.overlap.learn()
         if self._waiting:
@@ -158,36 +159,38 @@ class Reducer:
             self._waiting = []
 
     def collective(self, moves_data=True):
-        """The collective (World.collective) in which all buckets of a step travel."""
+        """The collective (World.collective) in which all buckets of a step are summed."""
         order = "tree" if self.is_tree else "plain sum"
         what = f"{order} of {self.flat.size} {self.comm_dtype} in {len(self.buckets)}"
         return self.world.collective(self.name, what, moves_data)
 
     def sum_bucket(self, grad, bucket):
-        """The sum of one bucket over all micro-batches of this rank, then over all ranks."""
+        """Sum one bucket over all micro-batches of this rank, then over all ranks."""
         total = grad[bucket]
         for _, earlier in reversed(self._waiting):
             add(earlier[bucket], total)
             total = earlier[bucket]
-        if self.all_reduce:
-            self.all_reduce.sum(total, own_part_only=self.shards is not None)
+        if self.algorithm:
+            reduce = self.algorithm.reduce_scatter if self.shards else self.algorithm.all_reduce
+            reduce(total)
 
     def grad_norm(self):
         """After finish(): the 2-norm of the gradient of all parameters, a 0-d array, the same bits on every rank."""
         grad = self.flat.grad
-        sums = self.shards.block_square_sums(grad) if self.shards else block_square_sums(grad)
-        return xp_of(grad).asarray(norm_of(sums, grad.dtype))
+        if not self.shards:
+            return grad_norm(grad)
+        return xp_of(grad).asarray(norm_of(self.shards.block_square_sums(grad), grad.dtype))
 
-    # -- what lies in parts on the ranks (without shards it does not) --------------------------------------------------
+    # -- sharded state -------------------------------------------------------------------------------------------------
 
     def all_gather_weights(self, name):
-        """Each rank has updated its own parts of flat.data: send them to all."""
+        """After each rank has updated its own parts of flat.data: send them to all ranks (without shards: no-op)."""
         if self.shards:
             self.shards.all_gather(self.flat.data, name)
 
     def gather(self, own, name, out=None):
         """On rank 0: the array (flat.size,), NumPy, of which each rank has its parts, `own`; None on the others.
-        `out`: the memory to use. Without shards: `own` itself."""
+        `out`: the array to write to, default: a new one. Without shards: `own` itself."""
         return self.shards.gather(own, name, out) if self.shards else own
 
     def scatter(self, full, own, name):
@@ -202,19 +205,19 @@ def _odd_part(n):
 
 
 def compare_weights(flat, step, world):
-    """Raises UserError on all ranks, naming the first parameter that differs, where their weights differ."""
+    """Raises UserError on all ranks, naming the first parameter that differs, if their weights differ."""
     sums = _checksums([flat.data], world)
     if (sums == sums[0]).all():
         return
     sums = _checksums([flat.data[part] for part in flat.slices.values()], world)
     ranks, parameters = (sums != sums[0]).nonzero()
-    name = list(flat.slices)[parameters.min()] if len(parameters) else "nothing that is in use"
+    name = list(flat.slices)[parameters.min()] if len(parameters) else "padding that no parameter uses"
     rank = ranks[parameters.argmin()] if len(parameters) else "?"
-    raise UserError(f"after step {step} the weights of the ranks differ: first {name}, on rank {rank}. Ranks with "
-                    "different libraries or processors, or faulty memory; the checkpoints are from before")
+    raise UserError(f"after step {step} the weights of the ranks differ: first {name}, on rank {rank}. The ranks "
+                    "have different libraries or processors, or faulty memory; the checkpoints are older: use --resume")
 
 
 def _checksums(arrays, world):
-    """(ranks, arrays) integers that are equal where the arrays have the same bits."""
+    """(ranks, arrays) uint64, equal if the arrays have the same bits."""
     sums = [int(array.view("uint32").sum(dtype="uint64")) for array in arrays]
     return world.all_gather(np.array(sums, np.uint64), "comparing weights")

@@ -1,21 +1,21 @@
-"""Watchdog: what keeps several ranks from waiting for each other indefinitely.
+"""Watchdog: keeps ranks from waiting for each other indefinitely.
 
-Every collective (something that all ranks do together) has a number, a name and a deadline. A thread in each rank
-watches: where a collective does not finish in time, it finds out which rank is missing, reports it, and ends the whole
-job. What it sees of the other ranks of its host is the status table, a few bytes of shared memory per rank:
+Every collective (an operation of all ranks together) has a number, a name and a deadline. A thread in each rank
+watches: if a collective does not finish in time, it finds out which rank is missing, reports it, and ends the job. It
+sees the other ranks of its host in the status table, a few bytes of shared memory per rank:
 
     number, name     the collective the rank is in, or was in last
-    inside, since    is it in there now, and since when
-    beat             when its watchdog was last awake: a stopped process has a stale one
+    inside, since    whether it is in it now, and since when it has been in it, or out of it
+    beat             when its watchdog was last awake: that of a stopped process is stale
     location         file, line and function of its main thread, written when another rank asks for it
 
-Ranks on other hosts it does not see, but their own watchdogs do.
+It does not see ranks on other hosts, but their own watchdogs do.
 
-Where a rank of this host dies without a message (out of memory, say), the system wakes the watchdogs of the others at
-once, and one of them reports which rank that was: mpirun knows a process number only, and some report nothing at all.
+If a rank of this host dies without a message (out of memory, for example), the system wakes the watchdogs of the other
+ranks at once, and one of them reports which rank it was: mpirun knows only a process number, and some report nothing.
 
-The same thread takes care of signals where the main thread cannot: Python runs signal handlers between two of its
-instructions, which never comes for a rank that waits inside MPI. And it exits when mpirun has died.
+The same thread handles signals when the main thread cannot: Python runs signal handlers between two bytecode
+instructions, and a rank that waits inside MPI executes none. It also ends this rank when mpirun has died.
 
 Imports nothing that loads NumPy: threads are planned later.
 """
@@ -38,17 +38,17 @@ from tinygrad2.system.signals import STOP_SIGNALS, leave_now
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
 
 _ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, location
-_BEAT, _PID, _ASKED, _NAME, _LOCATION = 24, 32, 40, 48, 168  # offsets in a row
-LAST = "the end of the program"  # the collective after which ranks may end
+_BEAT, _PID, _ASKED, _NAME, _LOCATION = 24, 32, 40, 48, 168  # byte offsets in a row
+END_OF_PROGRAM = "the end of the program"  # the collective after which ranks may end
 _EXITING = "exiting"
-_HERE = os.path.dirname(os.path.abspath(__file__))
-_ALWAYS = (_HERE + os.sep, os.path.join(os.path.dirname(_HERE), "cli.py"))  # where a rank that waits is in any case
-_TICK = 0.2  # seconds between two looks
-_PATIENCE = 10.0  # seconds that a rank may sit in one collective after a signal
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_WAITING_CODE = (_FOLDER + os.sep, os.path.join(os.path.dirname(_FOLDER), "cli.py"))  # frames of every waiting rank
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0  # how long a rank may stay in one collective after a signal
 
 
 class Status:
-    """One row of the table: what is known of one rank."""
+    """One row of the table: the state of one rank."""
 
     def __init__(self, number, inside, since, beat, pid, asked, name, location):
         self.number, self.inside, self.since, self.beat, self.pid, self.asked = number, inside, since, beat, pid, asked
@@ -57,19 +57,19 @@ class Status:
 
 
 class StatusTable:
-    """Shared memory with one row per rank of this host; `own` is the number of our own row."""
+    """Shared memory with one row per rank of this host; `own` is the index of this rank's row."""
 
     def __init__(self, path=None, rows=1, own=0):
         self.rows, self.own = rows, own
         if path is None:
-            self._memory = mmap.mmap(-1, _ROW.size * rows)  # of this process alone
+            self._memory = mmap.mmap(-1, _ROW.size * rows)  # private to this process
         else:
             with open(path, "r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), _ROW.size * rows)
 
     @staticmethod
     def create_file(rows):
-        """A file of the right size; returns its path. Whoever creates it removes it once all have opened it."""
+        """Create a file of the required size; returns its path. The caller removes it once all ranks have opened it."""
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         handle, path = tempfile.mkstemp(prefix="tinygrad2-status-", dir=folder)
         os.truncate(handle, _ROW.size * rows)
@@ -80,27 +80,27 @@ class StatusTable:
         struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)
 
     def write(self, number, inside, since, name):
-        """Our own row, except for what watchdogs write."""
+        """Write this rank's row, except the fields that watchdogs write."""
         self._pack(self.own, 0, "qqd", number, inside, since)
         self._pack(self.own, _PID, "q", os.getpid())
         self._pack(self.own, _NAME, "120s", name[:119].encode()[:119])
 
     def beat(self):
-        """Our watchdog is awake. Returns True where another rank asks where we are."""
+        """Record that this rank's watchdog is awake. Returns True if another rank asks for its location."""
         self._pack(self.own, _BEAT, "d", time.monotonic())
         return self.read(self.own).asked > 0
 
     def ask(self, row):
-        """Ask another rank where it is."""
+        """Ask another rank for its location."""
         self._pack(row, _ASKED, "q", 1)
 
     def answer(self, location):
-        """Write where we are."""
+        """Write this rank's location."""
         self._pack(self.own, _LOCATION, "200s", location[-199:].encode()[:199])
         self._pack(self.own, _ASKED, "q", 0)
 
     def read(self, row):
-        """The Status of a rank."""
+        """Returns the Status of the rank in this row."""
         return Status(*_ROW.unpack_from(self._memory, row * _ROW.size))
 
 
@@ -109,23 +109,23 @@ class Watchdog:
 
     rank, size        of this process among all
     abort             abort(text, code) prints the text, ends all ranks with this exit code, and never returns
-    timeout           seconds that a collective may take; 0 means indefinitely
-    heartbeat         None, or a function that is called every few seconds: while this rank works and the others wait
-    awaits_rank_0     True while this rank waits for rank 0, which works on its own
+    timeout           seconds that a collective may take; 0: no limit
+    heartbeat         None, or a function that is called every few seconds, while this rank works and the others wait
+    awaits_rank_0     True while this rank waits for rank 0, which works alone
     """
 
     def __init__(self, rank, size, abort, timeout=300.0):
         self.rank, self.size, self.abort, self.timeout = rank, size, abort, timeout
-        self.table, self.ranks = StatusTable(), [rank]  # ranks: which rank has which row
+        self.table, self.ranks = StatusTable(), [rank]  # ranks: the rank of each row
         self.number, self.name, self.inside, self.since = 0, "the start", False, time.monotonic()
         self.longest = {}  # kind of collective -> seconds
         self.heartbeat, self.awaits_rank_0 = None, False
-        self.last_look = time.monotonic()
+        self.last_poll = time.monotonic()
         self._next_heartbeat = 0.0
         self._parent = os.getppid()
-        self._signals = []  # (number, when it came)
+        self._signals = []  # (number, time of arrival)
         self._processes = {}  # a handle that the system makes readable when a process ends -> its row
-        self._died = None  # when the first of them did
+        self._died = None  # time at which the first of them ended
         self._pipe = None
 
     def start(self):
@@ -139,7 +139,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="tinygrad2 watchdog", daemon=True).start()
 
     def attach(self, table, ranks, pids):
-        """From now on the other ranks of this host are seen; ranks[i], process pids[i], has row i."""
+        """From now on watch the other ranks of this host; ranks[i], process pids[i], has row i."""
         table.write(self.number, int(self.inside), self.since, self.name)
         self.table, self.ranks = table, ranks
         for i, pid in enumerate(pids):
@@ -164,11 +164,11 @@ class Watchdog:
         self.table.write(self.number, 0, now, self.name)
 
     def announce_exit(self):
-        """This rank exits, and reports it itself: the others need not."""
+        """This rank exits, and reports it itself: other ranks do not report it."""
         self.table.write(self.number, 0, time.monotonic(), _EXITING)
 
     def reset_deadline(self):
-        """Rank 0, which works on its own, is alive: the time of this collective counts from now."""
+        """Rank 0, which works alone, is alive: the time limit of this collective counts from now."""
         self.since = time.monotonic()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
@@ -176,18 +176,18 @@ class Watchdog:
     def _watch(self):
         while True:
             handles = [self._pipe, *self._processes]
-            ready, _, _ = select.select(handles, [], [], min(_TICK, self.timeout / 5 or _TICK))
+            ready, _, _ = select.select(handles, [], [], min(_POLL_SECONDS, self.timeout / 5 or _POLL_SECONDS))
             now = time.monotonic()
-            if now - self.last_look > _PATIENCE / 2:  # we were suspended, and the others perhaps as well
-                self.since += now - self.last_look
-            self.last_look = now
+            if now - self.last_poll > _GRACE_SECONDS / 2:  # this process was suspended, and perhaps all others
+                self.since += now - self.last_poll
+            self.last_poll = now
             for handle in ready:
                 if handle == self._pipe:
                     self._take_signals(now)
                 else:
                     self._report_death(self._processes.pop(handle))
                     os.close(handle)
-            if self._died and now - self._died > _PATIENCE / 2:  # mpirun should have ended us by now
+            if self._died and now - self._died > _GRACE_SECONDS / 2:  # mpirun should have ended this rank by now
                 self.abort("a rank has died; ending the job\n", 1)
             if self.table.beat():
                 self.table.answer(location_of_main_thread())
@@ -203,7 +203,7 @@ class Watchdog:
 
     def _report_death(self, i):
         row, names = self.table.read(i), {self.table.read(j).name for j in range(self.table.rows)}
-        if self._died or row.name == LAST or _EXITING in names:  # the second one is mpirun's doing
+        if self._died or row.name == END_OF_PROGRAM or _EXITING in names:  # mpirun ended the second one
             return
         self._died = time.monotonic()
         if self.table.own == min(j for j in range(self.table.rows) if j != i):
@@ -224,7 +224,7 @@ class Watchdog:
         if self._signals and not self.awaits_rank_0:
             number, first = self._signals[0]
             kind = self.name.partition(" of step")[0]
-            grace = max(_PATIENCE, 3 * self.longest.get(kind, 0.0))
+            grace = max(_GRACE_SECONDS, 3 * self.longest.get(kind, 0.0))
             again = now - first > 1 and any(now - when < 1 for _, when in self._signals[1:])
             if self.inside and (now - max(first, self.since) > grace or again):
                 name = signal.Signals(number).name
@@ -240,7 +240,7 @@ class Watchdog:
     def _report_timeout(self, number):
         for row in self._missing():
             self.table.ask(row)
-        time.sleep(3 * _TICK)  # for the answers
+        time.sleep(3 * _POLL_SECONDS)  # for the answers
         if not self.inside or self.number != number or time.monotonic() - self.since < self.timeout:
             return  # it has finished after all
         missing, now = self._missing(), time.monotonic()
@@ -257,7 +257,7 @@ class Watchdog:
                    f"{TIMED_OUT}); --timeout sets the limit\n", TIMED_OUT)  # fmt: skip
 
     def _missing(self):
-        """The rows of ranks that this collective waits for, or whose watchdog does not run."""
+        """The rows of ranks that have not entered this collective, or whose watchdog does not run."""
         now, stale = time.monotonic(), max(1.0, min(5.0, self.timeout / 2))
         rows = [(i, self.table.read(i)) for i in range(self.table.rows)]
         return [i for i, row in rows if i != self.table.own and (row.number < self.number or now - row.beat > stale)]
@@ -279,7 +279,7 @@ class Watchdog:
 
 
 def process_state(pid):
-    """Linux's letter for the state of a process ("R", "S", "T": stopped, ...); "" where there is no such process."""
+    """Linux's letter for the state of a process ("R", "S", "T": stopped, ...); "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0]
@@ -288,9 +288,9 @@ def process_state(pid):
 
 
 def location_of_main_thread():
-    """Where the main thread is, "train_gpt2.py:131 in step": its innermost frame outside libraries and this folder."""
+    """The main thread's innermost frame outside libraries and this folder, such as "train_gpt2.py:131 in step"."""
     frame = innermost = sys._current_frames().get(threading.main_thread().ident)
-    skipped = (*filter(None, {*sysconfig.get_paths().values()}), *_ALWAYS)
+    skipped = (*filter(None, {*sysconfig.get_paths().values()}), *_WAITING_CODE)
     while frame is not None and os.path.abspath(frame.f_code.co_filename).startswith(skipped):
         frame = frame.f_back
     frame = frame or innermost

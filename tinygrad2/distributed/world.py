@@ -1,22 +1,22 @@
 """World: the processes (ranks) that train together under mpirun. The only file that imports mpi4py.
 
-Every rank runs the same program on its own part of each batch; what makes it one training is a single sum:
+Every rank runs the same program on its own part of each batch; a single sum makes it one training:
 
     rank r:  g_r = sum of the gradients of its own micro-batches
-    all:     g = sum over r of g_r, divided once        then clip, then Adam, on all ranks alike
+    all:     g = sum over r of g_r, divided once        then clipping and Adam, the same on all ranks
 
-so all ranks keep the same weights without ever sending them again. In which order that sum is computed, and how it
-travels, is in reducer.py and allreduce.py; here is what ranks need besides.
+so all ranks keep the same weights without ever sending them again. The order of that sum, and how it is communicated,
+are in reducer.py and allreduce.py; everything else that ranks need is here.
 
-A rank that waits for another that never comes waits indefinitely: so everything that all ranks do together is a
-`collective` here. It has a name, a number and a deadline (watchdog.py), and before any data move the ranks compare what
-they are about to do: MPI itself would hang, add up unrelated values or overwrite memory where one of them does
-something else. And whatever ends one rank ends the job.
+A rank that waits for one that never arrives would wait indefinitely, so every operation of all ranks together is a
+`collective` here. It has a name, a number and a deadline (watchdog.py), and before data is transferred the ranks
+compare what they are about to do: if one of them did something else, MPI itself would hang, add up unrelated values or
+overwrite memory. And whatever ends one rank ends the job.
 
-Threads come first. NumPy's BLAS starts one thread per core when it is imported; four ranks on two cores would then
-fight for them with eight threads, and lose half their speed. So a program calls `World.join()` before its first
-`import numpy`, the ranks share out the cores (threads.py), and this file imports nothing that loads NumPy.
-Without mpirun the process has all cores, and mpi4py is not imported.
+Threads are planned first. NumPy's BLAS starts one thread per core when it is imported; four ranks on two cores would
+then compete for the cores with eight threads, and lose half their speed. So a program calls `World.join()` before its
+first `import numpy`, the ranks divide the cores (threads.py), and this file imports nothing that loads NumPy. Without
+mpirun the process has all cores, and mpi4py is not imported.
 """
 
 import atexit
@@ -34,7 +34,7 @@ from array import array as plain_array
 from tinygrad2 import cli
 from tinygrad2.distributed.launch import exit_unless_started, exit_with_line, ranks_started, report_hard_exits
 from tinygrad2.distributed.transport import Transport
-from tinygrad2.distributed.watchdog import LAST, StatusTable, Watchdog
+from tinygrad2.distributed.watchdog import END_OF_PROGRAM, StatusTable, Watchdog
 from tinygrad2.errors import EarlyExit, UserError
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.threads import available_cores, plan_threads, usable_cores
@@ -44,14 +44,14 @@ _ALIVE, _DONE = 1, 2  # messages of rank 0 to the ranks that wait for it (on_ran
 
 
 class World:
-    """The ranks of this job: `rank` (0 .. size - 1), `size`, and what they do together. Without mpirun: rank 0 of 1.
+    """The ranks of this job: `rank` (0 .. size - 1), `size`, and their collectives. Without mpirun: rank 0 of 1.
 
-    threads                  of BLAS and kernels in this process, None where nothing was planned
-    host_rank, host_size     the same as rank and size among the ranks on this host
+    threads                  of BLAS and kernels in this process, None if nothing was planned
+    host_rank, host_size     rank and size among the ranks on this host
     hosts                    how many hosts there are
     wait_seconds             seconds spent so far in collectives, waiting for other ranks
     comm_seconds             seconds spent so far in collectives, moving data
-    transport                how arrays travel, within a collective
+    transport                the Transport of arrays, to be used within a collective
     """
 
     def __init__(self, comm=None, threads=None, host_comm=None, watchdog=None, mpi=None):
@@ -67,11 +67,11 @@ class World:
 
     @classmethod
     def join(cls, threads=None):
-        """Find the other ranks, if there are any, and share out the cores. Call it before NumPy is imported.
+        """Find the other ranks, if there are any, and divide the cores among them. Call it before NumPy is imported.
 
         `threads`: the number for each rank that the user asked for, None for an even share of the cores.
 
-        Exits with code 2 and one line where mpi4py is missing or belongs to another MPI than mpirun.
+        Exits with code 2 and one line if mpi4py is missing or belongs to another MPI than mpirun.
         """
         tasks = ranks_started()
         if tasks <= 1:
@@ -87,7 +87,7 @@ class World:
         atexit.register(watchdog.announce_exit)
         report_hard_exits(comm.rank, comm.size, watchdog.announce_exit)
         watchdog.start()
-        with world.collective("sharing out the cores"):
+        with world.collective("dividing the cores"):
             cores = available_cores()
             sharing = sum(bool(cores & other) for other in host_comm.allgather(cores))
             world.hosts = comm.allreduce(int(host_comm.rank == 0))
@@ -104,15 +104,17 @@ class World:
         return world
 
     def run(self, main):
-        """Call main() and exit with its exit code (cli.run). Whatever ends one rank early ends the whole job: the
-        others would wait for it indefinitely."""
+        """Call main() and exit with its exit code (cli.run). Never returns.
+
+        Whatever ends one rank early ends the job: the other ranks would wait for it indefinitely.
+        """
 
         def main_and_barrier():
             try:
                 code = main()
             except EarlyExit:
                 code = 0
-            self.barrier(LAST)  # a rank that comes here while others are in another collective is reported
+            self.barrier(END_OF_PROGRAM)  # a rank that gets here while others are in another collective is reported
             return code
 
         cli.run(main_and_barrier, abort=self._abort if self.size > 1 else None)
@@ -122,14 +124,14 @@ class World:
         if self.rank == 0:
             print(*args, **kwargs, flush=True)
 
-    # -- together ------------------------------------------------------------------------------------------------------
+    # -- collectives ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def collective(self, name, what="", moves_data=True):
-        """What all ranks do together goes into `with world.collective("sum of step 3", "12 float32"):`.
+        """Wrap every collective operation in `with world.collective("sum of step 3", "12 float32"):`.
 
-        Where they do not agree on the number, the name and `what`, the job ends with a line that names who is about to
-        do what; where one does not come in time (set_timeout), with a line that names where it is.
+        If the ranks do not agree on the number, the name and `what`, the job ends with a line that lists which ranks
+        are about to do what; if one does not arrive in time (set_timeout), with a line that reports its location.
         Without `moves_data` the time inside does not count as comm_seconds.
         """
         if self.size == 1:
@@ -148,9 +150,9 @@ class World:
             self.watchdog.leave()
 
     def on_rank_0(self, name, fn, *args):
-        """Call fn(*args) on rank 0 while the others wait for it, asleep, without a deadline as long as it lives.
+        """Call fn(*args) on rank 0 while the other ranks sleep until it is done, without a deadline while it is alive.
 
-        Returns what fn returned on rank 0, None on the others.
+        Returns the result of fn on rank 0, None on the others.
         """
         with self.collective(f"on rank 0: {name}", moves_data=False):
             if self.rank:
@@ -165,14 +167,14 @@ class World:
 
     def _beat(self):
         self._send_to_all(_ALIVE)
-        self.watchdog.reset_deadline()  # our own, too
+        self.watchdog.reset_deadline()  # of this rank as well
 
     def _send_to_all(self, message):
         for rank in range(1, self.size):
             self._heartbeats.Send(plain_array("q", [message]), rank)
 
     def _wait_for_rank_0(self):
-        """Asleep most of the time: rank 0 may want the core."""
+        """Sleep most of the time: rank 0 may need the core."""
         message, pause = plain_array("q", [0]), 1e-4
         self.watchdog.awaits_rank_0 = True
         while message[0] != _DONE:
@@ -192,16 +194,10 @@ class World:
             with self.collective(name, f"{array.size} {array.dtype}"):
                 for start in range(0, array.size, _BUCKET):
                     bucket = array[start : start + _BUCKET]
-                    host = to_host(bucket)  # of a NumPy array: itself, so it is overwritten in place
+                    host = to_host(bucket)  # a NumPy array itself, so it is overwritten in place
                     self.comm.Bcast(host, root=0)
                     if host is not bucket:
                         bucket[...] = to_device(host, device_of(array))
-
-    def sum(self, array, name="sum"):
-        """Overwrite `array` (1-D, NumPy) on every rank with the sum over all ranks: the same bits on each."""
-        if self.size > 1:
-            with self.collective(name, f"sum of {array.size} {array.dtype}"):
-                self.transport.all_reduce(array)
 
     def broadcast_object(self, value, name="broadcast of an object"):
         """Returns rank 0's `value` (plain Python) on every rank."""
@@ -218,8 +214,8 @@ class World:
             return self.comm.allgather(value)
 
     def all_gather(self, array, name):
-        """Returns the NumPy arrays of all ranks, of equal shape on each: (size, *shape), on every rank."""
-        import numpy as np  # late: threads must be planned before
+        """Returns the NumPy arrays of all ranks, which have equal shapes, on every rank: (size, *shape)."""
+        import numpy as np  # late: threads must be planned before NumPy is loaded
 
         gathered = np.empty((self.size, *array.shape), array.dtype)
         gathered[self.rank] = array
@@ -229,23 +225,23 @@ class World:
         return gathered
 
     def barrier(self, name="barrier"):
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         with self.collective(name):
-            pass  # they have met when they compared what they do
+            pass  # the comparison itself synchronises them
 
     def set_timeout(self, seconds):
-        """How long a collective may take; 0 means indefinitely."""
+        """Set how long a collective may take; 0: no limit."""
         if self.watchdog:
             self.watchdog.timeout = seconds
 
     def require_size(self, ranks):
-        """Raises UserError where there are not exactly so many ranks; None: any number will do."""
+        """Raises UserError if the number of ranks is not `ranks`; None: any number is valid."""
         if ranks not in (None, self.size):
             raise UserError(f"--ranks {ranks}: there are {self.size}; start them by mpirun -n {ranks} python ..., or "
                             f"srun -n {ranks} --mpi=pmi2 (MPICH), --mpi=pmix (Open MPI)")  # fmt: skip
 
     def describe(self):
-        """Lines for the log that name the process of each rank: mpirun names a killed one by its number only."""
+        """Lines for the log with the process number of each rank: mpirun reports only that of a killed one."""
         if self.size == 1:
             return []
         processes = self.all_gather_object((socket.gethostname(), os.getpid(), self.threads), "listing processes")
@@ -260,14 +256,14 @@ class World:
         return lines + [f"and {len(hosts) - 8} more hosts"] * (len(hosts) > 8)
 
     def require_same(self, what, value):
-        """Raises UserError on all ranks where `value` (plain Python) differs between them."""
+        """Raises UserError on all ranks if `value` (plain Python) differs between them."""
         values = self.all_gather_object(value, f"comparing {what}")
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(f"the ranks have different {what}: {_difference(values[0], other, rank)}")
 
     def _compare(self, call):
-        """Meet all ranks, and check that they are about to do the same."""
+        """Wait for all ranks, and check that they are about to do the same: otherwise end the job."""
         code = zlib.crc32(call.encode())
         extremes = plain_array("q", [0, 0])
         self._agreement.Allreduce(plain_array("q", [code, -code]), extremes, self._mpi.MAX)
@@ -279,12 +275,12 @@ class World:
         lines = (f"rank{'s' * (len(ranks) > 1)} {_list(ranks)} {'are' if len(ranks) > 1 else 'is'} at {other}"
                  for other, ranks in groups.items())  # fmt: skip
         if self.rank == 0:
-            self._abort(f"the ranks are in different collectives: {'; '.join(lines)}. Ending the job before data are "
-                        "sent\n", 1)  # fmt: skip
+            self._abort(f"the ranks are in different collectives: {'; '.join(lines)}. Ending the job before data is "
+                        "transferred\n", 1)  # fmt: skip
         time.sleep(5)  # rank 0 reports it
         self._abort("the ranks are in different collectives\n", 1)
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- ending the job ------------------------------------------------------------------------------------------------
 
     def _die(self, error):
         """End all ranks because of an exception in this one."""
@@ -293,17 +289,17 @@ class World:
     def _abort(self, text, code, at_once=False):
         """Print the text and end all ranks with this exit code. Never returns."""
         if not self._ending.acquire(blocking=False):
-            time.sleep(10)  # another thread of this process is at it
+            time.sleep(10)  # another thread of this process is already aborting
         self.watchdog.announce_exit()
         if self.rank and not at_once:
-            time.sleep(1.0)  # if rank 0 has the same error, it reports it for all
+            time.sleep(1.0)  # if rank 0 has the same error, it reports it for all ranks
         if threading.current_thread() is threading.main_thread():
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
         sender = f"rank {self.rank} of {self.size}, {socket.gethostname()} pid {os.getpid()}"
         with contextlib.suppress(OSError):
             os.write(2, f"[{sender}] {text}".encode())  # one write: lines of ranks do not mix
-        time.sleep(0.2)  # mpirun passes the text on before it is asked to kill
+        time.sleep(0.2)  # mpirun forwards the text before it is asked to kill
         timer = threading.Timer(3, leave_now, [code])  # Abort may return, or hang on a dead network
         timer.daemon = True
         timer.start()
@@ -312,7 +308,7 @@ class World:
 
 
 def _start_mpi(tasks):
-    """The module mpi4py.MPI, whose import meets the other ranks. Exits with one line where they are not `tasks`."""
+    """The module mpi4py.MPI, whose import connects to the other ranks. Exits with one line if they are not `tasks`."""
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # idle ranks of Open MPI give way to busy ones
     timer = exit_unless_started()
     try:

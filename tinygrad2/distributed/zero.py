@@ -1,10 +1,10 @@
-"""ZeRO stage 1: each rank keeps Adam's moments of its own parts of the parameters only, and updates these.
+"""ZeRO stage 1: each rank keeps Adam's moments of its own parts of the parameters only, and updates only these.
 
     gradients   reduce-scatter: each rank has the sum of its own parts
     norm        of all parts, from each rank's sums of squares
     weights     each rank updates its own parts, then all-gather
 
-The same bytes travel as in an all-reduce, and the weights have the same bits; the moments take 1 / size of the memory.
+As many bytes are sent as in an all-reduce, and the weights have the same bits; the moments take 1 / size of the memory.
 Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", SC 2020, section 5.1.
 """
 
@@ -15,15 +15,15 @@ from tinygrad2.optim import NORM_BLOCK, block_square_sums
 
 
 class Shards:
-    """Which rank owns which parts of the flat buffers, (size,) arrays of which each rank keeps (sum of its parts,).
+    """Which rank owns which parts of the flat buffers, (size,) arrays; of the moments a rank keeps only its parts.
 
-    buckets      the slices in which the buffers travel
-    all_reduce   the AllReduce that sums them
-    parts        the slices of this rank: of each bucket the part whose sum it has after the reduce-scatter
+    buckets     the slices in which the buffers are sent
+    algorithm   the AllReduce that sums them
+    parts       the slices of this rank: of each bucket the part whose sum it has after the reduce-scatter
     """
 
-    def __init__(self, buckets, all_reduce, world):
-        self.buckets, self.all_reduce, self.world = buckets, all_reduce, world
+    def __init__(self, buckets, algorithm, world):
+        self.buckets, self.algorithm, self.world = buckets, algorithm, world
         self.size = buckets[-1].stop
         self.parts = self.parts_of(world.rank)
 
@@ -31,7 +31,7 @@ class Shards:
         """The slices of the buffers that a rank owns."""
         parts = []
         for bucket in self.buckets:
-            own = self.all_reduce.part(bucket.stop - bucket.start, rank)
+            own = self.algorithm.part(bucket.stop - bucket.start, rank)
             parts.append(slice(bucket.start + own.start, bucket.start + own.stop))
         return parts
 
@@ -45,14 +45,14 @@ class Shards:
         return self.world.all_gather(sums, "norms of the parts").sum(0)   # each block is zero on all ranks but one
 
     def all_gather(self, data, name):
-        """Each rank has updated its own parts of `data`: overwrite the others with those of their owners."""
+        """After each rank has updated its own parts of `data`: overwrite the others with their owners' values."""
         with self.world.collective(name, f"{self.size} weights"):
             for bucket in self.buckets:
-                self.all_reduce.all_gather(data[bucket])
-            self.all_reduce.wait()
+                self.algorithm.all_gather(data[bucket])
+            self.algorithm.wait()
 
     def gather(self, own, name, out=None):
-        """On rank 0: the array (size,), NumPy, of which each rank has its parts, `own`; None on the others."""
+        """On rank 0: the array (size,), NumPy, of which each rank has its parts, `own`; None on the other ranks."""
         world = self.world
         if world.rank == 0 and out is None:
             out = np.empty(self.size, own.dtype)
@@ -86,7 +86,7 @@ class Shards:
             own.set(host)
 
     def _slices(self, rank):
-        """(slice of the buffers, slice of what the rank keeps) for each part of a rank."""
+        """Yields (slice of the buffers, slice of what the rank keeps) for each part of a rank."""
         end = 0
         for part in self.parts_of(rank):
             yield part, slice(end, end + part.stop - part.start)

@@ -1,9 +1,9 @@
 """Threads: one plan for the whole process, and the small pool that runs our own kernels.
 
 Two kinds of threads do the work: those of NumPy's BLAS (matrix products) and those of `POOL` (our compiled loops).
-They take turns, so both may use all cores; what must not happen is that one kind keeps its cores busy *waiting* while
-the other computes. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable
-below. The pool's threads sleep on a queue.
+They take turns, so both may use all cores; but one kind must not keep its cores busy *waiting* while the other
+computes. OpenBLAS's threads do so by default, for a tenth of a second after each product, hence the variable below. The
+pool's threads sleep on a queue.
 
 Both numbers are set before NumPy is imported, because BLAS starts its threads when it is loaded. This file imports
 nothing that loads NumPy.
@@ -16,7 +16,7 @@ import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _WAIT = "OPENBLAS_THREAD_TIMEOUT"  # an idle BLAS thread goes to sleep after 2^this cycles
-PLANNED = set()  # environment variables set by this process, not by its user: child processes make their own plan
+PLANNED = set()  # environment variables set by this process, not by its user: child processes plan for themselves
 
 
 def available_cores():
@@ -27,12 +27,12 @@ def available_cores():
 
 
 def core_quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
-    """How many cores' worth of time the system grants this process (containers, batch systems); None: no limit."""
+    """CPU time that the system grants this process (containers, batch systems), in cores; None: no limit."""
     quotas = []
     with contextlib.suppress(OSError, ValueError):
         with open(own, encoding="ascii") as file:
             path = next(line.strip()[3:] for line in [*file, "0::/"] if line.startswith("0::"))  # version 2
-        while True:  # the limits of all enclosing groups hold, too
+        while True:  # the limits of all enclosing groups also apply
             with contextlib.suppress(OSError, ValueError):
                 with open(os.path.join(root, path.strip("/"), "cpu.max"), encoding="ascii") as file:
                     quota, period = map(int, file.read().split())
@@ -50,7 +50,7 @@ def core_quota(root="/sys/fs/cgroup", own="/proc/self/cgroup"):
 
 
 def usable_cores(cores=None, ranks=1):
-    """How many of these cores (default: all of this process's) each of `ranks` ranks that share them should use."""
+    """How many of these cores (default: all of this process's) each of the `ranks` that share them should use."""
     share = len(available_cores() if cores is None else cores) // ranks
     quota = core_quota()
     return max(1, share if quota is None else min(share, int(quota / ranks)))
@@ -59,10 +59,10 @@ def usable_cores(cores=None, ranks=1):
 def plan_threads(threads=None, default=None):
     """Decide how many threads BLAS and kernels use; returns that number. Call it before NumPy is imported.
 
-    threads    what the user asked for with a flag: takes precedence
-    default    where neither a flag nor an environment variable sets it; None means all that the system grants
+    threads    the value of the user's flag, which takes precedence, or None
+    default    used if neither a flag nor an environment variable sets it; None: all that the system grants
 
-    Where NumPy is imported already, the number still holds for the pool, but comes too late for BLAS.
+    If NumPy has been imported already, the number still applies to the pool, but not to BLAS.
     """
     PLANNED.update(name for name in (*_COUNTS, _WAIT) if name not in os.environ)
     if threads is None:
@@ -84,51 +84,50 @@ def threads_flag(argv):
         name, _, value = word.partition("=")
         if name == "--threads":
             value = value or (argv[i + 1] if i + 1 < len(argv) else "")
-            return int(value) if value.isdigit() and int(value) else None  # the parser refuses other values later
+            return int(value) if value.isdigit() and int(value) else None  # the parser rejects other values later
     return None
 
 
-_here = threading.local()  # is_part: this thread is working on a part of a split
+_thread = threading.local()  # is_part: this thread is working on a part of a split
 
 
 class Pool:
     """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run in parallel."""
 
     def __init__(self):
-        self.threads = None  # the calling one counted; None: not decided yet
+        self.threads = None  # including the calling one; None: not planned yet
         self._workers = []
         self._busy = threading.Lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
     def resize(self, threads):
-        """Use this number of threads from now on, the calling one counted."""
+        """Use this number of threads from now on, including the calling one."""
         self.threads = threads
 
     def split(self, function, n, *args, grain=1):
         """Call function(lo, hi, *args) on parts of range(n), in parallel; returns when all are done.
 
-        A part has at least `grain` items (work of less than some 50 us is done sooner by the calling thread alone).
-        The parts depend on n, grain and the number of threads only, never on who was quick.
-        Raises what a part raises.
+        A part has at least `grain` items (the calling thread alone is faster for work of less than about 50 us). The
+        parts depend on n, grain and the number of threads only, never on timing. Raises what a part raises.
         """
         if self.threads is None:
             plan_threads()
         parts = min(self.threads, max(1, n // grain))
-        if parts == 1 or getattr(_here, "is_part", False):  # a nested split runs in its own thread
+        if parts == 1 or getattr(_thread, "is_part", False):  # a nested split runs in its own thread
             function(0, n, *args)
             return
-        with self._busy:  # one job at a time, also where the user has started threads
-            _here.is_part = True
+        with self._busy:  # one job at a time, even if the user has started threads
+            _thread.is_part = True
             try:
                 self._split(parts, function, n, args)
             finally:
-                _here.is_part = False
+                _thread.is_part = False
 
     def _split(self, parts, function, n, args):
         while len(self._workers) < parts - 1:
             self._workers.append(_Worker())
-        done = queue.SimpleQueue()  # of this job only: one interrupted by Ctrl-C leaves no results to later ones
+        done = queue.SimpleQueue()  # of this job only: one interrupted by Ctrl-C leaves no results to later jobs
         for i, worker in enumerate(self._workers[: parts - 1]):
             worker.jobs.put((function, n * i // parts, n * (i + 1) // parts, args, done))
         error = None
@@ -154,7 +153,7 @@ class _Worker:
         threading.Thread(target=self._loop, name="tinygrad2 kernels", daemon=True).start()
 
     def _loop(self):
-        _here.is_part = True
+        _thread.is_part = True
         while True:
             function, lo, hi, args, done = self.jobs.get()
             error = None
@@ -171,5 +170,5 @@ POOL = Pool()
 
 
 def planned_threads():
-    """Threads that the plan grants this process, or all usable cores if nothing has been planned."""
+    """Number of threads planned for this process, or of all usable cores if nothing has been planned."""
     return POOL.threads or usable_cores()
