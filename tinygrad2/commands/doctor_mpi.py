@@ -12,7 +12,7 @@ By itself it starts 2 and 4 ranks on this host. Under mpirun it measures the ran
                   and adding:
                   2 log2(P) latency + (P - 1) / P n (2 / bandwidth + 1 / adding)
 
-Between neighbours (rank r and r xor 1: with several ranks per host, the same host) and, where there are several hosts,
+Between neighbours (rank r and r xor 1: with several ranks per host, the same host) and, if there are several hosts,
 between ranks of different ones.
 """
 
@@ -36,7 +36,7 @@ _COUNTS = 2, 4  # ranks
 
 
 def main(as_json):
-    """Exit code 0 where everything could be measured."""
+    """Exit code 0 if everything could be measured."""
     if ranks_started() > 1:
         world = World.join(1)
         world.run(lambda: _probe(world, as_json))
@@ -96,7 +96,7 @@ def _between(world, distance):
             begin = time.perf_counter()
             if partner < world.size:
                 start = i * n % (len(values) - n)
-                world.transport.exchange(values[start : start + n], partner, arrived[:n])
+                world.transport.sendrecv(values[start : start + n], partner, arrived[:n])
             times.append(time.perf_counter() - begin)
         return times
 
