@@ -1,4 +1,4 @@
-"""What every kernel must fulfil, as functions: test_ops.py runs them over all kernels."""
+"""The requirements of every kernel, as functions: test_ops.py runs them over all kernels."""
 
 import numpy as np
 
@@ -50,15 +50,15 @@ def cotangent(out):
 
 
 def error(got, exact, size=0.0):
-    """The largest difference, relative to the largest exact value, or to `size` where that is larger."""
+    """The largest difference, relative to the largest exact value, or to `size` if that is larger."""
     got, exact = np.asarray(got, np.float64), np.asarray(exact, np.float64)
     return float(np.abs(got - exact).max(initial=0.0) / max(1e-30, size, np.abs(exact).max(initial=0.0)))
 
 
 def check_parity(kernel, op, sample):
-    """A kernel's float32 errors against float64 are at most twice the reference's own (or a few ulps, where that is 0).
+    """A kernel's float32 errors against float64 are at most twice the reference's own (or a few ulps, if that is 0).
 
-    A result that is zero but for rounding (everything cancels) is measured by the largest input value.
+    A result that is zero except for rounding (everything cancels) is measured by the largest input value.
     """
     arrays = sample.arrays(np.float32)
     if not kernel.supports(*arrays):
@@ -81,7 +81,7 @@ def check_parity(kernel, op, sample):
 def check_contract(kernel, op, sample):
     """The kernel's forward with the reference's backward, and the other way round, compute what the reference computes.
 
-    Only checked where the kernel saves what the reference saves; one that saves something else overrides both methods.
+    Only checked if the kernel saves what the reference saves; one that saves something else overrides both methods.
     """
     arrays = sample.arrays(np.float32)
     if not kernel.supports(*arrays) or {"forward", "backward"} <= set(vars(kernel)):

@@ -234,7 +234,7 @@ def test_importing_the_package_loads_nothing():
 
 
 def code_lines(path):
-    """Lines that hold code: no blank ones, no comments, no docstrings."""
+    """Lines that contain code: no blank ones, no comments, no docstrings."""
     text = path.read_text(encoding="utf-8")
     lines = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

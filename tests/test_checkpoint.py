@@ -59,7 +59,7 @@ def test_death_at_every_call_to_the_system_loses_nothing(folder):
     assert int(result.stdout) > 30  # so many deaths
 
 
-def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
+def test_a_full_disk_is_reported_and_changes_nothing(folder, monkeypatch):
     import builtins
 
     really_open = builtins.open
@@ -99,7 +99,7 @@ def test_a_full_disk_is_said_and_changes_nothing(folder, monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid(), reason="only root can make a small disk")
 @pytest.mark.slow
-def test_a_training_on_a_disk_that_fills_up_goes_on_and_says_so(tmp_path):
+def test_a_training_on_a_disk_that_fills_up_continues_and_reports_it(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", small], capture_output=True).returncode:
@@ -173,7 +173,7 @@ def test_what_a_killed_process_left_half_done_is_swept_away(folder):
     assert sorted(os.listdir(folder)) == ["step_00000001", "step_00000002"]
 
 
-def test_the_writer_works_beside_and_tells_what_went_wrong(folder, monkeypatch):
+def test_the_writer_works_in_parallel_and_reports_failures(folder, monkeypatch):
     said = []
     writer = CheckpointWriter(folder, keep=2)
     for step in (3, 4, 5):

@@ -106,7 +106,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("name", slow_but(("determinism",), SPOILT))
-def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
+def test_verify_fails_if_the_training_is_wrong(run, tmp_path, name):
     """The training script in question is another one, with a fault of the kind that the property is about."""
     if name == "ranks" and not have_mpi():
         pytest.skip("there is no mpirun, or no mpi4py")
@@ -125,7 +125,7 @@ def test_verify_fails_where_the_training_is_spoilt(run, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["kernels", "gradients"])
-def test_verify_fails_where_an_op_is_wrong(run, name, monkeypatch, capsys):
+def test_verify_fails_if_an_op_is_wrong(run, name, monkeypatch, capsys):
     import ops  # noqa: F401
     from tinygrad2.commands import verify
     from tinygrad2.dispatch import KERNELS, OPS
@@ -179,7 +179,7 @@ def test_doctor_checks_everything_for_real(tmp_path):
         ("numba/__init__.py", "raise RuntimeError('wrong LLVM')", "kernels", "wrong LLVM", "numba"),
     ],
 )
-def test_doctor_names_what_is_broken_and_the_command_that_mends_it(tmp_path, module, content, check, says, remedy):
+def test_doctor_names_what_is_broken_and_the_command_that_fixes_it(tmp_path, module, content, check, says, remedy):
     (tmp_path / module).parent.mkdir(exist_ok=True)
     (tmp_path / module).write_text(content)
     result = command("doctor", "--json", cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
@@ -330,7 +330,7 @@ def test_a_jump_is_an_outlier_and_a_trend_is_none():
     assert Outliers([1.0] * WINDOW).z_score(2.0) == 0.0
 
 
-def test_a_jump_in_the_loss_is_told(tmp_path):
+def test_a_jump_in_the_loss_is_reported(tmp_path):
     """The learning rate is so high that the loss jumps now and then; the threshold is low."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     printed = train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 2").stdout
@@ -340,7 +340,7 @@ def test_a_jump_in_the_loss_is_told(tmp_path):
     assert "standard deviations" not in train(tmp_path, "--steps 200 --lr 0.3 --outlier-z 0").stdout
 
 
-def test_doctor_runs_where_numpy_is_not():
+def test_doctor_runs_without_numpy():
     script = "import sys\nsys.modules['numpy'] = None\nfrom tinygrad2.__main__ import main\nsys.exit(main(['doctor']))"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1 and re.search(r"^FAIL +numpy", result.stdout, re.MULTILINE), result.stderr

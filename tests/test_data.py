@@ -20,7 +20,7 @@ TOKENS = np.arange(1000, dtype=np.int32)
 
 
 def positions(loader, n):
-    """The places of the first n batches."""
+    """The positions of the first n batches."""
     places = [(0, 0)]
     for _ in range(n - 1):
         places.append(loader.after(places[-1]))
@@ -103,7 +103,7 @@ def test_micro_batches_are_the_batch_in_pieces_with_their_row_numbers(rows):
     assert np.array_equal(np.concatenate([x for _, x, _ in pieces]), loader.batch((0, 16))[0])
 
 
-def test_the_place_counts_windows_and_epochs():
+def test_the_position_counts_windows_and_epochs():
     loader = DataLoader(TOKENS, 60, 5)
     assert positions(loader, 5) == [(0, 0), (0, 60), (0, 120), (0, 180), (1, 40)]
     assert DataLoader(TOKENS, 500, 5).after((0, 0)) == (2, 100)  # a batch of two epochs and a half
@@ -248,7 +248,7 @@ def test_the_first_step_has_the_length_of_the_learning_rate():
     assert np.allclose(np.abs(flat.data - before), 0.01, rtol=1e-4)
 
 
-def test_clipping_scales_the_whole_gradient_to_the_norm():
+def test_clipping_scales_the_complete_gradient_to_the_norm():
     grad = np.array([3.0, 4.0], np.float32)
     norm = grad_norm(grad)
     assert norm == 5 and np.linalg.norm(grad * clip_scale(norm, 1.0)) == pytest.approx(1, rel=1e-5)

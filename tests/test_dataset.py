@@ -1,4 +1,4 @@
-"""What --data may be: texts, tokenized once and never wrongly believed; token files in the folders people have."""
+"""What --data may be: texts, tokenized once, and again if they have changed; token files in the folders people have."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def test_a_text_is_its_documents_with_ends_and_the_second_time_it_is_only_opened
     assert np.array_equal(ids_of(again.train), ids_of(data.train)) and again.fingerprint == data.fingerprint
 
 
-def test_a_text_that_has_changed_is_tokenized_anew_one_that_was_touched_is_not(text, monkeypatch):
+def test_a_text_that_has_changed_is_tokenized_again_one_that_was_touched_is_not(text, monkeypatch):
     before = opened(text)
     os.utime(text, ns=(1, 1))
     calls = []
@@ -71,7 +71,7 @@ def test_a_text_that_has_changed_is_tokenized_anew_one_that_was_touched_is_not(t
     assert np.array_equal(ids_of(after.train), encode_documents(split_documents(changed), after.tokenizer))
 
 
-def test_each_tokenizer_has_tokens_of_its_own(text, tmp_path):
+def test_each_tokenizer_has_its_own_tokens(text, tmp_path):
     small, large = opened(text, vocab_size=270), opened(text, vocab_size=290)
     Tokenizer.train(b"sat sat sat", 260).save(tmp_path / "t.json")
     given = opened(text, tokenizer=tmp_path / "t.json")
@@ -81,7 +81,7 @@ def test_each_tokenizer_has_tokens_of_its_own(text, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["shard", "half a shard", "record", "tokenizer"])
-def test_damaged_tokens_are_made_anew(text, damage):
+def test_damaged_tokens_are_made_again(text, damage):
     before = opened(text)
     cache = text.parent / ".tinygrad2"
     (shard,) = cache.glob("*/tokens_000000.bin")
@@ -92,7 +92,7 @@ def test_damaged_tokens_are_made_anew(text, damage):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_blocks_cut_anywhere_give_the_same_ids(seed, tmp_path, monkeypatch):
+def test_blocks_cut_anywhere_return_the_same_ids(seed, tmp_path, monkeypatch):
     """Small blocks and shards on texts with every kind of border: marks, line breaks, long words, no spaces at all."""
     rng = random.Random(seed)
     parts = ["<|endoftext|>", "\n", "\r\n", " ", "word", " some more words", "x" * 30, "<|endof", "é日本", ". ", "\t"]
@@ -107,7 +107,7 @@ def test_blocks_cut_anywhere_give_the_same_ids(seed, tmp_path, monkeypatch):
     assert np.array_equal(found, encode_documents(split_documents(raw), tokenizer))
 
 
-def test_work_that_was_interrupted_goes_on_behind_the_last_shard(text, monkeypatch):
+def test_interrupted_work_continues_after_the_last_shard(text, monkeypatch):
     monkeypatch.setattr(text_cache, "BLOCK", 100)
     monkeypatch.setattr(text_cache, "SHARD", 50)
     whole = encode_documents(split_documents(text.read_bytes()), Tokenizer([]))
@@ -227,7 +227,7 @@ def test_pairs_and_shards_are_found_in_nested_folders_and_chosen_by_name(tmp_pat
     assert len(opened(tmp_path / "edu" / "*train*.npy", vocab_size=50257).train) == 10_000
 
 
-def test_a_tokenizer_beside_the_tokens_is_used_and_must_fit(tmp_path):
+def test_a_tokenizer_next_to_the_tokens_is_used_and_must_fit(tmp_path):
     write(tmp_path / "train.bin", "llm.c", IDS % 260)
     tokenizer = Tokenizer.train("the the the cat cat", 260)
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -293,7 +293,7 @@ def test_character_tokenizers_that_cannot_be_are_refused(change, says):
         tokenizer_from_json(json.dumps(fields), "here")
 
 
-def test_tokenizer_files_are_told_apart_by_content(tmp_path):
+def test_tokenizer_files_are_recognized_by_content(tmp_path):
     for content, encoded in ((CharTokenizer("abc").to_json(), [0, 1]), (Tokenizer([(64, 65)]).to_json(), [256]),
                              ("#version: 0.2\na b\n", [256]), ("a b\nab c\n", [256])):  # fmt: skip
         (tmp_path / "t").write_text(content)

@@ -1,4 +1,4 @@
-"""Writing text with a cache and with int8 weights."""
+"""Generating text with a cache and with int8 weights."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_cached_equals_uncached_token_for_token(prompt, mode):
 
 
 @pytest.mark.parametrize("cuts", [[12], [1] * 12, [5, 1, 6], [1, 11]], ids=str)
-def test_a_text_in_pieces_gives_the_same_as_at_once(cuts, mode):
+def test_a_text_in_pieces_returns_the_same_as_at_once(cuts, mode):
     model = tiny(scale=5.0)
     x = tokens(B=3)
     with no_grad():

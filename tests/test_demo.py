@@ -1,4 +1,4 @@
-"""The promise of the README, kept: `make train` gives a model that writes grammatical little stories."""
+"""What the README promises: `make train` results in a model that writes short grammatical stories."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the training of `make train` has run, with nothing changed but the place of its files."""
+    """A folder in which the training of `make train` has run; only the paths of its files differ."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, ROOT / "train_gpt2.py", "--seed", "1337", "--metrics", "run.jsonl"]
     subprocess.run(list(map(str, command)), cwd=folder, check=True, capture_output=True, timeout=1200)

@@ -1,4 +1,4 @@
-"""Scores of given tokens, HellaSwag, perplexity, and `python -m tinygrad2 eval` as its user meets it."""
+"""Scores of given tokens, HellaSwag, perplexity, and `python -m tinygrad2 eval` as users run it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""--init-from: a training that begins with a model of anybody's, and says what it was worth before and after."""
+"""--init-from: a training that starts from any supported model and reports its loss before and after."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_tells_the_loss_and_the_same_beginnings_before_and_after(folder):
+def test_it_prints_the_loss_and_the_same_samples_before_and_after(folder):
     result = finetune(folder, "--init-from", "own.bin")
     assert result.returncode == 0, result.stderr
     printed = result.stdout
@@ -152,7 +152,7 @@ def test_a_model_without_tokenizer_needs_one_for_text_but_not_for_tokens(folder)
     for name in ("vocab.json", "merges.txt"):
         shutil.move(folder / "llmc" / name, folder / name)
     result = finetune(folder, "--init-from", "llmc/model.bin")
-    assert result.returncode == 2 and "give it with --tokenizer" in result.stderr
+    assert result.returncode == 2 and "specify it with --tokenizer" in result.stderr
     result = finetune(folder, "--init-from", "llmc/model.bin", "--tokenizer", "merges.txt")
     assert result.returncode == 0, result.stderr
     with_text = losses(folder)

@@ -1,4 +1,4 @@
-"""Every reader of files, given damaged ones: one clear line, or the content that was written; nothing else, ever."""
+"""Every reader of files on damaged ones: one clear error line, or the content that was written; never anything else."""
 
 import json
 import os

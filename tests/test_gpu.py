@@ -1,4 +1,4 @@
-"""The same ops and the same training on a real GPU, where CuPy finds one."""
+"""The same ops and the same training on a real GPU, if CuPy finds one."""
 
 import contextlib
 

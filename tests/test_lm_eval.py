@@ -1,4 +1,4 @@
-"""The adapter for lm-evaluation-harness: its answers to requests, and the harness itself where it is installed."""
+"""The adapter for lm-evaluation-harness: its answers to requests, and the harness itself if it is installed."""
 
 import importlib.util
 import json
@@ -207,7 +207,7 @@ TASKS = {
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-    """A folder with three tasks on 30 local questions, and a model; the harness may not look at the network."""
+    """A folder with three tasks on 30 local questions, and a model; the harness must not use the network."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm_eval)")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

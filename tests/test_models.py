@@ -429,7 +429,7 @@ def test_masks_depend_on_the_sequence_not_on_how_the_batch_is_cut():
     assert np.allclose(full.numpy()[2:], half.numpy(), atol=1e-5)
 
 
-def test_masks_of_every_layer_are_cut_from_the_same_whole():
+def test_masks_of_a_part_are_a_part_of_the_masks():
     """Rows 2 and 3 alone have, bit for bit, the masks of rows 2 and 3 of the batch."""
     shape = (4, 2, 6, 6)
     model = tiny(dropout=0.3)

@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt and torch.save's files: read exactly, written so that PyTorch reads them, never obeyed."""
+"""nanoGPT's ckpt.pt and torch.save's files: read exactly, written as PyTorch reads them, never executed."""
 
 import fractions
 import os
@@ -19,7 +19,8 @@ from tinygrad2.interop.nanogpt import read_nanogpt, shapes_of, write_nanogpt
 from tinygrad2.io import zip_archive
 from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import LazyTensor
-from tinygrad2.io.torch_pickle import UnknownName, _Machine, read_torch_file
+from tinygrad2.io.pickle_machine import run_pickle
+from tinygrad2.io.torch_pickle import UnknownName, read_torch_file
 
 CONFIG = dict(
     block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=4, dropout=0.1, bias=True, tied_head=True,
@@ -309,7 +310,7 @@ def test_what_nanogpt_cannot_compute_is_not_written(tmp_path):
     assert len(notes) == 1 and "tanh" in notes[0] and "\n" not in notes[0]
 
 
-def test_writing_holds_little_beside_the_source(tmp_path):
+def test_writing_needs_little_memory_besides_the_source(tmp_path):
     config = CONFIG | dict(vocab_size=20_000, n_embd=128, n_layer=1)
     tensors = model(config)
     tracemalloc.start()
@@ -364,7 +365,7 @@ REFUSED = object()
 
 
 def pickle_value(tmp_path, steps):
-    """The value that a pickle of these steps gives, or REFUSED."""
+    """The value of a pickle of these steps, or REFUSED."""
     path = zip_of(tmp_path / "a.pt", b"\x80\x02" + steps + b".", [SIX.tobytes()])
     try:
         return read_torch_file(path)
@@ -599,7 +600,7 @@ def test_keys_that_share_a_hash_are_refused_before_they_cost_time():
     keys = [((i + 1) * prime).to_bytes(12, "little") for i in range(200_000)]
     program = b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in keys) + b"u."
     with pytest.raises(CorruptFile, match="as a key"):
-        _Machine(program).run()
+        run_pickle(program)
     assert time.monotonic() - begin < 10
 
 

@@ -1,4 +1,4 @@
-"""The first value that is not finite is named: op, direction, layer; and a dump brings it back."""
+"""The first value that is not finite is named: op, direction, layer; and a dump reproduces it."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_a_bad_parameter_is_named_before_anything_is_computed():
         NonFiniteObserver(model).check_parameters(model)
 
 
-def test_a_diverging_training_stops_with_the_place_a_dump_and_its_checkpoint(tmp_path):
+def test_a_diverging_training_stops_with_the_location_a_dump_and_its_checkpoint(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     flags = "--steps 50 --lr 1e30 --warmup-steps 0 --grad-clip 0 --checkpoint-every 1 --eval-every 0 --sample-every 0"
     result = train(tmp_path, flags)
@@ -137,8 +137,8 @@ def test_a_gradient_too_large_to_be_squared_is_called_that(tmp_path):
     assert result.returncode == 2 and "Each value of the gradient is finite, but they are so large" in result.stderr
 
 
-def test_what_is_finite_when_computed_again_is_said(tmp_path):
-    """A step whose loss is spoilt outside of any op."""
+def test_what_is_finite_when_computed_again_is_reported(tmp_path):
+    """A step whose loss becomes NaN outside any op."""
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     (tmp_path / "spoilt.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\n"

@@ -30,7 +30,7 @@ def run(command, folder, timeout=600, **environment):
 
 
 def install(command, folder):
-    """Run a command that needs the package index; skips the test where that cannot be reached."""
+    """Run a command that needs the package index; skips the test if that cannot be reached."""
     result = run(command, folder)
     if result.returncode and "No matching distribution found" in result.stdout + result.stderr:
         pytest.skip("the package index cannot be reached")
@@ -125,7 +125,7 @@ def installed(distributions, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_packages_and_what_they_read(distributions):
+def test_the_wheel_contains_the_packages_and_what_they_read(distributions):
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     for package in ("tinygrad2", "ops", "models"):
         for path in (ROOT / package).rglob("*"):
@@ -167,7 +167,7 @@ print(open(bundled("dummy_data.txt")).read(4), data_folder("gpt2"), adapt_hint('
 
 
 @pytest.mark.slow
-def test_the_source_distribution_passes_tests_of_its_own(distributions, tmp_path):
+def test_the_source_distribution_passes_its_own_tests(distributions, tmp_path):
     with tarfile.open(distributions[0]) as archive:
         archive.extractall(tmp_path)
     (source,) = tmp_path.iterdir()

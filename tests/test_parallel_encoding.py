@@ -1,4 +1,4 @@
-"""Documents to one stream of ids: any number of processes gives the same, and none is left behind."""
+"""Documents to one stream of ids: any number of processes returns the same ids, and none is left running."""
 
 import os
 import random
@@ -46,7 +46,7 @@ def by_hand(documents):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_processes_gives_the_same_ids(workers, small_shares):
+def test_any_number_of_processes_returns_the_same_ids(workers, small_shares):
     for documents in (some_documents(), [PROSE * 50], [b""] * 500 + [b"a"] * 500, [b""], []):
         assert encode_stream(documents, TOKENIZER, workers).tolist() == by_hand(documents)
 
@@ -123,7 +123,7 @@ def test_a_worker_that_dies_is_one_clear_error(code, reason, small_shares, monke
 
 
 def test_ctrl_c_ends_the_workers_too():
-    """The workers here hang; each tells its number through a file that the parent prints."""
+    """The workers here hang; each writes its process number into a file that the parent prints."""
     script = f"""
 import os, sys
 from tinygrad2.tokenizers import parallel

@@ -1,4 +1,4 @@
-"""The prepare scripts: whole files or none, whatever the server does; interrupted work comes to the same bytes."""
+"""The prepare scripts: complete files or none, whatever the server does; interrupted work ends with the same bytes."""
 
 import hashlib
 import http.server
@@ -27,7 +27,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves {path: bytes}; `behave` says how: what it does wrong, and how often."""
+    """Serves {path: bytes}; `behave` defines how: what it does wrong, and how often."""
 
     daemon_threads = True
 
@@ -102,7 +102,7 @@ def test_a_server_that_always_breaks_ends_in_one_line_and_the_next_run_goes_on(s
     assert server.asked[-1][1] == "bytes=50000-"
 
 
-def test_without_ranges_or_with_another_file_it_begins_anew(server, tmp_path):
+def test_without_ranges_or_with_another_file_it_starts_again(server, tmp_path):
     server.cut_after, server.ranges = [100_000], False
     get(server, tmp_path, sha256=SHA256)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT

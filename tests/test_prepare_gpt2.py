@@ -1,7 +1,7 @@
 """data/gpt2/prepare.py and data/hellaswag/prepare.py: the pinned files or none, whatever server and network do.
 
-The real files are large: the script's tables are replaced by those of a very small model, but for where they are held
-against the real tokenizer.
+The real files are large: the script's tables are replaced by those of a very small model, except in the
+tests with the real tokenizer.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_everything_is_fetched_looked_at_and_not_fetched_again(hub, capsys):
+def test_everything_is_fetched_checked_and_not_fetched_again(hub, capsys):
     assert hub.run() == 0
     assert content(hub.folder) == FILES
     assert [path for path, _ in hub.server.asked] == [hub.place(name) for name in FILES]
@@ -184,7 +184,7 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(hub):
     ("model.safetensors", safetensors({"wte.weight": [500, 8]}), "there is no h.0.attn.c_proj.weight of \\[8, 8\\]"),
     ("model.safetensors", safetensors({"wte.weight": [50, 8]}), "there is no wte.weight of \\[500, 8\\]"),
 ])  # fmt: skip
-def test_what_is_fetched_is_looked_at(hub, name, data, says):
+def test_what_is_fetched_is_checked(hub, name, data, says):
     files = FILES | {name: data}
     hub.pin(files)
     hub.put(files)
@@ -237,7 +237,7 @@ def test_the_pinned_tokenizer_is_openai_s():
     assert tokenizer["merges.txt"][1] == download.GPT2_MERGES_SHA256
 
 
-def test_the_tables_are_whole():
+def test_the_tables_are_complete():
     script = load("gpt2")
     assert set(script.SIZES) == set(script.REVISIONS) == set(script.WEIGHTS)
     for model, files in script.WEIGHTS.items():

@@ -1,4 +1,4 @@
-"""What README.md and docs/ show is true: Python runs and prints what it says, commands and files exist."""
+"""What README.md and docs/ show is true: Python examples run and print what they show, commands and files exist."""
 
 import pathlib
 import re

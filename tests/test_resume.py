@@ -148,8 +148,8 @@ def test_many_kills(folder, tmp_path, kills):
 
 def kill_until_done(folder, most, rng, *flags):
     """Start with --resume again and again; the first `most` starts are killed at a random moment. After each kill every
-    checkpoint that bears a name must be whole, and the newest one never older than before. Then let it come to its end.
-    Gives the step that had been reached when the last kill came.
+    checkpoint that has its final name must be intact, and the newest one never older than before. Then let it finish.
+    Returns the step that had been reached when the last kill came.
     """
     newest = ""
     for kill in range(most):
@@ -172,7 +172,7 @@ def kill_until_done(folder, most, rng, *flags):
 
 
 def watch_steps(lines, most):
-    """Read what a training prints until it has said `most` steps, or its end; gives the seconds the last step took."""
+    """Read what a training prints up to step `most` or its end; returns the seconds of the last step."""
     times = [time.monotonic()]
     for line in lines:
         if line.startswith((b"step", b"trained")):

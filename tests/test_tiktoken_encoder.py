@@ -1,4 +1,4 @@
-"""tiktoken, where it is installed, gives the same ids as ours, or is not asked."""
+"""tiktoken, if it is installed, returns the same ids as ours, or is not used."""
 
 import random
 from array import array

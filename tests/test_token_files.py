@@ -1,4 +1,4 @@
-"""Token files of every kind: read exactly, told apart, refused when they are not whole; in bounded memory."""
+"""Token files of every kind: read exactly, recognized by content, refused if incomplete; in bounded memory."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ KINDS = ("llm.c", "llm.c, llama-3", "llm.c, legacy", "nanoGPT", "npy")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_told_by_its_content_and_read_exactly(tmp_path, kind):
+def test_every_kind_is_recognized_by_content_and_read_exactly(tmp_path, kind):
     file = TokenFile(write(tmp_path / "x.bin", kind))
     assert (file.kind, file.n) == (kind, 5000)
     assert np.array_equal(file.read(0, 5000), IDS) and np.array_equal(file.read(4000, 4003), IDS[4000:4003])
@@ -84,7 +84,7 @@ def test_npy_of_other_shapes_and_types(tmp_path):
     "content, says",
     [
         (b"", "it contains no ids"),
-        (b"abc", "3 bytes are not a whole number of ids"),
+        (b"abc", "3 bytes are not a multiple of 2"),
         (header(20240520, 1, 10), "its header says 10 ids, but it is 1,024 bytes long instead of 1,044"),
         (header(20240520, 1, 2**31 - 1) + bytes(20), "says 2,147,483,647 ids"),
         (header(20240520, 1, -5) + bytes(20), "says -5 ids"),
@@ -98,7 +98,7 @@ def test_npy_of_other_shapes_and_types(tmp_path):
         (b"\x93NUMPY\x09\x00", "npy header is damaged"),
     ],
 )
-def test_what_is_not_whole_is_refused_in_one_line(tmp_path, content, says):
+def test_incomplete_files_are_refused_in_one_line(tmp_path, content, says):
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(UserError) as error:
         TokenFile(tmp_path / "x.bin")
@@ -147,7 +147,7 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path):
         negative.read([0], 3)
 
 
-def test_a_fingerprint_tells_streams_apart(tmp_path):
+def test_fingerprints_of_different_streams_differ(tmp_path):
     stream = stream_of(tmp_path, [400, 600])
     prints = {stream.fingerprint(), stream.part(0, 900).fingerprint(), stream.part(1, 901).fingerprint()}
     raw = bytearray((tmp_path / "1.bin").read_bytes())

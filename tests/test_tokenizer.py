@@ -19,7 +19,7 @@ from tinygrad2.tokenizers.pretokenizer import WORDS, count_chunks, split, word_b
 from tinygrad2.tokenizers.streaming import StreamDecoder
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, PATTERN, Tokenizer, TokenizerError
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"  # beside the repository, only where it is developed
+DATA = Path(__file__).parents[1].parent / "shared" / "data"  # next to the repository, only where it is developed
 
 PROSE = "She sells sea shells by the sea shore; the shells she sells are sea shells, I'm sure. " * 3
 AWKWARD = (
@@ -32,7 +32,7 @@ TEXTS = ["", "a", " ", "ab" * 40, "aaaaa aaa aaaa aa a", "abc bca cab abc bca ca
 def shared_file(name):
     path = DATA / name
     if not path.exists():
-        pytest.skip(f"needs {name} in a folder shared/data beside the repository (a file of OpenAI's or Karpathy's)")
+        pytest.skip(f"needs {name} in a folder shared/data next to the repository (a file of OpenAI's or Karpathy's)")
     return path
 
 
@@ -119,7 +119,7 @@ def test_gpt2_vocabulary_is_openais(gpt2):
     assert {symbol: id for id, symbol in enumerate([*symbols, END_OF_TEXT])} == expected
 
 
-def test_gpt2_on_a_whole_book(gpt2, shakespeare):
+def test_gpt2_on_a_complete_book(gpt2, shakespeare):
     ids = gpt2.encode(shakespeare)
     assert len(ids) == 338_025
     assert gpt2.decode(ids) == shakespeare
@@ -303,7 +303,7 @@ def test_bytes_of_a_text_encode_like_the_text(small):
 
 def test_lone_surrogates_become_the_replacement_character(small):
     assert small.decode(small.encode("a\ud800b\udcff")) == "a\ufffdb\ufffd"
-    assert small.decode(small.encode("\ud83d\ude42")) == "🙂"  # two halves side by side are a whole
+    assert small.decode(small.encode("\ud83d\ude42")) == "🙂"  # two halves side by side make one character
 
 
 def test_special_token(small):
@@ -359,7 +359,7 @@ def test_stream_never_splits_a_character():
     assert stream.feed(tok.encode("a")[0]) == "a"  # nothing is left over for the next text
 
 
-def test_stream_gives_what_decode_gives(small):
+def test_stream_returns_what_decode_returns(small):
     rng = random.Random(6)
     for _ in range(200):
         ids = rng.choices(range(small.n_vocab), k=30)
@@ -386,7 +386,7 @@ def test_save_and_load(small, tmp_path):
     assert_same(Tokenizer.load(path), small)
     assert_same(Tokenizer.load(str(path)), small)
     assert_same(Tokenizer.from_json(small.to_json()), small)
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]  # no temporary file stays behind
+    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]  # no temporary file is left
     assert json.loads(path.read_text())["special"] == {END_OF_TEXT: small.eot}
 
 

@@ -1,4 +1,4 @@
-"""Tokenizer files of others, in and out: the same ids as tiktoken and Hugging Face, and no damaged file believed."""
+"""Tokenizer files of others, in and out: the same ids as tiktoken and Hugging Face, and damaged files are refused."""
 
 import base64
 import doctest
@@ -24,7 +24,7 @@ from tinygrad2.tokenizers.parallel import encode_stream
 from tinygrad2.tokenizers.pretokenizer import PATTERN, as_text
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, ID_TO_SYMBOL, Tokenizer, TokenizerError
 
-DATA = Path(__file__).parents[2] / "shared" / "data"  # beside the repository, only where it is developed
+DATA = Path(__file__).parents[2] / "shared" / "data"  # next to the repository, only where it is developed
 PROSE = "She sells sea shells by the sea shore; the shells she sells are sea shells, I'm sure. 日本語。\n" * 5
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2002\u2003\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_WHITE = "\x00\x1b\x1c\x1d\x1e\x1f\x7f\u200b\u200d\ufeff\u00ad"
@@ -61,7 +61,7 @@ def nasty_strings(n, seed=0):
 @pytest.fixture(scope="module")
 def gpt2():
     if not (DATA / "vocab.bpe").exists():
-        pytest.skip("needs OpenAI's vocab.bpe and encoder.json in a folder shared/data beside the repository")
+        pytest.skip("needs OpenAI's vocab.bpe and encoder.json in a folder shared/data next to the repository")
     return load_tokenizer(DATA / "vocab.bpe")
 
 
@@ -203,7 +203,7 @@ def test_what_hugging_face_trains_loads_and_gives_equal_ids(special, tmp_path):
     assert_same(load_tokenizer(tmp_path / "vocab.json"), tok)
 
 
-def test_any_merges_give_what_hugging_face_gives():
+def test_any_merges_return_what_hugging_face_returns():
     """Several merges make the same token here, or use one that a later merge makes."""
     library = peer("tokenizers")
     rng, mapped, twice = random.Random(5), 0, 0
@@ -615,7 +615,7 @@ def mutate(data, rng):
 
 @pytest.mark.parametrize("kind", ["hf", "pair", "merges", "own", "tiktoken", "llmc"])
 def test_damage_by_chance(kind, ours, mapped, tmp_path):
-    """It is refused in one line, or gives a tokenizer that works; nothing takes long."""
+    """It is refused in one line, or results in a tokenizer that works; nothing takes long."""
     write_tokenizer(mapped, tmp_path, "hf")
     write_tokenizer(ours, tmp_path / "tiktoken", "tiktoken")
     write_tokenizer(ours, tmp_path / "llmc", "llmc")

@@ -53,7 +53,7 @@ def folder(tmp_path):
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-def test_a_training_tells_what_it_does(trained):
+def test_a_training_prints_what_it_does(trained):
     printed = (trained / "printed.txt").read_text(encoding="utf-8")
     config = json.loads((trained / "run" / "config.json").read_text())
     assert config["training"]["seed"] == 1337 and config["training"]["lr"] == 1e-2 and config["model"]["n_embd"] == 32
@@ -120,7 +120,7 @@ def test_micro_batches_do_not_change_what_is_learned(folder):
     assert np.abs(np.array(curves) - curves[0]).max() < 1e-5
 
 
-def test_a_text_shorter_than_a_batch_is_padded_and_that_is_said(folder):
+def test_a_text_shorter_than_a_batch_is_padded_and_that_is_printed(folder):
     (folder / "text.txt").write_text("Hello, world!")
     result = train(folder, "--steps 2")
     assert result.returncode == 0 and "padded by repeating it" in result.stdout
@@ -131,7 +131,7 @@ def test_any_bytes_are_a_text(folder):
     assert train(folder, "--steps 2").returncode == 0
 
 
-def test_a_tokenizer_of_ones_own_is_used(folder):
+def test_the_users_own_tokenizer_is_used(folder):
     from tinygrad2.tokenizers.tokenizer import Tokenizer
 
     Tokenizer.train("aaaa bbbb " * 50, 262).save(folder / "mine.json")
@@ -140,7 +140,7 @@ def test_a_tokenizer_of_ones_own_is_used(folder):
     assert "do not fit --vocab-size 260" in train(folder, "--tokenizer mine.json --vocab-size 260").stderr
 
 
-def test_without_numba_the_pages_do_the_work_and_say_so(folder):
+def test_without_numba_the_reference_implementations_run_and_that_is_printed(folder):
     (folder / "bare.py").write_text(
         f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.modules['numba'] = None\n"
         f"runpy.run_path({str(ROOT / 'train_gpt2.py')!r}, run_name='__main__')\n"
@@ -152,7 +152,7 @@ def test_without_numba_the_pages_do_the_work_and_say_so(folder):
     assert "kernels   none (--kernels reference)" in train(folder, "--steps 1 --kernels reference").stdout
 
 
-def test_threads_are_said_and_chosen(folder):
+def test_threads_are_printed_and_chosen(folder):
     assert "1 rank(s) with 3 thread(s) each" in train(folder, "--steps 1 --threads 3").stdout
     assert "--threads must be at least 1, not 0" in train(folder, "--threads 0").stderr
 
@@ -178,7 +178,7 @@ def test_alone_no_mpi_and_no_cupy_is_imported(folder):
     "flags, says",
     [
         ("--data nowhere.txt", "nowhere.txt: cannot be read (No such file or directory)"),
-        ("--data nothing", "nothing: neither texts (.txt .text .md) nor token files (.bin .npy) are in it"),
+        ("--data nothing", "nothing: contains neither texts (.txt .text .md) nor token files (.bin .npy)"),
         ("--data *.csv", "*.csv: cannot be read (No such file or directory); --data takes a file, a folder"),
         ("--data empty.txt", "empty.txt: the file is empty"),
         ("--micro-batch-size 3", "--batch-size 8 does not split evenly into --micro-batch-size 3"),

@@ -1,4 +1,4 @@
-"""trained_weights.bin: exact, atomic, and never believed when it is damaged."""
+"""trained_weights.bin: exact, atomic, and refused if it is damaged."""
 
 import json
 import os
@@ -199,7 +199,7 @@ def test_the_new_file_has_ordinary_permissions(saved):
     assert saved.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+def test_where_nothing_can_be_written_is_reported_before_the_work(tmp_path):
     check_writable(tmp_path / "fine.bin")
     with pytest.raises(UserError, match="the folder .* does not exist"):
         check_writable(tmp_path / "no" / "w.bin")
