@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch, an independent version to compare with: same parameter names and (in, out) layout of the weights."""
+"""GPT-2 in PyTorch, independent of ours, to compare with: same parameter names and (in, out) layout of the weights."""
 
 import torch
 from torch import nn

@@ -75,8 +75,8 @@ def test_a_watchdog_that_was_suspended_itself_does_not_count_that_time():
     "path, location",
     [
         ("tinygrad2/tensor.py", "tensor.py:3 in wait"),
-        ("tinygrad2/distributed/allreduce.py", r"test_guard.py:\d+ in test_the_location"),
-        ("tinygrad2/cli.py", r"test_guard.py:\d+ in test_the_location"),
+        ("tinygrad2/distributed/allreduce.py", r"test_watchdog.py:\d+ in test_the_location"),
+        ("tinygrad2/cli.py", r"test_watchdog.py:\d+ in test_the_location"),
     ],
 )
 def test_the_location_of_a_waiting_rank_is_outside_of_what_waits(path, location):
