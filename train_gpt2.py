@@ -14,10 +14,10 @@ from tinygrad2.errors import EarlyExit, UserError
 from tinygrad2.system.installation import refuse_name_clash
 from tinygrad2.system.threads import threads_flag
 
+refuse_name_clash(exit_with_line if __name__ == "__main__" else None)
 if __name__ == "__main__":
     import sys
 
-    refuse_name_clash(exit_with_line)
     world = World.join(threads_flag(sys.argv))  # before NumPy is imported: its BLAS then starts the planned threads
 
 import math
@@ -196,13 +196,8 @@ def due(interval, done):
 # -- before the loop ---------------------------------------------------------------------------------------------------
 
 
-def parse(argv, ranks=None, saved=None, log=print):
-    """(TrainConfig, GPTConfig, preset) from the command line: the preset and its recipe, overridden by flags.
-
-    ranks   how many share the batch; None: as many as --ranks says, or one
-    saved   RunState of a checkpoint: its flags hold where the command line has none
-    log     prints the help
-    """
+def read_command_line(argv, log=print):
+    """The flags as argparse's namespace, None for those not given. --help prints with `log` and raises EarlyExit."""
     parser = Parser(prog="train_gpt2.py", description=__doc__.split("\n\n")[0], add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true", help="show this text")
     training = parser.add_argument_group("training")
@@ -215,6 +210,16 @@ def parse(argv, ranks=None, saved=None, log=print):
     if args.help:
         log(parser.format_help())
         raise EarlyExit
+    return args
+
+
+def parse(argv, ranks=None, saved=None, log=print):
+    """(TrainConfig, GPTConfig, preset) from the command line: the preset and its recipe, overridden by flags.
+
+    ranks   how many share the batch; None: as many as --ranks says, or one
+    saved   RunState of a checkpoint: its flags hold if the command line has none
+    """
+    args = read_command_line(argv, log)
     flags, model_flags = given(TrainConfig, args), given(GPTConfig, args)
     if saved:
         saved.refuse_changes(args.model, flags, model_flags)
@@ -236,18 +241,17 @@ def configure(argv, world):
 
     Rank 0 reads the newest intact checkpoint, and all ranks continue with its flags.
     """
-    config, gpt_config, preset = parse(argv, world.size, log=world.print)
-    world.set_timeout(config.timeout)
-    world.require_size(config.ranks)
-    world.require_same("flags", asdict(config) | gpt_config.to_dict())
-    run_dir, checkpoint, saved = RunDir(config.run_dir), None, None
+    args = read_command_line(argv, world.print)
+    world.require_same("flags", vars(args))
+    world.require_size(args.ranks)
+    run_dir, checkpoint, saved = RunDir(TrainConfig.run_dir if args.run_dir is None else args.run_dir), None, None
     world.on_rank_0("checking the run directory", run_dir.check)
-    if config.resume:
+    if args.resume:
         checkpoint = world.on_rank_0("looking for a checkpoint", run_dir.find_checkpoint, world.print)
         saved = world.broadcast_object(checkpoint and RunState.from_checkpoint(checkpoint))
+    config, gpt_config, preset = parse(argv, world.size, saved)
+    world.set_timeout(config.timeout)
     if saved:
-        config, gpt_config, preset = parse(argv, world.size, saved)
-        world.set_timeout(config.timeout)
         report.print_changes(saved, config, gpt_config, world.print)
     else:
         validation.refuse_overwrite(config)

@@ -45,7 +45,7 @@ def adapt_hint(text):
         return text
     text = re.sub(r"\bpython (train_gpt2|inference)\.py", r"python -m \1", text)
     text = re.sub(r"\bpython data/(\w+)/prepare\.py", r"python -m tinygrad2.bundled.data.\1.prepare", text)
-    return re.sub(r'-e "\.\[(\w+)\]"', lambda match: " ".join(_libraries(match[1])), text)
+    return re.sub(r'(?:-e )?"?\.\[(\w+)\]"?', lambda match: " ".join(_libraries(match[1])), text)
 
 
 def _libraries(extra):

@@ -109,6 +109,8 @@ class TrainConfig:
                             ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{option(name)} must be at least {least}, not {getattr(self, name)}")
+        if not self.weights_out:
+            raise ValueError("--weights-out is empty; give the name of a file")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
                                 ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip

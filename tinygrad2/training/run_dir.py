@@ -36,6 +36,8 @@ class RunDir:
 
     def check(self):
         """Raises UserError if `open` would fail; creates nothing yet."""
+        if not self.path:
+            raise UserError("--run-dir is empty; give the name of a folder")
         existing = os.path.abspath(self.path)
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
