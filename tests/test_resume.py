@@ -196,6 +196,22 @@ def test_a_second_signal_stops_at_once(folder):
     assert process.returncode == 130
 
 
+def test_flags_are_checked_with_those_of_the_training_that_is_resumed(folder):
+    """Not with the preset's: its batch of 16 does not split into micro-batches of 5."""
+    small = "--steps 1 --batch-size 10 --n-embd 33 --n-head 1 --sample-tokens 1"
+    train(folder, small, "--micro-batch-size 2")
+
+    def resume(*flags):
+        line = [sys.executable, str(ROOT / "train_gpt2.py"), "--resume", "--steps", "2", *flags]
+        return subprocess.run(line, cwd=folder, capture_output=True, encoding="utf-8", timeout=600)
+
+    refused = resume("--n-head", "3")
+    assert refused.returncode == 2
+    assert "--n-head was 1 when this training began, and cannot become 3" in refused.stderr
+    resumed = resume("--micro-batch-size", "5")
+    assert resumed.returncode == 0 and "resume    --micro-batch-size 2 is now 5" in resumed.stdout, resumed.stderr
+
+
 def test_flags_that_had_other_names_are_understood_on_the_command_line_and_in_checkpoints(tmp_path):
     import train_gpt2
     from tinygrad2.errors import UserError

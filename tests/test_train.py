@@ -194,6 +194,8 @@ def test_alone_no_mpi_and_no_cupy_is_imported(folder):
         ("--vocab-size 100", "choose 257 or more"),
         ("--weights-out no/w.bin", "no/w.bin: the folder"),
         ("--weights-out .", ".: this is a folder"),
+        ("--weights-out=", "--weights-out is empty; give the name of a file"),
+        ("--run-dir=", "--run-dir is empty; give the name of a folder"),
         ("--metrics no/m.jsonl", "no/m.jsonl: cannot be written"),
         ("--tokenizer text.txt", "text.txt"),
         ("--tokenizer nowhere.json", "nowhere.json"),
