@@ -36,7 +36,7 @@ def add_common_flags(parser, out):
     """--out and --mirror, which every prepare script has."""
     out = out and data_folder(os.path.basename(out))
     parser.add_argument("--out", default=out, metavar="DIR",
-                        help="folder for results (default: next to this script; data/NAME where pip installed it)")
+                        help="folder for results (default: next to this script; data/NAME if installed by pip)")
     parser.add_argument("--mirror", default="", metavar="URL",
                         help="download from this server, by the same paths (default: the original ones)")  # fmt: skip
 
@@ -159,7 +159,7 @@ def fetch_all(files, mirror=""):
             raise UserError(f"{path}: cannot be read ({error.strerror}); move it away and run this again") from None
         if problem:
             raise UserError(f"{path}: is not the expected file ({problem}); move it away and run this again")
-        print(f"there     {path}", flush=True)
+        print(f"exists    {path}", flush=True)
     try:
         for url, path, size, sha256 in files:
             if not os.path.exists(path):

@@ -113,7 +113,7 @@ def _megabytes(model, path, size):
 
 
 def _look_up(model, files, mirror):
-    """The same files, the weights with size and SHA-256 from the hub's listing where they are not pinned."""
+    """The same files, the weights with size and SHA-256 from the hub's listing if they are not pinned."""
     url, path, size, sha256 = files[-1]
     if sha256:
         return files
@@ -132,7 +132,7 @@ def _look_up(model, files, mirror):
 
 
 def _check(model, out):
-    """Raises UserError where the contents of the files are not those of such a model."""
+    """Raises UserError if the contents of the files are not those of such a model."""
     blocks, heads, width, _ = SIZES[model]
     path = os.path.join(out, "config.json")
     config = read_json(path)

@@ -1,7 +1,7 @@
 """TinyStories (Eldan and Li, 2023), the version written by GPT-4: 2.2 GB of stories in the words of small children.
 
     python data/tinystories/prepare.py                           GPT-2's tokens
-    python data/tinystories/prepare.py --vocab-size 4096         a tokenizer of its own, trained on the first 64 MB
+    python data/tinystories/prepare.py --vocab-size 4096         its own tokenizer, trained on the first 64 MB
     python data/tinystories/prepare.py --limit-mb 200            the first 200 MB only
     python train_gpt2.py --data data/tinystories --dataset tinystories --model baby --vocab-size 4096
 
@@ -42,7 +42,7 @@ def main():
     listed = {path: (size, sha) for path, size, sha in hub_files(REPO, "", mirror=args.mirror, ending=".txt")}
     missing = [name for name in NAMES.values() if name not in listed]
     if missing:
-        raise UserError(f"{REPO}: {missing[0]} is not among its files any more")
+        raise UserError(f"{REPO}: {missing[0]} is no longer in the repository")
     megabytes = sum(listed[name][0] for name in NAMES.values()) / 1e6
     state_needs(args.out, megabytes, 1.5 * megabytes, 1500, 2 + megabytes / 300)
     paths = {split: os.path.join(args.out, name) for split, name in NAMES.items()}

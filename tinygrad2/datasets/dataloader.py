@@ -37,7 +37,7 @@ class DataLoader:
     order        one of ORDERS
     seed         of the shuffled orders
 
-    Raises ValueError for unsuitable arguments, UserError where order "llmc" needs longer files.
+    Raises ValueError for unsuitable arguments, UserError if order "llmc" needs longer files.
     """
 
     def __init__(self, stream, batch_size, block_size, rank=0, size=1, order="sequential", seed=0):

@@ -63,7 +63,7 @@ def open_dataset(
     name              which one, if there are several ("": the only one)
     tokenizer         path of a tokenizer, "" for none
     vocab_size        ids must be below it; the size of a tokenizer that is trained here
-    val_fraction      part of the tokens for validation, where the files do not decide
+    val_fraction      part of the tokens for validation, if the files do not decide
     world             the World; rank 0 creates the token files, the other ranks wait and then open them
     known_tokenizer   the tokenizer itself, if it came with a checkpoint
     may_train         whether a tokenizer may be trained on a text if none is known
@@ -79,8 +79,8 @@ def open_dataset(
         known_tokenizer = load_tokenizer(tokenizer)
         _check_fits(known_tokenizer, tokenizer, vocab_size)
     if known_tokenizer is None and not may_train:
-        raise UserError(f"{data}: is text, and the tokenizer of the initial model is not known; give it with "
-                        "--tokenizer (GPT-2's: python data/gpt2/prepare.py --tokenizer-only)")
+        raise UserError(f"{data}: is text, and the tokenizer of the initial model is not known; specify it "
+                        "with --tokenizer (GPT-2's: python data/gpt2/prepare.py --tokenizer-only)")
     return _of_texts(texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
 
 
@@ -139,7 +139,7 @@ def _find(data):
         paths = [path for path in paths if _name(path) not in TOKENIZER_FILES]
         if not paths:
             kinds = f"texts ({' '.join(_TEXTS)}) nor token files ({' '.join(_TOKENS)})"
-            raise UserError(f"{data}: neither {kinds} are in it")
+            raise UserError(f"{data}: contains neither {kinds}")
         return paths
     paths = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
     if not paths:
@@ -156,7 +156,7 @@ def _name(path):
 
 
 def _group(paths, data):
-    """{dataset: {"train": paths, "val": paths}}; a file whose name has neither word is a dataset of its own."""
+    """{dataset: {"train": paths, "val": paths}}; a file whose name has neither word is a separate dataset."""
     sets = {}
     top = data if os.path.isdir(data) else os.path.dirname(data)
     for path in paths:

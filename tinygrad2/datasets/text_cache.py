@@ -90,6 +90,7 @@ def _open_or_make_shards(text, folder, tokenizer, log):
     if files is not None and record["done"]:
         return files
     if not files:
+        # "place" is a position; the key keeps its name, so that existing caches stay valid
         files, record = [], text.facts() | {"shards": [], "place": (0, 0, False), "done": False}
     if files:
         log(f"note      continuing with {folder} after shard {len(files)}")

@@ -77,7 +77,7 @@ class TokenFile:
                 raise self._corrupt(f"its header says {n:,} ids, but it is {size}")
             return
         if self.bytes % 2:
-            raise self._corrupt(f"{self.bytes:,} bytes are not a whole number of ids")
+            raise self._corrupt(f"{self.bytes:,} bytes are not a multiple of 2, the size of an id")
         file.seek(0)
         look = np.frombuffer(file.read(min(_LOOK, self.bytes // 4 * 4)), "<u2")
         is_int32 = self.bytes % 4 == 0 and len(look) >= 4 and not look[1::2].any()

@@ -76,8 +76,8 @@ class Answer:
 def load_examples(path, tokenizer, limit=None):
     """The first `limit` (None: all) Examples of a jsonl or of llm.c's .bin, recognized by content.
 
-    `tokenizer` encodes the texts of a jsonl; a .bin brings ids, which must be those of the tokenizer (None: unchecked).
-    Raises UserError, one line, for a file that is incomplete or corrupt, or has the ids of another tokenizer.
+    `tokenizer` encodes the texts of a jsonl; a .bin contains ids, which must be those of the tokenizer (None:
+    unchecked). Raises UserError, one line, for a file that is incomplete, corrupt, or has another tokenizer's ids.
     """
     data = read_bytes(path)
     if data[:4] == MAGIC.to_bytes(4, "little"):
@@ -133,10 +133,10 @@ def _is_text(value):
 
 
 def _read_bin(data, path):
-    """Yields Examples. The header is checked first, each record when its turn comes, the size at the end."""
+    """Yields Examples. The header is checked first, each record when it is read, the size at the end."""
 
     def corrupt(problem):
-        return UserError(f"{path}: not a valid multiple-choice file of llm.c: {problem}; make it again")
+        return UserError(f"{path}: not a valid multiple-choice file of llm.c: {problem}; create it again")
 
     if len(data) < _HEADER or len(data) % 2:
         raise corrupt(f"{len(data):,} bytes are not a header of {_HEADER} and 16-bit words")
@@ -169,7 +169,7 @@ def _read_bin(data, path):
 
 
 def _check_ids(examples, tokenizer, path):
-    """Raise UserError where the ids of a file are not those of the tokenizer: each must be known, endings must begin
+    """Raise UserError if the ids of a file are not those of the tokenizer: each must be known, endings must begin
     with a space, and a context, decoded and encoded again, must have the same ids."""
     for index, example in enumerate(examples):
         largest = max(map(max, (example.context, *example.endings)))
@@ -216,7 +216,7 @@ def write_examples(path, examples):
 def answer_examples(model, examples, batch_tokens=BATCH_TOKENS):
     """The Answers of a model to Examples. A context that is too long loses its beginning (see `count_cropped`).
 
-    Raises UserError where an id is outside the model's vocabulary, or where its scores are not finite.
+    Raises UserError if an id is outside the model's vocabulary, or if its scores are not finite.
     """
     rows = [example.context + ending for example in examples for ending in example.endings]
     begins = [len(example.context) for example in examples for _ in example.endings]

@@ -9,7 +9,7 @@ but the first tokens of each window have little context; a small stride is slow,
     bits per byte      nats / (ln 2 * bytes)       compares any two models
     word perplexity    e^(nats / words)            words as lm-evaluation-harness counts them
 
-The first token is predicted from the end-of-text token, as in training; where the tokenizer has none, it is not scored.
+The first token is predicted from the end-of-text token, as in training; if the tokenizer has none, it is not scored.
 End-of-text tokens within a stream are scored, but have no bytes: bits per byte leaves out their nats.
 """
 
@@ -34,7 +34,7 @@ class PerplexityResult:
     tokens       their number
     nats         sum of -ln p
     text_nats    the same without end-of-text tokens
-    bytes        length of their text in UTF-8, None where the tokenizer is not known
+    bytes        length of their text in UTF-8, None if the tokenizer is not known
     words        len(re.split(r"\\s+", text)); an end-of-text token counts as white space
     """
 
@@ -64,7 +64,7 @@ def perplexity(model, stream, tokenizer=None, stride=None, batch_tokens=BATCH_TO
     progress    is called with the number of tokens scored since the last call
 
     Only a few windows are in memory. Raises ValueError for a stride outside its range; IndexError for ids outside the
-    model's vocabulary; UserError where its scores are not finite.
+    model's vocabulary; UserError if its scores are not finite.
     """
     block_size = model.config.block_size
     stride = max(1, block_size // 2) if stride is None else stride

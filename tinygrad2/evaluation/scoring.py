@@ -58,10 +58,10 @@ def score_rows(model, rows, begins, batch_tokens=BATCH_TOKENS):
 
         (ln of the model's probability, float64 (n,);  is the token the most likely of all?, bool (n,))
 
-    batch_tokens   tokens per pass through the model; more only where a single row has more
+    batch_tokens   tokens per pass through the model; more only if a single row has more
 
     Besides these, logits take 64 MB. Raises ValueError for a row without context or with more than block_size + 1
-    tokens, UserError where the model's scores are not finite.
+    tokens, UserError if the model's scores are not finite.
     """
     longest = model.config.block_size + 1
     for row, begin in zip(rows, begins):

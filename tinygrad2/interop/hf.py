@@ -1,12 +1,12 @@
 """GPT-2 as Hugging Face's transformers stores it: a folder with config.json and model.safetensors.
 
-The tensors have our names, mostly prefixed with "transformer.", and our orientation: transformers kept OpenAI's
+The tensors have our names, usually prefixed with "transformer.", and our orientation: transformers kept OpenAI's
 (in, out) for the four matrices of a block. What is different:
 
-    lm_head.weight              (V, C), ours (C, V); left out where it is the token embedding
+    lm_head.weight              (V, C), ours (C, V); omitted if it is the token embedding
     h.0.attn.bias               the causal mask (1, 1, T, T), in old files; not a bias, and not needed
     h.0.attn.masked_bias        the value of its masked positions, in old files; not needed
-    model.safetensors.index.json   which file has which tensor, where there are several
+    model.safetensors.index.json   which file has which tensor, if there are several
     pytorch_model.bin              the same tensors in torch.save's format, before there was safetensors
 
 https://huggingface.co/docs/transformers/model_doc/gpt2
@@ -69,9 +69,9 @@ def read_file(path):
         if "wte.weight" in names and len(layers) == n_layer and names["wte.weight"].shape[1:] == (n_embd,):
             config = _SIZES | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
             tensors, config, notes, eos = model_of(entries, _checked(config, path), path)
-            notes.append("there is no config.json next to it; judging by its sizes, it is read as OpenAI's GPT-2")
+            notes.append("there is no config.json next to it; assuming, from its sizes, OpenAI's GPT-2")
             return tensors, config, notes, eos
-    raise UserError(f"{path}: there is no config.json next to it, and only that has the number of heads; copy it, too")
+    raise UserError(f"{path}: no config.json next to it, the only file with the number of heads; copy it as well")
 
 
 # -- config ------------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def read_config(path):
     """(fields of GPTConfig, id of the token that ends a text or None) of a config.json. Raises UserError for a config
     that our GPT would compute differently."""
     if not os.path.exists(path):
-        raise UserError(f"{path}: no such file; the weights need it, copy it, too")
+        raise UserError(f"{path}: no such file; the weights need it, copy it as well")
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: is not a JSON object; fetch it again")
@@ -134,7 +134,7 @@ def _read_safetensors(path):
 
 
 def _read_torch(path):
-    """The same of a file of torch.save, as transformers wrote before safetensors; nothing in it is executed."""
+    """Like _read_safetensors, for torch.save files, which transformers wrote before; nothing in them is executed."""
     value = read_torch_file(path)
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise UserError(f"{path}: is not a dict of named tensors; fetch model.safetensors instead")
@@ -146,7 +146,7 @@ def _read_torch(path):
 
 
 def _read_shards(path):
-    """The same of several files, by their index."""
+    """Like _read_safetensors, for several files, by their index."""
     folder, index = os.path.dirname(path), read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -180,7 +180,7 @@ def model_of(entries, config_and_eos, path):
         tensors[name] = tensor
     head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and wte is not None and head.equals(wte):
-        head = None  # a copy of the embedding: transformers ties them, too
+        head = None  # a copy of the embedding: transformers ties them as well
         config = config | {"tied_head": True}
     if head is not None:
         if config["tied_head"]:
@@ -198,7 +198,7 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
     tensors   {our name: array or LazyTensor};  config   fields of GPTConfig
     eot       id of the end-of-text token, or None;  dtype   "float32" or "bfloat16"
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     notes, code = [], {"float32": "F32", "bfloat16": "BF16"}[dtype]
     make_folder(folder)

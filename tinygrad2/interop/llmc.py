@@ -231,4 +231,4 @@ def _opened(path):
 
 
 def _corrupt(path, problem, what="model"):
-    return UserError(f"{path}: not a complete {what} of llm.c: {problem}; copy it again, or make it again")
+    return UserError(f"{path}: not a complete {what} of llm.c: {problem}; copy it again, or create it again")

@@ -8,7 +8,7 @@
 The file format is torch.save's (io/torch_pickle.py). What is different from ours:
 
     the four matrices of a block     (out, in), as torch's Linear has them; ours are (in, out)
-    lm_head.weight                   always present, and a copy of the token embedding; ours is (C, V), where not tied
+    lm_head.weight                   always present, and a copy of the token embedding; ours is (C, V), if not tied
     h.0.attn.bias                    the causal mask (1, 1, T, T), in files of PyTorch before 2.0; not a bias
 
 https://github.com/karpathy/nanoGPT/blob/master/train.py
@@ -97,7 +97,7 @@ def _config(args, tensors, path):
     """model_args as fields of GPTConfig, each checked."""
     for name in args:
         if name not in _FIELDS:
-            raise UserError(f"{path}: model_args has {short(name)}, which nanoGPT has not; its meaning is unknown")
+            raise UserError(f"{path}: model_args has {short(name)}, which nanoGPT does not have; check the file")
     for name in (*_SIZES, "dropout"):
         if name not in args:
             raise UserError(f"{path}: model_args has no {name}; give a ckpt.pt of nanoGPT's train.py")
@@ -125,7 +125,7 @@ def _config(args, tensors, path):
 
 
 def _check_shapes(tensors, head, config, path):
-    """Raise UserError where names or shapes are not those of the config."""
+    """Raise UserError if names or shapes are not those of the config."""
     shapes = shapes_of(config)
     for name, shape in shapes.items():
         if name not in tensors:
@@ -180,7 +180,7 @@ def write_nanogpt(path, tensors, config):
 
 def _check_supported(config, path):
     if not config["tied_head"]:
-        raise UserError(f"{path}: not written: nanoGPT ties the head to the embedding, this model has one of its own")
+        raise UserError(f"{path}: not written: nanoGPT ties the head to the embedding, this model's head is separate")
     if config.get("n_inner", 0) not in (0, 4 * config["n_embd"]):
         raise UserError(f"{path}: not written: nanoGPT's MLP is 4 n_embd wide, this one is {config['n_inner']}")
     if config.get("norm_eps", 1e-5) != 1e-5:

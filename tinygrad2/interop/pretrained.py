@@ -28,10 +28,10 @@ class Pretrained:
     kind        its format: "tinygrad2", "Hugging Face", "llm.c" or "nanoGPT"
     tensors     {our name: LazyTensor}, in our orientation
     config      {field of GPTConfig: value}
-    tokenizer   a tokenizer, or None where none is known
+    tokenizer   a tokenizer, or None if none is known
     notes       lines for the user
     training    what our own file records about the training
-    eos         id of the token that ends its texts, where the model names one
+    eos         id of the token that ends its texts, if the model names one
     """
 
     path: str
@@ -45,7 +45,7 @@ class Pretrained:
 
     @property
     def end(self) -> int | None:
-        """Id of the token that ends a text: the model's, else its tokenizer's; None where neither names one."""
+        """Id of the token that ends a text: the model's, else its tokenizer's; None if neither names one."""
         return self.tokenizer.eot if self.eos is None and self.tokenizer else self.eos
 
     @property
@@ -54,7 +54,7 @@ class Pretrained:
         return self.kind == "tinygrad2" and "converted_from" not in self.training
 
     def crop(self, block_size: int) -> None:
-        """Shorten its context: the rows of wpe from block_size on are dropped. Raises UserError where it would grow."""
+        """Shorten its context: the rows of wpe from block_size on are dropped. Raises UserError if it would grow."""
         longest = self.config["block_size"]
         if block_size > longest:
             raise UserError(f"--block-size {block_size}: {self.path} has {longest} positions and can only be cropped; "

@@ -21,7 +21,7 @@ def shapes_of(config):
 
 
 def check_shapes(tensors, config, path):
-    """Raise UserError where tensors {our name: anything with a shape} are not those of the config.
+    """Raise UserError if tensors {our name: anything with a shape} are not those of the config.
 
     It is called before a model is made: a config may claim a terabyte, tensors cannot be larger than their file.
     """

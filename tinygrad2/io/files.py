@@ -10,7 +10,7 @@ from tinygrad2.errors import UserError
 
 
 class CorruptFile(Exception):
-    """What is wrong with the content of a file, and the remedy where there is a specific one.
+    """What is wrong with the content of a file, and the remedy if there is a specific one.
 
     Raised by parsers, which know the bytes and not the file's name; their callers turn it into a UserError.
     """

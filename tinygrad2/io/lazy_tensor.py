@@ -29,7 +29,7 @@ class LazyTensor:
     buffer       bytes of the tensor, usually a slice of a memoryview of a mapped file
     code         "F64", "F32", "F16" or "BF16"
     shape        as in the file
-    transposed   present it transposed: (in, out) where the file has (out, in)
+    transposed   present it transposed: (in, out) if the file has (out, in)
     rows         present only so many of the first axis (None: all)
     """
 

@@ -4,29 +4,23 @@
     archive/data/0 ...    the storages: raw elements
     archive/byteorder     "little"
 
-It is a zip file with uncompressed members, so the tensors can be mapped: nothing is read until it is used.
-
-A pickle may name any function of any module and have it called; that is how a file of weights can take over a computer.
-Here its program runs on a virtual machine of our own, which has no way to call anything: it makes numbers, strings,
-lists, tuples and dicts, and the few names of _KNOWN stand for tensors. Any other name is refused.
+It is a zip file with uncompressed members, so the tensors can be mapped: nothing is read until it is used. The program
+of the pickle is run by pickle_machine.py; its result, with tensors as recorded calls, becomes the value here.
 
 https://docs.pytorch.org/docs/stable/notes/serialization.html
-https://github.com/python/cpython/blob/main/Lib/pickletools.py
 """
 
 import math
 import os
-import struct
-from dataclasses import dataclass
 
 import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import LazyTensor, is_shape, map_file, release
-from tinygrad2.io.zip_archive import members_of, text
+from tinygrad2.io.pickle_machine import TENSOR, Call, Name, UnknownNameInPickle, run_pickle
+from tinygrad2.io.zip_archive import members_of
 
-_MAX_STEPS = 2_000_000  # opcodes of the program that are run
 _MAX_DEPTH = 32  # dicts in lists in dicts ...
 _MAX_VALUE = 1 << 27  # bytes that the value may take, roughly, without sharing
 _OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of torch.save's files before PyTorch 1.6
@@ -43,8 +37,6 @@ _KINDS = {  # storage -> (code of a LazyTensor, or NumPy dtype of what cannot be
     "torch.ByteStorage": ("u1", 1),
     "torch.BoolStorage": ("?", 1),
 }
-_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-_KNOWN = {*_KINDS, _TENSOR, _PARAMETER, "collections.OrderedDict", "torch.Size"}
 
 
 class UnknownName(UserError):
@@ -59,7 +51,8 @@ class UnknownName(UserError):
 
 
 def read_torch_file(path, wanted=None):
-    """Returns the value that torch.save wrote: dicts, lists, tuples, strings, numbers; tensors are views of the file.
+    """Returns the value that torch.save wrote: dicts, lists, tuples, strings, numbers, and tensors as views of
+    the file.
 
     wanted(keys)    whether an entry of a dict is read; keys is the tuple of keys that lead to it (None: all are)
 
@@ -76,16 +69,13 @@ def read_torch_file(path, wanted=None):
         if f"{root}/byteorder" in members and members[f"{root}/byteorder"].read(view) != b"little":
             raise CorruptFile("its byteorder is not 'little'", "save it again on a little-endian machine")
         program = members[f"{root}/data.pkl"].read(view)
-        return _Value(view, mapped, members, f"{root}/data/", wanted or (lambda keys: True)).of(_Machine(program).run())
-    except _Unknown as error:
+        result = run_pickle(program, _KINDS)
+        return _Value(view, mapped, members, f"{root}/data/", wanted or (lambda keys: True)).of(result)
+    except UnknownNameInPickle as error:
         raise UnknownName(path, str(error)) from None
     except CorruptFile as error:
         remedy = error.remedy or "copy it again or save it again"
         raise UserError(f"{path}: not a readable file of torch.save: {error}; {remedy}") from None
-
-
-class _Unknown(Exception):
-    """The name of something that the file asks to call."""
 
 
 def _open(path):
@@ -114,198 +104,6 @@ def _root(members):
     return roots[0]
 
 
-# -- the program in data.pkl -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Name:
-    """A name of _KNOWN, as a value of the program."""
-
-    name: str
-
-
-@dataclass
-class _Call:
-    """A tensor or storage, not checked yet: the arguments of its call."""
-
-    name: str
-    arguments: tuple
-
-
-class _Machine:
-    """Runs the program of a pickle: a stack of values, a memo, and some forty opcodes.
-
-    Every opcode takes its bytes from the program and adds at most one value, so that time and memory are bounded by
-    the length of the program.
-    """
-
-    def __init__(self, program):
-        self.program, self.at = program, 0
-        self.stack, self.marks, self.memo = [], [], {}
-
-    def run(self):
-        """Returns the value that is left when the program stops. Raises CorruptFile or _Unknown."""
-        for _ in range(_MAX_STEPS):
-            code = self.take(1)
-            if code == b".":
-                break
-            opcode = _OPCODES.get(code)
-            if opcode is None:
-                raise CorruptFile(f"its pickle has the opcode {code!r}, which torch.save does not write")
-            opcode(self)
-        else:
-            raise CorruptFile(f"its pickle has more than {_MAX_STEPS:,} opcodes")
-        if len(self.stack) != 1 or self.marks or self.at != len(self.program):
-            raise CorruptFile("its pickle does not end where it should")
-        return self.stack[0]
-
-    def take(self, n):
-        """The next n bytes of the program."""
-        data = self.program[self.at : self.at + n]
-        if len(data) != n:
-            raise CorruptFile("its pickle is cut off")
-        self.at += n
-        return data
-
-    def number(self, n):
-        """The next n bytes as an unsigned integer."""
-        return int.from_bytes(self.take(n), "little")
-
-    def line(self):
-        """The string up to the next line feed."""
-        end = self.program.find(b"\n", self.at)
-        if end < 0:
-            raise CorruptFile("its pickle is cut off")
-        return text(self.take(end + 1 - self.at)[:-1])
-
-    def push(self, value):
-        self.stack.append(value)
-
-    def pop(self, kind=object):
-        """The topmost value above the last mark; it must be of the given kind."""
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise CorruptFile("its pickle takes a value from an empty stack")
-        value = self.stack.pop()
-        if not isinstance(value, kind):
-            raise CorruptFile(f"its pickle has a {type(value).__name__.strip('_')} in the wrong place")
-        return value
-
-    def top(self, kind):
-        """The topmost value, which stays on the stack."""
-        self.push(self.pop(kind))
-        return self.stack[-1]
-
-    def pop_marked(self):
-        """Removes the last mark and returns the list of values above it."""
-        if not self.marks:
-            raise CorruptFile("its pickle takes a value from an empty stack")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
-
-    def tuple_of(self, n):
-        self.push(tuple([self.pop() for _ in range(n)][::-1]))
-
-    def recall(self, key):
-        if key not in self.memo:
-            raise CorruptFile("its pickle uses a memo that was never stored")
-        self.push(self.memo[key])
-
-    def memoize(self, key):
-        self.memo[key] = self.top(object)
-
-    def set_items(self, pairs):
-        """Sets entries of the topmost dict. Keys are str or int: hashing a nested tuple could take exponential time."""
-        target = self.top(dict)
-        if len(pairs) % 2:
-            raise CorruptFile("its pickle has a key without a value")
-        for key, value in zip(pairs[::2], pairs[1::2]):
-            if not (isinstance(key, str) or type(key) is int and abs(key) < 1 << 60):  # larger ones could share a hash
-                raise CorruptFile(f"its pickle has a {type(key).__name__.strip('_')} as a key")
-            target[key] = value
-
-    def append(self, values):
-        self.top(list).extend(values)
-
-    def name(self, name):
-        if name not in _KNOWN:
-            raise _Unknown(name)
-        self.push(_Name(name))
-
-    def name_on_stack(self):
-        last = self.pop(str)
-        self.name(f"{self.pop(str)}.{last}")
-
-    def storage(self):
-        self.push(_Call("storage", self.pop(tuple)))
-
-    def call(self):
-        """The opcode that calls: it records a tensor or makes an empty dict, and calls nothing."""
-        arguments, name = self.pop(tuple), self.pop(_Name).name
-        if name == "collections.OrderedDict" and not arguments:
-            self.push({})
-        elif name == "torch.Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
-            self.push(arguments[0])
-        elif name == _TENSOR:
-            self.push(_Call(name, arguments))
-        elif name == _PARAMETER and arguments and isinstance(arguments[0], _Call):
-            self.push(arguments[0])
-        else:
-            raise CorruptFile(f"its pickle uses {name} in an unknown way")
-
-    def build(self):
-        """Sets attributes of the topmost value: a state dict has _metadata, which do not concern the tensors."""
-        state = self.pop(dict)
-        self.top(dict)
-        if set(state) - {"_metadata"}:
-            raise CorruptFile(f"its pickle sets attributes, {short(list(state)[0])}")
-
-    def protocol(self):
-        if not 2 <= self.number(1) <= 5:
-            raise CorruptFile("its pickle has an unknown protocol")
-
-
-_OPCODES = {
-    b"\x80": _Machine.protocol,
-    b"\x95": lambda m: m.take(8),
-    b"}": lambda m: m.push({}),
-    b"]": lambda m: m.push([]),
-    b")": lambda m: m.push(()),
-    b"(": lambda m: m.marks.append(len(m.stack)),
-    b"t": lambda m: m.push(tuple(m.pop_marked())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"q": lambda m: m.memoize(m.number(1)),
-    b"r": lambda m: m.memoize(m.number(4)),
-    b"\x94": lambda m: m.memoize(len(m.memo)),
-    b"h": lambda m: m.recall(m.number(1)),
-    b"j": lambda m: m.recall(m.number(4)),
-    b"c": lambda m: m.name(f"{m.line()}.{m.line()}"),
-    b"\x93": _Machine.name_on_stack,
-    b"R": _Machine.call,
-    b"b": _Machine.build,
-    b"Q": _Machine.storage,
-    b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-    b"u": lambda m: m.set_items(m.pop_marked()),
-    b"a": lambda m: m.append([m.pop()]),
-    b"e": lambda m: m.append(m.pop_marked()),
-    b"J": lambda m: m.push(int.from_bytes(m.take(4), "little", signed=True)),
-    b"K": lambda m: m.push(m.number(1)),
-    b"M": lambda m: m.push(m.number(2)),
-    b"\x8a": lambda m: m.push(int.from_bytes(m.take(m.number(1)), "little", signed=True)),
-    b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    b"X": lambda m: m.push(text(m.take(m.number(4)))),
-    b"\x8c": lambda m: m.push(text(m.take(m.number(1)))),
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"0": lambda m: m.pop(),
-    b"1": lambda m: m.pop_marked(),
-}
-
-
 # -- the value ---------------------------------------------------------------------------------------------------------
 
 
@@ -326,19 +124,19 @@ class _Value:
             return {key: self.of(entry, to) for key, entry, to in entries if self.wanted(to)}
         if isinstance(value, (list, tuple)):
             return type(value)([self.of(entry, (*keys, i)) for i, entry in enumerate(value)])
-        if isinstance(value, _Call):
+        if isinstance(value, Call):
             self.room -= 1024
             try:
                 return self.tensor(value)
             except CorruptFile as error:
                 raise CorruptFile(f"{short('/'.join(map(str, keys)))}: {error}", error.remedy) from None
-        if isinstance(value, _Name):
+        if isinstance(value, Name):
             raise CorruptFile(f"{value.name} stands in place of a value")
         return value
 
     def tensor(self, call):
         """Returns a LazyTensor, or a NumPy array or scalar."""
-        if call.name != _TENSOR or not 6 <= len(call.arguments) <= 7 or any(call.arguments[6:]):
+        if call.name != TENSOR or not 6 <= len(call.arguments) <= 7 or any(call.arguments[6:]):
             raise CorruptFile("is not a tensor of a known kind")
         storage, offset, shape, strides = call.arguments[:4]
         member, code, itemsize = self.storage(storage)
@@ -368,8 +166,8 @@ class _Value:
 
     def storage(self, call):
         """Returns (member, code of its elements, bytes of each)."""
-        arguments = call.arguments if isinstance(call, _Call) and call.name == "storage" else ()
-        if len(arguments) != 5 or arguments[0] != "storage" or not isinstance(arguments[1], _Name):
+        arguments = call.arguments if isinstance(call, Call) and call.name == "storage" else ()
+        if len(arguments) != 5 or arguments[0] != "storage" or not isinstance(arguments[1], Name):
             raise CorruptFile("has no storage")
         _, kind, key, _, length = arguments
         member = self.members.get(f"{self.folder}{key}") if isinstance(key, str) else None

@@ -111,7 +111,7 @@ def _zip64_values(extra, values):
 
 def _data_start(view, header, name):
     if header + 30 > len(view) or view[header : header + 4] != b"PK\x03\x04":
-        raise CorruptFile(f"{short(name)} is not where the directory says")
+        raise CorruptFile(f"{short(name)} is not at the offset in the directory")
     flags, method = struct.unpack_from("<2H", view, header + 6)
     n_name, n_extra = struct.unpack_from("<2H", view, header + 26)
     if method or flags & 1 or view[header + 30 : header + 30 + n_name] != name.encode():

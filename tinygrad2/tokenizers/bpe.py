@@ -1,7 +1,7 @@
 """Byte pair encoding (BPE) on integers: learn which neighbouring tokens to join, then join them.
 
 A tokenizer starts with 256 tokens, one per byte, and learns more by looking at a text: it counts how often each pair
-of neighbouring tokens occurs, makes the most frequent pair a token of its own, replaces the pair by it everywhere, and
+of neighbouring tokens occurs, makes the most frequent pair a new token, replaces the pair by it everywhere, and
 counts again. Each such step is a *merge*; merge number k (from 0) makes token 256 + k.
 
 The text arrives as a table of chunks (roughly: words) and how often each was seen, because a pair never crosses a
@@ -106,7 +106,7 @@ def train_merges(
     - A word is a str with one character per token, chr(id), and a pair is a str of two. Then a merge is
       word.replace(pair, new), and strings are split, joined and hashed much faster than tuples.
     - The pair counts are kept from one merge to the next, and only words that hold the merged pair are touched:
-      `words_with` says which. A late merge changes a handful of words out of thousands. Within such a word only what
+      `words_with` lists them. A late merge changes a handful of words out of thousands. Within such a word only what
       stands next to the pair is counted again.
     - The most frequent pair comes from a heap, not from a search through all pairs. A pair's count can only fall
       after its entry was made (new occurrences always contain the newest token, and so are new pairs), hence an

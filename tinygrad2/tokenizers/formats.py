@@ -187,7 +187,7 @@ def _added_tokens(tokens, source):
     for k, token in enumerate(tokens or []):
         text = token.get("content") if isinstance(token, dict) else None
         if not isinstance(text, str) or text in special:
-            problem = f"added_tokens[{k}] is {short(token)}, not a token with a 'content' of its own"
+            problem = f"added_tokens[{k}] is {short(token)}, not a token with its own 'content'"
             raise TokenizerError(f"{source}: {problem}; {_AGAIN}")
         for field in ("lstrip", "rstrip", "single_word"):
             if token.get(field, False) is not False:

@@ -120,7 +120,7 @@ def _bytes_of(token):
 
 
 def _check_ids(ids, what, source):
-    """Tokens must be strings, not empty, each with an id of its own."""
+    """Tokens must be strings, not empty, each with its own id."""
     if not isinstance(ids, dict):
         raise TokenizerError(f"{source}: {what} is {short(ids)}, not an object of tokens and their ids; {REPLACE}")
     taken = {}
@@ -172,7 +172,7 @@ def _pairs_of(merges, source):
     for k, (left, right) in enumerate(merges):
         pairs.update(((a, b), N_BYTES + k) for a in made.get(left, ()) for b in made.get(right, ()))
         if len(pairs) > 8 * len(merges) + 1000:  # a few tokens are made twice, not thousands a hundred times
-            problem = f"merges[{k}] is {short((left, right))}, parts that too many other merges make, too"
+            problem = f"merges[{k}] is {short((left, right))}, parts that too many other merges also make"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
     return pairs
 

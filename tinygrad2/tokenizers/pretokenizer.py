@@ -1,6 +1,6 @@
 """Splits a text into chunks, which merges never cross: words, numbers, runs of punctuation or of white space.
 
-Everything here rests on one observation: white space is the only thing that a chunk looks ahead to, and a chunk holds
+This relies on one property: white space is the only thing that a chunk looks ahead to, and a chunk holds
 at most one space before anything else. So a text may be split into *words* first, each with the space before it and
 whatever is attached to it (" don't!" is the chunks " don", "'t", "!"), and the words, split one by one, have the same
 chunks as the text. Python's `re` finds words three times as fast as `regex` finds chunks, and most words of a text have

@@ -5,7 +5,7 @@ of some 150,000 characters; one number per word never knows every word. Byte pai
 
 1. Text is turned into bytes (UTF-8). There are only 256 of them, so every text in every script, and every binary
    file, can be written with 256 tokens. Nothing is ever "unknown".
-2. Frequent neighbours become tokens of their own. Training counts neighbouring pairs, joins the most frequent one
+2. Frequent neighbours become new tokens. Training counts neighbouring pairs, joins the most frequent one
    ("t" + "h" -> "th"), counts again ("th" + "e" -> "the"), and so on; see bpe.py. The list of these
    *merges*, in the order in which they were learned, is the whole tokenizer.
 3. Before any of that the text is split into chunks: words with the space in front of them, numbers, punctuation, white
