@@ -2,7 +2,7 @@
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class TextStream:
     (['a', '', '\\nb', '', '', ''], True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stops: Collection[str] = ()):
         self.decoder, self.stops = StreamDecoder(tokenizer), [stop for stop in stops if stop]
         self.waiting = ""
         self.stopped = False
