@@ -141,7 +141,7 @@ def test_context_and_dropout_may_be_chosen_and_nothing_else(folder):
         (["--n-layer", "3"], "--n-layer 3: hf has 2, which can no longer be changed"),
         (["--vocab-size", "512"], "--vocab-size 512: hf has 300"),
         (["--block-size", "64"], "--block-size 64: hf has 32 positions and can only be cropped"),
-        (["--model", "baby"], "--model baby: --init-from brings the shape of its model"),
+        (["--model", "baby"], "--model baby: --init-from sets the model's shape"),
     ):
         result = finetune(folder, "--init-from", "hf", *flags)
         assert result.returncode == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
