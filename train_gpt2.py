@@ -242,7 +242,6 @@ def configure(argv, world):
     Rank 0 reads the newest intact checkpoint, and all ranks continue with its flags.
     """
     args = read_command_line(argv, world.print)
-    world.require_same("flags", vars(args))
     world.require_size(args.ranks)
     run_dir, checkpoint, saved = RunDir(TrainConfig.run_dir if args.run_dir is None else args.run_dir), None, None
     world.on_rank_0("checking the run directory", run_dir.check)
@@ -250,6 +249,7 @@ def configure(argv, world):
         checkpoint = world.on_rank_0("looking for a checkpoint", run_dir.find_checkpoint, world.print)
         saved = world.broadcast_object(checkpoint and RunState.from_checkpoint(checkpoint))
     config, gpt_config, preset = parse(argv, world.size, saved)
+    world.require_same("flags", asdict(config) | gpt_config.to_dict())
     world.set_timeout(config.timeout)
     if saved:
         report.print_changes(saved, config, gpt_config, world.print)
