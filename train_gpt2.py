@@ -219,7 +219,11 @@ def parse(argv, ranks=None, saved=None, log=print):
     ranks   how many share the batch; None: as many as --ranks says, or one
     saved   RunState of a checkpoint: its flags hold if the command line has none
     """
-    args = read_command_line(argv, log)
+    return resolve(read_command_line(argv, log), ranks, saved)
+
+
+def resolve(args, ranks=None, saved=None):
+    """The same, from the flags that were given."""
     flags, model_flags = given(TrainConfig, args), given(GPTConfig, args)
     if saved:
         saved.refuse_changes(args.model, flags, model_flags)
@@ -248,7 +252,7 @@ def configure(argv, world):
     if args.resume:
         checkpoint = world.on_rank_0("looking for a checkpoint", run_dir.find_checkpoint, world.print)
         saved = world.broadcast_object(checkpoint and RunState.from_checkpoint(checkpoint))
-    config, gpt_config, preset = parse(argv, world.size, saved)
+    config, gpt_config, preset = resolve(args, world.size, saved)
     world.require_same("flags", asdict(config) | gpt_config.to_dict())
     world.set_timeout(config.timeout)
     if saved:

@@ -38,6 +38,7 @@ class RunLog:
         self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"")
         self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "")
         self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
+        state.windows = {name: window.values for name, window in self.windows.items()}
         self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
         self.note = self.progress.note                            # note(text): a separate line, on rank 0
 
@@ -77,7 +78,6 @@ class RunLog:
     def _warn_of_outlier(self, done, name, window):
         value = self._record[name]
         z = window.z_score(value)
-        self.state.windows[name] = list(window.values)
         if 0 < self.outlier_z < z:
             self.note(f"warning   step {done}: {name} {value:.4f} is {z:.1f} standard deviations above the last "
                       f"{len(window.values)}")

@@ -22,7 +22,7 @@ class RunState:
     loss, val_loss   of the last step; val_loss is None if it was not measured
     best             the lowest validation loss
     before           the loss before a finetuning
-    windows          the values that outliers are compared with, {"loss": [...], "grad_norm": [...]}
+    windows          the values that outliers are compared with, {"loss": sequence, "grad_norm": sequence}
     """
 
     preset: str
@@ -42,7 +42,8 @@ class RunState:
         """Everything except the tokenizer, as JSON values."""
         values = asdict(self)
         del values["tokenizer"]
-        return values | {"position": list(self.position)}
+        windows = {name: list(recent) for name, recent in self.windows.items()}
+        return values | {"position": list(self.position), "windows": windows}
 
     @classmethod
     def from_checkpoint(cls, checkpoint):
