@@ -43,21 +43,28 @@ __all__ = [
     "mean", "merge_heads", "mlp", "mul", "neg", "pow", "reshape", "softmax", "split_heads", "sub", "sum", "transpose",
 ]  # fmt: skip
 
+_no_kernels = ()  # why the compiled kernels are not used, and what to do about it
 try:
     import ops.kernels.cpu  # noqa: F401
     from ops.kernels.cpu.numba_jit import announce_compiling
+except ModuleNotFoundError as error:
+    _no_kernels = f"{error.name} is missing", 'pip install -e ".[fast]"'
 except ImportError as error:
-    _missing = error.name or str(error)
+    _no_kernels = str(error), getattr(error, "remedy", "pip install -U numba llvmlite")
+if _no_kernels:
 
     def announce_compiling(log):
         """Nothing is compiled here."""
-else:
-    _missing = ""
 
 
 def have_cpu_kernels():
-    """Are the compiled kernels installed?"""
-    return not _missing
+    """Can the compiled kernels be used?"""
+    return not _no_kernels
+
+
+def why_no_cpu_kernels():
+    """(reason, remedy) where the compiled kernels cannot be used, else ()."""
+    return _no_kernels
 
 
 def runs_reference(mode):
@@ -69,9 +76,9 @@ def describe_kernels(device, mode):
     """One line for the user: what computes on this device."""
     if mode == "reference":
         return "none (--kernels reference): NumPy and the reference implementations in ops/"
-    if device == "cpu" and _missing:
-        hint = adapt_hint('pip install -e ".[fast]"')
-        return f"none, because {_missing} is missing: {hint} makes training about twice as fast"
+    if device == "cpu" and _no_kernels:
+        reason, remedy = _no_kernels
+        return adapt_hint(f"none, because {reason}: {remedy} makes training about twice as fast")
     if device == "cpu":
         from ops.kernels.cpu import blas_gemm
 

@@ -191,6 +191,31 @@ def test_doctor_names_what_is_broken_and_the_command_that_fixes_it(tmp_path, mod
     assert report["python"]["state"] == "ok" and report["disk"]["state"] == "ok"  # the others are not hidden
 
 
+@pytest.mark.parametrize(
+    "name, value, says",
+    [
+        ("NUMBA_DISABLE_JIT", "1", "switches compiling off"),
+        ("NUMBA_NUM_THREADS", "0", "is not a number of threads"),
+        ("NUMBA_OPT", "fast", "has a value that Numba cannot read"),
+        ("NUMBA_CPU_FEATURES", "avx2", "is not a list like +avx2,-fma"),
+    ],
+)
+def test_a_setting_that_makes_numba_useless_is_named_in_one_line(tmp_path, name, value, says):
+    """The kernels step aside, and the doctor says so, too."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    program = "import ops; print(ops.describe_kernels('cpu', 'fast')); print(ops.exp([1.0]).data)"
+    command_line = [sys.executable, "-W", "error", "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), name: value}
+    result = subprocess.run(command_line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    line, value_of_e = result.stdout.splitlines()
+    assert not result.stderr and value_of_e.startswith("[2.718")
+    assert line.startswith(f"none, because the environment variable {name}={value} {says}: unset {name} makes")
+    result = command("doctor", "--json", cwd=tmp_path, **{name: value})
+    (check,) = (entry for entry in json.loads(result.stdout)["checks"] if entry["check"] == "kernels")
+    assert result.returncode == 1 and check["state"] == "FAIL" and says in check["detail"], check
+    assert check["remedy"] == f"unset {name}" and not result.stderr
+
+
 # -- metrics, plot -----------------------------------------------------------------------------------------------------
 
 

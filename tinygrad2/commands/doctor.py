@@ -20,7 +20,7 @@ import tempfile
 import time
 
 from tinygrad2.cli import Parser
-from tinygrad2.commands.doctor_checks import NOT_INSTALLED
+from tinygrad2.commands.doctor_checks import NOT_INSTALLED, UNUSABLE
 from tinygrad2.distributed.mpirun import OPEN_MPI, environment, find_mpirun
 from tinygrad2.errors import UserError
 from tinygrad2.system.installation import PROJECT_ROOT, adapt_hint
@@ -76,12 +76,15 @@ def main(argv):
 
 
 def _run(command, seconds, **options):
-    """(exit code, output) of a process that may take so many seconds; (None, "") if it took longer."""
+    """(exit code, output) of a process that may take so many seconds; (None, "") if it took longer.
+
+    Its output is stdout, and where it failed also stderr: libraries write warnings there.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, **options)
     except subprocess.TimeoutExpired:
         return None, ""
-    return done.returncode, (done.stdout + done.stderr).strip()
+    return done.returncode, (done.stdout + (done.stderr if done.returncode else "")).strip()
 
 
 def _check(name, seconds, launcher=(), environment=os.environ):
@@ -162,6 +165,9 @@ def _kernels():
     code, output = _check("kernels", 180)
     if code == NOT_INSTALLED:
         raise Missing("Numba is not installed: training takes about twice as long", f'{_PIP} -e ".[fast]"')
+    if code == UNUSABLE:
+        reason, _, remedy = output.splitlines()[0].rpartition("; ")
+        raise Failed(f"training takes about twice as long, because {reason}", remedy)
     if code != 0:
         raise _failure("a kernel does not run", code, output, f"{_PIP} -U numba llvmlite", 180)
     version, seconds = _last(output).split()

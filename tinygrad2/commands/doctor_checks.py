@@ -3,12 +3,13 @@
 Prints one line with its result. What a check imports is what it checks, so imports are inside the functions.
 """
 
+import importlib.util
 import os
 import sys
 import time
 from importlib.metadata import version
 
-NOT_INSTALLED = 3  # exit code
+NOT_INSTALLED, UNUSABLE = 3, 4  # exit codes; with UNUSABLE the first line is "reason; remedy"
 
 
 def kernels():
@@ -20,7 +21,8 @@ def kernels():
     from tinygrad2.tensor import Tensor
 
     if not ops.have_cpu_kernels():
-        return NOT_INSTALLED
+        print(*ops.why_no_cpu_kernels(), sep="; ")
+        return UNUSABLE if importlib.util.find_spec("numba") else NOT_INSTALLED
     begin = time.perf_counter()
     x = Tensor(np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32))
     weight, bias = Tensor(np.ones(256, np.float32)), Tensor(np.zeros(256, np.float32))

@@ -1,5 +1,9 @@
-"""The ops for the CPU: Numba loops and BLAS calls. Importing the package registers them; nothing is compiled yet."""
+"""The ops for the CPU: Numba loops and BLAS calls. Importing the package registers them; nothing is compiled yet.
 
+Raises ImportError where Numba cannot be used.
+"""
+
+import ops.kernels.cpu.load_numba  # noqa: F401  first: the others import Numba
 from ops.kernels.cpu import (  # noqa: F401
     adam,
     add,

@@ -1,0 +1,66 @@
+"""Importing Numba, or one line about why this process cannot use it. Imported before every file that needs Numba.
+
+Raises ImportError where Numba is missing or broken, or where one of its environment variables makes it useless (compiled
+kernels switched off) or cannot be read. ops/__init__.py catches it: then the reference implementations run.
+"""
+
+import os
+import re
+import warnings
+
+_FEATURES = re.compile(r"([+-][\w.-]+(,[+-][\w.-]+)*)?")  # LLVM aborts the process if this has another form
+
+
+def _setting(name):
+    return f"the environment variable {name}={os.environ[name]}"
+
+
+class UnusableNumba(ImportError):
+    """Numba is installed, but this process cannot use it; `remedy` is what to do about it."""
+
+    def __init__(self, reason, remedy):
+        super().__init__(reason)
+        self.remedy = remedy
+
+    @classmethod
+    def by_setting(cls, name, effect):
+        """An environment variable is to blame."""
+        return cls(f"{_setting(name)} {effect}", f"unset {name}")
+
+
+def load_numba():
+    """The module numba. Raises ImportError."""
+    if not _FEATURES.fullmatch(os.environ.get("NUMBA_CPU_FEATURES", "")):
+        raise UnusableNumba.by_setting("NUMBA_CPU_FEATURES", "is not a list like +avx2,-fma")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import numba
+    except ModuleNotFoundError as error:
+        if error.name in ("numba", "llvmlite"):
+            raise
+        raise _broken(error) from None
+    except Exception as error:
+        threads = os.environ.get("NUMBA_NUM_THREADS", "1")
+        if not threads.isdigit() or int(threads) == 0:
+            raise UnusableNumba.by_setting("NUMBA_NUM_THREADS", "is not a number of threads") from None
+        raise _broken(error) from None
+    for warning in caught:
+        unread = re.match(r"Environment variable '(\w+)' is defined", str(warning.message))
+        if unread:
+            raise UnusableNumba.by_setting(unread[1], "has a value that Numba cannot read")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if numba.config.DISABLE_JIT:
+        name = "NUMBA_DISABLE_JIT"
+        if name in os.environ:
+            raise UnusableNumba.by_setting(name, "switches compiling off")
+        raise UnusableNumba("Numba's configuration file switches compiling off", "remove disable_jit from it")
+    return numba
+
+
+def _broken(error):
+    text = " ".join(str(error).split())
+    return UnusableNumba(f"Numba cannot be imported ({type(error).__name__}: {text})", "pip install -U numba llvmlite")
+
+
+load_numba()
