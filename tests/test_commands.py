@@ -173,8 +173,8 @@ def test_doctor_checks_everything_for_real(tmp_path):
     [
         ("numpy/__init__.py", "raise ImportError('planted')", "numpy", "cannot be imported: planted", "numpy>=2.0"),
         ("numpy/__init__.py", "__version__ = '1.26.0'", "numpy", "1.26.0 is too old", "numpy>=2.0"),
-        ("regex.py", "findall = lambda *a: []\n__version__ = '0'", "regex", "does not match letters", "regex"),
-        ("cupy.py", "raise RuntimeError('no driver')", "gpu", "no driver", "nvidia-smi"),
+        ("regex/__init__.py", "findall = lambda *a: []\n__version__ = '0'", "regex", "does not match letters", "regex"),
+        ("cupy/__init__.py", "raise RuntimeError('no driver')", "gpu", "no driver", "nvidia-smi"),
         ("mpi4py/__init__.py", "raise RuntimeError('no MPI')", "mpi", "two ranks could not add up", ".[mpi]"),
         ("numba/__init__.py", "raise RuntimeError('wrong LLVM')", "kernels", "wrong LLVM", "numba"),
     ],

@@ -41,7 +41,7 @@ def install(command, folder):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("name, file", [("models", "models.py"), ("ops", "ops/__init__.py"), ("ops", "ops.py")])
+@pytest.mark.parametrize("name, file", [("models", "models.py"), ("ops", "ops/__init__.py"), ("numpy", "numpy.py")])
 def test_a_module_of_the_users_in_the_way_is_named_in_one_line(program, name, file, tmp_path):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("")

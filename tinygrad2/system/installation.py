@@ -13,10 +13,11 @@ from tinygrad2.errors import UserError
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of tinygrad2/, ops/
 _BUNDLED = os.path.join(PROJECT_ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
 PACKAGES = "ops", "models"
+LIBRARIES = "numpy", "regex", "numba", "cupy", "mpi4py"  # each is a folder; a single file of that name is another program
 
 
 class NameClash(UserError, ImportError):
-    """Python would import another `ops` or `models` instead of ours."""
+    """Python would import another `ops` or `models` instead of ours, or a file instead of a library."""
 
 
 def is_checkout():
@@ -59,25 +60,33 @@ def _libraries(extra):
 def refuse_name_clash(leave=None):
     """Where Python finds a file or folder of somebody else's before our `ops` or `models`, raises NameClash, one line.
 
-    Call it before they are imported; it imports neither. A program that has just been started passes
-    leave(line), which prints the line and exits.
+    The same for a file such as numpy.py in the working folder. Call it before they are imported; it imports none of
+    them. A program that has just been started passes leave(line), which prints the line and exits.
     """
-    for name in PACKAGES:
-        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
-        if spec is None:
+    for name in PACKAGES + LIBRARIES:
+        spec = _spec_of(name)
+        if spec is None or (name in LIBRARIES and spec.submodule_search_locations is not None):
             continue  # not found at all: the import itself says so
         where = spec.origin or next(iter(spec.submodule_search_locations))
         if os.path.basename(where) == "__init__.py":
             where = os.path.dirname(where)
-        if os.path.realpath(where) != os.path.realpath(os.path.join(PROJECT_ROOT, name)):
+        if name in LIBRARIES or os.path.realpath(where) != os.path.realpath(os.path.join(PROJECT_ROOT, name)):
             error = NameClash(_describe(name, os.path.abspath(where)))
             if leave:
                 leave(str(error))
             raise error
 
 
+def _spec_of(name):
+    """Where Python finds a module, as an importlib ModuleSpec; None: nowhere."""
+    if name in sys.modules:  # None in there, or a module without a spec, is a stand-in put there by a program
+        return getattr(sys.modules[name], "__spec__", None)
+    return importlib.util.find_spec(name)
+
+
 def _describe(name, path):
+    whose = "of a package of tinygrad2" if name in PACKAGES else "of a library that tinygrad2 uses"
     remedy = "rename it, or start Python from another folder"
     if "site-packages" in path or "dist-packages" in path:
         remedy = "install tinygrad2 into an environment of its own"
-    return f"{path} is in the way: Python imports it as {name!r}, the name of a package of tinygrad2; {remedy}"
+    return f"{path} is in the way: Python imports it as {name!r}, the name {whose}; {remedy}"

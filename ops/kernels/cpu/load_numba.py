@@ -50,6 +50,8 @@ def load_numba():
         if unread:
             raise UnusableNumba.by_setting(unread[1], "has a value that Numba cannot read")
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not hasattr(numba, "njit"):
+        raise UnusableNumba(f"{numba.__file__} is in the way of the library numba", "renaming it")
     if numba.config.DISABLE_JIT:
         name = "NUMBA_DISABLE_JIT"
         if name in os.environ:
