@@ -29,7 +29,7 @@ from models.quantize import quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, flag, from_flags, run
+from tinygrad2.cli import Parser, add_flags, flag, from_flags, run, summary
 from tinygrad2.dispatch import use_kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_bytes
@@ -104,7 +104,7 @@ class InferenceConfig:
 
 
 def parse(argv):
-    parser = Parser(prog="inference.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(prog="inference.py", description=summary(__doc__), allow_abbrev=False)
     add_flags(parser, InferenceConfig)
     return from_flags(InferenceConfig, parser.parse_args(argv))
 

@@ -33,7 +33,7 @@ from models.config import train_flops_per_token
 from models.dropout import set_dropout
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
-from tinygrad2.cli import Parser, add_flags, build, given
+from tinygrad2.cli import Parser, add_flags, build, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.dispatch import use_kernels
@@ -198,7 +198,7 @@ def due(interval, done):
 
 def read_command_line(argv, log=print):
     """The flags as argparse's namespace, None for those not given. --help prints with `log` and raises EarlyExit."""
-    parser = Parser(prog="train_gpt2.py", description=__doc__.split("\n\n")[0], add_help=False, allow_abbrev=False)
+    parser = Parser(prog="train_gpt2.py", description=summary(__doc__), add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true", help="show this text")
     training = parser.add_argument_group("training")
     add_flags(training, TrainConfig)

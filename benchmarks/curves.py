@@ -44,7 +44,7 @@ def train(preset, seed, first, folder, flags):
 
 def main():
     """Run the trainings and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--first", type=int, default=0, help="end each after N steps (default: train to the end)")

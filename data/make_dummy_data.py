@@ -189,7 +189,7 @@ def write(path, text):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", default=HERE, help="folder to write to (default: that of this file)")
     folder = parser.parse_args(argv).out
     (_, _, _), *plots = read_sections("story_plots.txt")

@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, summary
 from tinygrad2.errors import UserError
 
 
@@ -15,7 +15,7 @@ def prepare(text, here, repo, folder, revision, stem):
     repo, folder, revision    where the parquet files are
     Raises UserError, one line, if something is missing or wrong.
     """
-    parser = Parser(prog="prepare.py", description=text.split("\n\n")[0])
+    parser = Parser(prog="prepare.py", description=summary(text))
     add_common_flags(parser, here)
     parser.add_argument("--shards", type=int, default=0, metavar="N", help="stop after N shards (default: all)")
     parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N",

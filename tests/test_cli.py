@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from test_train import ROOT
+from test_train import ROOT, python
 
 from tinygrad2.cli import call, exit_code
+from tinygrad2.commands import COMMANDS
 from tinygrad2.errors import EarlyExit, UserError
 
 
@@ -79,3 +80,28 @@ def test_the_exit_code_of_a_job_is_never_0():
 def test_it_loads_no_numpy():
     script = "import sys, tinygrad2.cli; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+COMMANDS_ONE_BY_ONE = f"""
+from tinygrad2.__main__ import main
+for name in {list(COMMANDS)}:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+"""
+
+
+@pytest.mark.parametrize(
+    "program, times",
+    [
+        (["train_gpt2.py", "--help"], 1),
+        (["data/gpt2/prepare.py", "--help"], 1),
+        (["-c", COMMANDS_ONE_BY_ONE], len(COMMANDS)),
+    ],
+)
+def test_help_without_docstrings(program, times):
+    """python -OO removes docstrings."""
+    result = python("-OO", *program, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("(python -OO removes this explanation") == times

@@ -41,6 +41,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def summary(doc):
+    """The first paragraph of a program's docstring, without "python -m tinygrad2 NAME: ", as its --help begins.
+
+    python -OO removes docstrings; then the help says so. The same for `explanation`.
+    """
+    first = explanation(doc).split("\n\n")[0]
+    return first.split(": ", 1)[1] if first.startswith("python -m tinygrad2") else first
+
+
+def explanation(doc):
+    """A program's docstring as text for its user."""
+    return doc or "(python -OO removes this explanation; python -O keeps it)\n"
+
+
 def add_flags(group, dataclass, default_text=None):
     """Add a flag for each field; one that is not given parses to None, and the field's own default holds.
 

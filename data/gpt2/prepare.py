@@ -16,7 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
-from tinygrad2.cli import Parser, run
+from tinygrad2.cli import Parser, run, summary
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import CorruptFile, read_json
 from tinygrad2.io.safetensors import open_container
@@ -65,7 +65,7 @@ WEIGHTS = {  # (bytes, SHA-256); None: not pinned, but looked up on the hub, or 
 
 
 def main():
-    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="prepare.py", description=summary(__doc__))
     parser.add_argument("--model", choices=SIZES, default="gpt2", help="which size (default: gpt2)")
     parser.add_argument("--tokenizer-only", action="store_true", help="vocab.json and merges.txt only")
     add_common_flags(parser, "")

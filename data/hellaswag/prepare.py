@@ -11,7 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
-from tinygrad2.cli import Parser, run
+from tinygrad2.cli import Parser, run, summary
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
@@ -19,7 +19,7 @@ SIZE = 12_246_618
 
 
 def main():
-    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
     args = parser.parse_args()
     state_needs(args.out, 13, 13, 100, 1)

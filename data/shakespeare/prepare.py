@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 import numpy as np
 
 from data.download import add_common_flags, gpt2_tokenizer, state_needs
-from tinygrad2.cli import Parser, run
+from tinygrad2.cli import Parser, run, summary
 from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.io.files import read_bytes
 
@@ -31,7 +31,7 @@ FORMATS = ("llmc", "nanogpt", "llmc-legacy")
 
 
 def main():
-    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
     parser.add_argument("--format", choices=FORMATS, default="llmc", help="format of the files (default: llmc)")
     parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")

@@ -16,7 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
-from tinygrad2.cli import Parser, run
+from tinygrad2.cli import Parser, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
 from tinygrad2.tokenizers.load import load_tokenizer
@@ -27,7 +27,7 @@ NAMES = {"val": "TinyStoriesV2-GPT4-valid.txt", "train": "TinyStoriesV2-GPT4-tra
 
 
 def main():
-    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
     for flag, default, what in (
         ("--vocab-size", 0, "train a tokenizer with N tokens (default: use GPT-2's)"),

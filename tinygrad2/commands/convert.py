@@ -20,7 +20,7 @@ import sys
 import numpy as np
 
 from models.pretrained import config_of, load_pretrained
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, summary
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
@@ -39,7 +39,7 @@ _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.jso
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 convert", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(prog="tinygrad2 convert", description=summary(__doc__), allow_abbrev=False)
     parser.add_argument("source", metavar="IN", help="model, tokenizer or token file")
     parser.add_argument("target", metavar="OUT", help="file, or folder for --to hf")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=f"one of: {', '.join(FORMATS)}")

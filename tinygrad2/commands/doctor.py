@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, summary
 from tinygrad2.commands.doctor_checks import NOT_INSTALLED, UNUSABLE
 from tinygrad2.distributed.mpirun import OPEN_MPI, environment, find_mpirun
 from tinygrad2.errors import UserError
@@ -43,7 +43,7 @@ class Missing(Failed):
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 doctor", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser = Parser(prog="tinygrad2 doctor", description=summary(__doc__))
     parser.add_argument("--json", action="store_true", help="print one JSON object instead (default: no)")
     parser.add_argument("--mpi", action="store_true", help="measure messages between ranks instead (default: no)")
     args = parser.parse_args(argv)

@@ -21,7 +21,7 @@ import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, flag, from_flags
+from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.hellaswag import (
@@ -91,7 +91,7 @@ class PerplexityConfig(_Config):
 
 def main(argv):
     if not argv or argv[0] in ("--help", "-h"):
-        print(__doc__)
+        print(explanation(__doc__))
         return 0
     if argv[0] not in TASKS:
         raise UserError(f"there is no task {argv[0]!r}; choose one of: {', '.join(TASKS)}")

@@ -32,6 +32,7 @@ from models.pretrained import load_pretrained
 from models.sampling import Sampling
 from models.text_generation import stream_texts
 from tinygrad2.backend import array_module
+from tinygrad2.cli import explanation
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.monitor.progress import Meter
@@ -212,7 +213,7 @@ def __getattr__(name):
 
 def main(argv):
     if argv in ([], ["--help"], ["-h"]):
-        print(__doc__)
+        print(explanation(__doc__))
         return 0
     register()
     from lm_eval.__main__ import cli_evaluate

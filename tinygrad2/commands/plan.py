@@ -9,6 +9,7 @@ import ops
 import train_gpt2
 from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
+from tinygrad2.cli import explanation
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import available_bytes, megabytes
@@ -19,7 +20,7 @@ _EFFICIENCY = 0.45, 0.9  # share of the peak of matrix products that trainings r
 
 def main(argv):
     if any(word in ("--help", "-h") for word in argv):
-        print(__doc__)
+        print(explanation(__doc__))
         return 0
     config, gpt_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1

@@ -8,7 +8,7 @@ import json
 import math
 import os
 
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, summary
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write, check_writable
 from tinygrad2.monitor.metrics import read_metrics, smooth, thin
@@ -29,7 +29,7 @@ _TEMPLATE = os.path.join(os.path.dirname(__file__), "plot.html")
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 plot", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser = Parser(prog="tinygrad2 plot", description=summary(__doc__))
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.jsonl")
     parser.add_argument("--out", default="curves", metavar="NAME",
                         help="NAME.png and NAME.html are written (default: curves)")  # fmt: skip

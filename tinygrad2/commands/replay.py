@@ -11,7 +11,7 @@ import numpy as np
 
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.function import observe
@@ -21,7 +21,7 @@ from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, 
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 replay", description=__doc__.split("\n\n")[0].split(": ", 1)[1])
+    parser = Parser(prog="tinygrad2 replay", description=summary(__doc__))
     parser.add_argument("dump", metavar="DUMP", help="folder nonfinite_step_... of a run")
     parser.add_argument("--debug", action="store_true", help="open the debugger where it was computed (default: no)")
     args = parser.parse_args(argv)

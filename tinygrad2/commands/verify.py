@@ -33,6 +33,7 @@ from models.dropout import set_dropout
 from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling, sample
+from tinygrad2.cli import explanation
 from tinygrad2.commands import verify_models
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
@@ -67,7 +68,7 @@ def main(argv):
         return verify_models.main(words[0], argv[1:])
     flags = argv[len(words) :]
     if any(flag in ("--help", "-h") for flag in flags):
-        print(__doc__)
+        print(explanation(__doc__))
         return 0
     unknown = [word for word in words if word not in (*PROPERTIES, "all")]
     if unknown:

@@ -19,6 +19,7 @@ import numpy as np
 
 import ops
 from models.pretrained import config_of, load_pretrained
+from tinygrad2.cli import explanation
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import open_model
@@ -50,7 +51,7 @@ numpy.savez(out, logits=logits.numpy(), loss=loss.numpy(), greedy=greedy, versio
 def main(what, argv):
     """Run `verify hf` or `verify llmc`; returns the exit code: 1 for a difference above its tolerance, else 0."""
     if any(flag in ("--help", "-h") for flag in argv):
-        print(__doc__)
+        print(explanation(__doc__))
         return 0
     if "--threads" in argv:  # it has been read already
         i = argv.index("--threads")

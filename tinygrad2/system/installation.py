@@ -13,7 +13,7 @@ from tinygrad2.errors import UserError
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of tinygrad2/, ops/
 _BUNDLED = os.path.join(PROJECT_ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
 PACKAGES = "ops", "models"
-LIBRARIES = "numpy", "regex", "numba", "cupy", "mpi4py"  # each is a folder; a single file of that name is another program
+LIBRARIES = "numpy", "regex", "numba", "cupy", "mpi4py"  # folders; a file of that name is another program
 
 
 class NameClash(UserError, ImportError):

@@ -1,7 +1,7 @@
 """Importing Numba, or one line about why this process cannot use it. Imported before every file that needs Numba.
 
-Raises ImportError where Numba is missing or broken, or where one of its environment variables makes it useless (compiled
-kernels switched off) or cannot be read. ops/__init__.py catches it: then the reference implementations run.
+Raises ImportError where Numba is missing or broken, or where one of its environment variables switches compiling off or
+cannot be read. ops/__init__.py catches it: then the reference implementations run.
 """
 
 import os
