@@ -37,7 +37,7 @@ def __dir__() -> list[str]:
 
 def _import_all() -> None:
     global Function, Module, Parameter, Tensor, Tokenizer, apply, gradcheck, no_grad
-    refuse_name_clash()
+    refuse_name_clash(packages=["ops"])  # a project may have a `models` of its own beside these names
     import ops  # noqa: F401  the ops that `+` and the other operators of a Tensor run
     from tinygrad2.function import Function
     from tinygrad2.grad_check import gradcheck

@@ -52,7 +52,7 @@ def summary(doc):
 
 def explanation(doc):
     """A program's docstring as text for its user."""
-    return doc or "(python -OO removes this explanation; python -O keeps it)\n"
+    return adapt_hint(doc) if doc else "(python -OO removes this explanation; python -O keeps it)\n"
 
 
 def add_flags(group, dataclass, default_text=None):

@@ -189,7 +189,8 @@ def _debug_state(args):
         raise UserError(f"--batch {args.batch}: is not a size such as 4x64")
     B, T = int(rows), int(length)
     if what_is(args.tokens) != "tokens":
-        raise UserError(f"--tokens {args.tokens}: is not a token file (.bin or .npy); make one with data/*/prepare.py")
+        raise UserError(f"--tokens {args.tokens}: is not a token file (.bin or .npy); make one: "
+                        "python data/shakespeare/prepare.py")
     model, _, pretrained = load_pretrained(args.source, args.block_size)
     file = TokenFile(args.tokens)
     if len(file) < B * T + 1:

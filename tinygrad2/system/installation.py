@@ -41,11 +41,13 @@ def adapt_hint(text):
         python train_gpt2.py             becomes    python -m train_gpt2
         python data/gpt2/prepare.py                 python -m tinygrad2.bundled.data.gpt2.prepare
         pip install -e ".[mpi]"                     pip install mpi4py mpich
+        pip install -e .                            pip install --force-reinstall tinygrad2
     """
     if is_checkout():
         return text
     text = re.sub(r"\bpython (train_gpt2|inference)\.py", r"python -m \1", text)
     text = re.sub(r"\bpython data/(\w+)/prepare\.py", r"python -m tinygrad2.bundled.data.\1.prepare", text)
+    text = re.sub(r"-e \.(?!\[)", "--force-reinstall tinygrad2", text)
     return re.sub(r'(?:-e )?"?\.\[(\w+)\]"?', lambda match: " ".join(_libraries(match[1])), text)
 
 
@@ -57,13 +59,13 @@ def _libraries(extra):
     return [re.match(r"[\w.-]+", line).group() for line in lines]
 
 
-def refuse_name_clash(leave=None):
+def refuse_name_clash(leave=None, packages=PACKAGES):
     """Where Python finds a file or folder of somebody else's before our `ops` or `models`, raises NameClash, one line.
 
     The same for a file such as numpy.py in the working folder. Call it before they are imported; it imports none of
     them. A program that has just been started passes leave(line), which prints the line and exits.
     """
-    for name in PACKAGES + LIBRARIES:
+    for name in (*packages, *LIBRARIES):
         spec = _spec_of(name)
         if spec is None or (name in LIBRARIES and spec.submodule_search_locations is not None):
             continue  # not found at all: the import itself says so
@@ -87,6 +89,8 @@ def _spec_of(name):
 def _describe(name, path):
     whose = "of a package of tinygrad2" if name in PACKAGES else "of a library that tinygrad2 uses"
     remedy = "rename it, or start Python from another folder"
+    if os.path.dirname(path) == os.getcwd() and not is_checkout() and sys.version_info >= (3, 11):
+        remedy += ", or with python -P, which does not look for packages in the working folder"
     if "site-packages" in path or "dist-packages" in path:
         remedy = "install tinygrad2 into an environment of its own"
     return f"{path} is in the way: Python imports it as {name!r}, the name {whose}; {remedy}"
