@@ -161,9 +161,10 @@ print(open(bundled("dummy_data.txt")).read(4), data_folder("gpt2"), adapt_hint('
 print(adapt_hint("python -m pip install -e ."))
 """
     result = run([installed, "-c", script], tmp_path)
-    assert result.stdout == f"Once {os.path.join('data', 'gpt2')} pip install mpi4py mpich, or stop\n" (
-        "python -m pip install --force-reinstall tinygrad2\n"
-    ), result.stderr
+    assert result.stdout.splitlines() == [
+        f"Once {os.path.join('data', 'gpt2')} pip install mpi4py mpich, or stop",
+        "python -m pip install --force-reinstall tinygrad2",
+    ], result.stderr
     result = run([installed, "-m", "inference"], tmp_path)
     assert result.returncode == 2 and "(python -m train_gpt2)" in result.stderr
     assert "(python -m tinygrad2.bundled.data.gpt2.prepare)" in result.stderr

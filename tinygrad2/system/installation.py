@@ -83,7 +83,10 @@ def _spec_of(name):
     """Where Python finds a module, as an importlib ModuleSpec; None: nowhere."""
     if name in sys.modules:  # None in there, or a module without a spec, is a stand-in put there by a program
         return getattr(sys.modules[name], "__spec__", None)
-    return importlib.util.find_spec(name)
+    try:
+        return importlib.util.find_spec(name)
+    except ImportError:  # an import hook that forbids it
+        return None
 
 
 def _describe(name, path):
