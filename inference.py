@@ -29,12 +29,12 @@ from models.quantize import quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, flag, from_flags, run, summary
+from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, run, summary
 from tinygrad2.dispatch import use_kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_bytes
 from tinygrad2.system.signals import StopRequest
-from tinygrad2.tokenizers.streaming import write
+from tinygrad2.system.streams import is_session, is_terminal, print_error, write
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, SPECIAL
 
 
@@ -104,7 +104,7 @@ class InferenceConfig:
 
 
 def parse(argv):
-    parser = Parser(prog="inference.py", description=summary(__doc__), allow_abbrev=False)
+    parser = Parser(prog="inference.py", description=summary(__doc__))
     add_flags(parser, InferenceConfig)
     return from_flags(InferenceConfig, parser.parse_args(argv))
 
@@ -120,14 +120,16 @@ def load(path, device="cpu", tokenizer="", block_size=None):
         pretrained.notes.append(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {V:,}: is it the one that "
                                 "the model was trained with?")
     for note in pretrained.notes:
-        print(f"note      {note}", file=sys.stderr)
+        print_error(f"note      {note}")
     if tokenizer is None:
         raise UserError(f"{path}: its tokenizer is not known; pass it with --tokenizer (GPT-2's: python "
                         "data/gpt2/prepare.py --tokenizer-only)")
     return model, tokenizer, pretrained
 
 
+@callable_main
 def main(argv=None):
+    """Generate the texts; returns the exit code. `argv`: the flags; by default the process's, in a notebook none."""
     config = parse(argv)
     use_kernels(config.kernels)
     array_module(config.device)
@@ -200,8 +202,7 @@ def encode_prompt(special, tokenizer, start, block_size, prompt):
                             "--special ordinary as plain characters")
     ids = start + tokenizer.encode(os.fsencode(prompt), special)  # bytes: it need not be valid Unicode
     if len(ids) > block_size:
-        print(f"note      a prompt of {len(ids):,} tokens: the model sees the last {block_size:,} of them",
-              file=sys.stderr)  # fmt: skip
+        print_error(f"note      a prompt of {len(ids):,} tokens: the model sees the last {block_size:,} of them")
     if ids:
         return ids
     if tokenizer.eot is None:
@@ -260,7 +261,7 @@ def converse(encode, stream):
         try:
             ids = encode(prompt) if prompt or not ids else ids
         except UserError as error:
-            print(error, file=sys.stderr)
+            print_error(error)
             continue
         write(prompt)
         with StopRequest(verbose=False) as stop:                  # the text ends after the current token
@@ -274,21 +275,25 @@ def converse(encode, stream):
 
 
 def _lines():
-    """Lines of the input; a terminal gets a prompt, with editing and history if Python has readline."""
+    """Lines of the input; a terminal or a notebook gets a prompt, with editing and history if Python has readline."""
     if sys.stdin is None:
         raise UserError("--interactive: standard input is closed")
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    if not sys.stdin.isatty():
+    if hasattr(sys.stdin, "reconfigure"):                         # not a stand-in such as io.StringIO
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if not is_terminal(sys.stdin) and not is_session():
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401                              not on every platform; input() uses it
     write("A line is continued; an empty line continues the last text. Ctrl-C stops a text; Ctrl-D ends.\n")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    try:
         while True:
             yield input("> ")
-    write("\n")
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
+    except NotImplementedError:                                   # ipykernel's: nobody is there who could be asked
+        raise UserError("--interactive: this notebook cannot ask for a line; pass --prompt instead") from None
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: main(sys.argv[1:]))

@@ -33,7 +33,7 @@ from models.config import train_flops_per_token
 from models.dropout import set_dropout
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
-from tinygrad2.cli import Parser, add_flags, build, given, summary
+from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.dispatch import use_kernels
@@ -133,8 +133,12 @@ class Trainer:
 # -- the training ------------------------------------------------------------------------------------------------------
 
 
+@callable_main
 def main(world, argv=None):
-    """Train a model and write its weights; returns the exit code. Every rank runs this."""
+    """Train a model and write its weights; returns the exit code. Every rank runs this.
+
+    argv    the flags; by default the process's, in a notebook none
+    """
     start = time.perf_counter()
     config, gpt_config, state, run_dir, checkpoint = configure(argv, world)
     tokenizer, loader, val_loader, examples, pretrained = open_data(config, gpt_config, state, world)
@@ -198,7 +202,7 @@ def due(interval, done):
 
 def read_command_line(argv, log=print):
     """The flags as argparse's namespace, None for those not given. --help prints with `log` and raises EarlyExit."""
-    parser = Parser(prog="train_gpt2.py", description=summary(__doc__), add_help=False, allow_abbrev=False)
+    parser = Parser(prog="train_gpt2.py", description=summary(__doc__), add_help=False)
     parser.add_argument("--help", "-h", action="store_true", help="show this text")
     training = parser.add_argument_group("training")
     add_flags(training, TrainConfig)
@@ -333,4 +337,4 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
 
 
 if __name__ == "__main__":
-    world.run(lambda: main(world))
+    world.run(lambda: main(world, sys.argv[1:]))

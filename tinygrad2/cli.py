@@ -10,13 +10,15 @@ And the error boundary of every program, `run(main)`. This file imports nothing 
 """
 
 import argparse
+import functools
 import os
 import sys
 import traceback
 from dataclasses import field, fields
 
-from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.errors import EarlyExit, UserError, one_line
 from tinygrad2.system.installation import adapt_hint
+from tinygrad2.system.streams import arguments, discard_output, is_session, print_error, protected_streams
 
 
 def flag(value, text, **more):
@@ -35,10 +37,20 @@ def option(name):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError, one line, instead of printing its usage and exiting."""
+    """An ArgumentParser that raises UserError, one line, instead of printing its usage and exiting, and EarlyExit after
+    --help. Without arguments it parses `arguments()` of system/streams.py."""
+
+    def __init__(self, **more):
+        super().__init__(allow_abbrev=False, **more)
+
+    def parse_args(self, args=None, namespace=None):
+        return super().parse_args(arguments(args), namespace)
 
     def error(self, message):
         raise UserError(f"{message} (see --help)")
+
+    def exit(self, status=0, message=None):
+        raise EarlyExit  # argparse calls this after --help
 
 
 def summary(doc):
@@ -118,8 +130,30 @@ def build(dataclass, values):
 
 
 def run(main, name=None, abort=None):
-    """Call main() and exit with the code that `call` returns."""
-    sys.exit(call(main, name, abort))
+    """Call main() and exit with the code that `call` returns.
+
+    In a notebook or at a Python prompt, which must go on: returns main()'s own exit code, and what it raises is raised,
+    a UserError with its one line.
+    """
+    if not is_session():
+        sys.exit(call(main, name, abort))
+    return callable_main(main)()
+
+
+def callable_main(main):
+    """Decorates a main that users may also call, in a notebook for example: what it prints never raises, EarlyExit
+    makes it return exit code 0, and everything else is raised."""
+
+    @functools.wraps(main)
+    def protected_main(*args, **kwargs):
+        with protected_streams(program()) as output:
+            try:
+                code = main(*args, **kwargs)
+            except EarlyExit:
+                code = 0
+        return code or (1 if output.error else code)
+
+    return protected_main
 
 
 def call(main, name=None, abort=None):
@@ -131,25 +165,33 @@ def call(main, name=None, abort=None):
     KeyboardInterrupt         code 130
     anything else             is raised again: Python prints the traceback
 
+    Where stdout cannot be written (system/streams.py) main goes on without it, and code 0 becomes 1.
+
     `name` begins the line; by default the script's. If `main` is one rank of several, `abort(text, code)` prints
     the text, ends the whole job and never returns: the other ranks would wait for this one indefinitely. It is called
     for every exception except EarlyExit, also for sys.exit.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the program
     name = name or program()
+    with protected_streams(name) as output:
+        code = _call(main, name, abort)
+    return code or (1 if output.error else code)
+
+
+def _call(main, name, abort):
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except EarlyExit:
         return 0
     except UserError as error:
-        text, code = f"{name}: {error}", 2
+        text, code = one_line(f"{name}: {error}"), 2
     except MemoryError as error:
         reason = str(error) or "no more is available"
         text, code = (f"{name}: out of memory ({reason}); python -m tinygrad2 plan, with the same flags, prints what "
                       "takes how much, and which flag saves how much"), 2  # fmt: skip
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         text, code = "output pipe closed" if abort else "", 1
     except KeyboardInterrupt:
         text, code = "interrupted" if abort else "\ninterrupted", 130
@@ -161,7 +203,7 @@ def call(main, name=None, abort=None):
     if abort:
         abort(text + "\n", code)
     if text:
-        print(text, file=sys.stderr)
+        print_error(text)
     return code
 
 
@@ -174,4 +216,6 @@ def exit_code(error):
 
 def program():
     """The name of the script, for messages."""
-    return os.path.basename(sys.argv[0])
+    if is_session():
+        return "tinygrad2"
+    return os.path.basename(sys.argv[0] if sys.argv else "") or "tinygrad2"

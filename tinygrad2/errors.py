@@ -17,5 +17,15 @@ def short(value):
     return text if len(text) <= 60 else text[:37] + "..."
 
 
+def one_line(text):
+    r"""A message on one line: characters that are not printable as escapes, and at most 1,000 of all.
+
+    >>> print(one_line("--data a\nb: no such file"))
+    --data a\nb: no such file
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:2000] + text[2000:][-1000:])
+    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
+
+
 class EarlyExit(Exception):
     """There is nothing left to do (for example after --help): the program exits with code 0, all ranks together."""

@@ -15,7 +15,6 @@ read back and compared.
 """
 
 import os
-import sys
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.weights import save_weights
+from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
 from tinygrad2.tokenizers.formats import LLMC_MAGIC, TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer
@@ -39,7 +39,7 @@ _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.jso
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 convert", description=summary(__doc__), allow_abbrev=False)
+    parser = Parser(prog="tinygrad2 convert", description=summary(__doc__))
     parser.add_argument("source", metavar="IN", help="model, tokenizer or token file")
     parser.add_argument("target", metavar="OUT", help="file, or folder for --to hf")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=f"one of: {', '.join(FORMATS)}")
@@ -139,7 +139,7 @@ def _model(args):
     else:
         raise _wrong_format(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))
     for note in notes:
-        print(f"note      {note}", file=sys.stderr)
+        print_error(f"note      {note}")
     again = open_model(args.target)
     print(f"wrote     {args.target}: {pretrained.kind} -> {again.kind}, {_compare(pretrained, again, args.dtype)}")
 

@@ -39,6 +39,7 @@ from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
+from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
@@ -96,12 +97,9 @@ def main(argv):
     if argv[0] not in TASKS:
         raise UserError(f"there is no task {argv[0]!r}; choose one of: {', '.join(TASKS)}")
     kind, run, description = TASKS[argv[0]]
-    parser = Parser(prog=f"python -m tinygrad2 eval {argv[0]}", description=description, allow_abbrev=False)
+    parser = Parser(prog=f"python -m tinygrad2 eval {argv[0]}", description=description)
     add_flags(parser, kind)
-    try:
-        config = from_flags(kind, parser.parse_args(argv[1:]))
-    except SystemExit:                                            # --help has been printed
-        return 0
+    config = from_flags(kind, parser.parse_args(argv[1:]))
     array_module(config.device)
     return run(config)
 
@@ -109,7 +107,7 @@ def main(argv):
 def _load(config):
     model, tokenizer, pretrained = load_pretrained(config.weights, config.block_size, config.device, config.tokenizer)
     for note in pretrained.notes:
-        print(f"note      {note}", file=sys.stderr)
+        print_error(f"note      {note}")
     size = f"{model.count_parameters():,} parameters, context {model.config.block_size:,}"
     _report(config, f"model     {config.weights}: {size}")
     return model, tokenizer
@@ -152,7 +150,7 @@ def _hellaswag(config):
             correct += sum(a.correct_norm for a in new)
             live.add(len(new), f"acc_norm {correct / len(answers):.4f}")
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command continues after the last answer in {file.path}", file=sys.stderr)
+        print_error(f"\ninterrupted; the same command continues after the last answer in {file.path}")
         return 130
     live.close()
     result = summary(answers[: len(examples)])

@@ -36,6 +36,7 @@ from tinygrad2.cli import explanation
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.monitor.progress import Meter
+from tinygrad2.system.streams import print_error
 from tinygrad2.system.threads import plan_threads
 
 _PORTION = 64  # requests between two progress reports; the choices of a question are usually in one portion
@@ -65,7 +66,7 @@ class Adapter:
         block_size = None if block_size is None else _count("block_size", block_size)
         self.model, self.tokenizer, opened = load_pretrained(str(pretrained), block_size, device, str(tokenizer or ""))
         for note in opened.notes:
-            print(f"note      {note}", file=sys.stderr)
+            print_error(f"note      {note}")
         if self.tokenizer is None:
             raise UserError(f"{pretrained}: its tokenizer is not known; pass it as tokenizer=FILE in --model_args")
         self.batch_tokens, self.seed = _count("batch_tokens", batch_tokens), _count("seed", seed, 0)

@@ -44,6 +44,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights
 from tinygrad2.module import FlatBuffers
 from tinygrad2.system.installation import adapt_hint
+from tinygrad2.system.streams import can_overwrite
 from tinygrad2.tensor import no_grad
 
 STEPS = 12
@@ -77,7 +78,7 @@ def main(argv):
     config, gpt_config, _ = train_gpt2.parse(flags)
     if config.resume:
         raise UserError("--resume: a verification starts its own trainings")
-    failed, live = 0, sys.stdout.isatty()
+    failed, live = 0, can_overwrite(sys.stdout)
     start = "\r\x1b[K" if live else ""
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
         for name in names:

@@ -10,8 +10,10 @@ import time
 
 from tinygrad2.cli import program
 from tinygrad2.distributed.watchdog import TIMED_OUT
+from tinygrad2.errors import one_line
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.signals import leave_now
+from tinygrad2.system.streams import print_error, write_descriptor
 
 _TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
 START_SECONDS = 300.0  # within which MPI must have started
@@ -31,7 +33,8 @@ def exit_unless_started():
 
 
 def _never_started():
-    os.write(2, f"{program()}: MPI has not started within {START_SECONDS:g} s: a rank or a host is missing\n".encode())
+    line = f"{program()}: MPI has not started within {START_SECONDS:g} s: a rank or a host is missing\n"
+    write_descriptor(2, line.encode())
     leave_now(TIMED_OUT)
 
 
@@ -43,7 +46,7 @@ def exit_with_line(line):
     """Print one line to stderr, on rank 0 as the launcher's variables name it (MPI has not started); exit code 2."""
     rank = max(_number(os.environ.get(name)) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK"))
     if rank == 0:
-        print(f"{program()}: {adapt_hint(line)}", file=sys.stderr)
+        print_error(one_line(f"{program()}: {adapt_hint(line)}"))
     sys.exit(2)
 
 
@@ -59,7 +62,7 @@ def report_hard_exits(rank, size, announce_exit):
             announce_exit()
             frame = sys._getframe(1)
             location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-            os.write(2, f"[rank {rank} of {size}] ended by os._exit({code}) at {location}\n".encode())
+            write_descriptor(2, f"[rank {rank} of {size}] ended by os._exit({code}) at {location}\n".encode())
             time.sleep(0.1)  # for mpirun to forward it
         leave_now(code)
 

@@ -37,6 +37,7 @@ from tinygrad2.distributed.transport import Transport
 from tinygrad2.distributed.watchdog import END_OF_PROGRAM, StatusTable, Watchdog
 from tinygrad2.errors import EarlyExit, UserError
 from tinygrad2.system.signals import leave_now
+from tinygrad2.system.streams import print_error, write_descriptor
 from tinygrad2.system.threads import available_cores, plan_threads, usable_cores
 
 _BUCKET = 4 << 20  # elements of one broadcast: 16 MB. Larger ones cost MPI fresh memory at every call
@@ -92,7 +93,7 @@ class World:
             sharing = sum(bool(cores & other) for other in host_comm.allgather(cores))
             world.hosts = comm.allreduce(int(host_comm.rank == 0))
         if "numpy" in sys.modules and comm.rank == 0:
-            print("warning: NumPy was imported before World.join(); its threads cannot be planned now", file=sys.stderr)
+            print_error("warning: NumPy was imported before World.join(); its threads cannot be planned now")
         world.threads = plan_threads(threads, default=usable_cores(cores, sharing))
         with world.collective("setting up the watchdogs"):
             path = host_comm.bcast(StatusTable.create_file(host_comm.size) if host_comm.rank == 0 else None)
@@ -104,7 +105,7 @@ class World:
         return world
 
     def run(self, main):
-        """Call main() and exit with its exit code (cli.run). Never returns.
+        """Call main() and exit with its exit code, or in a notebook return it (cli.run).
 
         Whatever ends one rank early ends the job: the other ranks would wait for it indefinitely.
         """
@@ -117,7 +118,7 @@ class World:
             self.barrier(END_OF_PROGRAM)  # a rank that gets here while others are in another collective is reported
             return code
 
-        cli.run(main_and_barrier, abort=self._abort if self.size > 1 else None)
+        return cli.run(main_and_barrier, abort=self._abort if self.size > 1 else None)
 
     def print(self, *args, **kwargs):
         """Print on rank 0 only."""
@@ -297,8 +298,7 @@ class World:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
         sender = f"rank {self.rank} of {self.size}, {socket.gethostname()} pid {os.getpid()}"
-        with contextlib.suppress(OSError):
-            os.write(2, f"[{sender}] {text}".encode())  # one write: lines of ranks do not mix
+        write_descriptor(2, f"[{sender}] {text}".encode(errors="replace"))  # one write: lines of ranks do not mix
         time.sleep(0.2)  # mpirun forwards the text before it is asked to kill
         timer = threading.Timer(3, leave_now, [code])  # Abort may return, or hang on a dead network
         timer.daemon = True

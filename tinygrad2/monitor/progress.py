@@ -1,15 +1,18 @@
 """Progress on the screen: a line per step with a bar and the time left, and meters for other long work.
 
-On a terminal the line is overwritten by the next one, and every `keep_every`-th one stays. A file or a pipe gets every
-line, plain.
+On a terminal the line is overwritten by the next one, and every `keep_every`-th one stays. Where lines cannot be
+overwritten (a notebook, TERM=dumb, NO_COLOR) only those are written that stay, or one after _PAUSE seconds without any.
+A file or a pipe gets every line, plain.
 """
 
-import os
 import shutil
 import sys
 import time
 
+from tinygrad2.system.streams import can_overwrite, is_read_live
+
 _BAR = 12  # characters
+_PAUSE = 10  # seconds
 
 
 def duration(seconds):
@@ -24,19 +27,15 @@ def duration(seconds):
     return f"{hours}h{minutes:02d}m"
 
 
-def is_live(stream):
-    """Can a line on this stream be overwritten? Open MPI gives its ranks a terminal even if it writes to a file."""
-    return stream.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
-
-
 class Progress:
     """Steps done of `total`, of which `start` were done before. It is enabled on rank 0 only."""
 
     def __init__(self, total, keep_every=1, enabled=True, stream=None, start=0):
         self.total, self.keep_every, self.enabled, self.start = total, keep_every, enabled, start
         self.stream = stream or sys.stdout
-        self.live = is_live(self.stream)
-        self.begin = time.perf_counter()
+        self.live = can_overwrite(self.stream)
+        self.sparse = is_read_live(self.stream) and not self.live
+        self.begin = self._last = time.perf_counter()             # _last: when a line was written
         self.first_done = None  # when the first step was over, and how many were done then
         self._open = False  # the terminal shows a line that is still to be overwritten
 
@@ -49,7 +48,11 @@ class Progress:
         width = len(str(self.total))
         bar = "#" * filled + "-" * (_BAR - filled)
         line = f"step {done:{width}d}/{self.total} [{bar}] {text} | {duration(left)} left"
-        keep = not self.live or done == self.total or done % self.keep_every == 0 or done == 1
+        keep = done == self.total or done % self.keep_every == 0 or done == 1 or not (self.live or self.sparse)
+        now = time.perf_counter()
+        if self.sparse and not keep and now - self._last < _PAUSE:
+            return
+        self._last, keep = now, keep or self.sparse
         if not keep:
             line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be overwritten
         erase = "\r\x1b[K" if self.live else ""
@@ -89,7 +92,7 @@ class Meter:
     def __init__(self, what, total, unit="MB", done=0, stream=None):
         self.what, self.total, self.unit, self.done, self.start = what, total, unit, done, done
         self.stream = stream or sys.stdout
-        self.live = is_live(self.stream)
+        self.live = can_overwrite(self.stream)
         self.pause = 0.2 if self.live else 10                     # seconds between two lines
         self.begin = time.perf_counter()
         self.last = self.begin + 2 - self.pause

@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 
+from tinygrad2.system.streams import is_session, write_descriptor
+
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 leave_now = os._exit  # the original: distributed/launch.py replaces os._exit by one that reports its caller
 _REPEAT_SECONDS = 0.5  # a Ctrl-C reaches a rank twice, from the terminal and from mpirun: within this they count as one
@@ -39,7 +41,9 @@ class StopRequest:
         if self.signal is not None:
             if number == self.signal and time.monotonic() - self._when < _REPEAT_SECONDS:
                 return
+            if is_session() and number == signal.SIGINT:
+                raise KeyboardInterrupt  # as everywhere in a notebook, whose kernel goes on
             leave_now(128 + number)  # files are written under temporary names: none is left incomplete
         self.signal, self._when = number, time.monotonic()
-        if self.verbose:  # with os.write: the signal may have arrived in the middle of a print
-            os.write(2, b"\nstopping after this step, and saving; press again to stop immediately\n")
+        if self.verbose:  # not by print: the signal may have arrived in the middle of a print
+            write_descriptor(2, b"\nstopping after this step, and saving; press again to stop immediately\n")

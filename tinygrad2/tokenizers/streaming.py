@@ -1,7 +1,6 @@
 """Text from tokens that arrive one at a time: complete characters only, and nothing from a stop string on."""
 
 import codecs
-import sys
 from collections.abc import Collection
 
 from tinygrad2.tokenizers.tokenizer import Tokenizer
@@ -80,9 +79,3 @@ def _overlap(text, stop):
         if text.endswith(stop[:n]):
             return n
     return 0
-
-
-def write(text: str) -> None:
-    """Write to stdout without delay, in UTF-8 whatever the terminal's encoding."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()

@@ -99,7 +99,8 @@ class TrainConfig:
     tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
     outlier_z: float = flag(6.0, "report a loss or gradient norm this many standard deviations above those of the last "
                                  "128 steps; 0 means never")
-    log_every: int = flag(10, "on a terminal, keep the line of every Nth step (a file gets every line)")
+    log_every: int = flag(10, "on a terminal and in a notebook, keep the line of every Nth step (a file gets "
+                            "every line)")
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
