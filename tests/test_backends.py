@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ import inference
 import train_gpt2
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2 import Tensor
+from tinygrad2 import Tensor, optim
 from tinygrad2.backend import array_module, device_of, to_device, to_host, xp_of
 from tinygrad2.dispatch import OPS, kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
+from tinygrad2.system.gemm_peak import gemm_peak
 
 REFERENCE = reference_ops(OPS)
 CASES = [pytest.param(name, s, id=f"{name}-{i}") for name in sorted(REFERENCE) for i, s in enumerate(SAMPLES[name])]
@@ -162,6 +164,47 @@ def test_cupy_without_a_gpu_says_so(cupy, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="CuPy finds no GPU"):
         array_module("cuda")
+
+
+def test_cupy_without_a_library_of_cuda_says_what_to_install(cupy, monkeypatch):
+    def get_version():
+        raise RuntimeError('Failure finding "libnvrtc.so.13": no such file\n  listdir(...): ...')
+
+    monkeypatch.setattr(cupy.cuda.nvrtc, "getVersion", get_version)
+    with pytest.raises(UserError, match=r"libnvrtc\.so\.13\": no such file\); install .*\"\.\[cuda13\]\""):
+        array_module("cuda")
+
+
+def test_adam_takes_few_large_blocks_on_a_device(cupy, monkeypatch):
+    """On a GPU each block costs 16 launches, and nothing is gained by staying in a cache."""
+    sizes = {"cpu": [], "cuda": []}
+    update = optim._update_block
+    monkeypatch.setattr(optim, "_update_block", lambda p, *a: (sizes[device_of(p)].append(len(p)), update(p, *a)))
+    n = 3 * optim._BLOCK + 7
+    rng = np.random.default_rng(0)
+    arrays = [rng.random(n, dtype=np.float32) for _ in range(4)]
+    boxed = [cupy.asarray(a) for a in arrays]
+    for p, g, m, v in (arrays, boxed):
+        optim.adam_update(p, g, m, v, 0.5, 1, 1e-2, 0.9, 0.999, 1e-8, 0.1)
+    assert sizes == {"cpu": [optim._BLOCK] * 3 + [7], "cuda": [n]}
+    assert all(np.array_equal(a, cupy.asnumpy(b)) for a, b in zip(arrays, boxed))
+
+
+def test_the_peak_of_a_fast_device_does_not_count_what_starting_a_product_takes(monkeypatch):
+    now, n = 0.0, 0
+
+    def ones(shape, dtype):
+        nonlocal n
+        n = shape[0]
+        return np.zeros((1, 1), dtype)
+
+    def matmul(a, b, out):
+        nonlocal now
+        now += 20e-6 + 2 * n**3 / 50e12
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    device = SimpleNamespace(float32=np.float32, ones=ones, empty_like=np.empty_like, matmul=matmul)
+    assert 0.95 * 50e12 < gemm_peak(device) < 50e12
 
 
 def test_unknown_devices_are_named():

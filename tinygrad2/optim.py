@@ -19,7 +19,8 @@ from tinygrad2.dispatch import has_kernels
 
 SCHEDULES = ("constant", "linear", "cosine")
 NORM_BLOCK = 1 << 16  # elements of the gradient whose squares are summed together
-_BLOCK = 1 << 16  # elements per round: the temporaries of the formula stay in the cache
+_BLOCK = 1 << 16  # elements per round on a CPU: the temporaries of the formula stay in the cache
+_GPU_BLOCK = 1 << 24  # on a GPU: few launches, and temporaries of 64 MB each
 
 # -- Adam ------------------------------------------------------------------------------------------------------------
 
@@ -27,8 +28,9 @@ _BLOCK = 1 << 16  # elements per round: the temporaries of the formula stay in t
 @has_kernels
 def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
     """One Adam step in place on flat arrays (n,); g is multiplied by grad_scale; t counts steps from 1."""
-    for start in range(0, len(p), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    size = _BLOCK if device_of(p) == "cpu" else _GPU_BLOCK
+    for start in range(0, len(p), size):
+        block = slice(start, start + size)
         _update_block(p[block], g[block] * grad_scale, m[block], v[block], t, lr, beta1, beta2, eps, weight_decay)
 
 
