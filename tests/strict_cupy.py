@@ -330,6 +330,7 @@ cupy.linalg = _Module("cupy.linalg", np.linalg)
 cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
 cupy.cuda.alloc_pinned_memory = bytearray
+cupy.cuda.nvrtc, cupy.cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)), SimpleNamespace()
 cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=_Queue().synchronize)
 
 

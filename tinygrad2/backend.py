@@ -17,7 +17,7 @@ Array = Any  # in type hints: a NumPy or CuPy array
 def array_module(device):
     """The array library of a device: numpy for "cpu", cupy for "cuda".
 
-    Raises UserError, with the command that helps, if CuPy or a GPU is missing.
+    Raises UserError, with the command that helps, if CuPy, a GPU or one of CUDA's libraries is missing.
     """
     if device == "cpu":
         return np
@@ -32,6 +32,14 @@ def array_module(device):
         ) from error
     if not cupy.cuda.is_available():
         raise UserError("device 'cuda': CuPy finds no GPU; does nvidia-smi see one? Or run with --device cpu")
+    try:  # CuPy loads both when they are needed first, which would be in the middle of a step
+        cupy.cuda.nvrtc.getVersion()
+        hasattr(cupy.cuda, "cublas")
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"device 'cuda': CuPy cannot load a library of CUDA ({str(error).splitlines()[0]}); install them with "
+            "pip install -e \".[cuda13]\" (or .[cuda12] for a CUDA 12 driver), or run with --device cpu"
+        ) from error
     return cupy
 
 

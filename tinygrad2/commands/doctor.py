@@ -180,7 +180,7 @@ def _cupy():
     code, output = _check("gpu", 120)
     if code != 0:
         raise _failure("a kernel does not run on a GPU", code, output, "nvidia-smi", 120)
-    return f"{_last(output)}; a kernel computes the right values"
+    return f"{_last(output)}; a kernel and a matrix product have the right values"
 
 
 def _mpi():
