@@ -106,8 +106,15 @@ class Side:
 
     def ask(self, **request):
         """Send a request and return the answer. Raises SystemExit if the process has ended."""
+        self.send(**request)
+        return self.receive()
+
+    def send(self, **request):
+        """Send a request without waiting for its answer, which `receive` returns."""
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
+
+    def receive(self):
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(f"the side {self.name!r} ended with code {self.process.wait()}")
@@ -146,7 +153,8 @@ def save(name, rows, **about):
     """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine and versions."""
     about = dict(
         date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
-        versions=versions("numpy", "numba", "regex", "torch", "transformers", "tokenizers", "tiktoken"), **about,
+        versions=versions("numpy", "numba", "regex", "torch", "transformers", "tokenizers", "tiktoken",
+                          "cupy-cuda12x", "cupy-cuda13x"), **about,
     )  # fmt: skip
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, name)

@@ -1,4 +1,4 @@
-"""GPT-2 in idiomatic PyTorch, with everything that makes it fast on a CPU.
+"""GPT-2 in idiomatic PyTorch, with everything that makes it fast.
 
 Fused attention (SDPA), fused AdamW, one packed q/k/v projection, tied weights, gradients set to None, no logits kept
 except those of the loss. The initial weights are drawn exactly like ours (models/gpt.py), so the losses must agree.
@@ -56,27 +56,27 @@ class TorchGPT(nn.Module):
             p.copy_(draw.T if is_linear else draw)
 
     def forward(self, tokens, targets):
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.h:
             x = block(x)
         logits = F.linear(self.ln_f(x), self.wte.weight)
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
-def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None):
+def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None, device="cpu"):
     """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T).
 
-    `parallel` is a function that wraps the model, if any.
+    `parallel` is a function that wraps the model, if any. A compiled model is compiled again for each shape (B, T).
     """
-    model = TorchGPT(config, seed)
+    model = TorchGPT(config, seed).to(device)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    forward = parallel(model) if parallel else torch.compile(model) if compiled else model
+    forward = parallel(model) if parallel else torch.compile(model, dynamic=False) if compiled else model
 
     def step(x, y):
-        loss = forward(torch.from_numpy(x), torch.from_numpy(y))
+        loss = forward(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()

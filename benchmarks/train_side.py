@@ -20,7 +20,7 @@ def tokens(config, step):
 
 
 def our_trainer(config, kernels):
-    """Returns a function (x, y) -> loss that does one step of train_gpt2.py."""
+    """Returns a function (x, y) -> loss that does one step of train_gpt2.py on config["device"] (default: the CPU)."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
     from tinygrad2.module import FlatBuffers
@@ -29,7 +29,7 @@ def our_trainer(config, kernels):
 
     use_kernels(kernels)
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"], recompute=config["recompute"])
-    flat = FlatBuffers(model)
+    flat = FlatBuffers(model, config.get("device", "cpu"))
     optimizer = Adam(flat, BETAS, weight_decay=WEIGHT_DECAY)
     keep_freed_memory()
 
@@ -49,7 +49,8 @@ def torch_trainer(config, compiled):
     from benchmarks.torch_gpt import trainer
 
     torch.set_num_threads(config["threads"])
-    return trainer(config["model"], config["seed"], compiled, LR, BETAS, WEIGHT_DECAY, GRAD_CLIP)
+    device = config.get("device", "cpu")
+    return trainer(config["model"], config["seed"], compiled, LR, BETAS, WEIGHT_DECAY, GRAD_CLIP, device=device)
 
 
 def main():

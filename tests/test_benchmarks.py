@@ -1,11 +1,18 @@
 """The benchmarks run and print what they should; their figures are not judged here."""
 
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+import strict_cupy
+
+from benchmarks import gpu, train_side
+from models.config import GPTConfig
+from tinygrad2.dispatch import kernels
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no kernels to time")
 
@@ -63,6 +70,51 @@ def test_an_unknown_side_is_refused():
     command = [sys.executable, "-m", "benchmarks.train", "--against", "jax"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2 and "unknown side(s) jax" in result.stderr
+
+
+def test_gpu_without_a_gpu_is_one_line(tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('planted')")
+    result = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True,
+                            timeout=600, env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert result.returncode == 2 and re.fullmatch(r"benchmarks\.gpu: device 'cuda' needs CuPy: .*\n", result.stderr)
+    assert result.stdout == ""
+
+
+def test_gpu_counts_passed_and_failed_tests_and_keeps_their_messages(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('n', [1, 2, 3])\n"
+        "def test_it(n):\n"
+        "    if n == 3: pytest.skip('no')\n"
+        "    assert n == 1\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={tmp_path}/x.xml", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600)
+    counts, errors = gpu.read_junit(tmp_path / "x.xml")
+    assert counts == dict(passed=1, failed=1, skipped=1)
+    assert len(errors) == 1 and errors[0].startswith("test_it[2]: ") and "assert 2 == 1" in errors[0]
+
+
+def test_a_step_of_the_gpu_side_equals_the_cpu(monkeypatch):
+    """On the stand-in for CuPy."""
+    strict_cupy.install(monkeypatch)
+    model = GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=2, n_embd=16).to_dict()
+    config = dict(model=model, batch_size=2, seq_len=8, seed=1, recompute=False)
+    with kernels("reference"):
+        losses = [
+            [step(*train_side.tokens(config, i)) for i in range(3)]
+            for step in (train_side.our_trainer(config | {"device": d}, "reference") for d in ("cpu", "cuda"))
+        ]
+    assert losses[0] == losses[1]
+
+
+def test_gpu_rows_compare_sides_with_the_same_products():
+    ms = {"ours": [[10.0, 12.0]], "ours-tf32": [[5.0, 5.0]], "torch-tf32": [[4.0, 6.0]]}
+    losses = {"ours": [1.0, 2.0], "ours-tf32": [1.0, 2.0], "torch-tf32": [1.0, 2.5]}
+    peaks = dict(float32=50e12, tf32=400e12, bfloat16=800e12, bandwidth=4e12)
+    row = gpu.step_row("torch-tf32", 4, 8, ms, losses, dict.fromkeys(ms, 7e9), flops=1e12, peaks=peaks)
+    assert (row["median_ms"], row["min_ms"], row["torch_over_ours"], row["losses_apart"]) == (5.0, 4.0, 1.0, 0.5)
+    assert (row["tokens_per_s"], row["peak_memory_mb"], row["share_of_tf32_peak"]) == (6400, 7000, 0.5)
 
 
 @pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer"])
