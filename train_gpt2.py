@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -161,15 +162,15 @@ def main(world, argv=None):
     if pretrained:
         state.before = report_loss("before")
 
-    with stop:                                                    # a signal ends the loop after a step
-        while not trainer.finished:
+    with closing(run_dir), stop, snapshot.saved_if_data_changes(trainer, writer, state, log):
+        while not trainer.finished:                               # a signal ends the loop after a step
             lr = trainer.lr()
             with log.timing():
                 loss, norm = trainer.step(loader)
             if not math.isfinite(loss + norm):
                 writer.join(log.note)
                 raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
-            log.step(trainer.done, loss, lr, norm)
+            log.step(trainer.done, loss, lr, norm, loader.stream.notices())
 
             done, is_last = trainer.done, trainer.done == config.steps      # a signal makes finished true, not is_last
             if trainer.finished or due(config.compare_every, done):
@@ -331,8 +332,11 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     sample = validation.sample_text(model, tokenizer, config)
     report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample)
     run = dict(asdict(config), steps_done=trainer.done, loss=state.loss, ranks=trainer.world.size)
-    save_weights(config.weights_out, model.state_dict(copy=False), model.config.to_dict(), state.tokenizer, run)
     writer.join(print)
+    try:
+        save_weights(config.weights_out, model.state_dict(copy=False), model.config.to_dict(), state.tokenizer, run)
+    except UserError as error:                                    # a full disk, for example
+        raise UserError(f"{error}; {report.where_the_weights_are(writer.path)}") from None
     report.print_next_commands(trainer.done, config)
 
 

@@ -10,12 +10,12 @@
 Files without a header are distinguished by their halves: an int32 below 65,536 has a zero upper half, and text in
 uint16 never has a zero at every second position.
 
-Files are mapped into memory, not read: a step needs some pages of a file that may be larger than the memory. Pages that
-were read count as our memory until they are released, which happens every _RELEASE reads.
+A step reads its rows from the open files, which may be larger than the memory. They are read and not mapped: reading
+where a mapped file has been cut off would end the process with SIGBUS, without a message. A file that changes while it
+is read is noticed: what can no longer be read is an error, the rest a note (see `TokenStream.notices`).
 """
 
 import math
-import mmap
 import os
 import zlib
 from collections import OrderedDict
@@ -23,7 +23,7 @@ from collections import OrderedDict
 import numpy as np
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import atomic_write
+from tinygrad2.io.files import atomic_write, read_range
 from tinygrad2.tokenizers.formats import LLMC_MAGIC
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
@@ -36,9 +36,12 @@ FOREIGN = {
 }
 _HEADER = 1024  # bytes
 _LOOK = 1 << 20  # bytes of a headerless file that decide its format
-_RELEASE = 4  # reads between two releases; each may map 2 MB around what is read
-_MOST_OPEN = 32  # mapped files at a time: each takes a file descriptor
+_MOST_OPEN = 32  # files at a time: each takes a file descriptor
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
+
+
+class ChangedData(UserError):
+    """A token file was changed or removed while it was in use: what is left of it is not what was opened."""
 
 
 class TokenFile:
@@ -49,10 +52,12 @@ class TokenFile:
 
     def __init__(self, path):
         self.path = str(path)
-        self._map, self._reads = None, 0
+        self._file = self._ends = None
+        self._notices, self._noticed = [], ""
         try:
             with open(path, "rb") as file:
-                self.bytes = os.fstat(file.fileno()).st_size
+                self._state = _state_of(os.fstat(file.fileno()))
+                self.bytes = self._state[-1]
                 self._examine(file, file.read(_HEADER))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -106,35 +111,78 @@ class TokenFile:
         return self.n
 
     def read(self, start, stop):
-        """Returns ids start .. stop - 1, a new array (stop - start,) int64."""
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size != self.bytes:
-                    raise self._corrupt("its length has changed since it was opened")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        offset = self.offset + start * self.dtype.itemsize
-        ids = np.frombuffer(self._map, self.dtype, stop - start, offset).astype(np.int64)
-        self._reads += 1 + (stop - start) // 4096
-        if self._reads >= _RELEASE:
-            self._reads = 0
-            if hasattr(mmap, "MADV_DONTNEED"):
-                self._map.madvise(mmap.MADV_DONTNEED)
-            else:
-                self.close()
-        return ids
+        """Returns ids start .. stop - 1, a new array (stop - start,) int64.
+
+        Raises ChangedData if the file is no longer the one that was opened.
+        """
+        if self._file is None:
+            self._open()
+        first, size = self.offset + start * self.dtype.itemsize, (stop - start) * self.dtype.itemsize
+        try:
+            self._check_unchanged()
+            content = read_range(self._file, first, size)
+        except OSError as error:
+            raise self._changed(f"it can no longer be read ({error.strerror})") from None
+        if len(content) < size:
+            raise self._changed(f"it ends before byte {first + size:,}")  # cut off since the check
+        return np.frombuffer(content, self.dtype).astype(np.int64)
+
+    def _open(self):
+        self.ends()  # what a changed file is compared with
+        try:
+            self._file = open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise self._changed(f"it can no longer be opened ({error.strerror})") from None
+
+    def _check_unchanged(self):
+        """Raises ChangedData if the open file has another size or other ends than at first. A date alone is a note."""
+        state = _state_of(os.fstat(self._file.fileno()))
+        if state == self._state:
+            return
+        if state[-1] != self.bytes:
+            raise self._changed(f"it has {state[-1]:,} bytes now, and had {self.bytes:,}")
+        if _crc_of_ends(self._file, self.bytes) != self._ends:
+            raise self._changed("it has other content now")
+        self._state = state
+        self._notices.append(f"{self.path}: was written again while it is read; its size, beginning and end are the "
+                             "same, so it is read on")  # fmt: skip
+
+    def _changed(self, problem):
+        return ChangedData(f"{self.path}: has been changed or removed since it was opened: {problem}; restore it, or "
+                           "create it again")
+
+    def notices(self):
+        """Lines for the user about what has happened to the file since the last call, without affecting what is read:
+        under its path there may be another file now, or none."""
+        if self._file is not None:
+            try:
+                here = _state_of(os.stat(self.path))[:2]
+                problem = "has been replaced" if here != self._state[:2] else ""
+            except OSError:
+                problem = "has been removed"
+            if problem and problem != self._noticed:
+                self._notices.append(f"{self.path}: {problem} while it is read; the open file is read on, as it was")
+            self._noticed = problem
+        notices, self._notices = self._notices, []
+        return notices
 
     def close(self):
-        """Unmap the file; the next read maps it again."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Close the file; the next read opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    __del__ = close
 
     def ends(self):
-        """CRC-32 of the first and the last 64 KB."""
-        with open(self.path, "rb") as file:
-            crc = zlib.crc32(file.read(_ENDS))
-            file.seek(max(0, self.bytes - _ENDS))
-            return zlib.crc32(file.read(_ENDS), crc)
+        """CRC-32 of the first and the last 64 KB, as they were at first."""
+        if self._ends is None:
+            try:
+                with open(self.path, "rb", buffering=0) as file:
+                    self._ends = _crc_of_ends(file, self.bytes)
+            except OSError as error:
+                raise self._changed(f"it can no longer be opened ({error.strerror})") from None
+        return self._ends
 
     def crc(self):
         """CRC-32 of the complete file."""
@@ -143,6 +191,17 @@ class TokenFile:
             while block := file.read(1 << 24):
                 crc = zlib.crc32(block, crc)
         return crc
+
+
+def _state_of(status):
+    """(device, inode, date, bytes) of an os.stat_result: if they are the same, so is the file."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _crc_of_ends(file, size):
+    """CRC-32 of the first and the last 64 KB of an open, unbuffered file."""
+    crc = zlib.crc32(read_range(file, 0, _ENDS))
+    return zlib.crc32(read_range(file, max(0, size - _ENDS), _ENDS), crc)
 
 
 class MemoryTokens:
@@ -159,7 +218,11 @@ class MemoryTokens:
         return self.ids[start:stop].astype(np.int64)
 
     def close(self):
-        """Nothing to release."""
+        """Nothing to close."""
+
+    def notices(self):
+        """Nothing can happen to them."""
+        return []
 
     def ends(self):
         """CRC-32 of all ids."""
@@ -234,12 +297,16 @@ class TokenStream:
         )
 
     def _note_use(self, file):
-        """Keep few files mapped: a dataset may have more shards than a process may have open files."""
+        """Keep few files open: a dataset may have more shards than a process may have open files."""
         self._open[file] = None
         self._open.move_to_end(file)
         if len(self._open) > _MOST_OPEN:
             oldest, _ = self._open.popitem(last=False)
             oldest.close()
+
+    def notices(self):
+        """Lines for the user: what has happened to the files that are open, since the last call."""
+        return [line for file in list(self._open) for line in file.notices()]
 
     def fingerprint(self):
         """Hex digits that change with the ids' number and position, and (nearly always) with their values."""

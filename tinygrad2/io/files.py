@@ -121,6 +121,26 @@ def read_bytes(path):
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def read_range(file, start, size):
+    """Returns up to `size` bytes of an open, unbuffered file from the byte `start` on, fewer if it ends before that.
+
+    The file's own position is neither used nor changed where the system can do that, so threads may share the file.
+    """
+    parts, end = [], start + size
+    while start < end:
+        wanted = min(end - start, 1 << 30)  # Linux reads at most 2^31 - 4096 bytes at a time
+        if hasattr(os, "pread"):
+            part = os.pread(file.fileno(), wanted, start)
+        else:
+            file.seek(start)
+            part = file.read(wanted)
+        if not part:
+            break
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def read_json(path):
     """The value in a JSON file. Raises UserError, with the file and the reason, if it cannot be read or parsed."""
     try:

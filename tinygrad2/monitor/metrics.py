@@ -1,5 +1,6 @@
 """metrics.jsonl, one JSON object per step: written by a training, read as the curves of a run."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -103,12 +104,12 @@ class MetricsFile:
     resumed    True: the existing lines stay, except an incomplete last one; False: the file starts empty
     history    of a resumed training: the lines, if the file is missing
 
-    Raises UserError if it cannot be written to at first; later a full disk is reported by log(line), and the line is
-    lost.
+    Raises UserError if it cannot be written to at first; later a full disk is reported by log(line), once, and lines
+    are lost until there is room again. A file that was removed is created again.
     """
 
     def __init__(self, path, resumed=False, history=b"", log=print):
-        self.path, self.log = path, log
+        self.path, self.log, self._failing = path, log, False
         content = self.content() if resumed else b""
         complete = content[: content.rfind(b"\n") + 1]
         if not resumed or complete != content or not complete:
@@ -116,12 +117,16 @@ class MetricsFile:
 
     def append(self, record):
         """Add one line."""
-        size = os.path.getsize(self.path) if self.path else 0
+        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
         try:
             self._write("ab", json.dumps(record).encode() + b"\n")
+            self._failing = False
         except UserError as error:
-            os.truncate(self.path, size)  # no incomplete line
-            self.log(f"warning   {error}")
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # no incomplete line
+            if not self._failing:  # a line per step would hide everything else
+                self.log(f"warning   {error}; the training goes on, without these lines")
+            self._failing = True
 
     def content(self):
         """All lines so far, as bytes."""
@@ -138,4 +143,4 @@ class MetricsFile:
             with open(self.path, mode) as file:
                 file.write(data)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); choose another file") from None
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None

@@ -3,6 +3,7 @@
 Every line starts with its name in a column of ten characters. `log` is world.print: only rank 0 prints.
 """
 
+import os
 from dataclasses import asdict, fields, replace
 from functools import partial
 
@@ -139,6 +140,13 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
             others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
             print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
     print(f"greedy    {sample}")
+
+
+def where_the_weights_are(checkpoint):
+    """For the error that they could not be written: `checkpoint` is the path of the last one, None if there is none."""
+    if checkpoint is None:
+        return "there is no checkpoint of this training either"
+    return f"the last checkpoint has weights that inference.py reads: {os.path.join(checkpoint, 'weights.bin')}"
 
 
 def print_next_commands(done, config):

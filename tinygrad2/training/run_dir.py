@@ -10,6 +10,7 @@ A new training never removes an older one's files: it moves them into previous-1
 run in one folder at once: the first holds a lock, which the system releases however the process ends.
 """
 
+import contextlib
 import os
 import weakref
 
@@ -18,6 +19,10 @@ from tinygrad2.io.files import locked, write_json
 from tinygrad2.training.checkpoint import newest_checkpoint, sweep
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")
+
+
+class FolderInUse(UserError):
+    """Another training holds the lock of the folder."""
 
 
 class RunDir:
@@ -32,7 +37,7 @@ class RunDir:
         self.metrics = os.path.join(path, "metrics.jsonl")
         self.config = os.path.join(path, "config.json")
         self.damaged = []
-        self._lock = None
+        self._lock = self._parts = None
 
     def check(self):
         """Raises UserError if `open` would fail; creates nothing yet."""
@@ -57,9 +62,15 @@ class RunDir:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}); choose another --run-dir") from None
         if self._lock is None:
-            raise UserError(f"{self.path}: another training is running in this folder; choose another --run-dir")
-        weakref.finalize(self, os.close, self._lock)
+            raise FolderInUse(f"{self.path}: another training is running in this folder; choose another --run-dir")
+        self._unlock = weakref.finalize(self, os.close, self._lock)
         sweep(self.checkpoints)
+
+    def close(self):
+        """Release the lock: the training has ended."""
+        if self._lock is not None:
+            self._unlock()
+            self._lock = None
 
     def find_checkpoint(self, log):
         """Open the folder; returns the newest intact Checkpoint, None if there is none."""
@@ -73,8 +84,31 @@ class RunDir:
         self.open()
         if not state.step:
             self._set_aside(log)
-        parts = dict(training=state.training, model=state.model, preset=state.preset, data=state.data)
-        write_json(self.config, parts)
+        self._parts = dict(training=state.training, model=state.model, preset=state.preset, data=state.data)
+        write_json(self.config, self._parts)
+
+    def restore(self, log):
+        """While the training runs: if somebody has removed the folder, create it again; returns whether that was done.
+
+        If that fails, log(line) says so, once, and every later call tries again. Raises FolderInUse if another training
+        runs in a folder of that name now.
+        """
+        with contextlib.suppress(OSError):
+            if self._lock and os.path.samestat(os.stat(os.path.join(self.path, ".lock")), os.fstat(self._lock)):
+                return False
+        first, self._lock = self._lock is not None, None
+        self._unlock()
+        try:
+            self.open()
+            write_json(self.config, self._parts)
+        except FolderInUse:
+            raise
+        except UserError as error:
+            if first:
+                log(f"warning   {self.path}: was removed while the training runs, and cannot be created again: {error}")
+            return False
+        log(f"warning   {self.path}: was removed while the training runs; created again, without what was in it")
+        return True
 
     def _set_aside(self, log):
         if not os.path.exists(self.metrics) and not os.listdir(self.checkpoints):

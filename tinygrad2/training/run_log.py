@@ -34,13 +34,14 @@ class RunLog:
         self.outlier_z, self.finetunes = config.outlier_z, bool(config.init_from)
         is_rank_0 = world.rank == 0
         self.progress = Progress(config.steps, config.log_every, enabled=is_rank_0, start=state.step)
+        self.note = self.progress.note                            # note(text): a separate line, on rank 0
+        self.run_dir = run_dir if is_rank_0 else None
         path = (config.metrics or run_dir.metrics) if is_rank_0 else ""
-        self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"")
-        self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "")
+        self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"", self.note)
+        self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "", self.note)
         self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
         state.windows = {name: window.values for name, window in self.windows.items()}
         self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
-        self.note = self.progress.note                            # note(text): a separate line, on rank 0
 
     @contextlib.contextmanager
     def timing(self):
@@ -57,8 +58,9 @@ class RunLog:
     def _clocks(self):
         return np.array([time.perf_counter(), self.world.comm_seconds, self.world.wait_seconds])
 
-    def step(self, done, loss, lr, norm):
-        """A step is done, the `done`-th one: print its line, and warnings if loss or norm are outliers."""
+    def step(self, done, loss, lr, norm, notices=()):
+        """A step is done, the `done`-th one: print its line, and warnings if loss or norm are outliers, or if there are
+        notices about the data."""
         seconds, comm, wait = self._elapsed
         ms, tokens_per_s = 1e3 * seconds, self.tokens / seconds
         self._record = dict(step=done - 1, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
@@ -74,6 +76,8 @@ class RunLog:
                                  f"{tokens_per_s:,.0f} tok/s | {self.ideal_seconds / seconds:4.0%} of peak{shares}")
         for name, window in self.windows.items():
             self._warn_of_outlier(done, name, window)
+        for notice in notices:
+            self.note(f"warning   {notice}")
 
     def _warn_of_outlier(self, done, name, window):
         value = self._record[name]
@@ -96,9 +100,13 @@ class RunLog:
         self.note(f"HellaSwag {accuracy:.3f} of {n} examples after {self._record['step'] + 1} steps")
 
     def flush(self):
-        """Write the record of this step."""
-        self.metrics.append(self._record)
-        self.board.append(self._record)
+        """Write the record of this step, once."""
+        record, self._record = self._record, {}
+        if self.run_dir and self.run_dir.restore(self.note):
+            self.board.open()
+        if record:
+            self.metrics.append(record)
+            self.board.append(record)
 
     def history(self):
         """All records so far, as the bytes of metrics.jsonl; empty on all ranks but 0."""

@@ -3,11 +3,13 @@
 A `trainer` here is a Trainer of train_gpt2.py: model, flat, optimizer, reducer, world, config, done, position.
 """
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
 
 from tinygrad2.backend import to_host
+from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.errors import UserError
 from tinygrad2.training.checkpoint import Checkpoint
 
@@ -25,6 +27,24 @@ def save(trainer, writer, state, log):
         buffers = writer.buffers(trainer.flat.size, trainer.flat.data.dtype)
     checkpoint = snapshot(trainer, state, log.history(), buffers)
     world.on_rank_0(f"starting a checkpoint of step {trainer.done}", writer.save, checkpoint, log.note)
+
+
+@contextlib.contextmanager
+def saved_if_data_changes(trainer, writer, state, log):
+    """Around the loop: if a token file was changed or removed, the state after the last complete step is saved before
+    the error ends the training. Several ranks cannot save it: the others are inside the step that one has left."""
+    try:
+        yield
+    except ChangedData as error:
+        if trainer.world.size > 1:
+            raise UserError(f"{error}; continue with --resume: from the last checkpoint") from None
+        if trainer.done == state.step:
+            raise
+        log.flush()
+        save(trainer, writer, state, log)
+        writer.join(log.note)
+        saved = f"the state after step {trainer.done} has been saved"
+        raise UserError(f"{error}; continue with --resume: {saved}") from None
 
 
 def snapshot(trainer, state, history=b"", buffers=None):

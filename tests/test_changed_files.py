@@ -1,0 +1,237 @@
+"""Files that are cut off, changed, replaced or removed while a training reads and writes them, and disks that fill up.
+
+The training prints a clear line, and leaves a state from which it can be resumed. Trainings in this process, with
+something planted before a step."""
+
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import SMALL, TEXT, metrics
+
+import train_gpt2
+from tinygrad2.cli import call
+from tinygrad2.datasets.token_files import ChangedData, TokenFile, TokenStream, write_raw, write_tokens
+from tinygrad2.distributed.world import World
+from tinygrad2.io.weights import load_weights
+from tinygrad2.training.checkpoint import list_checkpoints, read_checkpoint
+
+STEPS, WHEN = 12, 5
+FLAGS = [*SMALL.split(), "--data", "train.bin", "--steps", str(STEPS), "--eval-every", "0", "--sample-every", "0",
+         "--sample-tokens", "2", "--checkpoint-every", "2"]  # fmt: skip
+IDS = np.random.default_rng(0).integers(0, 290, 100_000)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_tokens(tmp_path / "train.bin", IDS)
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(monkeypatch, action, *flags):
+    """Run a training that calls action() when WHEN steps are done; returns its exit code."""
+    step = train_gpt2.Trainer.step
+
+    def planted(self, loader):
+        if self.done == WHEN:
+            action()
+        return step(self, loader)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_gpt2.Trainer, "step", planted)
+        return call(lambda: train_gpt2.main(World(), [*FLAGS, *flags]), "prog")
+
+
+def wait_for_checkpoint(step):
+    """They are written on a thread of their own."""
+    for _ in range(6000):
+        if [path for path in list_checkpoints("run/checkpoints") if path.endswith(f"{step:08d}")]:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"there is no checkpoint of step {step}")
+
+
+def newest_step(folder):
+    return read_checkpoint(list_checkpoints(folder / "run" / "checkpoints")[0]).step
+
+
+def rewrite():
+    """Other ids of the same number into the same file."""
+    with open("train.bin", "r+b") as file:
+        file.seek(1024)
+        file.write(IDS[::-1].astype("<u2").tobytes())
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda: os.truncate("train.bin", 1500), "it has 1,500 bytes now, and had 201,024"),
+        (lambda: os.truncate("train.bin", 0), "it has 0 bytes now"),
+        (lambda: os.truncate("train.bin", 300_000), "it has 300,000 bytes now"),
+        (rewrite, "it has other content now"),
+    ],
+)
+def test_data_that_changes_ends_a_training_with_its_state_saved(folder, monkeypatch, capsys, change, says):
+    original = (folder / "train.bin").read_bytes()
+    assert train(monkeypatch, change) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"prog: train.bin: has been changed or removed since it was opened: {says}")
+    assert f"the state after step {WHEN} has been saved" in error and len(error.splitlines()) == 1
+    assert newest_step(folder) == WHEN and len(metrics(folder / "run" / "metrics.jsonl")) == WHEN
+    (folder / "train.bin").write_bytes(original)
+    assert train(monkeypatch, lambda: None, "--resume") == 0
+    resumed = load_weights("trained_weights.bin").tensors
+    assert train(monkeypatch, lambda: None, "--run-dir", "uncut") == 0
+    uncut = load_weights("trained_weights.bin").tensors
+    assert all(np.array_equal(resumed[name], uncut[name]) for name in uncut)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda: os.remove("train.bin"), "has been removed while it is read"),
+        (lambda: write_tokens("train.bin", IDS[::-1]), "has been replaced while it is read"),
+        (lambda: os.utime("train.bin", (1, 1)), "was written again while it is read"),
+    ],
+)
+def test_what_does_not_affect_the_open_file_is_a_warning(folder, monkeypatch, capsys, change, says):
+    assert train(monkeypatch, lambda: None) == 0
+    undisturbed = load_weights("trained_weights.bin").tensors
+    capsys.readouterr()
+    assert train(monkeypatch, change) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"warning   train.bin: {says}") == 1 and newest_step(folder) == STEPS
+    weights = load_weights("trained_weights.bin").tensors
+    assert all(np.array_equal(weights[name], undisturbed[name]) for name in weights)
+
+
+def test_the_token_cache_may_be_removed(folder, monkeypatch, capsys):
+    flags = "--data", "text.txt", "--eval-every", "4"
+    assert train(monkeypatch, lambda: shutil.rmtree(".tinygrad2"), *flags) == 0
+    assert newest_step(folder) == STEPS and "tokens_000000.bin: has been removed" in capsys.readouterr().out
+    assert train(monkeypatch, lambda: None, *flags, "--resume", "--steps", "14") == 0  # the cache is made again
+    assert newest_step(folder) == 14
+
+
+def test_a_file_that_has_changed_while_it_was_closed(tmp_path):
+    path = tmp_path / "x.bin"
+    for change, says in ((os.remove, "can no longer be opened"), (lambda path: write_raw(path, IDS[1:]), "bytes now"),
+                         (lambda path: write_raw(path, IDS[::-1]), "other content now")):  # fmt: skip
+        write_raw(path, IDS)
+        file = TokenFile(path)
+        assert np.array_equal(file.read(0, 10), IDS[:10])
+        file.close()
+        change(path)
+        with pytest.raises(ChangedData, match=f"x.bin: has been changed or removed .*{says}"):
+            file.read(0, 10)
+        file.close()
+    write_raw(path, IDS)
+    stream = TokenStream([TokenFile(path)])
+    stream.read([0], 5)
+    stream.files[0].close()
+    shutil.copy(path, tmp_path / "copy.bin")
+    os.replace(tmp_path / "copy.bin", path)  # another file with the same ids
+    assert np.array_equal(stream.read([5], 5)[0], IDS[5:10]) and len(stream.notices()) == 1 and not stream.notices()
+
+
+def test_a_file_that_is_cut_off_between_check_and_read(tmp_path, monkeypatch):
+    write_raw(tmp_path / "x.bin", IDS)
+    file = TokenFile(tmp_path / "x.bin")
+    file.read(0, 10)
+    os.truncate(tmp_path / "x.bin", 100)
+    monkeypatch.setattr(TokenFile, "_check_unchanged", lambda self: None)
+    with pytest.raises(ChangedData, match=r"it ends before byte 2,000"):
+        file.read(0, 1000)
+
+
+# -- the run folder ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [(), ("--metrics", "other.jsonl"), ("--tensorboard",)], ids=str)
+def test_a_run_folder_that_is_removed_is_created_again(folder, monkeypatch, capsys, flags):
+    if "--tensorboard" in flags:
+        pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    assert train(monkeypatch, lambda: (wait_for_checkpoint(4), shutil.rmtree("run")), *flags) == 0
+    assert "warning   run: was removed while the training runs; created again" in capsys.readouterr().out
+    names = set(os.listdir("run"))
+    assert {"config.json", "checkpoints", ".lock"} <= names and newest_step(folder) == STEPS
+    assert any(name.startswith("events.out.tfevents") for name in names) == ("--tensorboard" in flags)
+    path = "other.jsonl" if "--metrics" in flags else "run/metrics.jsonl"
+    steps = [record["step"] for record in metrics(folder / path)]
+    assert steps == list(range(0 if "--metrics" in flags else WHEN, STEPS))
+    assert train(monkeypatch, lambda: None, "--resume", "--steps", "14") == 0
+    assert load_weights("trained_weights.bin").training["steps_done"] == 14
+
+
+def test_a_run_folder_that_cannot_be_created_again(folder, monkeypatch, capsys):
+    def replace():
+        wait_for_checkpoint(4)
+        shutil.rmtree("run")
+        (folder / "run").write_text("a file")
+
+    assert train(monkeypatch, replace) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("warning   run: was removed while the training runs, and cannot be created again") == 1
+    assert printed.count("run/metrics.jsonl: cannot be written") == 1
+    assert (folder / "run").read_text() == "a file"
+    assert load_weights("trained_weights.bin").training["steps_done"] == STEPS
+
+
+# -- full disks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limit():
+    """limit(n): no file of this process grows beyond n bytes; limit(None): all may."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(n):
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if n is None else (n, before[1]))
+
+    yield set_limit
+    set_limit(None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+def test_a_disk_that_is_full_for_a_while(folder, monkeypatch, capsys, limit):
+    step, kept = train_gpt2.Trainer.step, []
+
+    def planted(self, loader):
+        if self.done == 5:
+            wait_for_checkpoint(4)
+            limit(500)
+        if self.done == 9:
+            kept.extend(list_checkpoints("run/checkpoints"))
+            limit(None)
+        return step(self, loader)
+
+    monkeypatch.setattr(train_gpt2.Trainer, "step", planted)
+    assert call(lambda: train_gpt2.main(World(), [*FLAGS, "--keep-checkpoints", "1"]), "prog") == 0
+    printed = capsys.readouterr().out
+    assert "warning   run/checkpoints: the checkpoint of step 6 cannot be written (File too large); earlier" in printed
+    assert printed.count("warning   run/metrics.jsonl: cannot be written (File too large); the training goes") == 1
+    assert os.path.basename(kept[0]) == "step_00000004" and newest_step(folder) == STEPS
+    steps = [record["step"] for record in metrics(folder / "run" / "metrics.jsonl")]
+    assert steps == [0, 1, 2, 3, 4, 9, 10, 11]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+def test_a_disk_that_is_full_at_the_end(folder, monkeypatch, capsys, limit):
+    (folder / "trained_weights.bin").write_bytes(b"")
+    assert train(monkeypatch, lambda: (wait_for_checkpoint(4), limit(500))) == 2
+    limit(None)
+    captured = capsys.readouterr()
+    assert "trained_weights.bin: writing failed (File too large); the old file, if any, is untouched; the last " \
+           "checkpoint has weights that inference.py reads: run/checkpoints/step_00000004/weights.bin" in captured.err
+    assert load_weights("run/checkpoints/step_00000004/weights.bin").training["steps_done"] == 4
+    assert newest_step(folder) == 4 and "Traceback" not in captured.err
+    assert not [name for name in os.listdir() if name.endswith(".tmp")]
