@@ -93,7 +93,8 @@ class Trainer:
     def lr(self):
         """The learning rate of the next step."""
         c = self.config
-        return learning_rate(self.done, c.schedule, c.lr, c.final_lr * c.lr, c.warmup_steps, c.steps)
+        decay_steps = c.decay_steps or max(1, c.steps // 5)
+        return learning_rate(self.done, c.schedule, c.lr, c.final_lr * c.lr, c.warmup_steps, c.steps, decay_steps)
 
     def micro_step(self, first_row, x, y):
         """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""
@@ -111,8 +112,11 @@ class Trainer:
         return math.fsum(losses.flat) / self.micro_batches, float(norms[0]), int(signals.max())
 
     @np.errstate(over="ignore", invalid="ignore")                 # the caller checks loss and norm
-    def step(self, loader):
-        """One optimizer step; returns its loss and gradient norm. Where they are not finite, nothing has changed."""
+    def step(self, loader, is_outlier=None):
+        """One optimizer step; returns its loss and gradient norm. Where they are not finite, nothing has changed.
+
+        is_outlier    is_outlier(loss, norm): should the weights stay as they are? (--skip-outliers)
+        """
         losses = []
         self.reducer.begin(f"gradients of step {self.done + 1}")
         for first_row, x, y in loader.micro_batches(self.position, self.config.micro_batch_size):
@@ -122,12 +126,15 @@ class Trainer:
 
         norm = self.reducer.grad_norm() / self.micro_batches      # of the mean over micro-batches, as is the loss
         loss, norm, self.stopping = self.gather_losses(losses, norm)
-        if math.isfinite(loss + norm):
+        if not math.isfinite(loss + norm):
+            return loss, norm
+        if not (is_outlier and is_outlier(loss, norm)):
             scale = clip_scale(self.flat.data.dtype.type(norm), self.config.grad_clip) / self.micro_batches
             self.optimizer.step(self.lr(), float(scale))          # clipped, and from sum to mean, in one factor
             self.reducer.all_gather_weights(f"weights of step {self.done + 1}")                # only with --zero 1
+        if not self.config.overfit_one_batch:
             self.position = loader.after(self.position)
-            self.done += 1
+        self.done += 1
         return loss, norm
 
 
@@ -157,7 +164,7 @@ def main(world, argv=None):
     world.on_rank_0("opening the run directory", run_dir.begin, state, world.print)
     log = RunLog(config, run_dir, state, world, loader.tokens_per_batch, ideal_seconds, checkpoint)
     del checkpoint                                                # its arrays have been copied
-    writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged)
+    writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged, config.keep_every)
     report_loss = partial(validation.report_loss_and_samples, trainer, val_loader or loader, tokenizer, log.note)
     if pretrained:
         state.before = report_loss("before")
@@ -166,7 +173,7 @@ def main(world, argv=None):
         while not trainer.finished:                               # a signal ends the loop after a step
             lr = trainer.lr()
             with log.timing():
-                loss, norm = trainer.step(loader)
+                loss, norm = trainer.step(loader, log.is_outlier if config.skip_outliers else None)
             if not math.isfinite(loss + norm):
                 writer.join(log.note)
                 raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
@@ -182,7 +189,8 @@ def main(world, argv=None):
             if not is_last and due(config.sample_every, done):
                 world.on_rank_0(f"sampling after step {done}", validation.print_sample, trainer, tokenizer, log.note)
             log.flush()
-            if trainer.finished or due(config.checkpoint_every, done) or (config.checkpoint_every and log.is_best):
+            wanted = due(config.checkpoint_every, done) or (config.checkpoint_every and log.is_best)
+            if trainer.finished or wanted or due(config.keep_every, done):
                 snapshot.save(trainer, writer, state, log)
 
         if state.before is not None:
@@ -242,6 +250,8 @@ def resolve(args, ranks=None, saved=None):
         preset = args.model or "demo"
         gpt_config = build(GPTConfig, PRESETS[preset] | model_flags)
     config = build(TrainConfig, RECIPES[preset] | flags)
+    if config.decay_steps and config.schedule != "wsd":
+        raise UserError(f"--decay-steps is for --schedule wsd, not {config.schedule}")
     return fit_batch(config, ranks or config.ranks or 1, args.micro_batch_size is not None), gpt_config, preset
 
 
@@ -330,7 +340,8 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     steps = trainer.done - state.step                             # of this process
     seconds, total_seconds = log.seconds(), time.perf_counter() - start
     sample = validation.sample_text(model, tokenizer, config)
-    report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample)
+    skipped = trainer.done - trainer.optimizer.t                  # by --skip-outliers, from the first step on
+    report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample, skipped)
     run = dict(asdict(config), steps_done=trainer.done, loss=state.loss, ranks=trainer.world.size)
     writer.join(print)
     try:

@@ -346,8 +346,11 @@ def test_each_reference_seed_is_inside_the_band_and_near_seeds_too():
 
 
 def test_a_jump_is_an_outlier_and_a_trend_is_none():
-    rng, window = np.random.default_rng(0), Outliers()
-    scores = [window.z_score(5 - i / 1000 + rng.normal(0, 0.1)) for i in range(2000)]
+    rng, window, scores = np.random.default_rng(0), Outliers(), []
+    for i in range(2000):
+        x = 5 - i / 1000 + rng.normal(0, 0.1)
+        scores.append(window.z_score(x))
+        window.append(x)
     assert scores[:WINDOW] == [0.0] * WINDOW and max(scores) < 5
     assert window.z_score(5.0) > 6 and len(window.values) == WINDOW
     again = Outliers(list(window.values))

@@ -283,5 +283,9 @@ def test_schedules_at_their_corners():
     assert [lr(s, "linear") for s in (60, 110, 500)] == pytest.approx([0.55, 0.1, 0.1])
     assert [lr(s, "cosine") for s in (35, 60, 110)] == pytest.approx([0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1])
     assert lr(109, "constant") == 1
-    with pytest.raises(ValueError, match="must be one of constant, linear, cosine, not 'step'"):
+    assert [lr(s, "wsd") for s in (0, 9, 10, 109)] == pytest.approx([0.1, 1.0, 1.0, 1.0])  # no decay
+    wsd = [learning_rate(s, "wsd", 1.0, 0.1, 10, 110, decay=20) for s in (4, 50, 90, 91, 100, 109, 110)]
+    assert wsd == pytest.approx([0.5, 1.0, 1.0, 0.955, 0.55, 0.145, 0.1])
+    assert learning_rate(60, "wsd", 1.0, 0.1, 10, 110, decay=500) == lr(60, "linear")  # never before the warmup ends
+    with pytest.raises(ValueError, match="must be one of constant, linear, cosine, wsd, not 'step'"):
         lr(50, "step")

@@ -17,7 +17,7 @@ import numpy as np
 from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.dispatch import has_kernels
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
 NORM_BLOCK = 1 << 16  # elements of the gradient whose squares are summed together
 _BLOCK = 1 << 16  # elements per round on a CPU: the temporaries of the formula stay in the cache
 _GPU_BLOCK = 1 << 24  # on a GPU: few launches, and temporaries of 64 MB each
@@ -163,7 +163,7 @@ def clip_scale(norm, max_norm):
 # -- the learning rate -----------------------------------------------------------------------------------------------
 
 
-def learning_rate(step, schedule, peak, final, warmup, total):
+def learning_rate(step, schedule, peak, final, warmup, total, decay=0):
     """The learning rate of step 0, 1, ..., total - 1. Raises ValueError for an unknown schedule.
 
     Warmup: peak (step + 1) / warmup. Then, with x going from 0 to 1 over the rest:
@@ -171,13 +171,17 @@ def learning_rate(step, schedule, peak, final, warmup, total):
         constant   peak
         linear     peak + x (final - peak)
         cosine     final + (1 + cos(pi x)) / 2 (peak - final)         Loshchilov and Hutter, "SGDR", ICLR 2017, eq. 5
+        wsd        peak, and over the last `decay` steps as linear    Hu et al., "MiniCPM", COLM 2024, section 4.2
+
+    wsd is warmup, stable, decay: a training stopped before its decay can be resumed with more steps and loses nothing.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
-    x = min(1.0, (step - warmup) / max(1, total - warmup))
+    start = max(warmup, total - decay) if schedule == "wsd" else warmup
+    x = min(1.0, max(0, step - start) / max(1, total - start))
     if schedule == "constant":
         return peak
-    if schedule == "linear":
+    if schedule in ("linear", "wsd"):
         return peak + x * (final - peak)
     if schedule == "cosine":
         return final + 0.5 * (1 + math.cos(math.pi * x)) * (peak - final)

@@ -18,11 +18,14 @@ class Outliers:
         self.values = deque(values, maxlen=WINDOW)
 
     def z_score(self, x):
-        """z of x, which then joins the window."""
+        """z of x."""
         z, n = 0.0, len(self.values)
         if n == WINDOW:
             mean = math.fsum(self.values) / n
             std = math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / n)
             z = (x - mean) / std if std else 0.0
-        self.values.append(x)
         return z
+
+    def append(self, x):
+        """x joins the window, also an outlier: where the values stay high, they become the usual ones."""
+        self.values.append(x)

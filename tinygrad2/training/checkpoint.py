@@ -63,10 +63,11 @@ class Checkpoint:
         return self.state["step"]
 
 
-def write_checkpoint(folder, checkpoint):
+def write_checkpoint(folder, checkpoint, keep=False):
     """Write it into `folder` under the name of its step; returns the path. A checkpoint of the same name stays, the new
     one then gets a number after its name.
 
+    keep    remove_old_checkpoints never removes it
     Raises UserError if it cannot be written (disk full, no permission); nothing that was there before is changed.
     """
     temporary = os.path.join(folder, f"{_WRITING}{checkpoint.step:08d}-{os.getpid()}")
@@ -85,7 +86,7 @@ def write_checkpoint(folder, checkpoint):
             "step": checkpoint.step,
             "val_loss": checkpoint.state.get("val_loss"),
             "files": entries,
-        }
+        } | ({"keep": True} if keep else {})
         manifest["checksum"] = _checksum(manifest)
         with open(os.path.join(temporary, "manifest.json"), "wb") as raw:
             raw.write(json.dumps(manifest, indent=1).encode())
@@ -196,7 +197,8 @@ def list_checkpoints(folder):
 
 
 def remove_old_checkpoints(folder, keep, distrusted=()):
-    """Keep the newest `keep` checkpoints and the one with the lowest validation loss; remove the others.
+    """Keep the newest `keep` checkpoints and the one with the lowest validation loss; remove the others, except those
+    that were written to be kept.
 
     Damaged ones neither count nor are removed: those in `distrusted`, and those whose manifest is not valid.
     """
@@ -204,10 +206,10 @@ def remove_old_checkpoints(folder, keep, distrusted=()):
     for path in list_checkpoints(folder):
         with contextlib.suppress(UserError):
             if path not in distrusted:
-                intact[path] = read_manifest(path)["val_loss"]
-    kept = list(intact)[:keep]
-    measured = [path for path in intact if intact[path] is not None]
-    kept += sorted(measured, key=intact.get)[:1]
+                intact[path] = read_manifest(path)
+    kept = [path for i, path in enumerate(intact) if i < keep or intact[path].get("keep")]
+    measured = [path for path in intact if intact[path]["val_loss"] is not None]
+    kept += sorted(measured, key=lambda path: intact[path]["val_loss"])[:1]
     for path in intact:
         if path not in kept:
             doomed = os.path.join(folder, f"{_DELETING}{os.path.basename(path)}-{os.getpid()}")
@@ -227,11 +229,12 @@ class CheckpointWriter:
     """Writes checkpoints on its own thread, one at a time, while the training continues.
 
     folder, keep, distrusted   as in remove_old_checkpoints
+    keep_every                 those of every so many steps are never removed; 0: none
     path                       of the last one written
     """
 
-    def __init__(self, folder, keep, distrusted=()):
-        self.folder, self.keep, self.distrusted = folder, keep, tuple(distrusted)
+    def __init__(self, folder, keep, distrusted=(), keep_every=0):
+        self.folder, self.keep, self.distrusted, self.keep_every = folder, keep, tuple(distrusted), keep_every
         self.path = self._buffers = self._thread = self._error = None
 
     def buffers(self, size, dtype):
@@ -262,7 +265,8 @@ class CheckpointWriter:
         with contextlib.suppress(AttributeError, OSError):  # Linux only: the training goes first if cores are few
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
-            self.path = write_checkpoint(self.folder, checkpoint)
+            forever = self.keep_every > 0 and checkpoint.step % self.keep_every == 0
+            self.path = write_checkpoint(self.folder, checkpoint, forever)
             with contextlib.suppress(OSError):  # what cannot be removed now may be removable next time
                 remove_old_checkpoints(self.folder, self.keep, self.distrusted)
         except BaseException as error:  # raised again by `join`, on the training's thread

@@ -21,6 +21,7 @@ RECIPES = {  # steps, batch size and learning rate depend on the model
     "--init-from": dict(steps=200,    batch_size=8,   lr=3e-5, warmup_steps=10),
 }  # fmt: skip
 
+LOGGERS = ("tensorboard", "wandb")
 OF_THIS_START = ("resume", "run_dir", "threads", "ranks")  # flags that a resumed training does not inherit
 
 
@@ -54,6 +55,8 @@ class TrainConfig:
     lr: float = _by_model("lr", "highest learning rate")
     final_lr: float = flag(0.1, "learning rate at the end, as a fraction of --lr")
     schedule: str = flag("cosine", "how the learning rate decays after the warmup", choices=SCHEDULES)
+    decay_steps: int = flag(None, "for --schedule wsd: the last steps, over which the learning rate falls from --lr",
+                            kind=int, default="a fifth of --steps")
     warmup_steps: int = flag(100, "steps over which the learning rate rises to --lr", default="100, 10 for --init-from")
     weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
     beta1: float = flag(0.9, "Adam: decay rate of the first moment, the mean of the gradient")
@@ -95,10 +98,16 @@ class TrainConfig:
                                "as if the training had never stopped. If there is none, start a new training")
     checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
     keep_checkpoints: int = flag(2, "how many of the newest checkpoints to keep, in addition to the best one")
+    keep_every: int = flag(0, "write a checkpoint every N steps that is never removed; 0 means none")
     metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
     tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
+    log_to: str = flag("", "also log to tensorboard (the same as --tensorboard) or to wandb (Weights & Biases: offline "
+                           "into --run-dir, unless WANDB_MODE=online)", choices=LOGGERS, default="metrics only")
     outlier_z: float = flag(6.0, "report a loss or gradient norm this many standard deviations above those of the last "
                                  "128 steps; 0 means never")
+    skip_outliers: bool = flag(False, "leave the weights as they are after a step with such an outlier")
+    overfit_one_batch: bool = flag(False, "train on the first batch again and again: where the loss does not approach "
+                                          "0, something is wrong")
     log_every: int = flag(10, "on a terminal and in a notebook, keep the line of every Nth step (a file gets "
                             "every line)")
 
@@ -106,8 +115,8 @@ class TrainConfig:
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
                             ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
                             ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
-                            ("keep_checkpoints", 1), ("ranks", 1), ("compare_every", 0),
-                            ("hellaswag_examples", 1)):  # fmt: skip
+                            ("keep_checkpoints", 1), ("keep_every", 0), ("ranks", 1),
+                            ("compare_every", 0), ("decay_steps", 1), ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{option(name)} must be at least {least}, not {getattr(self, name)}")
         if not self.weights_out:
@@ -119,6 +128,8 @@ class TrainConfig:
                 raise ValueError(f"{option(name)} must be in {low} .. {high}, not {getattr(self, name)}")
         if max(self.beta1, self.beta2) == 1:
             raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
+        if self.skip_outliers and not self.outlier_z:
+            raise ValueError("--skip-outliers needs an --outlier-z above 0")
 
 
 def fit_batch(config, ranks, micro_is_given=False):

@@ -85,6 +85,8 @@ def print_data(data, loader, pretrained, config, gpt_config, world):
     field("split", f"{len(data.train):,} tokens to train, {len(data.val or ()):,} to validate")
     if loader.repeats > 1:
         field("note", f"the text is shorter than a batch + 1: padded by repeating it {loader.repeats} times")
+    if config.overfit_one_batch:
+        field("note", "every step trains on the same batch (--overfit-one-batch): the loss should approach 0")
     rows, tokens = config.micro_batch_size, loader.tokens_per_batch
     field("batch", f"{tokens:,} tokens per step = {world.size} rank(s) x {config.batch_size // (rows * world.size)} "
                    f"micro-batch(es) x {rows} rows x {loader.T}; {config.steps * tokens / len(data.train):.1f} epochs")
@@ -125,15 +127,18 @@ def print_finetuned(before, after, done, log):
     log(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {done} steps")
 
 
-def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample):
+def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample, skipped=0):
     """What a training has done and what it took.
 
     steps, tokens, seconds   of this process; total_seconds: since it started
     peaks                    bytes of memory at the peak, of each rank
     sample                   what the model writes
+    skipped                  updates left out by --skip-outliers, since the training began
     """
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
           f"({tokens / (seconds or 1):,.0f} tokens/s with validation and samples); {duration(total_seconds)} in all")
+    if skipped:
+        print(f"skipped   the updates of {skipped} steps with outliers (--skip-outliers)")
     if config.device == "cpu" and peaks[0]:
         print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
         if len(peaks) > 1:

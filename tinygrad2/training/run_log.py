@@ -7,13 +7,15 @@ import time
 import numpy as np
 
 from tinygrad2.monitor.metrics import MetricsFile
-from tinygrad2.monitor.outliers import Outliers
+from tinygrad2.monitor.outliers import WINDOW, Outliers
 from tinygrad2.monitor.progress import Progress
 from tinygrad2.monitor.tensorboard import TensorBoard
+from tinygrad2.monitor.wandb_log import WeightsAndBiases
 
 
 class RunLog:
-    """One line per step on the screen, one record per step in metrics.jsonl (and TensorBoard); warns of outliers.
+    """One line per step on the screen, one record per step in metrics.jsonl (and TensorBoard, Weights & Biases); warns
+    of outliers.
 
         with log.timing():
             loss, norm = trainer.step(loader)
@@ -31,14 +33,19 @@ class RunLog:
 
     def __init__(self, config, run_dir, state, world, tokens, ideal_seconds, checkpoint=None):
         self.state, self.world, self.tokens, self.ideal_seconds = state, world, tokens, ideal_seconds
-        self.outlier_z, self.finetunes = config.outlier_z, bool(config.init_from)
+        self.outlier_z, self.skips, self.finetunes = config.outlier_z, config.skip_outliers, bool(config.init_from)
         is_rank_0 = world.rank == 0
         self.progress = Progress(config.steps, config.log_every, enabled=is_rank_0, start=state.step)
         self.note = self.progress.note                            # note(text): a separate line, on rank 0
         self.run_dir = run_dir if is_rank_0 else None
         path = (config.metrics or run_dir.metrics) if is_rank_0 else ""
         self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"", self.note)
-        self.board = TensorBoard(run_dir.path if config.tensorboard and is_rank_0 else "", self.note)
+        boards = {config.log_to, "tensorboard" if config.tensorboard else ""} if is_rank_0 else ()
+        settings = {"preset": state.preset, "training": state.training, "model": state.model}
+        self.boards = [
+            TensorBoard(run_dir.path if "tensorboard" in boards else "", self.note),
+            WeightsAndBiases(run_dir.path if "wandb" in boards else "", settings, state.step > 0, self.note),
+        ]
         self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
         state.windows = {name: window.values for name, window in self.windows.items()}
         self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
@@ -74,17 +81,26 @@ class RunLog:
             self.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
         self.progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
                                  f"{tokens_per_s:,.0f} tok/s | {self.ideal_seconds / seconds:4.0%} of peak{shares}")
-        for name, window in self.windows.items():
-            self._warn_of_outlier(done, name, window)
+        for line in self._outliers(loss, norm):
+            self._record |= {"skipped": True} if self.skips else {}
+            self.note(f"warning   step {done}: {line}" + "; the weights stay as they are" * self.skips)
+        self.windows["loss"].append(loss)
+        self.windows["grad_norm"].append(norm)
         for notice in notices:
             self.note(f"warning   {notice}")
 
-    def _warn_of_outlier(self, done, name, window):
-        value = self._record[name]
-        z = window.z_score(value)
-        if 0 < self.outlier_z < z:
-            self.note(f"warning   step {done}: {name} {value:.4f} is {z:.1f} standard deviations above the last "
-                      f"{len(window.values)}")
+    def is_outlier(self, loss, norm):
+        """Is the loss or the gradient norm of a step an outlier? The same on every rank."""
+        return bool(self._outliers(loss, norm))
+
+    def _outliers(self, loss, norm):
+        """A line about each of the two that is one."""
+        lines = []
+        for name, value in (("loss", loss), ("grad_norm", norm)):
+            z = self.windows[name].z_score(value)
+            if 0 < self.outlier_z < z:
+                lines.append(f"{name} {value:.4f} is {z:.1f} standard deviations above the last {WINDOW}")
+        return lines
 
     def validation(self, val_loss):
         """The validation loss after this step."""
@@ -102,11 +118,14 @@ class RunLog:
     def flush(self):
         """Write the record of this step, once."""
         record, self._record = self._record, {}
-        if self.run_dir and self.run_dir.restore(self.note):
-            self.board.open()
+        restored = self.run_dir and self.run_dir.restore(self.note)
+        for board in self.boards:
+            if restored:
+                board.open()
+            if record:
+                board.append(record)
         if record:
             self.metrics.append(record)
-            self.board.append(record)
 
     def history(self):
         """All records so far, as the bytes of metrics.jsonl; empty on all ranks but 0."""
@@ -114,4 +133,5 @@ class RunLog:
 
     def close(self):
         """The training is over."""
-        self.board.close()
+        for board in self.boards:
+            board.close()
