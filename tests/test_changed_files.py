@@ -25,12 +25,16 @@ FLAGS = [*SMALL.split(), "--data", "train.bin", "--steps", str(STEPS), "--eval-e
 IDS = np.random.default_rng(0).integers(0, 290, 100_000)
 
 
+def write_data(folder):
+    write_tokens(folder / "train.bin", IDS)
+    (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    write_tokens(tmp_path / "train.bin", IDS)
-    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_data(tmp_path)
 
 
 def train(monkeypatch, action, *flags):

@@ -1,23 +1,30 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 while training: the first requests a stop after this step, the second exits at once.
+"""What ends a training early, after the current step and with its state saved.
 
-Batch systems send SIGUSR1 before the time limit if asked to, and it is the one signal that every mpirun forwards to its
-ranks without ending them itself.
+    SIGINT, SIGTERM   Ctrl-C, kill; a second one exits at once
+    SIGUSR1           batch systems send it before the time limit if asked to, and it is the one signal that every
+                      mpirun forwards to its ranks without ending them itself
+    SIGHUP            the terminal is gone, for example with the ssh connection; not under nohup, which ignores it
+    SIGPIPE           nobody reads our standard output any more, as in `... | head`; Python raises BrokenPipeError
 """
 
 import os
 import signal
+import sys
 import threading
 import time
 
 from tinygrad2.system.streams import is_session, write_descriptor
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_SIGHUP, _SIGPIPE = (getattr(signal, name, number) for name, number in (("SIGHUP", 1), ("SIGPIPE", 13)))  # POSIX's
 leave_now = os._exit  # the original: distributed/launch.py replaces os._exit by one that reports its caller
 _REPEAT_SECONDS = 0.5  # a Ctrl-C reaches a rank twice, from the terminal and from mpirun: within this they count as one
 
 
 class StopRequest:
-    """Within `with StopRequest() as stop:` SIGINT, SIGTERM and SIGUSR1 set `stop.signal` instead of raising.
+    """Within `with StopRequest() as stop:` these signals set `stop.signal` instead of ending the process, and so does
+    standard output if its reader exits (as SIGPIPE): what is printed after that is lost.
 
     signal    None, or the number of the signal that arrived
     verbose   print to stderr that the step is being finished
@@ -30,15 +37,29 @@ class StopRequest:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # handlers can be set only there
             for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._take)
+                if number != _SIGHUP or signal.getsignal(number) != signal.SIG_IGN:               # nohup
+                    self._before[number] = signal.signal(number, self._take)
+        self._stream = sys.stdout
+        if hasattr(self._stream, "on_broken_pipe"):                # a ProtectedStream
+            self._stream.on_broken_pipe = self._lose_reader
         return self
 
     def __exit__(self, *_):
+        if hasattr(self._stream, "on_broken_pipe"):
+            self._stream.on_broken_pipe = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _lose_reader(self):
+        if self.signal is None:
+            self.signal = _SIGPIPE
+            if self.verbose:
+                write_descriptor(2, b"\nnobody reads the output any more: stopping after this step, and saving\n")
+
     def _take(self, number, frame):
-        if self.signal is not None:
+        if number == _SIGHUP and self.signal is not None:
+            return  # not a second Ctrl-C: the system sends it several times
+        if self.signal not in (None, _SIGHUP, _SIGPIPE):  # after SIGHUP the system may send SIGTERM
             if number == self.signal and time.monotonic() - self._when < _REPEAT_SECONDS:
                 return
             if is_session() and number == signal.SIGINT:

@@ -95,13 +95,15 @@ class ProtectedStream:
     """A text stream whose write and flush do not raise if the disk is full, the stream is closed, or its encoding lacks
     a character (which becomes "?").
 
-    unprotected    the stream; None: there is none, text goes nowhere
-    error          the first exception by which text was lost, or None
-    on_error       called with it, once
+    unprotected       the stream; None: there is none, text goes nowhere
+    error             the first exception by which text was lost, or None
+    on_error          called with it, once
+    on_broken_pipe    called when nobody reads the stream any more; text then goes nowhere. None: BrokenPipeError
     """
 
-    def __init__(self, stream, on_error=None):
+    def __init__(self, stream, on_error=None, on_broken_pipe=None):
         self.unprotected, self.on_error, self.error = stream, on_error, None
+        self.on_broken_pipe = on_broken_pipe
 
     def write(self, text):
         try:
@@ -126,8 +128,13 @@ class ProtectedStream:
             return
         try:
             getattr(self.unprotected, method)(*args)
-        except (BrokenPipeError, UnicodeEncodeError):
+        except UnicodeEncodeError:
             raise
+        except BrokenPipeError:
+            if self.on_broken_pipe is None:
+                raise
+            _discard_pending(self.unprotected)                    # from here on it leads to /dev/null
+            self.on_broken_pipe()
         except (OSError, ValueError) as error:                    # ValueError: the stream is closed
             if self.error is None:
                 self.error = error
@@ -151,6 +158,8 @@ def protected_streams(name):
         out.on_error = lambda error: print_error(
             f"{name}: standard output cannot be written ({_reason(error)}): what is printed is lost, all else goes on"
         )
+    if err is not before[1]:
+        err.on_broken_pipe = lambda: None                         # messages alone: no reason to end
     sys.stdout, sys.stderr = out, err
     try:
         yield out
