@@ -9,9 +9,10 @@ import math
 import os
 
 from tinygrad2.cli import Parser, summary
+from tinygrad2.commands.plot_picture import write_picture
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write, check_writable
-from tinygrad2.monitor.metrics import read_metrics, smooth, thin
+from tinygrad2.monitor.metrics import mean_around, read_metrics, thin
 from tinygrad2.system.installation import adapt_hint
 
 PANELS = (  # name, title, unit, logarithmic?
@@ -21,8 +22,11 @@ PANELS = (  # name, title, unit, logarithmic?
     ("grad_norm", "Gradient norm", "", True),
     ("tokens_per_s", "Throughput", "tokens per second", False),
 )
-# Distinguishable with colour blindness, too: Okabe and Ito, 2008.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+# For each background six colours that stay apart with each kind of colour blindness (tests/test_plot.py measures it);
+# from the seventh run on they come again, dashed. And each curve has its run's number at its end.
+LIGHT = ("#005DCB", "#C87A00", "#00A065", "#A45D9D", "#813B00", "#30483D")
+DARK = ("#4CA2F0", "#E64F3B", "#3CF7A6", "#937C88", "#F2E048", "#D0E4FF")
+DASHES = ("", "7 3", "1.5 3", "8 3 2 3")
 _MOST = 3000  # points of a curve
 _SMOOTHED = ("loss", "grad_norm", "tokens_per_s")
 _TEMPLATE = os.path.join(os.path.dirname(__file__), "plot.html")
@@ -33,25 +37,26 @@ def main(argv):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.jsonl")
     parser.add_argument("--out", default="curves", metavar="NAME",
                         help="NAME.png and NAME.html are written (default: curves)")  # fmt: skip
-    parser.add_argument("--smooth", type=int, default=20, metavar="N",
-                        help="draw the mean over N steps on top of the pale curve itself (default: 20)")  # fmt: skip
+    parser.add_argument("--smooth", type=int, default=21, metavar="N",
+                        help="draw the mean of the N values around each step, an odd number, on top of the pale curve "
+                             "itself; 1: no mean (default: 21)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
+    width = args.smooth // 2 * 2 + 1  # as many on either side
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
-    if not any(_finite(*curves[name])[0] for curves in runs.values() for name, *_ in PANELS if name in curves):
+    panels, names = panels_of(runs, width), list(runs)
+    if not panels:
         raise UserError(f"{args.runs[0]}: has nothing to draw: no loss, no learning rate, ...")
     for ending in (".png", ".html"):
         check_writable(args.out + ending)
-    _write_page(runs, args.out + ".html", args.smooth)
+    _write_page(names, panels, args.out + ".html", width)
     print(f"page      {args.out}.html")
     try:
-        import matplotlib
+        write_picture(names, panels, LIGHT, width, args.out + ".png")
     except ImportError:
         print(adapt_hint('note      no picture: matplotlib is missing: pip install -e ".[plot]"'))
         return 0
-    matplotlib.use("Agg")
-    _write_picture(runs, args.out + ".png", args.smooth)
     print(f"picture   {args.out}.png")
     return 0
 
@@ -59,65 +64,42 @@ def main(argv):
 def _labels(paths):
     """Short names for the runs, each once."""
     names = [os.path.normpath(path).removesuffix("metrics.jsonl").rstrip(os.sep) or path for path in paths]
-    short = [os.path.basename(name) or name for name in names]
+    short = [os.path.basename(os.path.abspath(name)) or name for name in names]
     names = short if len(set(short)) == len(short) else names
     return [name if names.index(name) == i else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def _finite(steps, values):
-    pairs = [(step, value) for step, value in zip(steps, values) if math.isfinite(value)]
-    return [step for step, _ in pairs], [value for _, value in pairs]
+def panels_of(runs, width):
+    """[{"title", "unit", "log", "lines"}], of every panel for which a run {name: (steps, values)} has values.
 
-
-def _write_picture(runs, path, width):
-    from matplotlib import pyplot
-
-    shown = [panel for panel in PANELS if any(panel[0] in curves for curves in runs.values())]
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    size = 5 * columns, 3.6 * rows
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis, (name, title, unit, logarithmic) in zip(axes.flat, shown):
-        for (label, curves), colour in zip(runs.items(), COLOURS * len(runs)):
-            steps, values = _finite(*curves.get(name, ([], [])))
-            if name in _SMOOTHED and len(steps) > 2 * width > 2:
-                axis.plot(*thin(steps, values, _MOST), color=colour, alpha=0.25, linewidth=0.8)
-                axis.plot(steps, smooth(values, width), color=colour, linewidth=1.6, label=label)
-            else:
-                few = len(steps) < 40
-                points = dict(marker="o", markersize=3) if few else {}
-                axis.plot(steps, values, color=colour, linewidth=1.6, label=label, **points)
-        if logarithmic and any(name in curves and min(curves[name][1]) > 0 for curves in runs.values()):
-            axis.set_yscale("log")
-            axis.yaxis.set_minor_formatter("{x:g}")
-        axis.yaxis.set_major_formatter("{x:,g}")
-        axis.set_title(title, fontsize=12, loc="left", fontweight="bold")
-        axis.set_ylabel(unit)
-        axis.set_xlabel("step")
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
-    axes.flat[0].legend(frameon=False, fontsize=9)
-    with atomic_write(path) as file:
-        figure.savefig(file, dpi=110, format="png")
-    pyplot.close(figure)
-
-
-def _write_page(runs, path, width):
-    """One self-contained file: plot.html with the data inserted."""
-    data = {"smooth": width, "panels": [], "runs": list(runs), "colours": COLOURS}
+    A line has x: steps, y: values, None where they are not finite, and mean: for each the mean of the `width` values
+    around it, or None for a curve that is not smoothed.
+    """
+    panels = []
     for name, title, unit, logarithmic in PANELS:
-        lines = []
-        for curves in runs.values():
-            steps, values = _finite(*curves.get(name, ([], [])))
-            pale = thin(steps, values, _MOST)
-            strong = thin(steps, smooth(values, width), _MOST) if name in _SMOOTHED else None
-            lines.append({"pale": pale, "strong": strong})
-        if any(line["pale"][0] for line in lines):
-            data["panels"].append({"title": title, "unit": unit, "log": logarithmic, "lines": lines})
-    text = json.dumps(data).replace("<", "\\u003c")  # no name can end the script
+        lines = [_line(*curves.get(name, ([], [])), width if name in _SMOOTHED else 1) for curves in runs.values()]
+        if any(value is not None for line in lines for value in line["y"]):
+            panels.append({"title": title, "unit": unit, "log": logarithmic, "lines": lines})
+    return panels
+
+
+def _line(steps, values, width):
+    kept = thin(values, _MOST)
+    mean = [_rounded(mean_around(values, i, width)) for i in kept] if 2 < 2 * width < len(values) else None
+    return {"x": [steps[i] for i in kept], "y": [_rounded(values[i]) for i in kept], "mean": mean}
+
+
+def _rounded(value):
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def _write_page(names, panels, path, width):
+    """One self-contained file: plot.html with the data inserted."""
+    data = {"smooth": width, "panels": panels, "runs": names, "colours": len(LIGHT), "dashes": DASHES}
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no name can end the script
     with open(_TEMPLATE, encoding="utf-8") as file:
-        page = file.read().replace('"DATA"', text)
+        page = file.read()
+    for word, colours in (("LIGHT", LIGHT), ("DARK", DARK)):
+        page = page.replace(word, " ".join(f"--c{i}: {colour};" for i, colour in enumerate(colours)))
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(page.replace('"DATA"', text).encode())

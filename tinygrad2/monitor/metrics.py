@@ -1,7 +1,6 @@
 """metrics.jsonl, one JSON object per step: written by a training, read as the curves of a run."""
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -76,25 +75,36 @@ def read_run_config(run):
 
 def smooth(values, width):
     """The mean over about `width` values around each one: as many on either side, so fewer at both ends."""
-    sums = [0.0, *itertools.accumulate(values)]
-    smoothed = []
-    for i in range(len(values)):
-        reach = min(width // 2, i, len(values) - 1 - i)
-        smoothed.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
-    return smoothed
+    return [mean_around(values, i, width) for i in range(len(values))]
 
 
-def thin(steps, values, most):
-    """At most about `most` points of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(steps) <= most:
-        return steps, values
-    stretch = -(-2 * len(steps) // most)
-    kept = set()
-    for start in range(0, len(steps), stretch):
-        part = range(start, min(start + stretch, len(steps)))
-        kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
-    kept = sorted(kept | {0, len(steps) - 1})
-    return [steps[i] for i in kept], [values[i] for i in kept]
+def mean_around(values, i, width):
+    """The mean of values[i] and up to `width` // 2 neighbours on either side, as many on each; only over finite ones.
+
+    Its sum is exact: a spike of 1e20 does not spoil the means after it. NaN where values[i] is not finite.
+    """
+    if not math.isfinite(values[i]):
+        return math.nan
+    reach = min(width // 2, i, len(values) - 1 - i)
+    near = [value for value in values[i - reach : i + reach + 1] if math.isfinite(value)]
+    return math.fsum(near) / len(near)
+
+
+def thin(values, most):
+    """The positions, rising, of about `most` points of a curve: the lowest and the highest of each stretch, so that no
+    spike is lost, and the first one that is not finite."""
+    if len(values) <= most:
+        return list(range(len(values)))
+    stretch = -(-2 * len(values) // most)
+    kept = {0, len(values) - 1}
+    for start in range(0, len(values), stretch):
+        part = range(start, min(start + stretch, len(values)))
+        finite = [i for i in part if math.isfinite(values[i])]
+        if finite:
+            kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)}
+        if len(finite) < len(part):
+            kept.add(next(i for i in part if not math.isfinite(values[i])))
+    return sorted(kept)
 
 
 class MetricsFile:
