@@ -319,7 +319,9 @@ def plan_memory(config, gpt_config, world):
     """The MemoryPlan of a rank. What opening the data took is returned to the system first."""
     give_back_freed_memory()
     forget_peak()
-    return MemoryPlan.of(config, gpt_config, ops.runs_reference(config.kernels), world.size)
+    return MemoryPlan.of(
+        config, gpt_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), world.size
+    )
 
 
 def measure_costs(trainer, plan, loader):

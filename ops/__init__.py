@@ -72,6 +72,15 @@ def runs_reference(mode):
     return mode == "reference" or not have_cpu_kernels()
 
 
+def must_compile(mode):
+    """Will kernels be compiled before `--kernels MODE` can run on the CPU, as in the first run on a machine?"""
+    if runs_reference(mode):
+        return False
+    from ops.kernels.cpu.numba_jit import is_compiled
+
+    return not is_compiled()
+
+
 def describe_kernels(device, mode):
     """One line for the user: what computes on this device."""
     if mode == "reference":

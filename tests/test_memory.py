@@ -89,9 +89,9 @@ def test_parameters_are_counted_without_a_model(changes):
         assert GPTConfig.preset(preset).count_parameters() == size
 
 
-def measured(folder, flags):
+def measured(folder, flags, **environment):
     (folder / "text.txt").write_text(TEXT * 40, encoding="utf-8")
-    result = train(folder, flags)
+    result = train(folder, flags, **environment)
     assert result.returncode == 0, result.stderr
     line = re.search(r"^memory +([\d.,]+) MB at the peak; the plan was ([\d.,]+) MB$", result.stdout, re.MULTILINE)
     return [float(number.replace(",", "")) for number in line.groups()]
@@ -104,6 +104,15 @@ MIDDLE = "--n-layer 4 --n-embd 256 --n-head 8 --block-size 256 --batch-size 16 -
 def test_the_peak_is_near_the_plan(tmp_path, flags):
     peak, plan = measured(tmp_path, flags)
     assert plan == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.slow
+def test_a_first_run_plans_for_compiling(tmp_path):
+    pytest.importorskip("numba", reason="Numba is not installed")
+    peak, plan = measured(tmp_path, "--steps 3", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert plan == pytest.approx(peak, rel=0.15)
+    peak_again, plan_again = measured(tmp_path, "--steps 3", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert plan_again == pytest.approx(peak_again, rel=0.15) and plan - plan_again > 50
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ def main(argv):
         return 0
     config, gpt_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
-    plan = MemoryPlan.of(config, gpt_config, ops.runs_reference(config.kernels), ranks)
+    plan = MemoryPlan.of(
+        config, gpt_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), ranks
+    )
     tokens = config.batch_size * gpt_config.block_size            # per step
     name = config.init_from or preset
     print(f"model     {name}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")

@@ -25,6 +25,7 @@ from tinygrad2.system.memory import LOGITS_CHUNK, available_bytes, megabytes, re
 
 _F = 4  # bytes of a float32
 _COMPILED_OVERHEAD = 50 << 20  # bytes of Numba's machine code and BLAS's buffers once the first step has run
+_COMPILING = 60 << 20  # and what LLVM takes in addition in the process that compiles them
 _REFERENCE_OVERHEAD = 6 << 20  # the same without Numba
 
 
@@ -37,6 +38,7 @@ class MemoryPlan:
     batch_rows     of all micro-batches of this rank in a step; None: there is one micro-batch
     recompute      only the inputs of blocks are kept for backward
     reference      the reference implementations run, not the kernels
+    compiles       the kernels must be compiled first (ops.must_compile)
     keeps_copies   checkpoints are written while the training continues
     ranks, shards  number of ranks, and whether they share Adam's moments (--zero 1)
     tree           gradients of micro-batches are summed in a tree
@@ -52,6 +54,7 @@ class MemoryPlan:
     batch_rows: int = None
     recompute: bool = False
     reference: bool = False
+    compiles: bool = False
     keeps_copies: bool = True
     ranks: int = 1
     shards: bool = False
@@ -64,11 +67,12 @@ class MemoryPlan:
         self.parts = self._parts()
 
     @classmethod
-    def of(cls, config, gpt_config, reference, ranks=1):
-        """The plan for a TrainConfig and a GPTConfig; `reference` as above (ops.runs_reference)."""
+    def of(cls, config, gpt_config, reference, compiles, ranks=1):
+        """The plan for a TrainConfig and a GPTConfig; `reference` (ops.runs_reference) and `compiles` as above."""
         return cls(
             gpt_config, config.micro_batch_size, gpt_config.block_size, batch_rows=config.batch_size // ranks,
-            recompute=config.recompute, reference=reference, keeps_copies=0 < config.checkpoint_every < config.steps,
+            recompute=config.recompute, reference=reference, compiles=compiles,
+            keeps_copies=any(0 < every < config.steps for every in (config.checkpoint_every, config.keep_every)),
             ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
         )  # fmt: skip
 
@@ -109,6 +113,7 @@ class MemoryPlan:
         micro_batches = (self.batch_rows or self.rows) // self.rows
         parts = {
             "Python and libraries": self.base + overhead,
+            "compiling the kernels (once)": _COMPILING if self.compiles else 0,
             "weights": _F * n,
             "gradients": _F * n,
             "gradients waiting in the tree": _F * n * (_twos(micro_batches) if self.tree else 0),

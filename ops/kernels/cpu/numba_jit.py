@@ -35,7 +35,20 @@ def jit(function):
         return numba.njit(**options)(function)
     with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp counts
         compiled._cache._cache_file._source_stamp = _stamp()
+    _cached.append(compiled)
     return compiled
+
+
+_cached = []  # the kernels that are kept on disk
+
+
+def is_compiled():
+    """Is there machine code on disk from an earlier run for most of the kernels? (No run needs them all.)"""
+    found = 0
+    for kernel in _cached:
+        with contextlib.suppress(Exception):  # Numba's private names, and whatever is in its files
+            found += bool(kernel._cache._cache_file._load_index())
+    return found > len(_cached) // 3
 
 
 @functools.cache
