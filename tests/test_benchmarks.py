@@ -117,7 +117,7 @@ def test_gpu_rows_compare_sides_with_the_same_products():
     assert (row["tokens_per_s"], row["peak_memory_mb"], row["share_of_tf32_peak"]) == (6400, 7000, 0.5)
 
 
-@pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer"])
+@pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer", "gpu"])
 def test_committed_rows_have_machine_and_versions(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     runs = json.loads(path.read_text())
