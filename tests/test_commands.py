@@ -168,6 +168,14 @@ def test_doctor_checks_everything_for_real(tmp_path):
     assert text.endswith("no problems\n") and re.search(r"^ok +blas +.* GFLOP/s", text, re.MULTILINE)
 
 
+_CUPY_ALONE = """
+class cuda:
+    class nvrtc:
+        def getVersion(): raise RuntimeError('Failure finding "libnvrtc.so.13"')
+    def is_available(): return True
+"""
+
+
 @pytest.mark.parametrize(
     "module, content, check, says, remedy",
     [
@@ -175,6 +183,7 @@ def test_doctor_checks_everything_for_real(tmp_path):
         ("numpy/__init__.py", "__version__ = '1.26.0'", "numpy", "1.26.0 is too old", "numpy>=2.0"),
         ("regex/__init__.py", "findall = lambda *a: []\n__version__ = '0'", "regex", "does not match letters", "regex"),
         ("cupy/__init__.py", "raise RuntimeError('no driver')", "gpu", "no driver", "nvidia-smi"),
+        ("cupy/__init__.py", _CUPY_ALONE, "gpu", "GPU: device 'cuda': CuPy cannot load a library", ".[cuda13]"),
         ("mpi4py/__init__.py", "raise RuntimeError('no MPI')", "mpi", "two ranks could not add up", ".[mpi]"),
         ("numba/__init__.py", "raise RuntimeError('wrong LLVM')", "kernels", "wrong LLVM", "numba"),
     ],

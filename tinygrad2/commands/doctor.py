@@ -179,7 +179,8 @@ def _cupy():
         raise Missing("CuPy is not installed; it is needed for a GPU only", f'{_PIP} -e ".[cuda13]"')
     code, output = _check("gpu", 120)
     if code != 0:
-        raise _failure("a kernel does not run on a GPU", code, output, "nvidia-smi", 120)
+        remedy = f'{_PIP} -e ".[cuda13]"' if "library of CUDA" in output else "nvidia-smi"
+        raise _failure("a kernel does not run on a GPU", code, output, remedy, 120)
     return f"{_last(output)}; a kernel and a matrix product have the right values"
 
 

@@ -63,6 +63,7 @@ def ranks():
 
     comm = MPI.COMM_WORLD
     line = f"sum {comm.size} {comm.allreduce(comm.rank + 1)} {MPI.Get_library_version().splitlines()[0]}"
+    line = line.replace("\0", " ")  # Open MPI ends its version with one
     os.write(1, (" ".join(line.split()) + "\n").encode())  # one write: lines of ranks must not mix
     return 0
 
@@ -70,4 +71,9 @@ def ranks():
 CHECKS = {"kernels": kernels, "gpu": gpu, "ranks": ranks}
 
 if __name__ == "__main__":
-    sys.exit(CHECKS[sys.argv[1]]())
+    from tinygrad2.errors import UserError
+
+    try:
+        sys.exit(CHECKS[sys.argv[1]]())
+    except UserError as error:
+        sys.exit(str(error))
