@@ -30,7 +30,7 @@ from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, run, summary
-from tinygrad2.dispatch import use_kernels
+from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_bytes
 from tinygrad2.system.signals import StopRequest
@@ -131,7 +131,12 @@ def load(path, device="cpu", tokenizer="", block_size=None):
 def main(argv=None):
     """Generate the texts; returns the exit code. `argv`: the flags; by default the process's, in a notebook none."""
     config = parse(argv)
-    use_kernels(config.kernels)
+    with kernels(config.kernels):
+        return generate(config)
+
+
+def generate(config):
+    """Load the model, and print or stream the texts; returns the exit code."""
     array_module(config.device)
     model, tokenizer, pretrained = load(config.weights, config.device, config.tokenizer, config.block_size)
     if config.quantize == "int8":

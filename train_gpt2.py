@@ -37,7 +37,7 @@ from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
-from tinygrad2.dispatch import use_kernels
+from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
@@ -167,9 +167,11 @@ def main(world, argv=None):
     writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged, config.keep_every)
     report_loss = partial(validation.report_loss_and_samples, trainer, val_loader or loader, tokenizer, log.note)
     if pretrained:
-        state.before = report_loss("before")
+        with kernels(config.kernels):
+            state.before = report_loss("before")
 
-    with closing(run_dir), stop, snapshot.saved_if_data_changes(trainer, writer, state, log):
+    saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
+    with closing(run_dir), kernels(config.kernels), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step
             lr = trainer.lr()
             with log.timing():
@@ -275,11 +277,10 @@ def configure(argv, world):
     else:
         validation.refuse_overwrite(config)
     check_writable(config.weights_out)
-    use_kernels(config.kernels)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
-    kernels = ops.describe_kernels(config.device, config.kernels)
-    report.print_setup(config, gpt_config, preset, world, kernels, xp)
+    described = ops.describe_kernels(config.device, config.kernels)
+    report.print_setup(config, gpt_config, preset, world, described, xp)
     ops.announce_compiling(world.print)
     state = replace(saved or RunState(preset), training=asdict(config), model=gpt_config.to_dict())
     return config, gpt_config, state, run_dir, checkpoint

@@ -10,6 +10,7 @@ if not ops.have_cpu_kernels():
 
 from ops.kernels.cpu import blas_gemm, skinny_gemm
 from ops.kernels.cpu.blas_library import _openblas, find
+from ops.kernels.cpu.blas_threads import ThreadSwitch
 from ops.kernels.cpu.linear import product
 from tinygrad2.system.threads import POOL
 
@@ -40,6 +41,9 @@ def library(request, monkeypatch):
         sgemm.argtypes, sgemm.restype = blas_gemm._sgemm.argtypes, None
         monkeypatch.setattr(blas_gemm, "_sgemm", sgemm)
         monkeypatch.setattr(blas_gemm, "_set_threads", set_threads)
+        switch = ThreadSwitch(set_threads)
+        monkeypatch.setattr(blas_gemm, "ONE_THREAD", switch.one)
+        monkeypatch.setattr(blas_gemm, "ALL_THREADS", switch.all)
     before = POOL.threads
     yield
     POOL.resize(before)

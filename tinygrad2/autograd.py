@@ -10,6 +10,7 @@ This is reverse-mode differentiation (Linnainmaa 1970; Baydin et al., "Automatic
 JMLR 2018, section 3.2).
 """
 
+from tinygrad2.dispatch import around
 from tinygrad2.function import DeferredGradient, observers
 
 
@@ -29,9 +30,10 @@ def walk_back(root, output, grad):
         node = ready.pop()
         parents = node.parents
         dout = _arrived(node, gradients.pop(node))
-        dinputs = node.backward(dout)
+        with around(node):
+            dinputs = node.backward(dout)
         dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
-        for observer in observers:
+        for observer in observers():
             observer.after_backward(node, dout, dinputs)
         node.release()  # frees what forward saved, before the next gradients are made
         del dout
@@ -47,7 +49,7 @@ def walk_back(root, output, grad):
             _check_gradient(node, i, parent, output, dinput)
             if parent.is_leaf:
                 parent.add_to_grad(dinput)
-                for observer in observers:
+                for observer in observers():
                     observer.after_leaf(node, i, parent, dinput)
                 continue
             if parent not in gradients:

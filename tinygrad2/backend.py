@@ -4,6 +4,7 @@ CuPy is imported when a device is asked for, never before: a machine without it 
 """
 
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,15 @@ def to_device(array, device):
 def choose_gpu(xp, number=None):
     """Use GPU `number` (modulo the GPUs there are) of this host from now on. On the CPU: nothing.
 
-    Holds for the calling thread. `choose_gpu(xp)` in another thread chooses the same one again.
+    Holds for the calling thread. `choose_gpu(xp)` in a thread that runs in a copy of its context chooses the same one.
     """
-    global _gpu
     if xp is not np:
-        _gpu = _gpu if number is None else number % xp.cuda.runtime.getDeviceCount()
-        xp.cuda.Device(_gpu).use()
+        if number is not None:
+            _gpu.set(number % xp.cuda.runtime.getDeviceCount())
+        xp.cuda.Device(_gpu.get()).use()
 
 
-_gpu = 0
+_gpu = ContextVar("gpu", default=0)
 
 
 def pinned_empty(n, dtype):

@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 from tinygrad2.backend import xp_of
+from tinygrad2.context import Setting
 
 
 class _Registry(dict):
@@ -24,7 +25,11 @@ class _Registry(dict):
 OPS = _Registry()
 KERNELS: dict[tuple[str, str], list[Any]] = {}
 
-_use_kernels = True
+AROUND: dict[type, Any] = {}  # {class of an op: context in which its forward and its backward run}
+
+_mode = Setting("kernels", None)
+_default = "auto"
+_NOTHING = contextlib.nullcontext()
 
 
 def register_kernel(name, backend, supports=None):
@@ -45,7 +50,7 @@ def register_kernel(name, backend, supports=None):
 
 def choose(op, xp, arrays):
     """The version of `op` to run on these arrays: the newest kernel that supports them, else the op itself."""
-    if _use_kernels:
+    if kernel_mode() == "auto":
         for kernel in reversed(KERNELS.get((op.name, xp.__name__), ())):
             if issubclass(kernel, op) and kernel.supports(*arrays):
                 return kernel
@@ -58,7 +63,7 @@ def has_kernels(reference):
 
     @functools.wraps(reference)
     def run(*args):
-        if _use_kernels:
+        if kernel_mode() == "auto":
             for kernel in reversed(KERNELS.get((reference.__name__, xp_of(args[0]).__name__), ())):
                 if kernel.supports(*args):
                     return kernel(*args)
@@ -67,24 +72,31 @@ def has_kernels(reference):
     return run
 
 
-@contextlib.contextmanager
+def around(node):
+    """The context in which forward and backward of a node run, and nothing else: see AROUND."""
+    return AROUND.get(type(node), _NOTHING)
+
+
 def kernels(mode):
     """Within the block, "reference" runs the reference implementation of every op; "auto" a kernel if one fits.
 
-    Raises ValueError for an unknown mode.
+    It holds for the thread or asyncio task that enters it (context.py). Raises ValueError for an unknown mode.
     """
-    global _use_kernels
-    before = _use_kernels
-    use_kernels(mode)
-    try:
-        yield
-    finally:
-        _use_kernels = before
+    return _mode.set(_checked(mode))
 
 
 def use_kernels(mode):
-    """The same as `kernels`, for the rest of the program."""
-    global _use_kernels
+    """The same for the rest of the program: in all threads, wherever there is no block."""
+    global _default
+    _default = _checked(mode)
+
+
+def kernel_mode():
+    """The mode here, "auto" or "reference"."""
+    return _mode.get() or _default
+
+
+def _checked(mode):
     if mode not in ("auto", "reference"):
         raise ValueError(f"kernels must be 'auto' or 'reference', not {mode!r}")
-    _use_kernels = mode == "auto"
+    return mode

@@ -24,9 +24,9 @@ A faster version for one array library is a subclass of its op: `class SquareCPU
 same name and the same methods, and is chosen if `supports(*arrays)` is true (see dispatch.py).
 """
 
-import contextlib
 from typing import Any
 
+from tinygrad2.context import Block, Setting
 from tinygrad2.dispatch import OPS, register_kernel
 
 
@@ -110,22 +110,17 @@ class DeferredGradient:
         return out
 
 
-observers: list[Any] = []  # those of `observe`, the innermost last
+_observers = Setting("observers", None)
+observers = _observers.values  # observers() are those of the blocks around the caller, the innermost last
 
 
-@contextlib.contextmanager
-def observe(observer):
-    """Within the block `observer` is called with what is computed, after those of the blocks around it.
-
-    The list of observers is one per process, and not thread-safe.
+def observe(observer: Any) -> Block:
+    """Within the block `observer` is called with what is computed in this thread (context.py), after those of the
+    blocks around it.
 
         observer.inside(module)                          a context in which the module's ops run
         observer.after_forward(node, arrays, results)
         observer.after_backward(node, dout, dinputs)     node.saved is still there
         observer.after_leaf(node, i, leaf, gradient)     the gradient of input i has been added to leaf.grad
     """
-    observers.append(observer)
-    try:
-        yield observer
-    finally:
-        observers.pop()
+    return _observers.set(observer)

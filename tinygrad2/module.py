@@ -79,10 +79,11 @@ class Module:
     training = True  # dropout looks at it; train() and eval() set it on the whole tree
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not observers:
+        watching = observers()
+        if not watching:
             return self.forward(*args, **kwargs)
         with contextlib.ExitStack() as stack:
-            for observer in observers:
+            for observer in watching:
                 stack.enter_context(observer.inside(self))
             return self.forward(*args, **kwargs)
 

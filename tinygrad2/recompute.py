@@ -8,22 +8,24 @@ once. One more forward pass (124M, 1024 tokens: 22 % of a step) saves the activa
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 """
 
+from tinygrad2.dispatch import kernel_mode, kernels
 from tinygrad2.function import Function
-from tinygrad2.tensor import Tensor, apply, no_grad
+from tinygrad2.tensor import Tensor, apply, no_grad, recording
 
 
 class Recompute(Function):
     """A part of a model as one op. Gradients of its parameters go straight to them, as in any backward pass."""
 
     def forward(self, x, part):
-        self.save(x, part)
+        self.save(x, part, kernel_mode())
         with no_grad():
             return part(Tensor(x)).data
 
     def backward(self, dout):
-        x, part = self.saved
+        x, part, mode = self.saved
         x = Tensor(x, requires_grad=True)
-        part(x).backward(dout)
+        with recording(), kernels(mode):                          # as in forward, wherever backward is called
+            part(x).backward(dout)
         return (x.grad,)
 
 

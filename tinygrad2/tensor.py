@@ -11,29 +11,35 @@ pass drops its Tensor, although the graph lives on. `backward` walks it from the
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tinygrad2.autograd import walk_back
 from tinygrad2.backend import Array, device_of, is_array, to_device, to_host, xp_of
-from tinygrad2.dispatch import OPS, choose
+from tinygrad2.context import Block, Setting
+from tinygrad2.dispatch import OPS, around, choose
 from tinygrad2.function import DeferredGradient, Function, observers
 
-_recording = True
+_recording = Setting("recording", True)
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Within the block no graph is recorded and nothing is saved: for evaluation and generation."""
-    global _recording
-    before, _recording = _recording, False
-    try:
-        yield
-    finally:
-        _recording = before
+def no_grad() -> Block:
+    """Within the block no graph is recorded and nothing is saved: for evaluation and generation.
+
+    It holds for the thread or asyncio task that enters it (context.py). `@no_grad()` does the same to a function.
+    """
+    return _recording.set(False)
+
+
+def recording() -> Block:
+    """Within the block a graph is recorded, also inside `no_grad`."""
+    return _recording.set(True)
+
+
+def is_recording() -> bool:
+    """Would an op be recorded here?"""
+    return _recording.get()
 
 
 class Tensor:
@@ -234,17 +240,19 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     """
     arrays = [_plain(value) for value in inputs]
     xp, float_dtype = _check_operands(op, arrays)
-    needs_grad = [_recording and isinstance(value, Tensor) and value.requires_grad for value in inputs]
+    records = is_recording()
+    needs_grad = [records and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
     node = choose(op, xp, arrays)(xp, needs_grad)
     recorded = any(needs_grad)
     if recorded:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
-    results = node.forward(*arrays, **options)
+    with around(node):
+        results = node.forward(*arrays, **options)
     node.several = isinstance(results, tuple)
     outs = [Tensor(xp.asarray(result)) for result in (results if node.several else (results,))]
-    for observer in observers:
+    for observer in observers():
         observer.after_forward(node, arrays, [out.data for out in outs])
     for out in outs:
         if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:

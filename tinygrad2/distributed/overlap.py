@@ -6,6 +6,7 @@ it sleeps or copies (docs/scaling.md has the figures).
 """
 
 import contextlib
+import contextvars
 import queue
 import threading
 import time
@@ -44,7 +45,8 @@ class OverlappedReduction:
             self._missing = {bucket: sum(self.expected[id(p)] > 0 for p in parameters)
                              for bucket, parameters in self._within.items()}  # fmt: skip
             self._jobs, self._error = queue.SimpleQueue(), None
-            self._thread = threading.Thread(target=self._work, args=(self._jobs,), name="tinygrad2 reduction")
+            run, args = contextvars.copy_context().run, (self._work, self._jobs)  # what holds here holds there
+            self._thread = threading.Thread(target=run, args=args, name="tinygrad2 reduction")
             self._thread.daemon = True
             self._thread.start()
         with observe(self):

@@ -10,6 +10,7 @@ nothing that loads NumPy.
 """
 
 import contextlib
+import contextvars
 import os
 import queue
 import threading
@@ -89,6 +90,12 @@ def threads_flag(argv):
 
 
 _thread = threading.local()  # is_part: this thread is working on a part of a split
+_NOTHING = contextlib.nullcontext()
+
+
+def in_part():
+    """Is this thread working on a part of a split?"""
+    return getattr(_thread, "is_part", False)
 
 
 class Pool:
@@ -105,22 +112,28 @@ class Pool:
         """Use this number of threads from now on, including the calling one."""
         self.threads = threads
 
-    def split(self, function, n, *args, grain=1):
+    def split(self, function, n, *args, grain=1, within=_NOTHING):
         """Call function(lo, hi, *args) on parts of range(n), in parallel; returns when all are done.
 
         A part has at least `grain` items (the calling thread alone is faster for work of less than about 50 us). The
-        parts depend on n, grain and the number of threads only, never on timing. Raises what a part raises.
+        parts depend on n, grain and the number of threads only, never on timing. The settings of the caller
+        (contextvars) hold in all of them. Any number of threads may call this; those with several parts take turns.
+
+        within    a context that is entered once it is our turn, and left when all parts are done
+        Raises what a part raises.
         """
         if self.threads is None:
             plan_threads()
         parts = min(self.threads, max(1, n // grain))
-        if parts == 1 or getattr(_thread, "is_part", False):  # a nested split runs in its own thread
-            function(0, n, *args)
+        if parts == 1 or in_part():  # a nested split runs in its own thread
+            with within:
+                function(0, n, *args)
             return
-        with self._busy:  # one job at a time, even if the user has started threads
+        with self._busy:
             _thread.is_part = True
             try:
-                self._split(parts, function, n, args)
+                with within:
+                    self._split(parts, function, n, args)
             finally:
                 _thread.is_part = False
 
@@ -129,7 +142,8 @@ class Pool:
             self._workers.append(_Worker())
         done = queue.SimpleQueue()  # of this job only: one interrupted by Ctrl-C leaves no results to later jobs
         for i, worker in enumerate(self._workers[: parts - 1]):
-            worker.jobs.put((function, n * i // parts, n * (i + 1) // parts, args, done))
+            context = contextvars.copy_context()  # one for each: two threads cannot be in the same
+            worker.jobs.put((context, function, n * i // parts, n * (i + 1) // parts, args, done))
         error = None
         try:
             function(n * (parts - 1) // parts, n, *args)
@@ -155,13 +169,13 @@ class _Worker:
     def _loop(self):
         _thread.is_part = True
         while True:
-            function, lo, hi, args, done = self.jobs.get()
+            context, function, lo, hi, args, done = self.jobs.get()
             error = None
             try:
-                function(lo, hi, *args)
+                context.run(function, lo, hi, *args)
             except BaseException as part_error:
                 error = part_error
-            del function, args  # an idle thread must not keep arrays alive
+            del context, function, args  # an idle thread must not keep arrays alive
             done.put(error)
             del done, error
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ops.attention import Attention
 from ops.kernels.cpu.attention_gemm import add_transposed, four_axes, rows_times_rows, weights_times_rows
-from ops.kernels.cpu.blas_gemm import address, available, one_thread
+from ops.kernels.cpu.blas_gemm import address, available, switch_for
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import helper, is_float32, jit
@@ -42,8 +42,8 @@ class AttentionCPU(Attention, backend="numpy"):
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
         constants = np.float32(1 / math.sqrt(hs)), *dropout
         grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads for which waking a thread pays
-        with one_thread():
-            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain)
+        within = switch_for(min(_BLOCK, Tq) * k.shape[2] * hs)    # for one product of a block
+        POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain, within=within)
         self.save(q, k, v, out, logsum, dropout)
         return out.reshape(shape)
 
@@ -58,8 +58,8 @@ class AttentionCPU(Attention, backend="numpy"):
         else:
             dq, dk, dv = (np.empty((B, nh, T, hs), np.float32) for T in (Tq, Tk, Tk))
         constants = np.float32(1 / math.sqrt(hs)), *dropout
-        with one_thread():
-            POOL.split(_backward, B * nh, address, q, k, v, out, logsum, dout, dq, dk, dv, *constants)
+        arrays = q, k, v, out, logsum, dout, dq, dk, dv
+        POOL.split(_backward, B * nh, address, *arrays, *constants, within=switch_for(min(_BLOCK, Tq) * Tk * hs))
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 

@@ -19,8 +19,16 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from ops.attention import Attention
 from ops.kernels.cpu.blas_library import find
+from ops.kernels.cpu.blas_threads import ThreadSwitch
 from ops.kernels.cpu.numba_jit import helper
+from ops.linear import Linear
+from ops.linear_cross_entropy import LinearCrossEntropy
+from ops.linear_int8 import LinearInt8
+from ops.matmul import MatMul
+from ops.mlp import MLP
+from tinygrad2.dispatch import AROUND
 from tinygrad2.system.threads import POOL
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of cblas.h
@@ -33,6 +41,7 @@ _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of
 # small that BLAS takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the
 # same bits.
 _PART = 1 << 20                                                   # multiplications of a part, at least
+_SMALL, _SMALL_ROW = 1 << 18, 9216                                # up to these, OpenBLAS uses one thread by itself
 _EDGE = 32                                                        # parts end at multiples of this
 
 _sgemm, _set_threads, vendor = find()
@@ -42,6 +51,11 @@ if available:
     _int, _enum, _float, _pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     _sgemm.argtypes = [_enum] * 3 + [_int] * 3 + [_float, _pointer, _int, _pointer, _int, _float, _pointer, _int]
     _sgemm.restype = None
+NOTHING = ONE_THREAD = ALL_THREADS = contextlib.nullcontext()     # around products of ours, and of NumPy
+if vendor == "OpenBLAS":                                          # that NumPy computes with, too: blas_threads.py
+    _switch = ThreadSwitch(_set_threads)
+    ONE_THREAD, ALL_THREADS = _switch.one, _switch.all
+    AROUND.update(dict.fromkeys((Attention, Linear, LinearCrossEntropy, LinearInt8, MatMul, MLP), ALL_THREADS))
 
 
 def gemm(a, b, out, add=False, scale=1.0):
@@ -57,13 +71,19 @@ def gemm(a, b, out, add=False, scale=1.0):
             out += product
         return out
     if len(a) == 1 and scale == 1 and not add:
-        return np.matmul(a, b, out=out)                           # has a fast product of vector and matrix
+        with ALL_THREADS if b.size >= _SMALL_ROW else NOTHING:
+            return np.matmul(a, b, out=out)                       # has a fast product of vector and matrix
     (M, K), N = a.shape, b.shape[1]
     units = max(M, N) // _EDGE                                    # the last one takes in what is left
     grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
-    with one_thread():
-        POOL.split(_rows if M >= N else _columns, units, a, b, out, add, scale, units, grain=grain)
+    cut = _rows if M >= N else _columns
+    POOL.split(cut, units, a, b, out, add, scale, units, grain=grain, within=switch_for(M * N * K))
     return out
+
+
+def switch_for(multiplications):
+    """The context in which a product of so many runs on the thread that calls for it."""
+    return NOTHING if multiplications <= _SMALL else ONE_THREAD
 
 
 def _rows(lo, hi, a, b, out, add, scale, units):
@@ -99,16 +119,6 @@ def _layout(matrix):
 def readable(*matrices):
     """Can gemm read these in place: float32, with contiguous rows or columns?"""
     return all(m.dtype == np.float32 and 4 in m.strides[-2:] and min(m.strides) > 0 for m in matrices)
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Within the block each product runs on the thread that calls for it."""
-    _set_threads(1)
-    try:
-        yield
-    finally:
-        _set_threads(POOL.threads)
 
 
 # -- from compiled loops ---------------------------------------------------------------------------------------------

@@ -114,9 +114,9 @@ class _Announcer(event.Listener):
         self.log = None
 
     def on_start(self, _):
-        if self.log:
-            self.log("compiling CPU kernels (once)")
-            self.log = None
+        log, self.log = self.log, None  # first None: several threads may compile
+        if log:
+            log("compiling CPU kernels (once)")
 
     def on_end(self, _):
         pass

@@ -7,24 +7,31 @@ import math
 
 import numpy as np
 
-_kept: list[np.ndarray] = []  # flat float32 arrays that are free now, smallest first
+_kept: dict[int, np.ndarray] = {}  # {id of it: flat float32 array} that are free now
 _MOST = 4
 
 
 class Lease:
-    """`array`, float32 of the given shape with arbitrary values. Its memory is free again when the Lease is deleted."""
+    """`array`, float32 of the given shape with arbitrary values. Its memory is free again when the Lease is deleted.
+
+    Threads share what is kept. There is no lock, since Python may delete a Lease at any moment, also while its thread
+    is in here: whoever pops an array out of the dict has it.
+    """
+
+    _flat = None
 
     def __init__(self, *shape):
         size = math.prod(shape)
-        fitting = next((a for a in _kept if size <= a.size <= 2 * size + 1024), None)
-        if fitting is None:
-            fitting = np.empty(size, np.float32)
+        for flat in sorted(list(_kept.values()), key=len):        # list: a copy that no other thread changes
+            if size <= flat.size <= 2 * size + 1024 and _kept.pop(id(flat), None) is not None:
+                break
         else:
-            _kept[:] = [a for a in _kept if a is not fitting]
-        self._flat = fitting
-        self.array = fitting[:size].reshape(shape)
+            flat = np.empty(size, np.float32)
+        self._flat = flat
+        self.array = flat[:size].reshape(shape)
 
     def __del__(self):
-        _kept.append(self._flat)
-        _kept.sort(key=len)
-        del _kept[:-_MOST]  # the largest cost the most to allocate again
+        if self._flat is not None:
+            _kept[id(self._flat)] = self._flat
+            for flat in sorted(list(_kept.values()), key=len)[:-_MOST]:   # the largest cost the most to allocate again
+                _kept.pop(id(flat), None)
