@@ -43,7 +43,7 @@ __all__ = [
     "mean", "merge_heads", "mlp", "mul", "neg", "pow", "reshape", "softmax", "split_heads", "sub", "sum", "transpose",
 ]  # fmt: skip
 
-_no_kernels = ()  # why the compiled kernels are not used, and what to do about it
+_no_kernels: tuple[str, ...] = ()  # why the compiled kernels are not used, and what to do about it
 try:
     import ops.kernels.cpu  # noqa: F401
     from ops.kernels.cpu.numba_jit import announce_compiling
