@@ -200,7 +200,9 @@ def test_what_hugging_face_trains_loads_and_gives_equal_ids(special, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(fields))
     assert_same(load_tokenizer(tmp_path / "old.json"), tok)
     theirs.model.save(str(tmp_path))
-    assert_same(load_tokenizer(tmp_path / "vocab.json"), tok)
+    pair = load_tokenizer(tmp_path / "vocab.json")  # which does not say what is special, except for the end of a text
+    assert pair.n_vocab == 400 and pair.eot == tok.eot and set(pair.special) == {*special} & {END_OF_TEXT}
+    assert pair.encode(PROSE) == tok.encode(PROSE)
 
 
 def test_any_merges_return_what_hugging_face_returns():
@@ -238,7 +240,7 @@ def test_transformers_loads_what_we_write(which, keep, request, tmp_path):
     if keep == "tokenizer.json":
         for name in ("vocab.json", "merges.txt"):
             (tmp_path / name).unlink()
-    elif keep == "vocab.json" and which != "mapped":  # more special tokens than one are in no vocab.json
+    elif keep == "vocab.json":
         (tmp_path / "tokenizer.json").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -315,13 +317,16 @@ def test_the_pair_alone(ours, tmp_path):
 
 
 def test_a_pair_with_other_ids(mapped, tmp_path):
-    """Tokens that no merge makes are special in such a pair, whatever they were."""
+    """tokenizer_config.json names the tokens that are found in texts; without it that is the end of a text alone."""
     write_tokenizer(mapped, tmp_path, "hf")
+    (tmp_path / "tokenizer.json").unlink()
+    for path in (tmp_path / "vocab.json", tmp_path / "merges.txt"):
+        assert_same(load_tokenizer(path), mapped)
+    (tmp_path / "tokenizer_config.json").unlink()
     for path in (tmp_path / "vocab.json", tmp_path / "merges.txt"):
         tok = load_tokenizer(path)
-        assert tok.special == {**mapped.special, "Ġnever": 400} and tok.eot == mapped.eot
+        assert tok.special == {END_OF_TEXT: mapped.eot} and tok.eot == mapped.eot
         for text in nasty_strings(200):
-            assert tok.encode(text, special="allowed") == mapped.encode(text, special="allowed")
             assert tok.encode(text) == mapped.encode(text)
 
 
@@ -464,6 +469,7 @@ def hf_fields(**changes):
     """A tokenizer.json, with changes: model__merges=[] is the field merges of model."""
     level = {"type": "ByteLevel", "add_prefix_space": False}
     fields = {"added_tokens": [{"id": 258, "content": END_OF_TEXT}], "normalizer": None, "pre_tokenizer": level}
+    fields["decoder"] = level
     fields["model"] = {"type": "BPE", "vocab": small_vocab(), "merges": ["t h", ["th", "e"]]}
     for name, value in changes.items():
         *outer, name = name.split("__")
@@ -477,15 +483,15 @@ NO_HF = [
     ({"normalizer": {"type": "NFC"}}, "normalizer is {'type': 'NFC'}", "null"),
     ({"pre_tokenizer": None}, "pre_tokenizer is None", "ByteLevel"),
     ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer is {'type': 'Whitespace'}"),
-    ({"pre_tokenizer__add_prefix_space": True}, "pre_tokenizer.add_prefix_space is True"),
+    ({"pre_tokenizer__add_prefix_space": 1}, "pre_tokenizer.add_prefix_space is 1"),
     ({"pre_tokenizer__use_regex": False}, "pre_tokenizer.use_regex is False"),
     ({"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {}}]}}, "post_processor is"),
     ({"post_processor": 3}, "post_processor is 3"),
     ({"decoder": {"type": "WordPiece"}}, "decoder is"),
+    ({"decoder": None}, "decoder is None", "a space between tokens"),
     ({"model__dropout": 0.1}, "model.dropout is 0.1"),
     ({"model__continuing_subword_prefix": "##"}, "model.continuing_subword_prefix is '##'"),
     ({"model__end_of_word_suffix": "</w>"}, "model.end_of_word_suffix is '</w>'"),
-    ({"model__byte_fallback": True}, "model.byte_fallback is True"),
     ({"model__ignore_merges": True}, "model.ignore_merges is True"),
     ({"model__vocab": None}, "vocab is None"),
     ({"model__vocab": {**small_vocab(), "th": 257}}, "id 257 twice, for 'th' and 'the'"),
@@ -504,12 +510,12 @@ NO_HF = [
     ({"model__merges": ["t h", "th ee"]}, "merges[1] is ['th', 'ee'], not two tokens"),
     ({"added_tokens": 3}, "added_tokens is 3"),
     ({"added_tokens": [3]}, "added_tokens[0] is 3"),
-    ({"added_tokens": [{"id": 258, "content": ""}]}, "'' as a token"),
+    ({"added_tokens": [{"id": 258, "content": ""}]}, "added_tokens[0] is {'id': 258, 'content': ''}"),
     ({"added_tokens": [{"id": 258}]}, "added_tokens[0]"),
-    ({"added_tokens": [{"id": 1.5, "content": "<x>"}]}, "1.5 as id of '<x>'"),
-    ({"added_tokens": [{"id": 9, "content": END_OF_TEXT}]}, "'<|endoftext|>' as id 9"),
-    ({"added_tokens": [{"id": 9, "content": "<x>"}]}, "'<x>' as id 9"),
-    ({"added_tokens": [{"id": 300, "content": "<x>", "lstrip": True}]}, "added_tokens[0].lstrip is True"),
+    ({"added_tokens": [{"id": 1.5, "content": "<x>"}]}, "added_tokens[0] is {'id': 1.5"),
+    ({"added_tokens": [{"id": 9, "content": END_OF_TEXT}]}, "'<|endoftext|>' has the id 9", "assigns 258"),
+    ({"added_tokens": [{"id": 9, "content": "<x>"}]}, "'<x>' has the id 9", "assigns 259"),
+    ({"added_tokens": [{"id": 300, "content": "<x>", "lstrip": 1}]}, "added_tokens[0]: lstrip is 1"),
 ]
 
 
@@ -525,7 +531,7 @@ def test_tokenizer_json_that_is_sound(tmp_path):
     path = tmp_path / "t"
     empty = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
     level = {"type": "ByteLevel"}
-    fine = [{}, {"post_processor": empty}, {"post_processor": level}, {"decoder": level}]
+    fine = [{}, {"post_processor": empty}, {"post_processor": level}, {"model__byte_fallback": True}]
     for changes in [*fine, {"model__dropout": 0.0, "model__unk_token": "x"}, {"truncation": {"max_length": 3}}]:
         path.write_text(json.dumps(hf_fields(**changes)))
         assert_same(load_tokenizer(path), Tokenizer([(83, 71), (256, 68)]), 10)
@@ -537,10 +543,13 @@ def test_tokenizer_json_that_is_sound(tmp_path):
 
 def test_own_format_with_other_ids_is_checked_field_by_field(mapped):
     good = json.loads(mapped.to_json())
-    damage = [({"version": 2}, "version is 2"), ({"version": True}, "version is True"),
+    damage = [({"version": 3}, "version is 3"), ({"version": True}, "version is True"),
               ({"pattern": "x"}, "pattern is"),
               ({"vocab": []}, "vocab is []"), ({"special": 3}, "special is 3"), ({"merges": "ab"}, "merges is 'ab'"),
-              ({"special": {"<x>": 5}}, "'<x>' as id 5")]  # fmt: skip
+              ({"special": {"<x>": 5}}, "'<x>' as id 5"), ({"added": 3}, "added is 3"), ({"end": 3}, "end is 3"),
+              ({"added": [{"id": 500, "content": "<pad>"}]}, "twice"), ({"prefix_space": 1}, "prefix_space is 1"),
+              ({"added": [{"id": 5, "content": "<x>"}]}, "'<x>' as id 5"), ({"added": [{"id": 500}]}, "{'id': 500}"),
+              ({"added": [{"id": 500, "content": "<x>", "rstrip": 2}]}, "added has")]  # fmt: skip
     for changes, words in damage:
         one_line_error(lambda changes=changes: tokenizer_from_json(json.dumps(good | changes), "here"), "here: ", words)
     for field in good:

@@ -16,6 +16,7 @@ import struct
 
 from tinygrad2.errors import short
 from tinygrad2.io.files import atomic_write, make_folder
+from tinygrad2.tokenizers.added_tokens import FLAGS, AddedToken
 from tinygrad2.tokenizers.bpe import N_BYTES
 from tinygrad2.tokenizers.formats import LLMC_FIRST, LLMC_HEADER, LLMC_MAGIC, recover_merges
 from tinygrad2.tokenizers.mapped import MappedTokenizer
@@ -55,7 +56,7 @@ def _write_files(folder, contents):
 def _in_symbols(tokenizer, kind):
     """A tokenizer's (vocab: token in symbols -> id, merges: [(left, right)] in symbols)."""
     if isinstance(tokenizer, MappedTokenizer):
-        return tokenizer.vocab, tokenizer.merges
+        return dict(tokenizer.vocab), tokenizer.merges
     if not isinstance(tokenizer, Tokenizer):
         problem = f"a tokenizer without merges of bytes (characters, or llm.c's table) cannot be written as {kind!r}"
         raise TokenizerError(f"{problem}; give a BPE tokenizer, such as vocab.bpe, with --tokenizer")
@@ -87,16 +88,18 @@ def check_hugging_face(tokenizer):
 def _hugging_face(tokenizer, end):
     """{file name: its text}."""
     vocab, merges = _in_symbols(tokenizer, "hf")
-    vocab = dict(sorted({**vocab, **tokenizer.special}.items(), key=lambda item: item[1]))
+    added, prefix_space = _added(tokenizer)
+    vocab |= {token.content: token.id for token in added}
+    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
     lines = [f"{left} {right}" for left, right in merges]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    level = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": ""}
     model |= {"end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     fields = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokenizer.special),
+        "added_tokens": [{"id": token.id, **_fields(token)} for token in added],
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": level,
@@ -105,8 +108,11 @@ def _hugging_face(tokenizer, end):
     }
     names = {id: text for text, id in tokenizer.special.items()}
     end = names.get(tokenizer.eot if end is None else end)
-    config = {"tokenizer_class": "GPT2Tokenizer" if end else "PreTrainedTokenizerFast", "add_prefix_space": False}
-    config |= {"bos_token": end, "eos_token": end, "unk_token": end, "clean_up_tokenization_spaces": False}
+    config = {"tokenizer_class": "GPT2Tokenizer" if end else "PreTrainedTokenizerFast"}
+    config |= {"add_prefix_space": prefix_space, "bos_token": end, "eos_token": end, "unk_token": end}
+    config |= {"clean_up_tokenization_spaces": False}
+    if any(token.content != end or not token.is_plain for token in added):  # vocab.json does not tell them apart
+        config["added_tokens_decoder"] = {str(token.id): _fields(token) for token in added}
     return {
         "tokenizer.json": json.dumps(fields, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
@@ -115,9 +121,15 @@ def _hugging_face(tokenizer, end):
     }
 
 
-def _added_tokens(special):
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return [{"id": id, "content": text, **flags} for text, id in sorted(special.items(), key=lambda item: item[1])]
+def _added(tokenizer):
+    """(AddedTokens of a tokenizer in the order of their ids, does it put a space before texts?)"""
+    if isinstance(tokenizer, MappedTokenizer):
+        return sorted(tokenizer.added.tokens, key=lambda token: token.id), tokenizer.prefix_space
+    return [AddedToken(text, id) for text, id in tokenizer.special.items()], False
+
+
+def _fields(token):
+    return {"content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
 
 
 # -- tiktoken ----------------------------------------------------------------------------------------------------------
@@ -126,6 +138,10 @@ def _added_tokens(special):
 def _rank_file(tokenizer):
     """Ranks are ids, so merges must be in the order of ids; and a reader must recover the same merges."""
     vocab, merges = _in_symbols(tokenizer, "tiktoken")
+    added, prefix_space = _added(tokenizer)
+    if prefix_space or not all(token.is_plain for token in added):
+        problem = "this tokenizer puts a space before texts, or has added tokens that ranks cannot represent"
+        raise TokenizerError(f"{problem}; write it as 'hf'")
     tokens = {id: tokenizer.token_bytes(id) for token, id in vocab.items() if token not in tokenizer.special}
     ordered = [tokens[id] for id in sorted(tokens)]
     try:

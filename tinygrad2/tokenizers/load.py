@@ -8,7 +8,8 @@ from pathlib import Path
 from tinygrad2.errors import short
 from tinygrad2.io.files import unique_names
 from tinygrad2.tokenizers import char, mapped
-from tinygrad2.tokenizers.formats import PAIRS, read_third_party
+from tinygrad2.tokenizers.formats import read_third_party
+from tinygrad2.tokenizers.hugging_face import PAIRS
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 MAX_BYTES = 64 << 20  # GPT-2's files have about one MB

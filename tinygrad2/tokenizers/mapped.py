@@ -10,8 +10,9 @@ from array import array
 from collections import defaultdict
 
 from tinygrad2.errors import short
+from tinygrad2.tokenizers.added_tokens import FLAGS, AddedToken, AddedTokens
 from tinygrad2.tokenizers.bpe import N_BYTES
-from tinygrad2.tokenizers.pretokenizer import PATTERN
+from tinygrad2.tokenizers.pretokenizer import PATTERN, as_text
 from tinygrad2.tokenizers.tokenizer import (
     END_OF_TEXT,
     ID_TO_BYTE,
@@ -22,7 +23,7 @@ from tinygrad2.tokenizers.tokenizer import (
     WordIds,
 )
 
-FORMAT, VERSION = "tinygrad2-bpe-mapped", 1
+FORMAT, VERSION = "tinygrad2-bpe-mapped", 2  # version 1 had no "added", "prefix_space" and "end"
 MAX_ID = 1 << 24  # far above any vocabulary; a model would have a row for each
 SYMBOL_TO_BYTE = dict(zip(ID_TO_SYMBOL, ID_TO_BYTE))
 
@@ -30,8 +31,9 @@ SYMBOL_TO_BYTE = dict(zip(ID_TO_SYMBOL, ID_TO_BYTE))
 class MappedTokenizer:
     """BPE with any ids. It has the interface of a Tokenizer, but is not a subclass (worker processes know only those).
 
-    `eot` is the id of <|endoftext|>, or None if there is no such token. `merges` is a list of (left, right), both in
-    the symbols of ID_TO_SYMBOL, and `vocab` maps such tokens to ids.
+    `eot` is the id of the token that ends a text, or None if there is no such token. `merges` is a list of
+    (left, right), both in the symbols of ID_TO_SYMBOL, and `vocab` maps such tokens to ids. `special` has the special
+    tokens, {text: id}; `added` is an AddedTokens with these and all others that are found before a text is split.
 
     >>> vocab = {symbol: id + 1 for id, symbol in enumerate([*ID_TO_SYMBOL, "th"])}
     >>> tokenizer = MappedTokenizer(vocab, [("t", "h")], {"<|endoftext|>": 0})
@@ -39,32 +41,73 @@ class MappedTokenizer:
     ([257, 69, 0], 258, 0)
     """
 
-    encode, encode_array, _encode_into = Tokenizer.encode, Tokenizer.encode_array, Tokenizer._encode_into
     decode, decode_bytes, save = Tokenizer.decode, Tokenizer.decode_bytes, Tokenizer.save
 
-    def __init__(self, vocab, merges, special, source="MappedTokenizer(vocab, merges, special)"):
+    def __init__(
+        self, vocab, merges, special, source="MappedTokenizer(vocab, merges, special)", added=(), prefix_space=False,
+        end=END_OF_TEXT,
+    ):  # fmt: skip
         """vocab: {token in symbols: id}; merges: [(left, right)] in symbols, in order of learning; special: {text: id}.
 
+        added          AddedTokens that are not special, or are not found everywhere (lstrip and the like)
+        prefix_space   whether a text, and what follows an added token, gets a space in front if it has none
+        end            the special token that ends a text
+
         A token of `vocab` that no merge makes can be decoded, but is never encoded. Raises TokenizerError, beginning
-        with `source`, if the three are not consistent.
+        with `source`, if all this is not consistent.
         """
         _check_ids(vocab, "vocab", source)
         _check_ids(special, "special", source)
         _check_merges(merges, vocab, source)
         self.merges = [(left, right) for left, right in merges]
-        tokens = [*ID_TO_SYMBOL, *(left + right for left, right in self.merges)]
+        self.added = AddedTokens([*(AddedToken(text, id) for text, id in _by_id(special).items()), *added])
+        known = {token.content: token.id for token in self.added.tokens}
+        if len(known) < len(self.added.tokens):
+            raise TokenizerError(f"{source}: a token is both in special and in added, or twice there; {REPLACE}")
+        _check_ids(known, "added", source)
         self._token_bytes = {id: _bytes_of(token) for token, id in vocab.items()}
-        for text, id in special.items():
+        for text, id in known.items():
             if vocab.get(text, id) != id or (id in self._token_bytes and text not in vocab):
-                problem = f"special has {short(text)} as id {id}, but vocab has another entry there"
+                what = "special" if text in special else "added"
+                problem = f"{what} has {short(text)} as id {id}, but vocab has another entry there"
                 raise TokenizerError(f"{source}: {problem}; {REPLACE}")
-            self._token_bytes[id] = text.encode()
-        self.eot = special.get(END_OF_TEXT, vocab.get(END_OF_TEXT))
+            self._token_bytes[id] = _bytes_of(text)
+        self.end, self.prefix_space, self.source = end, prefix_space, source
+        self.special = _by_id({token.content: token.id for token in self.added.tokens if token.special})
+        self.eot = self.special.get(end, vocab.get(END_OF_TEXT) if end == END_OF_TEXT else None)
         self.n_vocab = max(self._token_bytes) + 1
-        made = set(tokens)  # files differ in order and in whether vocab has the special tokens; normalize both
-        self.vocab = _by_id({token: id for token, id in vocab.items() if token in made or token not in special})
-        self.special = _by_id(special)
+        tokens = [*ID_TO_SYMBOL, *(left + right for left, right in self.merges)]
+        made = set(tokens)  # files differ in order and in whether vocab has the added tokens; normalize both
+        self.vocab = _by_id({token: id for token, id in vocab.items() if token in made or token not in known})
         self._cache = WordIds(_pairs_of(self.merges, source), array("i", map(vocab.__getitem__, tokens)))
+
+    @property
+    def is_divisible(self):
+        """May a text be divided before white space and be encoded in parts, with the same result?"""
+        return not self.prefix_space and all(token.special for token in self.added.tokens)
+
+    def encode(self, text, special="ordinary"):
+        """Returns the ids of a text, or of any bytes; `special` is as in Tokenizer.encode.
+
+        Added tokens that are not special are found whatever `special` is.
+        """
+        return self._encode(text, special).tolist()
+
+    def encode_array(self, text):
+        """Returns the same ids as encode, in an array of 4 bytes each."""
+        return self._encode(text, "ordinary")
+
+    def _encode(self, text, special):
+        ids = array("i")
+        for piece in self.added.pieces(as_text(text), special):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                prefix = " " if self.prefix_space and not piece.startswith(" ") else ""
+                self._encode_into(ids, prefix + piece)
+        return ids
+
+    _encode_into = Tokenizer._encode_into
 
     def token_bytes(self, id):
         """The bytes of one token; b"" for an id in a gap, which a model may sample nevertheless.
@@ -75,25 +118,60 @@ class MappedTokenizer:
             raise TokenizerError(f"token id {id} is not in this vocabulary; use 0 to {self.n_vocab - 1}")
         return self._token_bytes.get(id, b"")
 
+    def without_ids_from(self, n):
+        """The same tokenizer without its added tokens of ids from n on, whose names become text like any other.
+
+        Raises TokenizerError if other tokens have such ids.
+        """
+        plain = {token.content: token.id for token in self.added.tokens if token.is_plain and token.id < n}
+        rest = [token for token in self.added.tokens if not token.is_plain and token.id < n]
+        gone = {token.content for token in self.added.tokens if token.id >= n}
+        vocab = {token: id for token, id in self.vocab.items() if token not in gone}
+        smaller = MappedTokenizer(vocab, self.merges, plain, self.source, rest, self.prefix_space, self.end)
+        if smaller.n_vocab > n:
+            problem = f"has {smaller.n_vocab} tokens, more than {n}"
+            raise TokenizerError(f"{self.source}: {problem}; give the model's own tokenizer")
+        return smaller
+
     def to_json(self):
         """Returns everything needed to create this tokenizer again, as one line of JSON."""
-        fields = {"format": FORMAT, "version": VERSION, "pattern": PATTERN}
-        fields |= {"vocab": self.vocab, "merges": self.merges, "special": self.special}
-        return json.dumps(fields, separators=(",", ":"))
+        plain = {token.content: token.id for token in self.added.tokens if token.is_plain}
+        rest = [token.to_fields() for token in self.added.tokens if not token.is_plain]
+        more = {"added": rest} if rest else {}
+        more |= {"prefix_space": True} if self.prefix_space else {}
+        more |= {"end": self.end} if self.end != END_OF_TEXT else {}
+        fields = {"format": FORMAT, "version": VERSION if more else 1, "pattern": PATTERN}
+        fields |= {"vocab": self.vocab, "merges": self.merges, "special": _by_id(plain)}
+        return json.dumps(fields | more, separators=(",", ":"))
 
     @classmethod
     def from_fields(cls, fields, source):
         """The tokenizer from the parsed output of to_json. Every field is checked; raises TokenizerError."""
-        if type(fields.get("version")) is not int or fields["version"] != VERSION:
-            problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads version {VERSION}"
+        if type(fields.get("version")) is not int or fields["version"] not in (1, VERSION):
+            problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads versions 1 and {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2")
         if fields.get("pattern") != PATTERN:
             problem = f"pattern is {short(fields.get('pattern'))}, but only GPT-2's pattern is supported"
             raise TokenizerError(f"{source}: {problem}; {REPLACE}")
-        return cls(fields.get("vocab"), fields.get("merges"), fields.get("special"), source)
+        added, prefix_space = fields.get("added", []), fields.get("prefix_space", False)
+        end = fields.get("end", END_OF_TEXT)
+        for name, value, kind in (("added", added, list), ("prefix_space", prefix_space, bool), ("end", end, str)):
+            if type(value) is not kind:
+                raise TokenizerError(f"{source}: {name} is {short(value)}, not a {kind.__name__}; {REPLACE}")
+        added = [_added_token(token, source) for token in added]
+        vocab, merges, special = map(fields.get, ("vocab", "merges", "special"))
+        return cls(vocab, merges, special, source, added, prefix_space, end)
 
 
-def tokenizer_from_vocab(vocab, merges, special, source):
+def _added_token(fields, source):
+    """The AddedToken of to_fields. Raises TokenizerError."""
+    if isinstance(fields, dict) and set(fields) - {*FLAGS} == {"content", "id"}:
+        if isinstance(fields["content"], str) and all(type(fields.get(flag, False)) is bool for flag in FLAGS):
+            return AddedToken(**fields)
+    raise TokenizerError(f"{source}: added has {short(fields)}, not a token with 'content' and 'id'; {REPLACE}")
+
+
+def tokenizer_from_vocab(vocab, merges, special, source, added=(), prefix_space=False, end=END_OF_TEXT):
     """The tokenizer of a vocabulary and its merges (see MappedTokenizer); a Tokenizer if its ids are as GPT-2's."""
     _check_ids(vocab, "vocab", source)
     _check_merges(merges, vocab, source)
@@ -102,9 +180,10 @@ def tokenizer_from_vocab(vocab, merges, special, source):
     pairs = [(vocab[left], vocab[right]) for left, right in merges]
     in_order = all(max(pair) < N_BYTES + k for k, pair in enumerate(pairs))
     as_gpt2 = special == {END_OF_TEXT: len(tokens)} and {**vocab, **special} == {**layout, **special}
+    as_gpt2 &= not added and not prefix_space and end == END_OF_TEXT
     if as_gpt2 and in_order and len(layout) == len(tokens):
         return Tokenizer(pairs, source)
-    return MappedTokenizer(vocab, merges, special, source)
+    return MappedTokenizer(vocab, merges, special, source, added, prefix_space, end)
 
 
 def _by_id(ids):

@@ -28,9 +28,9 @@ NEWER = (
     "1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4 1E6FE-1E6FF 2B73A-2B73F "
     "2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F "
 ).split()  # fmt: skip
-_RANGES = "".join("-".join(rf"\U{int(end, 16):08X}" for end in part.split("-")) for part in NEWER)
-_LETTERS, _DIGITS = rf"[\p{{L}}--[{_RANGES}]]", rf"[\p{{N}}--[{_RANGES}]]"
-_MARKS = rf"[[^\s\p{{L}}\p{{N}}]||[{_RANGES}]]"
+NEWER_RANGES = "".join("-".join(rf"\U{int(end, 16):08X}" for end in part.split("-")) for part in NEWER)
+_LETTERS, _DIGITS = rf"[\p{{L}}--[{NEWER_RANGES}]]", rf"[\p{{N}}--[{NEWER_RANGES}]]"
+_MARKS = rf"[[^\s\p{{L}}\p{{N}}]||[{NEWER_RANGES}]]"
 SPLIT = regex.compile(
     PATTERN.replace(r"[^\s\p{L}\p{N}]", "MARKS").replace(r"\p{L}", _LETTERS).replace(r"\p{N}", _DIGITS)
     .replace("MARKS", _MARKS), regex.V1,
