@@ -46,6 +46,8 @@ def walk_back(root, output, grad):
             if edge is None:
                 continue
             parent, output = edge
+            if parent.is_leaf and not parent.requires_grad:  # frozen since forward
+                continue
             _check_gradient(node, i, parent, output, dinput)
             if parent.is_leaf:
                 parent.add_to_grad(dinput)

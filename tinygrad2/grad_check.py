@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad2.function import Function
+from tinygrad2.module import Parameter
 from tinygrad2.tensor import Tensor, apply, no_grad
 
 _STEP = 1e-3
@@ -80,7 +81,8 @@ def gradcheck(
     """Compare the gradients of `fn` with numerical ones.
 
     fn      takes as many Tensors as there are inputs and returns a Tensor; or a Function subclass
-    inputs  arrays, Tensors or lists; the floating point ones become float64 and are checked, others are passed on
+    inputs  arrays, Tensors or lists; the floating point ones become float64 and are checked, others are passed on, and
+            so are frozen Parameters
     rtol    largest relative error that passes
 
     Returns a GradcheckReport, true if every gradient is right; a wrong gradient raises nothing.
@@ -92,6 +94,9 @@ def gradcheck(
     rng = np.random.default_rng(seed)
     arrays = [_as_float64(value) for value in inputs]
     checked = [i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f"]
+    checked = [i for i in checked if not isinstance(inputs[i], Parameter) or inputs[i].requires_grad]
+    if not checked:
+        return GradcheckReport(name, failure="nothing was compared: no input is floating point and not frozen")
 
     before: list[Any] = [None if array is None else array.copy() for array in arrays]
     out = _evaluate(fn, arrays)

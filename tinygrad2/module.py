@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from tinygrad2.backend import Array, array_module, to_device, to_host, xp_of
+from tinygrad2.errors import UserError
 from tinygrad2.function import DeferredGradient, observers
 from tinygrad2.tensor import Tensor
 
@@ -20,32 +21,49 @@ class Parameter(Tensor):
     The memory of its gradient is kept from step to step. `zero_grad` only marks it as stale: whoever adds first
     overwrites it, so no pass is spent on zeros, and whoever reads `grad` before that finds zeros. While it is stale a
     kernel may borrow it: the largest gradient is computed early and needs no extra memory.
+
+    With `requires_grad = False`, at any time, it is frozen: `grad` is None, and no optimizer changes it. In a flat
+    buffer its part of the gradient is then zero. With True it continues from a gradient of zero.
     """
 
-    def __init__(self, data: Any, dtype: Any = None, device: str | None = None):
+    def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = True):
         self._grad: Any = None
-        self._stale = False
+        self._stale = self._requires_grad = False
         self._borrower: Any = None
-        super().__init__(data, dtype=dtype, device=device, requires_grad=True)
+        super().__init__(data, dtype=dtype, device=device, requires_grad=requires_grad)
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and self.dtype.kind != "f":
+            raise TypeError(f"a {self.dtype} Parameter cannot require a gradient; use dtype float32 or float64")
+        if bool(value) != self._requires_grad:
+            self._requires_grad, self._stale, self._borrower = bool(value), self._grad is not None, None
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
-        return self.materialize_grad()
+        return self.materialize_grad() if self._requires_grad else None
 
     @grad.setter
     def grad(self, array: Array | None) -> None:
-        self._grad, self._stale, self._borrower = array, False, None
+        self._grad, self._borrower = array, None
+        self._stale = array is not None and not self._requires_grad
 
     def materialize_grad(self) -> Array | None:
-        """The gradient, after writing the zeros that `zero_grad` has left out."""
+        """The memory of the gradient, after writing the zeros that `zero_grad` or freezing have left out."""
         if self._stale:
-            self._grad.fill(0)
+            if self._requires_grad or self._grad.any():           # zeros that are there already: pages stay untouched
+                self._grad.fill(0)
             self._stale, self._borrower = False, None
         return self._grad
 
     def zero_grad(self) -> None:
         """From now on the gradient is zero, if there is one; its memory is not touched."""
-        self._stale, self._borrower = self._grad is not None, None
+        if self._requires_grad:
+            self._stale, self._borrower = self._grad is not None, None
 
     def add_to_grad(self, grad: Array | DeferredGradient) -> None:
         if self._stale and isinstance(grad, DeferredGradient):
@@ -61,7 +79,7 @@ class Parameter(Tensor):
 
         What is written there may be lost: it is still the borrower's as long as `has_lent_to(borrower)`.
         """
-        if not self._stale:
+        if not self._stale or not self._requires_grad:
             return None
         self._borrower = borrower
         return self._grad
@@ -120,9 +138,20 @@ class Module:
         """All parameters, each once."""
         return [parameter for _, parameter in self.named_parameters()]
 
-    def count_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(parameter.size for parameter in self.parameters())
+    def count_parameters(self, trainable_only: bool = False) -> int:
+        """Number of parameters; with trainable_only, of those that are not frozen."""
+        return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Is any of its parameters trained? Assigning True or False changes all of them: `model.wte.requires_grad =
+        False` freezes the embedding."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        for parameter in self.parameters():
+            parameter.requires_grad = value
 
     def train(self: _Module, mode: bool = True) -> _Module:
         """Switch the whole tree to training (dropout acts)."""
@@ -171,6 +200,8 @@ class FlatBuffers:
 
         data, grad    (size,) float32 on `device`
         grad_buffer   the memory of grad as it is; parameters may be stale (see Parameter)
+    frozen        names of the parameters with requires_grad = False. Their part of grad is zero; an optimizer and the
+                  sums over ranks leave them out, and memory that stays zero takes none (of grad, and of moments)
         n_decay       the first n_decay elements belong to matrices (weight decay), the rest to vectors (none)
         slices        {name: slice of the buffers}
     """
@@ -197,6 +228,46 @@ class FlatBuffers:
     size = property(lambda self: self.data.size)
 
     @property
+    def frozen(self):
+        return [name for name, parameter in zip(self.slices, self.parameters) if not parameter.requires_grad]
+
+    def freeze(self, names):
+        """Freeze the parameters of these names, and no others. Raises ValueError for unknown names."""
+        if unknown := sorted(set(names) - set(self.slices)):
+            raise ValueError(f"{', '.join(unknown)}: no parameter of this model has that name")
+        for name, parameter in zip(self.slices, self.parameters):
+            parameter.requires_grad = name not in names
+
+    def require_trainable(self):
+        """Raises UserError if all parameters are frozen."""
+        if not any(parameter.requires_grad for parameter in self.parameters):
+            raise UserError(f"nothing to train: all {len(self.parameters)} parameters of the model are frozen "
+                            "(requires_grad = False); set requires_grad = True for those that are to be trained")
+
+    def runs(self, keys):
+        """[(slice, key)] for each run of neighbouring parameters with the same key; `keys` has one for each parameter,
+        None for those that are left out."""
+        if keys.count(keys[0]) == len(keys):                      # nearly always
+            return [] if keys[0] is None else [(slice(0, self.size), keys[0])]
+        ends = [*(part.start for part in self.slices.values()), self.size][1:]   # with the gap behind each
+        runs, start = [], 0
+        for i, end in enumerate(ends):
+            if i + 1 == len(ends) or keys[i + 1] != keys[i]:
+                if keys[i] is not None:
+                    runs.append((slice(start, end), keys[i]))
+                start = end
+        return runs
+
+    def trainable(self, part):
+        """The slices of the slice `part` of the buffers that belong to parameters which are not frozen."""
+        slices = []
+        for run, _ in self.runs([parameter.requires_grad or None for parameter in self.parameters]):
+            start, stop = max(run.start, part.start), min(run.stop, part.stop)
+            if start < stop:
+                slices.append(slice(start, stop))
+        return slices
+
+    @property
     def grad(self):
         for parameter in self.parameters:
             parameter.materialize_grad()
@@ -205,6 +276,7 @@ class FlatBuffers:
     @grad.setter
     def grad(self, values):
         self.grad_buffer[...] = values  # in place: the parameters' gradients are views of it
+        self.use_grad(self.grad_buffer)
 
     def use_grad(self, array):
         """From now on gradients are views of `array`, laid out like the buffers; they start from what is in it."""

@@ -50,6 +50,7 @@ class Adam:
     parts     the slices of the buffers that this rank updates (default: all; see distributed/zero.py)
     m, v      first and second moment of these parts, one after the other, (n,) of the parameters' dtype
     t         steps taken so far
+    missed    {name: steps in which the parameter was frozen}; its own t is t - missed, as its moments are that young
     """
 
     def __init__(self, flat, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, parts=None):
@@ -58,40 +59,55 @@ class Adam:
         xp, size = xp_of(flat.data), sum(part.stop - part.start for part in self.parts)
         self.m = xp.zeros(size, dtype=flat.data.dtype)
         self.v = xp.zeros(size, dtype=flat.data.dtype)
-        self.t = 0
+        self.t, self.missed = 0, {}
 
     def step(self, lr, grad_scale=1.0):
-        """Update every parameter. `grad_scale` multiplies the gradients (see clip_scale), a float or 0-d array."""
-        self.t += 1
+        """Update every parameter that is not frozen; neither value nor moments of a frozen one change.
+
+        `grad_scale` multiplies the gradients (see clip_scale), a float or 0-d array. Raises UserError if all parameters
+        are frozen.
+        """
         flat, grad = self.flat, self.flat.grad
-        for part, own, decays in self._pieces():
+        flat.require_trainable()
+        self.t += 1
+        for name in flat.frozen:
+            self.missed[name] = self.missed.get(name, 0) + 1
+        for part, own, t, decays in self._pieces():
             adam_update(
                 flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
-                self.t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
+                t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
             )  # fmt: skip
 
     def _pieces(self):
-        """Yields (slice of the buffers, slice of m and v, whether it decays): parts, split where matrices end."""
-        end = 0
+        """Yields (slice of the buffers, slice of m and v, t, whether it decays) for what is not frozen: parts, split
+        where matrices end and where parameters of another t begin."""
+        flat, end = self.flat, 0
+        runs = flat.runs([self.t - self.missed.get(name, 0) if parameter.requires_grad else None
+                          for name, parameter in zip(flat.slices, flat.parameters)])  # fmt: skip
         for part in self.parts:
-            border = min(max(self.flat.n_decay, part.start), part.stop)
-            for start, stop, decays in ((part.start, border, True), (border, part.stop, False)):
-                if start < stop:
-                    yield slice(start, stop), slice(end, end + stop - start), decays
-                    end += stop - start
+            for run, t in runs:
+                first, last = max(run.start, part.start), min(run.stop, part.stop)
+                border = min(max(flat.n_decay, first), last)
+                for start, stop, decays in ((first, border, True), (border, last, False)):
+                    if start < stop:
+                        offset = end - part.start
+                        yield slice(start, stop), slice(start + offset, stop + offset), t, decays
+            end += part.stop - part.start
 
-    def load_state_dict(self, state, t):
-        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the number of steps taken.
+    def load_state_dict(self, state, t, missed=None):
+        """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the numbers of steps.
 
         Raises ValueError naming a missing, unknown or wrongly sized entry, before anything is changed.
         """
         self._check(state)
+        if unknown := sorted(set(missed or ()) - set(self.flat.slices)):
+            raise ValueError(f"cannot load these moments: {unknown[0]} is not a parameter of this model")
         if self.m.size == self.flat.size:
             self._copy_to(state, self.m, self.v)
         else:
             for own, moment in zip((self.m, self.v), self.full_moments(state)):
                 own[...] = to_device(np.concatenate([moment[part] for part in self.parts]), device_of(own))
-        self.t = t
+        self.t, self.missed = t, dict(missed or {})
 
     def full_moments(self, state):
         """Both moments of all parameters, on all ranks, as NumPy arrays laid out like the buffers.

@@ -10,7 +10,8 @@ Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 
 from tinygrad2.dispatch import kernel_mode, kernels
 from tinygrad2.function import Function
-from tinygrad2.tensor import Tensor, apply, no_grad, recording
+from tinygrad2.module import Module
+from tinygrad2.tensor import Tensor, apply, is_recording, no_grad, recording
 
 
 class Recompute(Function):
@@ -34,4 +35,11 @@ def recompute(part, x):
 
     Dropout does (tinygrad2/prng.py), as long as `set_dropout` is not called in between.
     """
+    if is_recording() and not x.requires_grad and _may_train(part):
+        x = Tensor(x.data, requires_grad=True)  # a leaf nobody has: all before it is frozen, the part is not
     return apply(Recompute, x, part=part)
+
+
+def _may_train(part):
+    """May `part` have parameters that want a gradient? Of a function that is not a Module nobody knows."""
+    return not isinstance(part, Module) or part.requires_grad

@@ -198,7 +198,8 @@ class Tensor:
         of another shape or dtype.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward() on a Tensor that does not depend on anything with requires_grad=True")
+            raise RuntimeError("backward() on a Tensor that does not depend on anything with requires_grad=True: are "
+                               "all parameters frozen, or was it computed under no_grad()?")
         if grad is None:
             if self.size != 1:
                 raise RuntimeError(f"backward() of a Tensor of shape {self.shape} needs the gradient to start from")

@@ -30,9 +30,9 @@ def main(argv):
     try:
         model = GPT(GPTConfig.from_dict(weights.config, source=args.dump), recompute=dump["recompute"])
         model.load_state_dict(weights.tensors)
+        FlatBuffers(model).freeze(dump["frozen"])
     except ValueError as error:
         raise UserError(f"{args.dump}: {error}") from None
-    FlatBuffers(model)
     print(f"dump      step {dump['step']}: loss {dump.get('loss')}, gradient norm {dump.get('grad_norm')}; "
           f"{len(x)} row(s) from {dump['first_row']} on")
     print(f"then      {describe(dump['finding'])}")

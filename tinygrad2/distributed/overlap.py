@@ -19,7 +19,8 @@ class OverlappedReduction:
     """Sums each bucket in a separate thread as soon as backward has finished with it.
 
     The first step shows how many gradients each parameter gets and in which order buckets become complete; all ranks
-    use rank 0's order, because all must sum the buckets in the same order.
+    use rank 0's order, because all must sum the buckets in the same order. When parameters are frozen or no longer
+    frozen, the next step is a first one again.
 
     expected   {id of a parameter: gradients it gets in a backward pass}, None until `learn`
     order      the numbers of the buckets in the order in which they are summed, None until `learn`
@@ -33,11 +34,14 @@ class OverlappedReduction:
             self._buckets_of[id(parameter)] = buckets
             for bucket in buckets:
                 self._within.setdefault(bucket, []).append(parameter)
-        self._jobs, self._thread, self._error = None, None, None
+        self._jobs, self._thread, self._error, self._frozen = None, None, None, None
 
     @contextlib.contextmanager
     def watching(self):
         """Wrap forward and backward of the last micro-batch in this."""
+        if (frozen := self.reducer.flat.frozen) != self._frozen:
+            self.expected = self.order = None
+            self._frozen = frozen
         self._arrivals = dict.fromkeys(self._buckets_of, 0)
         self._log = []                                        # ids of parameters, one for each gradient that arrived
         self._sent = 0

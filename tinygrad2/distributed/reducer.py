@@ -28,6 +28,7 @@ the backward pass gains nothing. Between hosts each bucket is sent as soon as ba
 """
 
 import contextlib
+import zlib
 
 import numpy as np
 
@@ -109,6 +110,7 @@ class Reducer:
 
     def begin(self, name="gradients"):
         """Begin a step. `name` is that of its collective, for messages of the watchdog."""
+        self.flat.require_trainable()
         self.name = name
         self._spare += [buffer for _, buffer in self._waiting]  # of an interrupted step
         self.done, self._waiting = 0, []
@@ -130,11 +132,16 @@ class Reducer:
         level, buffer = 0, self.flat.grad
         while self._waiting and self._waiting[-1][0] == level:
             _, earlier = self._waiting.pop()
-            add(earlier, buffer)
+            self._add(earlier, buffer, slice(0, self.flat.size))
             self._spare.append(buffer)
             level, buffer = level + 1, earlier
         self._waiting.append((level, buffer))
-        self.flat.use_grad(self._spare.pop() if self._spare else xp_of(buffer).zeros_like(buffer))
+        self.flat.use_grad(self._spare.pop() if self._spare else xp_of(buffer).zeros(buffer.size, buffer.dtype))
+
+    def _add(self, out, other, part):
+        """out += other in a slice of the buffers, except for what is frozen: zeros."""
+        for own in self.flat.trainable(part):
+            add(out[own], other[own])
 
     def finish(self):
         """After all micro-batches: sum all partial sums of all ranks into flat.grad.
@@ -162,17 +169,20 @@ class Reducer:
         """The collective (World.collective) in which all buckets of a step are summed."""
         order = "tree" if self.is_tree else "plain sum"
         what = f"{order} of {self.flat.size} {self.comm_dtype} in {len(self.buckets)}"
+        if frozen := self.flat.frozen:  # the ranks must agree which
+            what += f", frozen {len(frozen)}: {zlib.crc32(' '.join(frozen).encode()):08x}"
         return self.world.collective(self.name, what, moves_data)
 
     def sum_bucket(self, grad, bucket):
-        """Sum one bucket over all micro-batches of this rank, then over all ranks."""
-        total = grad[bucket]
+        """Sum one bucket over all micro-batches of this rank, then over all ranks. One that is frozen is left out."""
+        if not self.flat.trainable(bucket):
+            return
         for _, earlier in reversed(self._waiting):
-            add(earlier[bucket], total)
-            total = earlier[bucket]
+            self._add(earlier, grad, bucket)
+            grad = earlier
         if self.algorithm:
             reduce = self.algorithm.reduce_scatter if self.shards else self.algorithm.all_reduce
-            reduce(total)
+            reduce(grad[bucket])
 
     def grad_norm(self):
         """After finish(): the 2-norm of the gradient of all parameters, a 0-d array, the same bits on every rank."""

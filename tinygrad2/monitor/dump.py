@@ -60,6 +60,7 @@ def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
 def _write(path, trainer, tokenizer, x, y, **fields):
     c = trainer.config
     flags = dict(batch_size=c.batch_size, seed=c.seed, recompute=c.recompute, kernels=c.kernels)
+    flags["frozen"] = trainer.flat.frozen
     dump = dict(format=FORMAT, version=VERSION) | fields | flags
     write_dump(path, trainer.model, tokenizer, x, y, dump)
 
@@ -111,6 +112,9 @@ def read_dump(path):
                         ("kernels", str), ("finding", dict)):  # fmt: skip
         if type(dump.get(field)) is not kind:
             raise UserError(f"{name}: field {field!r} is {str(dump.get(field))[:40]}; the dump is damaged")
+    dump.setdefault("frozen", [])  # earlier versions did not write it
+    if not isinstance(dump["frozen"], list) or not all(isinstance(entry, str) for entry in dump["frozen"]):
+        raise UserError(f"{name}: field 'frozen' is {str(dump['frozen'])[:40]}; the dump is damaged")
     tensors, _ = read_tensors(os.path.join(path, "batch.bin"))
     x, y = (tensors.get(key) for key in "xy")
     if x is None or y is None or x.shape != y.shape or x.ndim != 2 or x.dtype != np.int64:

@@ -41,6 +41,8 @@ class Checkpoint:
 
     weights, moments   {name: float32 array}; moments are "m.<name>" and "v.<name>"
     t                  Adam's step count
+    frozen             names of the parameters with requires_grad = False
+    missed             {name: steps in which a parameter was frozen} (Adam.missed)
     state              dict of JSON values: everything else (RunState.to_dict), with "step" at least
     tokenizer          its JSON text, or ""
     config             dict for GPTConfig
@@ -55,6 +57,8 @@ class Checkpoint:
     tokenizer: str
     config: dict
     history: bytes = b""
+    frozen: list = field(default_factory=list)
+    missed: dict = field(default_factory=dict)
     path: str = field(default="", compare=False)
 
     @property
@@ -109,10 +113,16 @@ def _files_of(checkpoint):
     c = checkpoint
     return {
         "weights.bin": lambda f: write_weights(f, c.weights, c.config, c.tokenizer, dict(steps_done=c.step)),
-        "optimizer.bin": lambda f: write_tensors(f, c.moments, t=str(c.t)),
+        "optimizer.bin": lambda f: write_tensors(f, c.moments, t=str(c.t), **_frozen_fields(c)),
         "state.json": lambda f: _write(f, json.dumps(c.state, indent=1).encode()),
         "metrics.jsonl": lambda f: _write(f, c.history),
     }
+
+
+def _frozen_fields(checkpoint):
+    """Metadata about frozen parameters, only if there are or were any."""
+    fields = {"frozen": checkpoint.frozen, "missed": checkpoint.missed}
+    return {name: json.dumps(value) for name, value in fields.items() if value}
 
 
 def read_checkpoint(path):
@@ -134,9 +144,22 @@ def read_checkpoint(path):
         raise _damaged(path, f"optimizer.bin: field 't' is {metadata['t'][:20]!r}, not a step count")
     if not isinstance(state, dict) or state.get("step") != manifest["step"]:
         raise _damaged(path, "state.json is not of the step in manifest.json")
+    frozen, missed = _read_frozen_fields(metadata, path)
     return Checkpoint(
-        weights.tensors, moments, int(metadata["t"]), state, weights.tokenizer, weights.config, history, path
-    )
+        weights.tensors, moments, int(metadata["t"]), state, weights.tokenizer, weights.config, history, frozen, missed,
+        path,
+    )  # fmt: skip
+
+
+def _read_frozen_fields(metadata, path):
+    try:
+        frozen, missed = json.loads(metadata.get("frozen", "[]")), json.loads(metadata.get("missed", "{}"))
+    except ValueError:
+        frozen, missed = None, None
+    names = isinstance(frozen, list) and all(isinstance(name, str) for name in frozen)
+    if not names or not isinstance(missed, dict) or not all(map(_is_count, missed.values())):
+        raise _damaged(path, "optimizer.bin: fields 'frozen' and 'missed' are not names and step counts")
+    return frozen, missed
 
 
 def read_manifest(path):

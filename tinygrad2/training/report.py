@@ -102,6 +102,9 @@ def print_costs(trainer, plan, peak, flops):
     config, world, field = trainer.config, trainer.world, partial(print_field, trainer.world.print)
     for line in trainer.reducer.describe():
         world.print(line)
+    if frozen := trainer.flat.frozen:
+        trained, total = (trainer.model.count_parameters(trainable_only) for trainable_only in (True, False))
+        field("frozen", f"{total - trained:,} of {total:,} parameters stay as they are", *frozen)
     if world.size > 1 and plan.reference:
         field("note", "BLAS rounds differently with other numbers of threads: the same bits need equal --threads")
     if config.device == "cpu":

@@ -60,7 +60,11 @@ def snapshot(trainer, state, history=b"", buffers=None):
     moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
     state = replace(state, step=trainer.done, position=trainer.position)
     config = trainer.model.config.to_dict()
-    return Checkpoint(weights, moments, trainer.optimizer.t, state.to_dict(), state.tokenizer, config, history)
+    flat, optimizer = trainer.flat, trainer.optimizer
+    return Checkpoint(
+        weights, moments, optimizer.t, state.to_dict(), state.tokenizer, config, history, flat.frozen,
+        dict(optimizer.missed),
+    )  # fmt: skip
 
 
 def _gather(trainer, buffers):
@@ -70,6 +74,8 @@ def _gather(trainer, buffers):
     if buffers is None and reducer.shards and trainer.config.device == "cpu":
         outs = [None, flat.grad, None]                            # unused memory at the end of a training
     m, v = (reducer.gather(own, "moments", out) for own, out in zip((optimizer.m, optimizer.v), outs[1:]))
+    if outs[1] is not None and buffers is None:
+        flat.use_grad(flat.grad_buffer)                           # what is frozen has no gradient, whatever is in there
     if trainer.world.rank:
         return None
     arrays = [to_host(array) for array in (flat.data, m, v)]
@@ -81,24 +87,29 @@ def _gather(trainer, buffers):
 
 
 def restore(trainer, checkpoint):
-    """Load a checkpoint into this rank's trainer. Raises UserError if it does not fit the model."""
+    """Load a checkpoint into this rank's trainer. Raises UserError if it does not fit the model.
+
+    Parameters that were frozen are frozen again; those that are frozen already remain so.
+    """
     try:
         trainer.model.load_state_dict(checkpoint.weights)
-        trainer.optimizer.load_state_dict(checkpoint.moments, checkpoint.t)
+        trainer.optimizer.load_state_dict(checkpoint.moments, checkpoint.t, checkpoint.missed)
+        trainer.flat.freeze({*trainer.flat.frozen, *checkpoint.frozen})
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
     trainer.done, trainer.position = checkpoint.step, tuple(checkpoint.state["position"])
 
 
 def synchronize(trainer, checkpoint=None):
-    """Every rank takes over rank 0's weights, moments and position in the data. A collective.
+    """Every rank takes over rank 0's weights, moments, frozen parameters and position in the data. A collective.
 
     checkpoint   what rank 0 has restored, None on the other ranks: if each rank keeps a part of the moments
                  (--zero 1), rank 0 has no other complete ones
     """
     world, reducer, optimizer = trainer.world, trainer.reducer, trainer.optimizer
-    progress = optimizer.t, trainer.done, trainer.position
-    optimizer.t, trainer.done, trainer.position = world.broadcast_object(progress)
+    progress = optimizer.t, optimizer.missed, trainer.flat.frozen, trainer.done, trainer.position
+    optimizer.t, optimizer.missed, frozen, trainer.done, trainer.position = world.broadcast_object(progress)
+    trainer.flat.freeze(frozen)
     world.broadcast(trainer.flat.data, "weights")
     if trainer.done and reducer.shards:
         moments = optimizer.full_moments(checkpoint.moments) if checkpoint else (None, None)
