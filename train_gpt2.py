@@ -41,10 +41,10 @@ from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
-from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
 from tinygrad2.system.gemm_peak import gemm_peak

@@ -18,7 +18,7 @@ def our_generator(config, int8):
     from models.generation import generate
     from models.kv_cache import KVCache
     from models.quantize import quantize
-    from tinygrad2.module import FlatBuffers
+    from tinygrad2.flat_buffers import FlatBuffers
 
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
     FlatBuffers(model)

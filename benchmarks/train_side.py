@@ -23,7 +23,7 @@ def our_trainer(config, kernels):
     """Returns a function (x, y) -> loss that does one step of train_gpt2.py on config["device"] (default: the CPU)."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
-    from tinygrad2.module import FlatBuffers
+    from tinygrad2.flat_buffers import FlatBuffers
     from tinygrad2.optim import Adam, clip_scale, grad_norm
     from tinygrad2.system.memory import keep_freed_memory
 

@@ -7,9 +7,9 @@ from typing import Any
 from models.config import GPTConfig
 from models.gpt import GPT
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.interop.pretrained import Pretrained, open_model
 from tinygrad2.interop.shapes import check_shapes
-from tinygrad2.module import FlatBuffers
 
 
 def load_pretrained(

@@ -21,7 +21,7 @@ from tinygrad2.backend import array_module, device_of, to_device, to_host, xp_of
 from tinygrad2.dispatch import OPS, kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 from tinygrad2.system.gemm_peak import gemm_peak
 

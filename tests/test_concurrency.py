@@ -23,8 +23,8 @@ from models.text_generation import stream_texts
 from tinygrad2 import Function, Tensor, no_grad
 from tinygrad2.dispatch import kernel_mode, kernels, use_kernels
 from tinygrad2.distributed.world import World
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe, observers
-from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 from tinygrad2.recompute import recompute
 from tinygrad2.system.threads import POOL

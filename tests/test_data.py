@@ -8,7 +8,8 @@ from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.text_cache import encode_documents, split_documents
 from tinygrad2.datasets.token_files import MemoryTokens, TokenStream
 from tinygrad2.errors import UserError
-from tinygrad2.module import FlatBuffers, Module, Parameter
+from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.module import Module, Parameter
 from tinygrad2.optim import Adam, clip_scale, grad_norm, learning_rate
 from tinygrad2.prng import permute
 from tinygrad2.tokenizers.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from models.quantize import quantize
 from models.sampling import sample
 from ops.linear_int8 import quantize_rows
 from tinygrad2.dispatch import kernels
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.tensor import no_grad
 
 

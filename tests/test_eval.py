@@ -33,8 +33,8 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import score_long, score_rows, windows
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.interop import hf
-from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.char import CharTokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from tinygrad2 import Module, Parameter, Tensor, gradcheck
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
-from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 from tinygrad2.training.checkpoint import read_checkpoint, write_checkpoint
 from tinygrad2.training.run_state import RunState
@@ -238,7 +238,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np, ops
 from tinygrad2 import Module, Parameter
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam, grad_norm
 from tinygrad2.system.memory import resident_bytes
 class Large(Module):

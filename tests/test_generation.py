@@ -27,8 +27,8 @@ from models.sampling import Sampling, log_probability, sample
 from models.text_generation import in_order, stream_texts
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.io.weights import save_weights
-from tinygrad2.module import FlatBuffers
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.streaming import TextStream
 from tinygrad2.tokenizers.tokenizer import Tokenizer

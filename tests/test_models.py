@@ -16,7 +16,7 @@ from models.multihead_attention import MultiHeadAttention
 from models.sampling import sample
 from ops.dropout import keep_mask
 from tinygrad2 import Tensor, no_grad
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 
 TINY = {"block_size": 12, "vocab_size": 30, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -144,7 +144,7 @@ def test_what_is_finite_when_computed_again_is_reported(tmp_path):
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport train_gpt2\n"
         "from tinygrad2.distributed.world import World\n"
         "step = train_gpt2.Trainer.step\n"
-        "train_gpt2.Trainer.step = lambda self, loader: (float('nan'), step(self, loader)[1])\n"
+        "train_gpt2.Trainer.step = lambda self, *args: (float('nan'), step(self, *args)[1])\n"
         "World().run(lambda: train_gpt2.main(World(), sys.argv[1:]))\n"
     )
     result = train(tmp_path, "--steps 3", script=tmp_path / "spoilt.py")

@@ -5,8 +5,9 @@ import pytest
 
 from tinygrad2.distributed.reducer import BUCKET, OVERLAP_BUCKET, Reducer
 from tinygrad2.distributed.world import World
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.io.bfloat16 import pack, unpack
-from tinygrad2.module import FlatBuffers, Module, Parameter
+from tinygrad2.module import Module, Parameter
 from tinygrad2.optim import NORM_BLOCK, Adam, block_square_sums, grad_norm, norm_of
 from tinygrad2.training.memory_plan import _twos
 

@@ -13,7 +13,7 @@ from test_models import TEN_LOSSES, tiny, tokens
 from models import GPT, GPTConfig
 from models.dropout import Dropout, set_dropout
 from ops.dropout import keep_mask
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -125,7 +125,8 @@ def _sum(world):
     import numpy as np
 
     from tinygrad2.distributed.reducer import Reducer
-    from tinygrad2.module import FlatBuffers, Module, Parameter
+    from tinygrad2.flat_buffers import FlatBuffers
+    from tinygrad2.module import Module, Parameter
 
     class Weights(Module):
         def __init__(self):

@@ -14,8 +14,8 @@ from models.dropout import set_dropout
 from tinygrad2.cli import Parser, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
-from tinygrad2.module import FlatBuffers
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
 

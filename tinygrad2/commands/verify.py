@@ -41,8 +41,8 @@ from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.io.weights import load_weights
-from tinygrad2.module import FlatBuffers
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.streams import can_overwrite
 from tinygrad2.tensor import no_grad
