@@ -13,24 +13,11 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 
-from tinygrad2.system.threads import available_cores
+from tinygrad2.system.processor import cpu_name
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, "benchmarks", "results")
-
-
-def cpu_name():
-    """The processor's model name, with the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    name = line.split(":", 1)[1].strip()
-                    break
-    return f"{name}, {len(available_cores())} cores"
 
 
 def load_average():
@@ -63,32 +50,6 @@ def installed(name):
     from importlib import util
 
     return util.find_spec(name) is not None
-
-
-def bandwidth(seconds=0.5, size=1 << 25):
-    """Bytes per second through memory with all kernel threads, the better of copying and adding large float32 arrays.
-
-    Reads and writes both count: copying moves the array twice, adding three times.
-    """
-    import numpy as np
-
-    from tinygrad2.system.threads import POOL
-
-    source, target = np.ones(size, np.float32), np.ones(size, np.float32)   # 128 MB each: larger than any cache
-
-    def copy(lo, hi):
-        target[lo:hi] = source[lo:hi]
-
-    def add(lo, hi):
-        np.add(source[lo:hi], target[lo:hi], out=target[lo:hi])
-
-    best, begin = 0.0, time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        for work, passes in ((copy, 2), (add, 3)):
-            start = time.perf_counter()
-            POOL.split(work, size)
-            best = max(best, passes * source.nbytes / (time.perf_counter() - start))
-    return best
 
 
 class Side:

@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.harness import answer_requests, bandwidth
+from benchmarks.harness import answer_requests
 
 
 def main():
@@ -11,6 +11,7 @@ def main():
     plan_threads(int(sys.argv[1]))
     import numpy as np
 
+    from tinygrad2.system.bandwidth import bandwidth
     from tinygrad2.system.gemm_peak import gemm_peak
 
     answer_requests(lambda: dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth()))

@@ -348,6 +348,9 @@ def test_observers_stack():
             self.calls.append("inside")
             yield
 
+        def before(self, node):
+            self.calls.append(f"before {node.name}")
+
         def after_forward(self, node, arrays, results):
             self.calls.append(f"forward {node.name}")
 
@@ -367,8 +370,9 @@ def test_observers_stack():
             out = Double()(leaf(3)).sum()
         out.backward()
     Double()(leaf(3)).sum().backward()
-    assert inner.calls == ["inside", "forward mul", "forward sum"]
-    assert outer.calls == [*inner.calls, "backward sum", "backward mul", "leaf 0"]
+    assert inner.calls == ["inside", "before mul", "forward mul", "before sum", "forward sum"]
+    backward = ["before sum", "backward sum", "before mul", "backward mul", "leaf 0"]
+    assert outer.calls == [*inner.calls, *backward]
 
 
 def test_uses_are_counted():

@@ -5,6 +5,7 @@ import sys
 
 from tinygrad2.cli import call
 from tinygrad2.commands import COMMANDS
+from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.system.installation import PROJECT_ROOT, refuse_name_clash
 from tinygrad2.system.threads import plan_threads, threads_flag
@@ -25,12 +26,20 @@ def _dispatch(name, rest):
         return 0
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; choose one of: {', '.join(COMMANDS)}")
-    if name != "doctor":  # which reports the plan, and must work without NumPy
+    world = None
+    if name == "profile":  # of several ranks as well
+        world = World.join(threads_flag(rest))
+    elif name != "doctor":  # which reports the plan, and must work without NumPy
         plan_threads(threads_flag(rest))
     if PROJECT_ROOT not in sys.path:  # not installed: ops, models and train_gpt2 are next to this package
         sys.path.append(PROJECT_ROOT)
     refuse_name_clash()
-    return importlib.import_module(f"tinygrad2.commands.{name}").main(rest)
+    command = importlib.import_module(f"tinygrad2.commands.{name}").main
+    if not world:
+        return command(rest)
+    if world.size == 1:
+        return command(rest, world)
+    return world.run(lambda: command(rest, world), f"tinygrad2 {name}")
 
 
 if __name__ == "__main__":

@@ -30,10 +30,13 @@ def walk_back(root, output, grad):
         node = ready.pop()
         parents = node.parents
         dout = _arrived(node, gradients.pop(node))
+        watching = observers()
+        for observer in watching:
+            observer.before(node)
         with around(node):
             dinputs = node.backward(dout)
         dinputs = dinputs if isinstance(dinputs, (tuple, list)) else (dinputs,)
-        for observer in observers():
+        for observer in watching:
             observer.after_backward(node, dout, dinputs)
         node.release()  # frees what forward saved, before the next gradients are made
         del dout
@@ -51,7 +54,7 @@ def walk_back(root, output, grad):
             _check_gradient(node, i, parent, output, dinput)
             if parent.is_leaf:
                 parent.add_to_grad(dinput)
-                for observer in observers():
+                for observer in watching:
                     observer.after_leaf(node, i, parent, dinput)
                 continue
             if parent not in gradients:

@@ -41,13 +41,14 @@ class Function:
     outputs     (shape, dtype) of each result of forward
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
-    layer       the module in which it was used, and
-    inputs      the range of each input, if an observer notes them (monitor/nonfinite.py)
+    layer       the module in which it was used, if an observer notes it,
+    inputs      with the range of each input (monitor/nonfinite.py), and
+    work        what its backward will compute (monitor/profiler.py)
     """
 
     name = "function"
     is_leaf = False  # True for a leaf Tensor at the end of an edge
-    layer, inputs = "", ()
+    layer, inputs, work = "", (), None
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -119,6 +120,7 @@ def observe(observer: Any) -> Block:
     blocks around it.
 
         observer.inside(module)                          a context in which the module's ops run
+        observer.before(node)                            the node's forward or backward begins
         observer.after_forward(node, arrays, results)
         observer.after_backward(node, dout, dinputs)     node.saved is still there
         observer.after_leaf(node, i, leaf, gradient)     the gradient of input i has been added to leaf.grad

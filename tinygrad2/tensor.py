@@ -249,11 +249,14 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     if recorded:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
+    watching = observers()
+    for observer in watching:
+        observer.before(node)
     with around(node):
         results = node.forward(*arrays, **options)
     node.several = isinstance(results, tuple)
     outs = [Tensor(xp.asarray(result)) for result in (results if node.several else (results,))]
-    for observer in observers():
+    for observer in watching:
         observer.after_forward(node, arrays, [out.data for out in outs])
     for out in outs:
         if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:

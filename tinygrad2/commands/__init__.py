@@ -3,6 +3,7 @@
 COMMANDS = {
     "doctor": "is everything installed that tinygrad2 needs, and does it work?",
     "plan": "how much memory and time would a training take?",
+    "profile": "where does the time of a training step go? Time per op and layer, and a trace",
     "verify": "check, on your own data and flags, that a resumed, split or fast training is the same training",
     "convert": "convert models, tokenizers and tokens to and from Hugging Face, llm.c, nanoGPT",
     "plot": "plot the curves of one or several runs, as an image and as HTML",

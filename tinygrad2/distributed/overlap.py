@@ -60,6 +60,9 @@ class OverlappedReduction:
         """As an observer (function.py): nothing to do."""
         return contextlib.nullcontext()
 
+    def before(self, node):
+        """As an observer: nothing to do."""
+
     def after_forward(self, node, arrays, results):
         """As an observer: nothing to do."""
 

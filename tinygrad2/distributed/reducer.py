@@ -125,9 +125,9 @@ class Reducer:
             yield
         self.done += 1
         if self.done % self.micro_batches_per_leaf == 0 and not is_last:
-            self._carry()
+            self.carry()
 
-    def _carry(self):
+    def carry(self):
         """Add partial sums of the same size up the tree; the next micro-batch gets another buffer."""
         level, buffer = 0, self.flat.grad
         while self._waiting and self._waiting[-1][0] == level:

@@ -104,7 +104,7 @@ class World:
                 os.unlink(path)  # no file is left, however the job ends
         return world
 
-    def run(self, main):
+    def run(self, main, name=None):
         """Call main() and exit with its exit code, or in a notebook return it (cli.run).
 
         Whatever ends one rank early ends the job: the other ranks would wait for it indefinitely.
@@ -118,7 +118,7 @@ class World:
             self.barrier(END_OF_PROGRAM)  # a rank that gets here while others are in another collective is reported
             return code
 
-        return cli.run(main_and_barrier, abort=self._abort if self.size > 1 else None)
+        return cli.run(main_and_barrier, name, abort=self._abort if self.size > 1 else None)
 
     def print(self, *args, **kwargs):
         """Print on rank 0 only."""

@@ -64,6 +64,9 @@ class NonFiniteObserver:
         finally:
             self.path.pop()
 
+    def before(self, node):
+        """Called before an op computes: nothing to do."""
+
     def after_forward(self, node, arrays, results):
         """Called by `apply` with the op's inputs and its results (a tuple of arrays)."""
         node.layer = self.path[-1]

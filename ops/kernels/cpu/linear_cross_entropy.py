@@ -63,6 +63,8 @@ class LinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
 class ChunkedLinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
     """Logits in several chunks, one after the other in the same memory."""
 
+    products_in_forward = True  # those of backward, too (monitor/op_costs.py)
+
     @classmethod
     def supports(cls, x, weight, targets):
         return _fits(x, weight, targets) and _bytes_of_logits(x, weight) > LOGITS_CHUNK
