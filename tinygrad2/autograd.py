@@ -30,8 +30,7 @@ def walk_back(root, output, grad):
         node = ready.pop()
         parents = node.parents
         dout = _arrived(node, gradients.pop(node))
-        watching = observers()
-        for observer in watching:
+        for observer in (watching := observers()):
             observer.before(node)
         with around(node):
             dinputs = node.backward(dout)

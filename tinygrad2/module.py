@@ -96,8 +96,7 @@ class Module:
     training = True  # dropout looks at it; train() and eval() set it on the whole tree
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        watching = observers()
-        if not watching:
+        if not (watching := observers()):
             return self.forward(*args, **kwargs)
         with contextlib.ExitStack() as stack:
             for observer in watching:

@@ -249,8 +249,7 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     if recorded:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
-    watching = observers()
-    for observer in watching:
+    for observer in (watching := observers()):
         observer.before(node)
     with around(node):
         results = node.forward(*arrays, **options)
