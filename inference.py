@@ -29,7 +29,7 @@ from models.quantize import quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, run, summary
+from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, input_path, run, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_bytes
@@ -42,13 +42,14 @@ from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, SPECIAL
 class InferenceConfig:
     """The flags of inference.py, checked. Raises ValueError, naming the flag, for values that are not possible."""
 
-    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a third-party model: a Hugging Face "
-                                               "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
-    tokenizer: str = flag("", "tokenizer file or folder, for weights that do not include one",
-                          default="that of the weights")
+    weights: str = input_path("trained_weights.bin",
+                              "what train_gpt2.py has written, or a third-party model: a Hugging Face folder or "
+                              "model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
+    tokenizer: str = input_path("", "tokenizer file or folder, for weights that do not include one",
+                                default="that of the weights")
     block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
     prompt: tuple = flag((), "how the text begins; repeat it for several texts", default="Once upon a time")
-    prompt_file: str = flag("", "file with the prompt; a line <|endoftext|> separates several", default="none")
+    prompt_file: str = input_path("", "file with the prompt; a line <|endoftext|> separates several", default="none")
     interactive: bool = flag(False, "ask for prompts; an empty line continues the last text")
     special: str = flag("refused", "<|endoftext|> in a prompt: refused is an error; allowed is the end-of-text token; "
                                    "ordinary is plain characters", choices=SPECIAL)

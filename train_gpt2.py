@@ -43,7 +43,6 @@ from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.interop.pretrained import open_model
-from tinygrad2.io.files import check_writable
 from tinygrad2.io.weights import save_weights
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
@@ -55,6 +54,7 @@ from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
 from tinygrad2.training.memory_plan import MemoryPlan
+from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
 from tinygrad2.training.run_log import RunLog
 from tinygrad2.training.run_state import RunState
@@ -274,9 +274,7 @@ def configure(argv, world):
     world.set_timeout(config.timeout)
     if saved:
         report.print_changes(saved, config, gpt_config, world.print)
-    else:
-        validation.refuse_overwrite(config)
-    check_writable(config.weights_out)
+    world.on_rank_0("checking what will be written", check_outputs, config, run_dir, world.print)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     described = ops.describe_kernels(config.device, config.kernels)

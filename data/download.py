@@ -17,6 +17,7 @@ import urllib.request
 
 import numpy as np
 
+from tinygrad2.cli import PathAction
 from tinygrad2.datasets.token_files import write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import make_folder, read_record, write_record
@@ -35,9 +36,9 @@ _TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
 def add_common_flags(parser, out):
     """--out and --mirror, which every prepare script has."""
     out = out and data_folder(os.path.basename(out))
-    parser.add_argument("--out", default=out, metavar="DIR",
+    parser.add_argument("--out", action=PathAction, role="output", default=out, metavar="DIR",
                         help="folder for results (default: next to this script; data/NAME if installed by pip)")
-    parser.add_argument("--mirror", default="", metavar="URL",
+    parser.add_argument("--mirror", action=PathAction, role="input", default="", metavar="URL",
                         help="download from this server, by the same paths (default: the original ones)")  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import os
 from functools import partial
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
-from tinygrad2.cli import Parser, summary
+from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
 
 
@@ -20,7 +20,8 @@ def prepare(text, here, repo, folder, revision, stem):
     parser.add_argument("--shards", type=int, default=0, metavar="N", help="stop after N shards (default: all)")
     parser.add_argument("--shard-tokens", type=int, default=100_000_000, metavar="N",
                         help="tokens per shard (default: 100000000)")  # fmt: skip
-    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: download it)")
+    parser.add_argument("--merges", action=PathAction, role="input", default="", metavar="FILE",
+                        help="GPT-2's vocab.bpe (default: download it)")  # fmt: skip
     parser.add_argument("--keep-downloads", action="store_true", help="keep the parquet files (default: remove them)")
     args = parser.parse_args()
     if args.shards < 0 or args.shard_tokens < 1:

@@ -41,10 +41,10 @@ def train(monkeypatch, action, *flags):
     """Run a training that calls action() when WHEN steps are done; returns its exit code."""
     step = train_gpt2.Trainer.step
 
-    def planted(self, loader):
+    def planted(self, *args):
         if self.done == WHEN:
             action()
-        return step(self, loader)
+        return step(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_gpt2.Trainer, "step", planted)
@@ -209,14 +209,14 @@ def limit():
 def test_a_disk_that_is_full_for_a_while(folder, monkeypatch, capsys, limit):
     step, kept = train_gpt2.Trainer.step, []
 
-    def planted(self, loader):
+    def planted(self, *args):
         if self.done == 5:
             wait_for_checkpoint(4)
             limit(500)
         if self.done == 9:
             kept.extend(list_checkpoints("run/checkpoints"))
             limit(None)
-        return step(self, loader)
+        return step(self, *args)
 
     monkeypatch.setattr(train_gpt2.Trainer, "step", planted)
     assert call(lambda: train_gpt2.main(World(), [*FLAGS, "--keep-checkpoints", "1"]), "prog") == 0

@@ -263,5 +263,5 @@ def test_a_finished_training_that_is_resumed_is_just_finished(tmp_path):
 def test_run_folders_that_cannot_be_are_one_line(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
     result = train(tmp_path, "--run-dir text.txt/run")
-    assert result.returncode == 2 and "text.txt/run: cannot be written to" in result.stderr
+    assert result.returncode == 2 and "text.txt/run: cannot be written (Not a directory)" in result.stderr
     assert len(result.stderr.splitlines()) == 1

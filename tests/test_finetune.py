@@ -170,12 +170,12 @@ def test_what_was_finetuned_is_a_model_like_any_other(folder):
     assert said.returncode == 0 and said.stdout.startswith("The fish")
     kept = (folder / "trained_weights.bin").read_bytes()
     lost = finetune(folder, "--init-from", "trained_weights.bin", "--run-dir", "again")
-    says = "--weights-out trained_weights.bin: belongs to the model of --init-from, which would be overwritten"
-    assert lost.returncode == 2 and f"{says}; choose another name\n" in lost.stderr
+    says = "--weights-out trained_weights.bin: is what --init-from reads, and would be replaced; choose another path\n"
+    assert lost.returncode == 2 and says in lost.stderr
     assert (folder / "trained_weights.bin").read_bytes() == kept and not (folder / "again").exists()
     inside = finetune(folder, "--init-from", "hf", "--weights-out", "hf/model.safetensors", "--run-dir", "again")
     assert inside.returncode == 2
-    assert "--weights-out hf/model.safetensors: belongs to the model of --init-from" in inside.stderr
+    assert "--weights-out hf/model.safetensors: is what --init-from reads" in inside.stderr
     compared = python("-m", "tinygrad2", "compare", "run", cwd=folder)
     assert compared.returncode == 2 and "run: is a finetuning, and" in compared.stderr
     planned = python("-m", "tinygrad2", "plan", "--init-from", "hf", "--data", "text.txt", cwd=folder)

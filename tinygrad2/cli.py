@@ -31,6 +31,16 @@ def flag(value, text, **more):
     return field(default=value, metadata={"help": text, **more})
 
 
+def input_path(value, text, **more):
+    """The flag of a path that is read; see PathAction."""
+    return flag(value, text, path="input", **more)
+
+
+def output_path(value, text, **more):
+    """The flag of a path that is written; see PathAction."""
+    return flag(value, text, path="output", **more)
+
+
 def option(name):
     """option("batch_size") -> "--batch-size"."""
     return "--" + name.replace("_", "-")
@@ -51,6 +61,32 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status=0, message=None):
         raise EarlyExit  # argparse calls this after --help
+
+
+class PathAction(argparse.Action):
+    """Stores a path, or several. An empty one is refused: it is an unset variable of a script, and taking it for the
+    flag's default would read or write something else than was meant.
+
+    role    "input": what is read; "output": what is written
+    """
+
+    def __init__(self, option_strings, dest, role, metavar="PATH", **more):
+        super().__init__(option_strings, dest, metavar=metavar, **more)
+        self.role = role
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values if isinstance(values, list) else [values]:
+            refuse_empty_path(option_string or self.metavar, value)
+        setattr(namespace, self.dest, values)
+
+
+def refuse_empty_path(name, value):
+    """Raises UserError if a path is empty, or nothing but white space. `name` is the flag or argument."""
+    if not value.strip():
+        remedy = f"give one, or leave {name} out (is it an unset variable of a script?)"
+        raise UserError(f"{name}: the path is empty; {remedy}")
+    if "\0" in value:
+        raise UserError(f"{name} {value!r}: a path cannot contain the character 0")
 
 
 def summary(doc):
@@ -84,6 +120,8 @@ def add_flags(group, dataclass, default_text=None):
             options.update(action="append", metavar="TEXT")
         elif kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default else "store_true"
+        elif "path" in f.metadata:
+            options.update(action=PathAction, role=f.metadata["path"])
         elif "choices" in f.metadata:
             options.update(type=kind, choices=f.metadata["choices"], metavar="|".join(map(str, f.metadata["choices"])))
         else:

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 import numpy as np
 
 from data.download import add_common_flags, gpt2_tokenizer, state_needs
-from tinygrad2.cli import Parser, run, summary
+from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.io.files import read_bytes
 
@@ -34,8 +34,10 @@ def main():
     parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
     parser.add_argument("--format", choices=FORMATS, default="llmc", help="format of the files (default: llmc)")
-    parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
-    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
+    parser.add_argument("--text", action=PathAction, role="input", default="", metavar="FILE",
+                        help="a copy of the text (default: fetch it)")  # fmt: skip
+    parser.add_argument("--merges", action=PathAction, role="input", default="", metavar="FILE",
+                        help="GPT-2's vocab.bpe (default: fetch it)")  # fmt: skip
     args = parser.parse_args()
     state_needs(args.out, 2, 10, 200, 1)
     path = args.text or os.path.join(args.out, "input.txt")

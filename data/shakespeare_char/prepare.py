@@ -11,7 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
-from tinygrad2.cli import Parser, run, summary
+from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw
 from tinygrad2.io.files import read_bytes
 from tinygrad2.tokenizers.char import CharTokenizer
@@ -24,7 +24,8 @@ SIZE = 1_115_394
 def main():
     parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
-    parser.add_argument("--text", default="", metavar="FILE", help="a copy of the text (default: fetch it)")
+    parser.add_argument("--text", action=PathAction, role="input", default="", metavar="FILE",
+                        help="a copy of the text (default: fetch it)")  # fmt: skip
     args = parser.parse_args()
     state_needs(args.out, 0 if args.text else 1, 5, 100, 1)
     path = args.text or os.path.join(args.out, "input.txt")

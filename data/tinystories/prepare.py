@@ -16,7 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
-from tinygrad2.cli import Parser, run, summary
+from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
 from tinygrad2.tokenizers.load import load_tokenizer
@@ -35,7 +35,8 @@ def main():
         ("--shard-tokens", 100_000_000, "tokens per shard (default: 100000000)"),
     ):
         parser.add_argument(flag, type=int, default=default, metavar="N", help=what)
-    parser.add_argument("--merges", default="", metavar="FILE", help="GPT-2's vocab.bpe (default: fetch it)")
+    parser.add_argument("--merges", action=PathAction, role="input", default="", metavar="FILE",
+                        help="GPT-2's vocab.bpe (default: fetch it)")  # fmt: skip
     args = parser.parse_args()
     if args.shard_tokens < 1 or args.limit_mb < 0 or args.vocab_size < 0:
         raise UserError("--shard-tokens must be at least 1, --limit-mb and --vocab-size not negative")

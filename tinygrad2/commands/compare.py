@@ -6,7 +6,7 @@ cannot be compared, because flags on which the loss depends are not those of the
 
 import math
 
-from tinygrad2.cli import Parser, summary
+from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
 from tinygrad2.monitor.metrics import read_metrics, read_run_config
 from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, first_outside, load_curves
@@ -14,7 +14,7 @@ from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, firs
 
 def main(argv):
     parser = Parser(prog="tinygrad2 compare", description=summary(__doc__))
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", action=PathAction, role="input", metavar="RUN", help="a run's folder")
     parser.add_argument("--preset", metavar="NAME", help="compare with this preset (default: the run's own)")
     args = parser.parse_args(argv)
     config = read_run_config(args.run)

@@ -19,7 +19,7 @@ import os
 import numpy as np
 
 from models.pretrained import config_of, load_pretrained
-from tinygrad2.cli import Parser, summary
+from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
@@ -40,15 +40,17 @@ _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.jso
 
 def main(argv):
     parser = Parser(prog="tinygrad2 convert", description=summary(__doc__))
-    parser.add_argument("source", metavar="IN", help="model, tokenizer or token file")
-    parser.add_argument("target", metavar="OUT", help="file, or folder for --to hf")
+    parser.add_argument("source", action=PathAction, role="input", metavar="IN", help="model, tokenizer or token file")
+    parser.add_argument("target", action=PathAction, role="output", metavar="OUT",
+                        help="file, or folder for --to hf")  # fmt: skip
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=f"one of: {', '.join(FORMATS)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="data type of the new file, for hf and llmc: float32 or bfloat16 (default: float32)")
     parser.add_argument("--block-size", type=int, metavar="N", help="crop the context (default: as it is)")
-    parser.add_argument("--tokenizer", default="", metavar="FILE",
+    parser.add_argument("--tokenizer", action=PathAction, role="input", default="", metavar="FILE",
                         help="the model's tokenizer (default: the one next to it)")
-    parser.add_argument("--tokens", default="", metavar="FILE", help="for llmc-debug: a token file (default: none)")
+    parser.add_argument("--tokens", action=PathAction, role="input", default="", metavar="FILE",
+                        help="for llmc-debug: a token file (default: none)")  # fmt: skip
     parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists (default: refuse)")
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")

@@ -21,7 +21,7 @@ import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
-from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags
+from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags, input_path, output_path
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.hellaswag import (
@@ -48,10 +48,11 @@ _METHOD = 1  # version of the scoring method: increment when the answers would c
 
 @dataclass(frozen=True)
 class _Config:
-    weights: str = flag("trained_weights.bin", "what train_gpt2.py has written, or a third-party model: a Hugging Face "
-                                               "folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
-    tokenizer: str = flag("", "tokenizer file or folder, for weights that do not include one",
-                          default="that of the weights")
+    weights: str = input_path("trained_weights.bin",
+                              "what train_gpt2.py has written, or a third-party model: a Hugging Face folder or "
+                              "model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt")
+    tokenizer: str = input_path("", "tokenizer file or folder, for weights that do not include one",
+                                default="that of the weights")
     block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
     batch_tokens: int = flag(BATCH_TOKENS, "tokens per pass through the model")
     json: bool = flag(False, "print the result as one JSON object")
@@ -69,18 +70,18 @@ class _Config:
 class HellaSwagConfig(_Config):
     """The flags of `eval hellaswag`, checked."""
 
-    data: str = flag("", "hellaswag_val.jsonl, or llm.c's hellaswag_val.bin", default="data/hellaswag/hellaswag_val."
-                                                                                      "jsonl in the project")
+    data: str = input_path("", "hellaswag_val.jsonl, or llm.c's hellaswag_val.bin",
+                           default="data/hellaswag/hellaswag_val.jsonl in the project")
     limit: int = flag(None, "number of questions, from the first on", kind=int, default="all")
-    results: str = flag("", "file of answers, one JSON line each; an existing file is continued",
-                        default="eval/hellaswag-<digits of model and data>.jsonl")
+    results: str = output_path("", "file of answers, one JSON line each; an existing file is continued",
+                               default="eval/hellaswag-<digits of model and data>.jsonl")
 
 
 @dataclass(frozen=True)
 class PerplexityConfig(_Config):
     """The flags of `eval perplexity`, checked."""
 
-    data: str = flag("", "a text, or a token file (.bin, .npy)", default="must be given")
+    data: str = input_path("", "a text, or a token file (.bin, .npy)", default="must be given")
     limit: int = flag(None, "number of tokens, from the first on", kind=int, default="all")
     stride: int = flag(None, "tokens by which the window moves", kind=int, default="half of the context")
 

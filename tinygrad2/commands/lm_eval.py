@@ -32,7 +32,7 @@ from models.pretrained import load_pretrained
 from models.sampling import Sampling
 from models.text_generation import stream_texts
 from tinygrad2.backend import array_module
-from tinygrad2.cli import explanation
+from tinygrad2.cli import explanation, refuse_empty_path
 from tinygrad2.errors import UserError
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.monitor.progress import Meter
@@ -44,6 +44,7 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 _KNOBS = ("top_k", "top_p", "min_p", "repetition_penalty")
 _IGNORED = {"max_batch_size", "trust_remote_code"}  # meant for other models of the harness
 _MODEL = "tinygrad2"
+_PATHS = ("--output_path", "-o", "--include_path", "--use_cache", "-c")  # of the harness
 
 
 class Adapter:
@@ -53,9 +54,12 @@ class Adapter:
     line, for what cannot be used.
     """
 
-    def __init__(self, pretrained="trained_weights.bin", tokenizer="", block_size=None, batch_tokens=BATCH_TOKENS,
+    def __init__(self, pretrained="trained_weights.bin", tokenizer=None, block_size=None, batch_tokens=BATCH_TOKENS,
                  batch_size=None, max_gen_toks=256, seed=1337, device=None, threads=None, **more):  # fmt: skip
         super().__init__()
+        for name, path in (("pretrained", pretrained), ("tokenizer", tokenizer)):
+            if path is not None:
+                refuse_empty_path(f"model_args: {name}", str(path))
         unknown = sorted(set(more) - _IGNORED)
         if unknown:
             raise UserError(f"model_args: {unknown[0]!r} is not known; see python -m tinygrad2 lm_eval --help")
@@ -216,6 +220,10 @@ def main(argv):
     if argv in ([], ["--help"], ["-h"]):
         print(explanation(__doc__))
         return 0
+    for i, word in enumerate(argv):
+        name, is_one_word, value = word.partition("=")
+        if name in _PATHS:
+            refuse_empty_path(name, value if is_one_word else "".join(argv[i + 1 : i + 2]))
     register()
     from lm_eval.__main__ import cli_evaluate
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 
-from tinygrad2.cli import Parser, summary
+from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.commands.plot_picture import write_picture
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write, check_writable
@@ -34,8 +34,9 @@ _TEMPLATE = os.path.join(os.path.dirname(__file__), "plot.html")
 
 def main(argv):
     parser = Parser(prog="tinygrad2 plot", description=summary(__doc__))
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its metrics.jsonl")
-    parser.add_argument("--out", default="curves", metavar="NAME",
+    parser.add_argument("runs", nargs="+", action=PathAction, role="input", metavar="RUN",
+                        help="a run's folder, or its metrics.jsonl")  # fmt: skip
+    parser.add_argument("--out", action=PathAction, role="output", default="curves", metavar="NAME",
                         help="NAME.png and NAME.html are written (default: curves)")  # fmt: skip
     parser.add_argument("--smooth", type=int, default=21, metavar="N",
                         help="draw the mean of the N values around each step, an odd number, on top of the pale curve "

@@ -11,7 +11,7 @@ import numpy as np
 
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
-from tinygrad2.cli import Parser, summary
+from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
@@ -22,7 +22,8 @@ from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, 
 
 def main(argv):
     parser = Parser(prog="tinygrad2 replay", description=summary(__doc__))
-    parser.add_argument("dump", metavar="DUMP", help="folder nonfinite_step_... of a run")
+    parser.add_argument("dump", action=PathAction, role="input", metavar="DUMP",
+                        help="folder nonfinite_step_... of a run")  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="open the debugger where it was computed (default: no)")
     args = parser.parse_args(argv)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import ops
 from models.pretrained import config_of, load_pretrained
-from tinygrad2.cli import explanation
+from tinygrad2.cli import explanation, refuse_empty_path
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import open_model
@@ -60,6 +60,8 @@ def main(what, argv):
     if len(argv) != len(names) or any(word.startswith("-") for word in argv):
         raise UserError(f"verify {what} takes {' and '.join(names)}: python -m tinygrad2 verify {what} "
                         + " ".join(names))
+    for name, path in zip(names, argv):
+        refuse_empty_path(name, path)
     ops.announce_compiling(print)
     comparisons = verify_hf(*argv) if what == "hf" else verify_llmc(*argv)
     failed = 0

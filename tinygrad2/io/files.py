@@ -8,6 +8,8 @@ import zlib
 
 from tinygrad2.errors import UserError
 
+_MAX_NAME, _MAX_PATH = 255, 4000  # bytes of a part of a path, and of a whole one with a temporary name in it
+
 
 class CorruptFile(Exception):
     """What is wrong with the content of a file, and the remedy if there is a specific one.
@@ -45,7 +47,7 @@ def atomic_write(path):
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
+        handle, temporary = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".tmp", dir=folder)
     except OSError as error:
         raise UserError(f"{path}: cannot write into {folder} ({error.strerror}); choose another path") from error
     try:
@@ -91,11 +93,13 @@ def fsync_folder(folder):
 
 
 def _check_replaceable(path):
-    """A rename would silently replace a device or a pipe; as root even /dev/null."""
+    """A rename would silently replace a device or a pipe (as root even /dev/null), and a file without permissions."""
     if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder; give the name of a file")
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: this is a device, pipe or socket; give the name of a regular file")
+    if os.path.exists(path) and not os.stat(path).st_mode & 0o222:
+        raise UserError(f"{path}: this file is write-protected; choose another path, or allow it by chmod u+w")
 
 
 def make_folder(path):
@@ -106,14 +110,39 @@ def make_folder(path):
         raise UserError(f"{path}: the folder cannot be created ({error.strerror}); choose another path") from None
 
 
-def check_writable(path):
-    """Raises UserError now, not after hours of work, if `atomic_write(path)` would fail."""
+def check_writable(path, made_later=""):
+    """Raises UserError now, not after hours of work, if `atomic_write(path)` would fail.
+
+    made_later    a folder that need not exist: it will be created before the file is written
+    """
+    check_name(path)
+    if os.fspath(path).endswith(os.sep) and not os.path.isdir(path):
+        raise UserError(f"{path}: is the name of a folder; give that of a file")
     folder = os.path.dirname(os.path.realpath(path))
+    if made_later and os.path.realpath(made_later) == folder:
+        _check_replaceable(path)
+        return
     if not os.path.isdir(folder):
         raise UserError(f"{path}: the folder {folder} does not exist; create it, or choose another path")
     _check_replaceable(path)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{path}: no permission to write into {folder}; choose another path")
+
+
+def check_name(path):
+    """Raises UserError for a path that no file can have: nothing would tell before it is written."""
+    path = os.fspath(path)
+    if not path.strip() or "\0" in path:
+        raise UserError(f"{path!r} is not the path of a file")
+    longest = max((len(os.fsencode(part)) for part in path.split(os.sep)), default=0)
+    if longest > _MAX_NAME or len(os.fsencode(os.path.abspath(path))) > _MAX_PATH:
+        raise UserError(f"{path[:40]}...: the name is too long for a file; choose a shorter one")
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
 
 
 def read_bytes(path):

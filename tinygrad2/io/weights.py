@@ -8,7 +8,9 @@ The optimizer's state (checkpoint.py) and the batch of a dump (dump.py) are cont
 metadata.
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
-from tinygrad2.io.safetensors import open_container, pack_header
+from tinygrad2.io.safetensors import MAX_HEADER, open_container, pack_header
 
 VERSION = "1"
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -72,6 +74,27 @@ def load_weights(path: str | Path) -> Weights:
     except CorruptFile as error:
         raise _corrupt(path, error) from None
     return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
+
+
+def is_weights(path):
+    """Is this file, by its header, a weights file that save_weights has written? The tensors are not looked at."""
+    return _metadata(path).keys() >= {"tinygrad2", "config", "tokenizer", "training"}
+
+
+def training_of(path):
+    """The facts about the training in the header of a weights file; {} if there are none."""
+    with contextlib.suppress(CorruptFile):
+        return _object(_metadata(path), "training")
+    return {}
+
+
+def _metadata(path):
+    """The metadata of a container; {} for any other file."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError), open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size <= min(MAX_HEADER, os.fstat(file.fileno()).st_size):
+            return dict(json.loads(file.read(size)).get("__metadata__") or {})
+    return {}
 
 
 # -- the container -----------------------------------------------------------------------------------------------------
@@ -149,7 +172,7 @@ def _checksum(header, parts):
 def _object(metadata, name):
     try:
         value = json.loads(metadata[name])
-    except (ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CorruptFile(f"metadata field {name!r} is not a JSON object")

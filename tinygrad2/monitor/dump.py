@@ -31,7 +31,8 @@ def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
     """
     world, step = trainer.world, trainer.done + 1
     own = _search(trainer, loader)
-    findings = world.all_gather_object(own and own[0])
+    path = _free_path(os.path.join(run_dir, f"nonfinite_step_{step:08d}"))
+    findings, paths = zip(*world.all_gather_object((own and own[0], path)))
     first = next((rank for rank, finding in enumerate(findings) if finding), None)
     headline = f"step {step}: loss {loss}, gradient norm {norm}: the training has diverged and was stopped"
     remedy = "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept"
@@ -41,8 +42,7 @@ def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
     if first is None:
         raise UserError(f"{headline}. Computed again, all values of the step were finite: something in it does not "
                         "depend on its inputs alone, or the memory of this machine is faulty")
-    finding = findings[first]
-    path = os.path.join(run_dir, f"nonfinite_step_{step:08d}")
+    finding, path = findings[first], paths[first]
     log(f"\nfirst value that is not finite: {describe(finding)}")
     for line in ranges(finding):
         log(f"    {line}")
@@ -55,6 +55,15 @@ def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
     world.barrier()
     raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay "
                     f"{path}; {remedy}")
+
+
+def _free_path(path):
+    """The path, with a number after it if something is there, for example a dump of this step before a resumption."""
+    n, free = 1, path
+    while os.path.lexists(free):
+        n += 1
+        free = f"{path}.{n}"
+    return free
 
 
 def _write(path, trainer, tokenizer, x, y, **fields):

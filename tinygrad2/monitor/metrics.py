@@ -6,8 +6,9 @@ import math
 import os
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import read_json
+from tinygrad2.io.files import first_bytes, read_json
 
+_BEGIN = b'{"step": '  # of every line
 MAX_LINE = 100_000  # characters; those of a training have about 200
 
 
@@ -61,6 +62,28 @@ def _parse(line, path, number):
         if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
             values[name] = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
     return values
+
+
+def is_metrics(path):
+    """Did a training write this file? Its first line is then a record with certain fields, or the beginning of one."""
+    head = first_bytes(path, MAX_LINE)
+    line, end, _ = head.partition(b"\n")
+    if not end:
+        return head.startswith(_BEGIN)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.keys() >= {"step", "loss", "lr", "grad_norm", "ms"}
+
+
+def is_run_config(path):
+    """Is this file the config.json of a run's folder?"""
+    try:
+        read_run_config(os.path.dirname(path))
+    except UserError:
+        return False
+    return True
 
 
 def read_run_config(run):

@@ -219,6 +219,11 @@ def list_checkpoints(folder):
     return [path for _, _, path in sorted(checkpoints, reverse=True)]
 
 
+def is_checkpoint_name(name):
+    """Is this the name of a checkpoint, or of one that is being written or removed?"""
+    return bool(_NAME.match(name)) or name.startswith((_WRITING, _DELETING))
+
+
 def remove_old_checkpoints(folder, keep, distrusted=()):
     """Keep the newest `keep` checkpoints and the one with the lowest validation loss; remove the others, except those
     that were written to be kept.

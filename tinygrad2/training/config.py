@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from tinygrad2.backend import DEVICES
-from tinygrad2.cli import build, flag, option
+from tinygrad2.cli import build, flag, input_path, option, output_path
 from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.errors import UserError
@@ -40,16 +40,17 @@ class TrainConfig:
 
     seed: int = flag(1337, "fixes the initial weights, the order of the data, the dropout masks and the samples")
     steps: int = _by_model("steps", "optimizer steps")
-    data: str = flag(bundled("dummy_data.txt"), default="the bundled stories",
-                     text="what to train on: a text file, a token file, a folder, or a pattern like 'shards/*.bin'")
+    data: str = input_path(bundled("dummy_data.txt"), default="the bundled stories",
+                           text="what to train on: a text file, a token file, a folder, or a pattern like "
+                                "'shards/*.bin'")
     dataset: str = flag("", "which dataset, if --data holds several", default="the only one")
-    init_from: str = flag("", "start from this model instead of random weights (finetuning): one of tinygrad2's, or a "
-                              "Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
-                          default="none")
+    init_from: str = input_path("", "start from this model instead of random weights (finetuning): one of tinygrad2's, "
+                                    "or a Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",
+                                default="none")
     order: str = flag("shuffled", "order of the text: shuffled again in each epoch, sequential, or llmc: as llm.c "
                                   "reads it", choices=ORDERS)
-    tokenizer: str = flag("", "tokenizer file or folder (tinygrad2's, or GPT-2's in another format) to use instead of "
-                              "training one on the text", default="train one, or that of --init-from")
+    tokenizer: str = input_path("", "tokenizer file or folder (tinygrad2's, or GPT-2's in another format) to use "
+                                    "instead of training one on the text", default="train one, or that of --init-from")
     batch_size: int = _by_model("batch_size", "sequences per optimizer step, over all ranks together")
     micro_batch_size: int = flag(None, "sequences per forward pass on one rank", kind=int, default="the rank's share")
     lr: float = _by_model("lr", "highest learning rate")
@@ -68,8 +69,9 @@ class TrainConfig:
     sample_every: int = flag(200, "steps between samples; 0 means only the last")
     sample_tokens: int = flag(80, "tokens of one sample")
     prompt: str = flag("Once upon a time", "how the samples start")
-    hellaswag: str = flag("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to evaluate at every validation",
-                          default="none")
+    hellaswag: str = input_path("", "HellaSwag file (hellaswag_val.jsonl, or llm.c's .bin) to evaluate at every "
+                                    "validation",
+                                default="none")
     hellaswag_examples: int = flag(200, "how many of its examples")
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
                                   "a quarter more time")
@@ -92,14 +94,15 @@ class TrainConfig:
     compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
     kernels: str = flag("auto", "auto: compiled kernels if there are any; reference: the reference implementations "
                                 "only", choices=("auto", "reference"))
-    weights_out: str = flag("trained_weights.bin", "file for the trained weights")
-    run_dir: str = flag("run", "folder for metrics and checkpoints; what an earlier run left there is moved aside")
+    weights_out: str = output_path("trained_weights.bin", "file for the trained weights")
+    run_dir: str = output_path("run", "folder for metrics and checkpoints; what an earlier run left there is moved "
+                                      "aside")
     resume: bool = flag(False, "continue from the newest intact checkpoint in --run-dir, with its flags; bit for bit "
                                "as if the training had never stopped. If there is none, start a new training")
     checkpoint_every: int = flag(100, "steps between checkpoints; 0 means only at the end, or when stopped")
     keep_checkpoints: int = flag(2, "how many of the newest checkpoints to keep, in addition to the best one")
     keep_every: int = flag(0, "write a checkpoint every N steps that is never removed; 0 means none")
-    metrics: str = flag("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
+    metrics: str = output_path("", "file for one JSON object per step", default="metrics.jsonl in --run-dir")
     tensorboard: bool = flag(False, "also write TensorBoard files into --run-dir")
     log_to: str = flag("", "also log to tensorboard (the same as --tensorboard) or to wandb (Weights & Biases: offline "
                            "into --run-dir, unless WANDB_MODE=online)", choices=LOGGERS, default="metrics only")
@@ -119,8 +122,9 @@ class TrainConfig:
                             ("compare_every", 0), ("decay_steps", 1), ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{option(name)} must be at least {least}, not {getattr(self, name)}")
-        if not self.weights_out:
-            raise ValueError("--weights-out is empty; give the name of a file")
+        for name in ("data", "weights_out", "run_dir"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{option(name)}: the path is empty; give one")
         for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
                                 ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip

@@ -15,10 +15,14 @@ import os
 import weakref
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import locked, write_json
-from tinygrad2.training.checkpoint import newest_checkpoint, sweep
+from tinygrad2.io.files import check_name, locked, write_json
+from tinygrad2.io.outputs import check_output, is_inside
+from tinygrad2.monitor.metrics import is_metrics, is_run_config
+from tinygrad2.training.checkpoint import is_checkpoint_name, newest_checkpoint, sweep
 
 _PARTS = ("checkpoints", "metrics.jsonl", "config.json")
+_MOVED = ("nonfinite_step_", "events.out.tfevents.")
+_KEPT = (*_MOVED, "previous-")
 
 
 class FolderInUse(UserError):
@@ -39,15 +43,31 @@ class RunDir:
         self.damaged = []
         self._lock = self._parts = None
 
-    def check(self):
-        """Raises UserError if `open` would fail; creates nothing yet."""
-        if not self.path:
-            raise UserError("--run-dir is empty; give the name of a folder")
+    def check(self, inputs=()):
+        """Raises UserError if `open` would fail, or if what is in the folder is not a training's; creates nothing yet.
+
+        inputs    pairs (flag, path of a file that the training reads)
+        """
+        check_name(self.path)
         existing = os.path.abspath(self.path)
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
         if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
             raise UserError(f"{self.path}: cannot be written to (see {existing}); choose another --run-dir")
+        for path, is_ours in ((self.config, is_run_config), (self.metrics, is_metrics)):
+            check_output("--run-dir:", path, "of a training of tinygrad2", is_ours, inputs, self.path)
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(self.checkpoints) if os.path.isdir(self.checkpoints) else [""]
+            if os.path.lexists(self.checkpoints) and names and not any(map(is_checkpoint_name, names)):
+                raise UserError(f"--run-dir: {self.checkpoints}: exists and has no checkpoints of tinygrad2; choose "
+                                "another --run-dir")  # fmt: skip
+
+    def owns(self, path):
+        """Is this the path of something that only the training itself may write, in this folder?"""
+        if not is_inside(path, self.path):
+            return False
+        name = os.path.relpath(os.path.realpath(path), os.path.realpath(self.path)).split(os.sep)[0]
+        return name in (*_PARTS, ".lock") or name.startswith(_KEPT)
 
     def open(self):
         """Create the folder if it is missing, take its lock, and remove what a killed training left half-written.
@@ -73,8 +93,9 @@ class RunDir:
             self._lock = None
 
     def find_checkpoint(self, log):
-        """Open the folder; returns the newest intact Checkpoint, None if there is none."""
-        self.open()
+        """Open the folder, if there is one; returns the newest intact Checkpoint, None if there is none."""
+        if os.path.isdir(self.path):
+            self.open()
         checkpoint, self.damaged = newest_checkpoint(self.checkpoints, log)
         log("resume    " + (f"from {checkpoint.path}" if checkpoint else "nothing here yet: starting a new training"))
         return checkpoint
@@ -114,7 +135,7 @@ class RunDir:
         if not os.path.exists(self.metrics) and not os.listdir(self.checkpoints):
             return
         parts = [part for part in _PARTS if os.path.exists(os.path.join(self.path, part))]
-        parts += [name for name in os.listdir(self.path) if name.startswith("nonfinite_")]
+        parts += [name for name in os.listdir(self.path) if name.startswith(_MOVED)]
         n = 1
         while os.path.exists(older := os.path.join(self.path, f"previous-{n}")):
             n += 1

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tinygrad2.io.outputs import set_aside
 from tinygrad2.monitor.metrics import MetricsFile
 from tinygrad2.monitor.outliers import WINDOW, Outliers
 from tinygrad2.monitor.progress import Progress
@@ -39,6 +40,8 @@ class RunLog:
         self.note = self.progress.note                            # note(text): a separate line, on rank 0
         self.run_dir = run_dir if is_rank_0 else None
         path = (config.metrics or run_dir.metrics) if is_rank_0 else ""
+        if path and not state.step:
+            set_aside(path, self.note)
         self.metrics = MetricsFile(path, state.step > 0, checkpoint.history if checkpoint else b"", self.note)
         boards = {config.log_to, "tensorboard" if config.tensorboard else ""} if is_rank_0 else ()
         settings = {"preset": state.preset, "training": state.training, "model": state.model}

@@ -1,11 +1,9 @@
 """Validation: the loss on text that is not trained on, and samples of what the model writes."""
 
 import math
-import os
 
 import numpy as np
 
-from tinygrad2.errors import UserError
 from tinygrad2.tensor import no_grad
 
 _STARTS, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples start, and from how many of its tokens
@@ -46,16 +44,6 @@ def print_sample(trainer, tokenizer, log):
 
 
 # -- finetuning --------------------------------------------------------------------------------------------------------
-
-
-def refuse_overwrite(config):
-    """Raises UserError if the new weights would overwrite those of --init-from, a file or one in a folder."""
-    source, target = os.path.realpath(config.init_from), os.path.realpath(config.weights_out)
-    folder, name = os.path.split(target)
-    in_folder = folder == source and name.startswith(("config.", "model.", "model-", "pytorch_model"))
-    if config.init_from and os.path.exists(target) and (target == source or in_folder):
-        raise UserError(f"--weights-out {config.weights_out}: belongs to the model of --init-from, which would be "
-                        "overwritten; choose another name")
 
 
 def report_loss_and_samples(trainer, loader, tokenizer, log, when):

@@ -1,0 +1,60 @@
+"""What a training writes, --run-dir, --weights-out and --metrics, checked before anything is computed."""
+
+import glob
+import os
+
+from tinygrad2.errors import UserError
+from tinygrad2.io.outputs import check_output, files_of, is_inside, is_same_file
+from tinygrad2.io.weights import is_weights, training_of
+from tinygrad2.monitor.metrics import is_metrics
+
+_MODEL_FILES = ("config.", "generation_config.", "model.", "model-", "pytorch_model")
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
+
+
+def check_outputs(config, run_dir, log):
+    """Raises UserError if a training with this TrainConfig would replace what is not its own, or what it reads, or if
+    it could not write something at its end. What will be replaced is reported by log(line)."""
+    inputs = list(_inputs(config))
+    run_dir.check(inputs)
+    replaced = check_output(
+        "--weights-out", config.weights_out, "weights of tinygrad2", _is_replaceable, inputs, run_dir.path
+    )
+    if config.metrics:
+        check_output("--metrics", config.metrics, "metrics of tinygrad2", is_metrics, inputs, run_dir.path)
+    for flag, path in (("--weights-out", config.weights_out), ("--metrics", config.metrics)):
+        if path and (is_same_file(path, run_dir.path) or is_inside(run_dir.path, path)):
+            raise UserError(f"{flag} {path}: --run-dir {run_dir.path} needs a folder there; choose another path")
+        is_default = flag == "--metrics" and is_same_file(path, run_dir.metrics)
+        if path and run_dir.owns(path) and not is_default:
+            raise UserError(f"{flag} {path}: --run-dir {run_dir.path} keeps something else there; choose another path")
+    if config.metrics and is_same_file(config.metrics, config.weights_out):
+        raise UserError(f"--metrics {config.metrics}: --weights-out is the same file; choose another path")
+    if replaced:
+        steps = training_of(config.weights_out).get("steps_done")
+        what = f"the weights after {steps:,} steps" if type(steps) is int else "the weights"
+        log(f"note      {config.weights_out}: {what} that are there will be replaced")
+
+
+def _inputs(config):
+    """(flag, file) of all that is read, except the files in a folder of texts or tokens: among them our own are told by
+    their content, and the others are not replaced anyhow."""
+    if not os.path.isdir(config.data):
+        paths = [config.data] if os.path.exists(config.data) else glob.glob(config.data, recursive=True)
+        yield from (("--data", path) for path in paths)
+    for flag, path, names in (
+        ("--init-from", config.init_from, _MODEL_FILES + _TOKENIZER_FILES),
+        ("--tokenizer", config.tokenizer, _TOKENIZER_FILES),
+        ("--hellaswag", config.hellaswag, ()),
+    ):
+        for file in files_of(path) if path else ():
+            if file == path or os.path.basename(file).startswith(names):
+                yield flag, file
+
+
+def _is_replaceable(path):
+    """Weights of ours that are not a part of a checkpoint or of a dump."""
+    folder = os.path.dirname(os.path.realpath(path))
+    is_part = any(os.path.exists(os.path.join(folder, name)) for name in ("manifest.json", "dump.json"))
+    return is_weights(path) and not is_part
+
