@@ -9,9 +9,10 @@ import math
 import os
 
 from tinygrad2.cli import Parser, PathAction, summary
-from tinygrad2.commands.plot_picture import write_picture
+from tinygrad2.commands.plot_picture import is_picture, write_picture
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import atomic_write, check_writable
+from tinygrad2.io.files import atomic_write, first_bytes
+from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.metrics import mean_around, read_metrics, thin
 from tinygrad2.system.installation import adapt_hint
 
@@ -37,7 +38,7 @@ def main(argv):
     parser.add_argument("runs", nargs="+", action=PathAction, role="input", metavar="RUN",
                         help="a run's folder, or its metrics.jsonl")  # fmt: skip
     parser.add_argument("--out", action=PathAction, role="output", default="curves", metavar="NAME",
-                        help="NAME.png and NAME.html are written (default: curves)")  # fmt: skip
+                        help="NAME.html and NAME.png are written (default: curves)")  # fmt: skip
     parser.add_argument("--smooth", type=int, default=21, metavar="N",
                         help="draw the mean of the N values around each step, an odd number, on top of the pale curve "
                              "itself; 1: no mean (default: 21)")  # fmt: skip
@@ -45,21 +46,42 @@ def main(argv):
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
     width = args.smooth // 2 * 2 + 1  # as many on either side
+    stem = _stem(args.out)
+    _check_outputs(stem, args.runs)
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
     panels, names = panels_of(runs, width), list(runs)
     if not panels:
         raise UserError(f"{args.runs[0]}: has nothing to draw: no loss, no learning rate, ...")
-    for ending in (".png", ".html"):
-        check_writable(args.out + ending)
-    _write_page(names, panels, args.out + ".html", width)
-    print(f"page      {args.out}.html")
+    _write_page(names, panels, stem + ".html", width)
+    print(f"page      {stem}.html")
     try:
-        write_picture(names, panels, LIGHT, width, args.out + ".png")
+        write_picture(names, panels, LIGHT, width, stem + ".png")
     except ImportError:
         print(adapt_hint('note      no picture: matplotlib is missing: pip install -e ".[plot]"'))
         return 0
-    print(f"picture   {args.out}.png")
+    print(f"picture   {stem}.png")
     return 0
+
+
+def _stem(out):
+    """--out without its ending, if somebody has given it one: curves.html -> curves."""
+    stem, ending = os.path.splitext(out)
+    return stem if ending.lower() in (".html", ".png") else out
+
+
+def _check_outputs(stem, runs):
+    """Raises UserError if the files cannot be written, or if one of them is neither ours nor new."""
+    if os.path.basename(stem) in ("", ".", ".."):
+        raise UserError(f"--out {stem}: is a folder; give a name in it, such as {os.path.join(stem, 'curves')}")
+    inputs = [("RUN", os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run) for run in runs]
+    for ending, is_ours in ((".html", is_page), (".png", is_picture)):
+        if check_output("--out", stem + ending, "a plot of tinygrad2", is_ours, inputs):
+            print(f"note      {stem}{ending}: the plot that was there is replaced")
+
+
+def is_page(path):
+    """Is this file a page that `plot` has written?"""
+    return b"<title>tinygrad2: curves</title>" in first_bytes(path, 1000)
 
 
 def _labels(paths):

@@ -4,8 +4,9 @@ import math
 import warnings
 
 from tinygrad2.commands.ticks import linear_ticks, log_ticks, spread, tick_labels, value_range
-from tinygrad2.io.files import atomic_write
+from tinygrad2.io.files import atomic_write, first_bytes
 
+_SOFTWARE = "tinygrad2 plot"  # in the file's metadata: how a picture of ours is recognized
 _DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.8)), (0, (6, 2, 1.5, 2)))  # those of plot.html
 
 
@@ -45,8 +46,13 @@ def write_picture(names, panels, colours, width, path):
         for axis, points in ends:
             _number_the_ends(axis, points, styles)
     with atomic_write(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+        figure.savefig(file, dpi=110, format="png", metadata={"Software": _SOFTWARE})
     pyplot.close(figure)
+
+
+def is_picture(path):
+    """Is this file a PNG that write_picture has written?"""
+    return _SOFTWARE.encode() in first_bytes(path, 1000)
 
 
 def _plain(name, number):
