@@ -7,7 +7,6 @@
     python inference.py --interactive
 """
 
-import codecs
 import contextlib
 import json
 import os
@@ -32,7 +31,7 @@ from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, input_path, run, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import read_bytes
+from tinygrad2.io.text_file import read_text
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.system.streams import is_session, is_terminal, print_error, write
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, SPECIAL
@@ -49,7 +48,8 @@ class InferenceConfig:
                                 default="that of the weights")
     block_size: int = flag(None, "crop the context to this many tokens", kind=int, default="that of the weights")
     prompt: tuple = flag((), "how the text begins; repeat it for several texts", default="Once upon a time")
-    prompt_file: str = input_path("", "file with the prompt; a line <|endoftext|> separates several", default="none")
+    prompt_file: str = input_path("", "file with the prompt, or - for standard input; a line <|endoftext|> separates "
+                                      "several", default="none")
     interactive: bool = flag(False, "ask for prompts; an empty line continues the last text")
     special: str = flag("refused", "<|endoftext|> in a prompt: refused is an error; allowed is the end-of-text token; "
                                    "ordinary is plain characters", choices=SPECIAL)
@@ -176,7 +176,7 @@ def read_prompts(config):
     """The prompts of the command line or of --prompt-file. Raises UserError for a file without one."""
     if not config.prompt_file:
         return list(config.prompt) or ["Once upon a time"]
-    text = os.fsdecode(read_bytes(config.prompt_file).removeprefix(codecs.BOM_UTF8))
+    text = os.fsdecode(read_text(config.prompt_file, refused=("packed",)))  # a page of HTML may well be a prompt
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")     # the last line break is the editor's
     prompts = [[]]
     for line in lines:

@@ -305,6 +305,7 @@ def open_data(config, gpt_config, state, world):
         raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
                         "restore it, or start a new training with another --run-dir")
     state.data, state.tokenizer = data.fingerprint, data.tokenizer_json
+    state.training["data"] = data.source                          # of a pipe: the file that a resumed training reads
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     if config.eval_every and data.val:
         val_loader = DataLoader(data.val, config.batch_size, T, world.rank, world.size, "sequential")

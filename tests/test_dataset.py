@@ -19,6 +19,7 @@ from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.datasets.text_cache import encode_documents, split_documents
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.char import CharTokenizer
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
@@ -207,10 +208,12 @@ def test_pairs_and_shards_are_found_in_nested_folders_and_chosen_by_name(tmp_pat
     for name in ("nano/train.bin", "nano/val.bin", "llm/deep/tiny_shakespeare_train.bin",
                  "llm/deep/tiny_shakespeare_val.bin",
                  "edu/edufineweb_train_000001.npy", "edu/edufineweb_train_000002.npy", "edu/edufineweb_val_000000.npy",
-                 "alone/numbers.bin", "alone/trained_weights.bin", "nano/input.txt"):  # fmt: skip
+                 "alone/numbers.bin"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, "npy" if name.endswith("npy") else "llm.c")
+    (tmp_path / "nano" / "input.txt").write_text(TEXT)
+    save_weights(tmp_path / "alone" / "trained_weights.bin", {"w": np.zeros((4, 4), np.float32)}, {}, "", {})
     with pytest.raises(UserError) as error:
         opened(tmp_path, vocab_size=50257)
     for choice in ("4 datasets are here; choose one with --dataset", "nano (1 train, 1 val)", "alone/numbers (1 train)",

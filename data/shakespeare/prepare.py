@@ -21,7 +21,7 @@ import numpy as np
 from data.download import add_common_flags, gpt2_tokenizer, state_needs
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw, write_tokens
-from tinygrad2.io.files import read_bytes
+from tinygrad2.io.text_file import read_valid_text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -43,7 +43,7 @@ def main():
     path = args.text or os.path.join(args.out, "input.txt")
     more = [] if args.text else [(URL, path, SIZE, SHA256)]
     tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror, more)
-    text = read_bytes(path).decode("utf-8", "replace")
+    text = read_valid_text(path).decode("utf-8", "replace")
     if args.format == "nanogpt":
         cut = int(len(text) * 0.9)
         parts = {"train": tokenizer.encode(text[:cut]), "val": tokenizer.encode(text[cut:])}

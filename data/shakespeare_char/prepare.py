@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data.download import add_common_flags, fetch_all, state_needs
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw
-from tinygrad2.io.files import read_bytes
+from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.tokenizers.char import CharTokenizer
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -31,7 +31,7 @@ def main():
     path = args.text or os.path.join(args.out, "input.txt")
     if not args.text:
         fetch_all([(URL, path, SIZE, SHA256)], args.mirror)
-    text = read_bytes(path).decode("utf-8", "replace")
+    text = read_valid_text(path).decode("utf-8", "replace")
     tokenizer = CharTokenizer.train(text)
     cut = int(len(text) * 0.9)
     for name, part in (("train", text[:cut]), ("val", text[cut:])):

@@ -20,12 +20,13 @@ import numpy as np
 
 from models.pretrained import config_of, load_pretrained
 from tinygrad2.cli import Parser, PathAction, summary
-from tinygrad2.datasets.token_files import FOREIGN, HEADERED, TokenFile, write_raw, write_tokens
+from tinygrad2.datasets.token_files import HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
+from tinygrad2.io.signatures import LLMC_FILES
 from tinygrad2.io.weights import save_weights
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
@@ -97,7 +98,7 @@ def what_is(path):
     try:
         kind_of_model(path)
     except UserError:
-        if magic in FOREIGN or not path.endswith(".bin"):
+        if magic in LLMC_FILES or not path.endswith(".bin"):
             raise
         return "tokens"  # a token file without a header may begin with any bytes
     return "model"

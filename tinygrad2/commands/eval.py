@@ -16,12 +16,15 @@ import sys
 import weakref
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from models.pretrained import load_pretrained
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags, input_path, output_path
+from tinygrad2.datasets.find_files import find_files
+from tinygrad2.datasets.piped import file_of
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.hellaswag import (
@@ -37,6 +40,7 @@ from tinygrad2.evaluation.hellaswag import (
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.files import locked, read_bytes
+from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
 from tinygrad2.system.streams import print_error
@@ -127,7 +131,7 @@ def _progress_stream(config):
 
 
 def _hellaswag(config):
-    path = config.data or _QUESTIONS
+    path = file_of(config.data or _QUESTIONS, partial(_report, config))
     if not config.data and not os.path.exists(path):
         raise UserError(f"{path}: the questions are missing; fetch them: python data/hellaswag/prepare.py")
     model, tokenizer = _load(config)
@@ -312,13 +316,18 @@ def _perplexity(config):
 
 
 def _open_stream(config, model, tokenizer):
-    if config.data.endswith((".bin", ".npy")):
-        return TokenStream([TokenFile(config.data)], model.config.vocab_size)
+    files = find_files(file_of(config.data, partial(_report, config)))
+    if len(files.texts + files.tokens) > 1:
+        raise UserError(f"{config.data}: is {len(files.texts + files.tokens)} files; give one of them")
+    for note in files.notes:
+        _report(config, f"note      {note}")
+    if files.tokens:
+        return TokenStream([TokenFile(files.tokens[0])], model.config.vocab_size)
     if tokenizer is None:
         raise UserError(f"{config.weights}: its tokenizer is not known; pass it with --tokenizer (GPT-2's: python "
                         "data/gpt2/prepare.py --tokenizer-only)")
     try:
-        ids = ids_of_text(read_bytes(config.data), tokenizer)
+        ids = ids_of_text(read_valid_text(files.texts[0]), tokenizer)
     except TokenizerError as error:
         raise UserError(f"{config.data}: {error}") from None
     if not len(ids):

@@ -37,6 +37,7 @@ from tinygrad2.cli import explanation
 from tinygrad2.commands import verify_models
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
+from tinygrad2.datasets.piped import file_of
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
@@ -78,6 +79,8 @@ def main(argv):
     config, gpt_config, _ = train_gpt2.parse(flags)
     if config.resume:
         raise UserError("--resume: a verification starts its own trainings")
+    config = replace(config, data=file_of(config.data, print))
+    flags = [*flags, "--data", config.data]                       # of a pipe: the file that several trainings can read
     failed, live = 0, can_overwrite(sys.stdout)
     start = "\r\x1b[K" if live else ""
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:

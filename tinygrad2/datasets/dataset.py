@@ -8,24 +8,21 @@
     edu_train_000001.bin, edu_train_000002.bin ... + edu_val_000000.bin     shards
     tokens.bin                                one token file; its last part is for validation
 
-A folder is searched recursively. If it has token files, texts next to them are assumed to be their sources and are
-ignored. The formats of token files are recognized by their content (token_files.py).
+A folder is searched recursively (find_files.py). If it has token files, texts next to them are assumed to be their
+sources and are ignored. Files are told by their content to be text, compressed or not, or tokens of some format.
 """
 
-import glob
 import os
-import re
 from dataclasses import dataclass, field
 
+from tinygrad2.datasets.find_files import find_files, split_of
+from tinygrad2.datasets.piped import file_of
 from tinygrad2.datasets.text_cache import tokens_of_text
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError
+from tinygrad2.io.text_file import examine
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import AnyTokenizer, load_tokenizer
-
-_TEXTS, _TOKENS = (".txt", ".text", ".md"), (".bin", ".npy")
-_NOT_TOKENS = re.compile(r"(weights|optimizer|tokenizer)[^/]*\.bin$|^gpt2_|^model_|^state_")
-_SPLIT = re.compile(r"(?:(?P<name>.+?)[_-])??(?P<split>train|val|valid|validation)(?:[_-]?\d+)?$")
 
 
 @dataclass
@@ -36,6 +33,7 @@ class Dataset:
     val: TokenStream | None
     tokenizer: AnyTokenizer | None
     description: list[str] = field(default_factory=list)  # lines to print
+    source: str = ""  # what --data names; of a pipe, the file with its content
 
     @property
     def fingerprint(self):
@@ -70,23 +68,39 @@ def open_dataset(
 
     Raises UserError, one line, for anything that cannot be used.
     """
-    files = _find(data)
-    texts = [path for path in files if not _is_tokens(path)]
-    if len(texts) < len(files):
-        return _of_tokens([path for path in files if _is_tokens(path)], data, name, tokenizer, vocab_size, val_fraction,
-                          known_tokenizer)  # fmt: skip
-    if known_tokenizer is None and tokenizer:
-        known_tokenizer = load_tokenizer(tokenizer)
-        _check_fits(known_tokenizer, tokenizer, vocab_size)
-    if known_tokenizer is None and not may_train:
+    data = world.broadcast_object(world.on_rank_0("opening the data", file_of, data, world.print))
+    files = find_files(data)
+    if files.tokens:
+        if files.texts:
+            files.notes.append(f"not read: {len(files.texts)} text(s) next to the token files")
+        dataset = _of_tokens(files.tokens, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer)
+    else:
+        known_tokenizer = known_tokenizer or _given_tokenizer(data, tokenizer, vocab_size, may_train)
+        dataset = _of_texts(files.texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
+    dataset.description += [f"note      {note}" for note in files.notes]
+    dataset.source = data
+    return dataset
+
+
+def _given_tokenizer(data, tokenizer, vocab_size, may_train):
+    """The tokenizer of that path for a text; None if one is to be trained."""
+    if tokenizer:
+        given = load_tokenizer(tokenizer)
+        _check_fits(given, tokenizer, vocab_size)
+        return given
+    if not may_train:
         raise UserError(f"{data}: is text, and the tokenizer of the initial model is not known; specify it "
                         "with --tokenizer (GPT-2's: python data/gpt2/prepare.py --tokenizer-only)")
-    return _of_texts(texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
+    return None
 
 
 def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
-    pairs = {key: splits for key, splits in _group(paths, data).items() if len(splits) == 2}
-    splits = _choose(pairs, name, data)[1] if pairs else {"train": paths}
+    sets = _group(paths, data)
+    pairs = {key: splits for key, splits in sets.items() if len(splits) == 2}
+    splits = {"train": paths}
+    if name or pairs:
+        splits = _choose(sets if name else pairs, name, data)[1]
+        splits = splits if len(splits) == 2 else {"train": sum(splits.values(), [])}
     streams, size = {}, 0
     for split in sorted(splits):  # "train" first: its text trains the tokenizer
         arguments = splits[split], tokenizer, vocab_size, world.print
@@ -99,9 +113,13 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
         raise UserError(f"{data}: {len(train)} token(s) are too few to train on; give a longer text")
     count = sum(map(len, splits.values()))
     what = "" if count == 1 else f" in {count} files"
-    line = f"data      {data}: {size:,} bytes{what}, {n:,} tokens"
-    train, val = (train, streams["val"]) if pairs else _split(train, val_fraction)
-    return Dataset(train, val, tokenizer, [line])
+    forms = {str(examine(path)[0]) for paths in splits.values() for path in paths} - {"UTF-8"}
+    what += f" ({'; '.join(sorted(forms))})" if forms else ""
+    lines = [f"data      {data}: {size:,} bytes{what}, {n:,} tokens"]
+    if count < len(paths):
+        lines.append(f"note      not read: {len(paths) - count} other text(s) that do not belong to the dataset")
+    train, val = _split_or_pair(train, streams.get("val"), val_fraction, data)
+    return Dataset(train, val, tokenizer, lines)
 
 
 def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer):
@@ -109,50 +127,20 @@ def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tok
     splits = {split: [TokenFile(path) for path in paths] for split, paths in splits.items()}
     train = TokenStream(splits.get("train") or splits["val"], vocab_size)
     if len(train) < 3:
-        raise UserError(f"{data}: {len(train)} token(s) are too few to train on")
-    if len(splits) == 2:
-        val = TokenStream(splits["val"], vocab_size)
-    else:
-        train, val = _split(train, val_fraction)
+        raise UserError(f"{data}: {len(train)} token(s) are too few to train on; give a longer file")
+    val = TokenStream(splits["val"], vocab_size) if len(splits) == 2 else None
+    train, val = _split_or_pair(train, val, val_fraction, data)
     if known_tokenizer is None:
         known_tokenizer = _tokenizer_near(train.files[0].path, tokenizer)
     if known_tokenizer:
         _check_fits(known_tokenizer, tokenizer or data, vocab_size)
     kinds = ", ".join(sorted({f"{file.kind} {file.dtype}" for files in splits.values() for file in files}))
     lines = [f"data      {chosen}: {len(train.files)} file(s) to train on ({kinds})"]
+    lines += [f"note      {file.note}" for files in splits.values() for file in files if file.note]
     if known_tokenizer is None:
         lines.append("note      no tokenizer here (tokenizer.json or vocab.bpe next to the data, or --tokenizer FILE): "
                      "samples are printed as ids")
     return Dataset(train, val, known_tokenizer, lines)
-
-
-def _find(data):
-    """The files of the path or pattern `data`, sorted."""
-    if os.path.isfile(data):
-        return [data]
-    if os.path.isdir(data):
-        paths = []
-        for folder, folders, names in os.walk(data):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "previous-", "checkpoints")))
-            paths += [os.path.join(folder, name) for name in sorted(names)]
-        paths = [path for path in paths if path.endswith(_TEXTS + _TOKENS) and not _NOT_TOKENS.search(_name(path))]
-        paths = [path for path in paths if _name(path) not in TOKENIZER_FILES]
-        if not paths:
-            kinds = f"texts ({' '.join(_TEXTS)}) nor token files ({' '.join(_TOKENS)})"
-            raise UserError(f"{data}: contains neither {kinds}")
-        return paths
-    paths = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
-    if not paths:
-        raise UserError(f"{data}: cannot be read (No such file or directory); --data takes a file, a folder, a pattern")
-    return paths
-
-
-def _is_tokens(path):
-    return path.endswith(_TOKENS)
-
-
-def _name(path):
-    return os.path.basename(path)
 
 
 def _group(paths, data):
@@ -160,14 +148,11 @@ def _group(paths, data):
     sets = {}
     top = data if os.path.isdir(data) else os.path.dirname(data)
     for path in paths:
-        stem = os.path.splitext(_name(path))[0]
         folder = os.path.dirname(path)
         inside = os.path.relpath(folder or ".", top or ".").replace(os.sep, "/")
-        match = _SPLIT.match(stem)
-        split = "val" if match and match["split"].startswith("val") else "train"
-        name = match["name"] if match else stem
+        name, split = split_of(path)
         if name is None:  # train.bin: the folder's name is the dataset's
-            name, inside = _name(os.path.abspath(folder)), os.path.dirname(inside)
+            name, inside = os.path.basename(os.path.abspath(folder)), os.path.dirname(inside)
         key = name if inside in (".", "") else f"{inside}/{name}"
         sets.setdefault(key, {}).setdefault(split, []).append(path)
     return sets
@@ -185,6 +170,17 @@ def _choose(sets, name, data):
 def _choices(sets):
     for key, splits in sorted(sets.items()):
         yield f"{key} ({', '.join(f'{len(paths)} {split}' for split, paths in sorted(splits.items()))})"
+
+
+def _split_or_pair(train, val, val_fraction, data):
+    """(train, val): a pair as it is, else the stream divided. Raises UserError for a pair's val that is too short."""
+    if val is None:
+        return _split(train, val_fraction)
+    if len(val) < 2:
+        where = val.files[0].path if val.files[0].kind != "memory" else data
+        raise UserError(f"{where}: {len(val)} token(s) are too few to validate on, which takes a token and its "
+                        "successor; give a longer file for validation, or none: a part of the other is then taken")
+    return train, val
 
 
 def _split(stream, val_fraction):

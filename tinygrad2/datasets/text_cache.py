@@ -6,9 +6,11 @@
         tokens_000000.bin ...                  the ids, as llm.c stores them
         progress.json                          what is done: the shards, and the position in the text after the last
 
-A text of any size is read in blocks. Shards are written atomically, and progress.json is updated after each of them;
-interrupted work continues after the last shard. The text is taken to be unchanged if its size and date are, or else its
-content.
+Where that folder cannot be written to, it is all kept in ~/.cache/tinygrad2, under the text's name and a hash of its
+path. A text of any size is read in blocks. Shards are written atomically, and progress.json is updated after each of
+them; interrupted work continues after the last shard.
+
+Tokens are used again if the text is the one that they were made from, see text_source.py.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ import os
 
 import numpy as np
 
+from tinygrad2.datasets.text_source import TextSource
 from tinygrad2.datasets.token_files import MemoryTokens, TokenFile, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_record, write_record
@@ -40,11 +43,11 @@ def tokens_of_text(paths, tokenizer, vocab_size, log):
     log          called with each line for the user
     Raises UserError if a text cannot be read, or if all are empty.
     """
-    text = _Text(paths)
-    for folder in _cache_folders(paths[0]):
+    text = TextSource(paths, log)
+    for folder, stem in _cache_places(text):
         try:
             os.makedirs(folder, exist_ok=True)
-            return _open_or_make(text, folder, tokenizer, vocab_size, log)
+            return _open_or_make(text, os.path.join(folder, stem), tokenizer, vocab_size, log)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):
                 raise  # not a problem of the folder
@@ -53,23 +56,27 @@ def tokens_of_text(paths, tokenizer, vocab_size, log):
         except OSError as error:
             log(f"note      {folder}: cannot be used ({error.strerror})")
     log("note      no folder to keep the tokens in: they stay in memory, and will be computed again next time")
+    text.sha256()  # checks it
     tokenizer = tokenizer or _train(text, vocab_size, log)
     ids = [part for part, *_ in _encode(text, tokenizer, (0, 0, False))]
     return [MemoryTokens(np.concatenate(ids))], tokenizer
 
 
-def _cache_folders(path):
-    yield os.path.join(os.path.dirname(os.path.abspath(path)), ".tinygrad2")
-    yield os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tinygrad2")
+def _cache_places(text):
+    """(folder, beginning of the names in it): next to the text, and in the user's cache, which all texts share."""
+    path = os.path.abspath(text.paths[0])
+    yield os.path.join(os.path.dirname(path), ".tinygrad2"), text.name
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:8]
+    yield os.path.join(cache, "tinygrad2"), f"{text.name}-{place}"
 
 
-def _open_or_make(text, folder, tokenizer, vocab_size, log):
-    stem = os.path.join(folder, text.name)
+def _open_or_make(text, stem, tokenizer, vocab_size, log):
     if tokenizer is None:
         path = f"{stem}-tokenizer-{vocab_size}.json"
         cached = read_record(path)
         if text.matches(cached):
-            text.refresh_dates(cached, path)
+            text.refresh(cached, path)
             tokenizer = tokenizer_from_json(json.dumps(cached.get("tokenizer")), path)
         else:
             tokenizer = _train(text, vocab_size, log)
@@ -85,7 +92,7 @@ def _open_or_make_shards(text, folder, tokenizer, log):
     record = read_record(path)
     files = None
     if text.matches(record):
-        text.refresh_dates(record, path)
+        text.refresh(record, path)
         files = _shards(record, folder)
     if files is not None and record["done"]:
         return files
@@ -121,56 +128,13 @@ def _shards(record, folder):
         return None
 
 
-class _Text:
-    """One or several text files."""
-
-    def __init__(self, paths):
-        self.paths = paths
-        name = os.path.basename(os.path.abspath(paths[0]))
-        self.name = name if len(paths) == 1 else f"{os.path.basename(os.path.dirname(os.path.abspath(paths[0])))}-all"
-        try:
-            stats = [os.stat(path) for path in paths]
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-        self.bytes = sum(stat.st_size for stat in stats)
-        self.dates = [[os.path.basename(path), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats)]
-        self._sha256 = None
-
-    def sha256(self):
-        """The SHA-256 of the contents of all files."""
-        if self._sha256 is None:
-            digest = hashlib.sha256()
-            for path in self.paths:
-                with _open(path) as file:
-                    while block := file.read(BLOCK):
-                        digest.update(block)
-                digest.update(b"\0end\0")
-            self._sha256 = digest.hexdigest()
-        return self._sha256
-
-    def facts(self):
-        """The fields of a record that identify the text."""
-        return {"dates": self.dates, "sha256": self.sha256()}
-
-    def matches(self, record):
-        """Was the record made from this text? Compares sizes and dates, and if these differ the content."""
-        if record is None:
-            return False
-        return record.get("dates") == self.dates or record.get("sha256") == self.sha256()
-
-    def refresh_dates(self, record, path):
-        """Write a record that matches again, if its dates are old, so that the content need not be read next time."""
-        if record.get("dates") != self.dates:
-            write_record(path, record | {"dates": self.dates})
-
-
 def _train(text, vocab_size, log):
     parts, left = [], TRAIN_ON
-    for path in text.paths:
-        with _open(path) as file:
+    for i in range(len(text.paths)):
+        with text.open(i) as file:
             parts.append(file.read(left))
         left -= len(parts[-1])
-    if text.bytes > TRAIN_ON:
+    if sum(text.sizes) > TRAIN_ON:
         log(f"note      the tokenizer is trained on the first {TRAIN_ON >> 20} MB of the text")
     documents = [document.strip(_BREAKS) for part in parts for document in part.split(_MARK)]
     if not any(document.strip() for document in documents):
@@ -184,11 +148,10 @@ def _encode(text, tokenizer, position):
     Yields (ids of a shard, position after it, done).
     """
     first, start, inside = position
-    meter = Meter("tokenizing", text.bytes, done=sum(size for _, size, _ in text.dates[:first]) + start)
+    meter = Meter("tokenizing", sum(text.sizes), done=sum(text.sizes[:first]) + start)
     ids = []
     for k in range(first, len(text.paths)):
-        with _open(text.paths[k]) as file:
-            file.seek(start)
+        with text.open(k, start) as file:
             for documents, complete, read, end, goes_on in blocks(file, start, inside):
                 new = np.asarray(encode_stream(documents, tokenizer), np.int32)
                 if tokenizer.eot is not None and not complete and documents:
@@ -244,13 +207,6 @@ def _documents(parts, inside, complete):
         if part or goes_on:
             documents.append(part)
     return documents
-
-
-def _open(path):
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def split_documents(text):

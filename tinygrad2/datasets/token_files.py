@@ -8,7 +8,7 @@
     npy              NumPy's own, one dimension                    uint16, int32, ...      build-nanogpt
 
 Files without a header are distinguished by their halves: an int32 below 65,536 has a zero upper half, and text in
-uint16 never has a zero at every second position.
+uint16 hardly ever has a zero at every second position. A short file for which that decides has a `note` for the user.
 
 A step reads its rows from the open files, which may be larger than the memory. They are read and not mapped: reading
 where a mapped file has been cut off would end the process with SIGBUS, without a message. A file that changes while it
@@ -24,18 +24,12 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write, read_range
-from tinygrad2.tokenizers.formats import LLMC_MAGIC
+from tinygrad2.io.signatures import recognize
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
-FOREIGN = {
-    20240326: "a model of llm.c",
-    20240327: "a debug state of llm.c",
-    LLMC_MAGIC: "a tokenizer of llm.c",
-    20240522: "a multiple-choice test of llm.c",
-    20240527: "an optimizer state of llm.c",
-}
 _HEADER = 1024  # bytes
 _LOOK = 1 << 20  # bytes of a headerless file that decide its format
+_CERTAIN = 1 << 12  # ids from which on zeros at every second position are no coincidence
 _MOST_OPEN = 32  # files at a time: each takes a file descriptor
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
 
@@ -45,13 +39,13 @@ class ChangedData(UserError):
 
 
 class TokenFile:
-    """One file of ids: path, kind, dtype, n (number of ids), offset (bytes before the first).
+    """One file of ids: path, kind, dtype, n (number of ids), offset (bytes before the first), note (or "").
 
     Raises UserError, one line, if the file is not a complete token file.
     """
 
     def __init__(self, path):
-        self.path = str(path)
+        self.path, self.note = str(path), ""
         self._file = self._ends = None
         self._notices, self._noticed = [], ""
         try:
@@ -70,8 +64,6 @@ class TokenFile:
             self._examine_npy(file)
             return
         magic, version, n = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
-        if magic in FOREIGN:
-            raise self._corrupt(f"it is {FOREIGN[magic]} (magic {magic})")
         if magic in HEADERED:
             expected, self.kind, dtype = HEADERED[magic]
             self.dtype, self.n, self.offset = np.dtype(dtype), n, _HEADER
@@ -81,14 +73,23 @@ class TokenFile:
                 size = f"{self.bytes:,} bytes long instead of {_HEADER + n * self.dtype.itemsize:,}"
                 raise self._corrupt(f"its header says {n:,} ids, but it is {size}")
             return
+        if kind := recognize(head, self.path):
+            raise UserError(f"{self.path}: not a valid token file: it {kind}")
+        if self.path.lower().endswith(".npy"):
+            raise self._corrupt("it does not begin as a .npy file")
         if self.bytes % 2:
             raise self._corrupt(f"{self.bytes:,} bytes are not a multiple of 2, the size of an id")
         file.seek(0)
         look = np.frombuffer(file.read(min(_LOOK, self.bytes // 4 * 4)), "<u2")
         is_int32 = self.bytes % 4 == 0 and len(look) >= 4 and not look[1::2].any()
+        if len(look) and not look.any():
+            raise self._corrupt(f"its first {2 * len(look):,} bytes are zero, as an interrupted download leaves them")
         self.kind, dtype = ("llm.c, legacy", "<i4") if is_int32 else ("nanoGPT", "<u2")
         self.dtype, self.offset = np.dtype(dtype), 0
         self.n = self.bytes // self.dtype.itemsize
+        if is_int32 and self.n < _CERTAIN:
+            self.note = (f"{self.path}: has no header, and every second 16 bits are 0: taken for {self.n:,} ids of "
+                         "int32; if they are of uint16, save them as .npy")  # fmt: skip
 
     def _examine_npy(self, file):
         try:

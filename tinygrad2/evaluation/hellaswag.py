@@ -26,6 +26,7 @@ import numpy as np
 from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
 from tinygrad2.io.files import atomic_write, read_bytes
+from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 MAGIC, VERSION = 20240522, 1
@@ -86,7 +87,8 @@ def load_examples(path, tokenizer, limit=None):
     else:
         if tokenizer is None:
             raise UserError(f"{path}: its texts cannot be encoded, since the model's tokenizer is not known")
-        examples = list(itertools.islice(_read_jsonl(data, tokenizer, path), limit))
+        text = text_of(data, path)
+        examples = list(itertools.islice(_read_jsonl(text, tokenizer, path), limit))
     if not examples:
         raise UserError(f"{path}: there are no examples in it; {_FETCH}")
     return examples

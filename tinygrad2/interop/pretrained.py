@@ -10,12 +10,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinygrad2.datasets.token_files import FOREIGN, HEADERED
+from tinygrad2.datasets.token_files import HEADERED
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.io.files import CorruptFile, first_bytes
 from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.safetensors import open_container
+from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.io.weights import load_weights
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
@@ -102,20 +103,23 @@ def _open_third_party(path, kind):
 
 def kind_of_model(path: str | os.PathLike) -> str:
     """"tinygrad2", "Hugging Face", "llm.c" or "nanoGPT", by a file's first bytes. Raises UserError for others."""
-    head = first_bytes(path)
-    magic = int.from_bytes(head[:4], "little")
+    head = first_bytes(path, LOOK)
+    kind, magic = recognize(head, str(path)), int.from_bytes(head[:4], "little")
     if magic == llmc.MODEL:
         return "llm.c"
     if head.startswith(b"PK\3\4"):
         return "nanoGPT"
-    if head[8:].lstrip().startswith(b"{"):
+    if kind and kind.role in ("stand-in", "packed"):
+        raise UserError(f"{path}: {kind}")
+    if not (kind and kind.role == "structured") and head[8:].lstrip().startswith(b"{"):
         try:
             return "tinygrad2" if "tinygrad2" in open_container(path).metadata else "Hugging Face"
         except CorruptFile:
             return "tinygrad2"  # reading it reports what is wrong
-    if magic in FOREIGN or magic in HEADERED:
-        what = FOREIGN.get(magic, "a token file")
-        raise UserError(f"{path}: is {what}, not a model; give the model's own path")
+    if magic in HEADERED:
+        raise UserError(f"{path}: is a token file, not a model; give the model's own path")
+    if kind and not head.startswith(b"\x80"):
+        raise UserError(f"{path}: is {kind.what}, not a model; give the model's own path")
     if head.startswith(b"\x80"):
         raise UserError(f"{path}: is a bare pickle, which could run any code; save it with torch 1.6 or later, or as "
                         "safetensors")

@@ -7,6 +7,7 @@ import tempfile
 import zlib
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.signatures import LOOK, recognize
 
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes of a part of a path, and of a whole one with a temporary name in it
 
@@ -176,9 +177,13 @@ def read_range(file, start, size):
 
 def read_json(path):
     """The value in a JSON file. Raises UserError, with the file and the reason, if it cannot be read or parsed."""
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
+        return json.loads(data)
     except (ValueError, RecursionError):
+        if kind := recognize(data[:LOOK], path):
+            raise UserError(f"{path}: {kind}" if kind.role in ("stand-in", "packed") else
+                            f"{path}: is not valid JSON, but {kind.what}; download it or create it again") from None
         raise UserError(f"{path}: is not valid JSON; download it or create it again") from None
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tinygrad2.errors import short
 from tinygrad2.io.files import CorruptFile, unique_names
 from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
+from tinygrad2.io.signatures import LOOK, recognize
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -74,6 +75,9 @@ def open_container(path):
         buffer, mapped = map_file(file)
     N = int.from_bytes(buffer[:8], "little")
     if N > min(MAX_HEADER, len(buffer) - 8):
+        kind = recognize(bytes(buffer[:LOOK]))
+        if kind and kind.role in ("stand-in", "packed"):
+            raise CorruptFile(f"it {kind}")
         raise CorruptFile(f"header length {N:,} does not fit a file of {len(buffer):,} bytes")
     try:
         header = json.loads(bytes(buffer[8 : 8 + N]).decode(), object_pairs_hook=unique_names)

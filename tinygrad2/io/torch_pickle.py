@@ -19,6 +19,7 @@ from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import CorruptFile
 from tinygrad2.io.lazy_tensor import LazyTensor, is_shape, map_file, release
 from tinygrad2.io.pickle_machine import TENSOR, Call, Name, UnknownNameInPickle, run_pickle
+from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.io.zip_archive import members_of
 
 _MAX_DEPTH = 32  # dicts in lists in dicts ...
@@ -92,6 +93,9 @@ def _open(path):
     if view[: len(_OLD)] == _OLD:
         raise CorruptFile("it has PyTorch's format from before version 1.6", "load and save it with a newer PyTorch")
     if view[:4] != b"PK\x03\x04":
+        kind = recognize(bytes(view[:LOOK]))
+        if kind and kind.role in ("stand-in", "packed"):
+            raise CorruptFile(f"it is {kind.what}", kind.remedy)
         raise CorruptFile("it is not a zip file", "give a file that torch.save wrote")
     return view, mapped
 

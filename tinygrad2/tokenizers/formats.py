@@ -30,7 +30,7 @@ OTHER_PATTERNS = {100256: "cl100k_base", 199998: "o200k_base"}  # number of rank
 LLMC_MAGIC, LLMC_HEADER = 20240328, 1024  # bytes of the header, 256 int32
 LLMC_FIRST = (50257, 50256)  # tokens, end-of-text id; version 1 was for GPT-2 only and does not store the id
 
-_LLMC_START = struct.pack("<I", LLMC_MAGIC)
+LLMC_START = struct.pack("<I", LLMC_MAGIC)
 _RANK_LINE = re.compile(rb"(?:[A-Za-z0-9+/]{4})*[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]= +\d+\r?(?:\n|$)")
 
 
@@ -41,7 +41,7 @@ def read_third_party(data, path):
     format is unknown, or if the file is corrupt or not supported.
     """
     head = data[:256].lstrip()
-    if data.startswith(_LLMC_START):
+    if data.startswith(LLMC_START):
         return _read_llmc(data, path)
     if head.startswith(b"{"):
         return _read_json(data, path)

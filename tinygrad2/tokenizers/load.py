@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
-from tinygrad2.errors import short
+from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import unique_names
+from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers import char, mapped
-from tinygrad2.tokenizers.formats import read_third_party
+from tinygrad2.tokenizers.formats import LLMC_START, read_third_party
 from tinygrad2.tokenizers.hugging_face import PAIRS
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
@@ -26,6 +28,8 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     llm.c's gpt2_tokenizer.bin. In a folder they are found by name. Raises TokenizerError, one line, for anything else.
     """
     path = _find_in_folder(path) if os.path.isdir(path) else str(path)
+    if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+        raise TokenizerError(f"{path}: is a pipe, and a tokenizer is read more than once; give the name of a file")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -35,6 +39,10 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
         return _load_from_weights(path)
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"{path}: is too large for a tokenizer; give the tokenizer.json of a training run")
+    try:
+        data = data if data.startswith(LLMC_START) else text_of(data, path)
+    except UserError as error:
+        raise TokenizerError(str(error)) from None
     if data[:256].lstrip().startswith(b"{") and _OWN_FORMAT.search(data):
         return tokenizer_from_json(data, path)
     return read_third_party(data, path)

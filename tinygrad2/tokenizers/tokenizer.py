@@ -42,6 +42,7 @@ from pathlib import Path
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import atomic_write, unique_names
+from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers.bpe import N_BYTES, Pair, apply_merges, train_merges
 from tinygrad2.tokenizers.pretokenizer import PATTERN, SPLIT, as_text, count_chunks, word_blocks
 
@@ -326,10 +327,12 @@ class Tokenizer:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8. Raises TokenizerError if it cannot be read or decoded."""
+    """The text of a file. Raises TokenizerError if it cannot be read or decoded."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return text_of(Path(path).read_bytes(), path).decode("utf-8")
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: byte {error.start} is not valid UTF-8; {REPLACE}") from error
+    except UserError as error:
+        raise TokenizerError(str(error)) from error

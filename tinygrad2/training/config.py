@@ -41,8 +41,8 @@ class TrainConfig:
     seed: int = flag(1337, "fixes the initial weights, the order of the data, the dropout masks and the samples")
     steps: int = _by_model("steps", "optimizer steps")
     data: str = input_path(bundled("dummy_data.txt"), default="the bundled stories",
-                           text="what to train on: a text file, a token file, a folder, or a pattern like "
-                                "'shards/*.bin'")
+                           text="what to train on: a text file, a token file, a folder, a pattern like "
+                                "'shards/*.bin', or - for standard input")
     dataset: str = flag("", "which dataset, if --data holds several", default="the only one")
     init_from: str = input_path("", "start from this model instead of random weights (finetuning): one of tinygrad2's, "
                                     "or a Hugging Face folder or model.safetensors, an llm.c .bin, a nanoGPT ckpt.pt",

@@ -1,0 +1,120 @@
+"""Data that come through a pipe: <(zcat text.gz), a FIFO, /dev/stdin, or - for standard input.
+
+A training reads its data many times, and a pipe can be read once. Its content is therefore written into a file of the
+user's cache, named after its hash, and that file is trained on: the same content through another pipe is the same file,
+tokenized once, and a training is resumed from it.
+"""
+
+import hashlib
+import os
+import stat
+import tempfile
+
+from tinygrad2.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def file_of(data, log):
+    """The path of a regular file with what `data` names: `data` itself unless it is a pipe or standard input.
+
+    Folders, patterns and missing files are passed on as they are. `log` is called with a line for the user. Raises
+    UserError for devices, sockets, terminals, and for a pipe that is empty.
+    """
+    handle = _open(data, log)
+    if not isinstance(handle, int):
+        return handle
+    log(f"note      reading {data} to its end")
+    with os.fdopen(handle, "rb") as pipe:
+        path = _spool(pipe, data)
+    log(f"note      kept in {path}, which --resume reads")
+    return path
+
+
+def _open(data, log):
+    """A file descriptor of a pipe, or the path of a file."""
+    if data in ("-", "/dev/stdin"):
+        return _standard_input(data)
+    try:
+        status = os.stat(data)
+    except (OSError, ValueError):
+        return data
+    if stat.S_ISDIR(status.st_mode):
+        return data
+    if stat.S_ISREG(status.st_mode):
+        own = _own_name(data) if data.startswith(("/dev/", "/proc/")) else data
+        if own != data or not data.startswith(("/dev/fd/", "/proc/")):
+            return own
+    else:
+        _refuse_devices(data, status)
+    try:
+        return os.open(data, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{data}: cannot be read ({error.strerror})") from None
+
+
+def _standard_input(data):
+    try:
+        status = os.fstat(0)
+    except OSError:
+        raise UserError(f"{data}: standard input is closed; give the name of a file") from None
+    if os.isatty(0):
+        raise UserError(f"{data}: standard input is a terminal; send a text into it (< FILE), or give a file")
+    if stat.S_ISREG(status.st_mode):
+        own = _own_name("/dev/stdin")
+        return os.dup(0) if own == "/dev/stdin" else own
+    if not stat.S_ISSOCK(status.st_mode):  # which some launchers use as standard input
+        _refuse_devices(data, status)
+    return os.dup(0)
+
+
+def _own_name(link):
+    """The path of the file that /dev/fd/N or the like is open on; `link` itself if the file has no name any more."""
+    path = os.path.realpath(link)
+    return path if os.path.exists(path) and os.path.samefile(path, link) else link
+
+
+def _refuse_devices(data, status):
+    if stat.S_ISFIFO(status.st_mode):
+        return
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
+        raise UserError(f"{data}: is empty; give a text, or a file of tokens")
+    what = "a socket" if stat.S_ISSOCK(status.st_mode) else "a device"
+    raise UserError(f"{data}: is {what}; give a file, a folder, a pattern or a pipe")
+
+
+def _spool(pipe, data):
+    """Write the content of a pipe into the cache; returns the path."""
+    folder = _folder()
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=folder)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with os.fdopen(handle, "wb") as file:
+            while block := pipe.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+                size += len(block)
+        if not size:
+            raise UserError(f"{data}: is empty, nothing came through the pipe")
+        path = os.path.join(folder, f"piped-{digest.hexdigest()[:16]}")
+        os.replace(temporary, path)
+        return path
+    except OSError as error:
+        problem = f"what comes through the pipe cannot be kept in {folder} ({error.strerror})"
+        raise UserError(f"{data}: {problem}; choose another place with XDG_CACHE_HOME") from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _folder():
+    """The first folder of the cache, or else of temporary files, that can be written to."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for place in (os.path.join(cache, "tinygrad2"), tempfile.gettempdir()):
+        try:
+            os.makedirs(place, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place, os.W_OK):
+            return place
+    raise UserError("there is no folder to keep piped data in; set XDG_CACHE_HOME to one")

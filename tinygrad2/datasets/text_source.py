@@ -1,0 +1,108 @@
+"""The texts that tokens are made from: read as UTF-8 in whatever form they are stored, checked, and told apart.
+
+A text is the one that a record was made from if its content is: the SHA-256 of all of it. Names, sizes and dates do not
+tell texts apart: in an unpacked archive, or a read-only image, two may agree in all three. Only of texts above
+ALWAYS_READ bytes the content is not read at every start; of those the system's own facts about the file are compared
+(which file system and file, when it was last changed), and samples of the content.
+"""
+
+import hashlib
+import os
+import time
+
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import write_record
+from tinygrad2.io.text_file import examine, open_text
+from tinygrad2.io.utf8_check import Utf8Check
+
+ALWAYS_READ = 256 << 20  # bytes; reading so many takes less than half a second once they are in memory
+_BLOCK = 1 << 22  # bytes that are in memory at a time
+_SAMPLES, _SAMPLE = 16, 1 << 16  # number and bytes of the samples of a larger text
+_SETTLED = 2 * 10**9  # nanoseconds after which a change of a file surely changes its dates
+
+
+class TextSource:
+    """One or several text files. Raises UserError for one that cannot be read, or is not a text.
+
+    sizes    bytes of each in UTF-8; exact once sha256() has read them
+    """
+
+    def __init__(self, paths, log=print):
+        self.paths, self.log = paths, log
+        self.forms = [examine(path)[0] for path in paths]
+        self.name = os.path.basename(os.path.abspath(paths[0]))
+        if len(paths) > 1:
+            names = hashlib.sha256(b"/".join(os.fsencode(os.path.basename(path)) for path in paths)).hexdigest()
+            self.name = f"{os.path.basename(os.path.dirname(os.path.abspath(paths[0])))}-all-{names[:8]}"
+        try:
+            stats = [os.stat(path) for path in paths]
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        self.sizes = [status.st_size for status in stats]
+        self._stats, self._sha256, self._identity = stats, None, None
+
+    def open(self, i, start=0):
+        """File number i, in UTF-8, from byte `start` on."""
+        file = open_text(self.paths[i], self.forms[i])
+        if self.forms[i].is_plain:
+            file.seek(start)
+        while start > 0 and not self.forms[i].is_plain:
+            start -= len(file.read(min(start, _BLOCK)) or b"x" * start)
+        return file
+
+    def sha256(self):
+        """The SHA-256 of the texts of all files. Raises UserError for one that is in another encoding than UTF-8."""
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for i, path in enumerate(self.paths):
+                check = Utf8Check()
+                with self.open(i) as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+                        check.feed(block)
+                digest.update(b"\0end\0")
+                check.refuse_other_encodings(path)
+                for note in check.notes(path):
+                    self.log(f"note      {note}")
+                self.sizes[i] = check.size
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def facts(self):
+        """The fields of a record that identify the text."""
+        return {"identity": self.identity(), "form": self._form(), "sha256": self.sha256()}
+
+    def matches(self, record):
+        """Was the record made from this text?"""
+        if record is None or record.get("form", "UTF-8") != self._form():  # records without the field are of UTF-8
+            return False
+        if sum(status.st_size for status in self._stats) > ALWAYS_READ and self.identity() is not None:
+            return self.identity() == record.get("identity") or self.sha256() == record.get("sha256")
+        return self.sha256() == record.get("sha256")
+
+    def refresh(self, record, path):
+        """Write a record that matches again with the present identity, so that a large text need not be read again."""
+        if record.get("identity") != self.identity():
+            write_record(path, record | {"identity": self.identity()})
+
+    def identity(self):
+        """What the system says of the files, and a hash of samples; None while a change might not show in the dates."""
+        if self._identity is None:
+            latest = max(max(status.st_mtime_ns, status.st_ctime_ns) for status in self._stats)
+            if time.time_ns() - latest < _SETTLED:
+                return None
+            facts = []
+            for path, status in zip(self.paths, self._stats):
+                digest = hashlib.sha256()
+                with open(path, "rb") as file:
+                    for i in range(_SAMPLES):
+                        file.seek(max(0, status.st_size - _SAMPLE) * i // (_SAMPLES - 1))
+                        digest.update(file.read(_SAMPLE))
+                facts += [os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
+                          status.st_ctime_ns, digest.hexdigest()]  # fmt: skip
+            self._identity = facts
+        return self._identity
+
+    def _form(self):
+        forms = list(map(str, self.forms))
+        return forms[0] if len(set(forms)) == 1 else forms
