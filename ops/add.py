@@ -13,6 +13,8 @@ class Add(Function):
         da = dout        db = dout
     """
 
+    mixes_integers = True
+
     def forward(self, a, b):                                      # a, b broadcast to (...)
         self.save(shape_of(a), shape_of(b))
         return a + b

@@ -1,5 +1,9 @@
+from collections.abc import Sequence
+from typing import Any
+
 from tinygrad2.function import Function
-from tinygrad2.tensor import Tensor, apply
+from tinygrad2.spelling import axis_of
+from tinygrad2.tensor import Tensor, TensorLike, apply
 
 
 class Concatenate(Function):
@@ -9,6 +13,8 @@ class Concatenate(Function):
 
     Backward.  Each input gets the part of dout at the positions it went to.
     """
+
+    mixes_integers = True
 
     def forward(self, *inputs, axis=0):                           # each (..., n_i, ...)
         self.save(axis, [x.shape[axis] for x in inputs])
@@ -25,6 +31,6 @@ class Concatenate(Function):
         return parts
 
 
-def concatenate(inputs: list[Tensor], axis: int = 0) -> Tensor:
+def concatenate(inputs: Sequence[TensorLike], axis: int = 0, **also: Any) -> Tensor:
     """A list of Tensors joined along `axis`."""
-    return apply(Concatenate, *inputs, axis=axis)
+    return apply(Concatenate, *inputs, axis=axis_of("concatenate", also, axis))

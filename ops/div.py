@@ -13,6 +13,8 @@ class Div(Function):
         da = dout / b        db = -dout * a / b^2
     """
 
+    mixes_integers = True
+
     def forward(self, a, b):                                      # a, b broadcast to (...)
         self.save(a, b)
         return a / b

@@ -2,6 +2,7 @@ from typing import Any
 
 from tinygrad2.backend import device_of
 from tinygrad2.function import Function
+from tinygrad2.operands import as_ids
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -43,5 +44,5 @@ def check_ids(ids, vocab_size):
 
 
 def embedding(weight: Tensor, ids: Any) -> Tensor:
-    """Rows `ids` (...) of the table `weight` (V, C): (..., C)."""
-    return apply(Embedding, weight, ids)
+    """Rows `ids` (...), an array, a Tensor or lists, of the table `weight` (V, C): (..., C)."""
+    return apply(Embedding, weight, as_ids(ids, weight))

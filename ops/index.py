@@ -1,6 +1,7 @@
 from typing import Any
 
 from tinygrad2.function import Function
+from tinygrad2.operands import plain_key
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -22,19 +23,21 @@ class Index(Function):
     def backward(self, dout):
         shape, key = self.saved
         dx = self.xp.zeros(shape, dtype=dout.dtype)
-        if _is_basic(key):
-            dx[key] = dout                                        # slices never take an element twice
+        if _takes_once(key):
+            dx[key] = dout
         else:
             self.xp.add.at(dx, key, dout)
         return (dx,)
 
 
-def _is_basic(key):
-    """True if the key takes each element at most once: only integers, slices, ... and None."""
+def _takes_once(key):
+    """True if the key takes each element at most once: integers, slices, ..., None, or a mask alone."""
+    if getattr(getattr(key, "dtype", None), "kind", "") == "b":
+        return True
     parts = key if isinstance(key, tuple) else (key,)
     return all(part is None or part is Ellipsis or type(part) in (int, slice) for part in parts)
 
 
 def index(x: Tensor, key: Any) -> Tensor:
     """x[key]."""
-    return apply(Index, x, key=key)
+    return apply(Index, x, key=plain_key(key, x.data))

@@ -2,6 +2,7 @@ from typing import Any
 
 from ops.cross_entropy import CrossEntropy
 from tinygrad2.function import Function
+from tinygrad2.operands import as_ids
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -40,4 +41,4 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: 
     Raises ValueError if the shapes do not match, and IndexError for a target outside the vocabulary that is not
     ignore_index.
     """
-    return apply(LinearCrossEntropy, x, weight, targets, ignore_index=ignore_index)
+    return apply(LinearCrossEntropy, x, weight, as_ids(targets, x), ignore_index=ignore_index)

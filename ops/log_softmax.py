@@ -1,4 +1,7 @@
+from typing import Any
+
 from tinygrad2.function import Function
+from tinygrad2.spelling import axis_of
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -23,6 +26,6 @@ class LogSoftmax(Function, name="log_softmax"):
         return (dout - self.xp.exp(out) * dout.sum(axis, keepdims=True),)
 
 
-def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+def log_softmax(x: Tensor, axis: int = -1, **also: Any) -> Tensor:
     """Log-probabilities along `axis`."""
-    return apply(LogSoftmax, x, axis=axis)
+    return apply(LogSoftmax, x, axis=axis_of("log_softmax", also, axis))

@@ -17,6 +17,8 @@ class MatMul(Function):
     broadcast, its gradient is summed. A vector is a matrix with one row (a) or one column (b), as in NumPy.
     """
 
+    mixes_integers = True
+
     def forward(self, a, b):                                      # a (..., n, k), b (..., k, m), or vectors (k,)
         self.save(a, b)
         return a @ b                                              # (..., n, m)

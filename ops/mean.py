@@ -1,4 +1,7 @@
+from typing import Any
+
 from tinygrad2.function import Function
+from tinygrad2.spelling import keywords
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -19,14 +22,14 @@ class Mean(Function):
     def backward(self, dout):
         shape, axis, keepdims = self.saved
         xp = self.xp
-        N = _count(shape, axis)
+        N = count(shape, axis)
         if axis is not None and not keepdims:
             dout = xp.expand_dims(dout, axis)                     # the averaged axes come back with size 1
         return (xp.broadcast_to(dout / N, shape),)
 
 
-def _count(shape, axis):
-    """Number of values in one mean: _count((2, 3, 4), (0, 2)) -> 8."""
+def count(shape, axis):
+    """Number of values in one mean: count((2, 3, 4), (0, 2)) -> 8."""
     axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     N = 1
     for a in axes:
@@ -34,6 +37,6 @@ def _count(shape, axis):
     return N
 
 
-def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, **also: Any) -> Tensor:
     """The mean over `axis` (int, tuple, or None for all)."""
-    return apply(Mean, x, axis=axis, keepdims=keepdims)
+    return apply(Mean, x, **keywords("mean", also, axis=axis, keepdims=keepdims))

@@ -13,6 +13,8 @@ class Mul(Function):
         da = dout * b        db = dout * a
     """
 
+    mixes_integers = True
+
     def forward(self, a, b):                                      # a, b broadcast to (...)
         self.save(a, b)
         return a * b

@@ -16,6 +16,8 @@ class Pow(Function):
     and db = 0 if a = 0. For a < 0 the exponent has no gradient over the reals: db = nan.
     """
 
+    mixes_integers = True
+
     def forward(self, a, b):                                      # a, b broadcast to (...)
         self.save(a, b)
         return a**b

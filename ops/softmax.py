@@ -1,4 +1,7 @@
+from typing import Any
+
 from tinygrad2.function import Function
+from tinygrad2.spelling import axis_of
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -29,6 +32,6 @@ class Softmax(Function):
         return (p * (dout - average),)
 
 
-def softmax(x: Tensor, axis: int = -1) -> Tensor:
+def softmax(x: Tensor, axis: int = -1, **also: Any) -> Tensor:
     """Probabilities along `axis`."""
-    return apply(Softmax, x, axis=axis)
+    return apply(Softmax, x, axis=axis_of("softmax", also, axis))

@@ -1,4 +1,7 @@
+from typing import Any
+
 from tinygrad2.function import Function
+from tinygrad2.spelling import keywords
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -25,6 +28,6 @@ class Sum(Function):
         return (xp.broadcast_to(dout, shape),)
 
 
-def sum(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+def sum(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, **also: Any) -> Tensor:
     """The sum over `axis` (int, tuple, or None for all)."""
-    return apply(Sum, x, axis=axis, keepdims=keepdims)
+    return apply(Sum, x, **keywords("sum", also, axis=axis, keepdims=keepdims))

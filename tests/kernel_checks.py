@@ -9,11 +9,14 @@ from tinygrad2.function import DeferredGradient, Function
 def run(op, arrays, options, dout=None, needs=None):
     """Forward and backward of one Function on plain NumPy arrays: (out, dout, gradients).
 
-    The results of an op that returns several (all of one shape) are stacked, as is dout.
+    The results of an op that returns several (all of one shape) are stacked, as is dout. An op without a gradient runs
+    forward only: (out, None, []).
     """
     needs = [is_float(a) for a in arrays] if needs is None else needs
     node = op(np, needs)
     out, several = stacked(node.forward(*arrays, **options))
+    if not has_gradient(op):
+        return out, None, []
     dout = cotangent(out) if dout is None else dout
     gradients = node.backward(tuple(dout) if several else dout)
     return out, dout, [settle(g) if need else None for g, need in zip(gradients, needs)]
@@ -94,6 +97,11 @@ def check_contract(kernel, op, sample):
             assert (got is None) == (expected is None)
             assert got is None or error(got, expected) < 1e-5
     return True
+
+
+def has_gradient(op):
+    """Does the op define a backward? (Comparisons do not: their results are booleans.)"""
+    return op.backward is not Function.backward
 
 
 def reference_ops(registry):

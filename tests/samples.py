@@ -6,6 +6,9 @@ A sample lists the inputs by their shapes, in the order of `forward`, and the op
     positive(3, 4)                1/2 + |normal|, for log and for powers
     integers(5, below=7)          token ids 0 .. 6
     int8(3, 4)                    integers from -127 to 127, one byte each
+    mask(3, 4)                    booleans
+    spaced(3, 4)                  in disorder, at least 0.1 apart and 0.05 from zero, for ops with kinks: abs, max, ...
+    between(3, 4)                 the same, 0.05 from the values of spaced(...)
     transposed(3, 4)              values of shape (3, 4) in a memory laid out the other way
     repeated(3, 4)                every row is the same memory (stride 0)
     2.5, None                     passed as they are
@@ -30,6 +33,11 @@ class Draw:
             return rng.integers(0, self.below, self.shape)
         if self.kind == "int8":
             return rng.integers(-127, 128, self.shape).astype(np.int8)
+        if self.kind == "mask":
+            return np.asarray(values > 0)
+        if self.kind in ("spaced", "between"):
+            values = 0.1 * (rng.permutation(values.size) - values.size // 2).reshape(self.shape)
+            values = np.asarray(values + 0.05 * (self.kind == "spaced"))
         if self.kind == "positive":
             values = np.asarray(0.5 + np.abs(values))
         if self.kind == "transposed":
@@ -49,6 +57,18 @@ def integers(*shape, below):
 
 def int8(*shape):
     return Draw("int8", shape)
+
+
+def mask(*shape):
+    return Draw("mask", shape)
+
+
+def spaced(*shape):
+    return Draw("spaced", shape)
+
+
+def between(*shape):
+    return Draw("between", shape)
 
 
 def transposed(*shape):
@@ -118,6 +138,68 @@ _REDUCTIONS = [
     sample(transposed(3, 4), axis=1),
     sample(repeated(3, 4), axis=0),
 ]
+_EXTREMES = [
+    sample(spaced(3, 4)),
+    sample(spaced(3, 4), axis=0),
+    sample(spaced(3, 4), axis=-1, keepdims=True),
+    sample(spaced(2, 3, 4), axis=(0, 2)),
+    sample(spaced(2, 3, 4), axis=(0, -1), keepdims=True),
+    sample(spaced(3, 4), keepdims=True),
+    sample(spaced(7, 1023), axis=1),
+    sample((1,)),
+    sample(()),
+    sample(transposed(3, 4), axis=1),
+    sample(repeated(3, 4), axis=1),
+]
+_POSITIONS = [
+    sample((3, 4)),
+    sample((3, 4), axis=0),
+    sample((2, 3, 4), axis=-2, keepdims=True),
+    sample((3, 4), keepdims=True),
+    sample(integers(3, 40, below=3), axis=1),  # several equal ones
+    sample((7, 1023), axis=1),
+    sample(transposed(3, 4), axis=1),
+    sample(repeated(3, 4), axis=0),
+]
+_TRUTHS = [
+    sample(mask(3, 4)),
+    sample(mask(7, 3), axis=1),
+    sample(integers(7, 3, below=3), axis=-1, keepdims=True),
+    sample(mask(2, 3, 4), axis=(0, 2)),
+    sample((3, 4), keepdims=True),
+    sample(mask()),
+]
+_KINKS = [  # of one input, with a kink at zero
+    sample(spaced(3, 4)),
+    sample(spaced()),
+    sample(spaced(1)),
+    sample(spaced(7, 1023)),
+    sample(transposed(3, 4)),
+    sample(repeated(3, 4)),
+]
+_CHOICES = [  # of the larger or the smaller
+    sample(spaced(3, 4), between(3, 4)),
+    sample(spaced(3, 4), between(4)),
+    sample(spaced(3, 1), between(3, 4)),
+    sample(spaced(2, 1, 4), between(3, 1)),
+    sample(spaced(), between(5)),
+    sample(spaced(7, 1023), between(1023)),
+    sample(spaced(3, 4), 0.0),
+    sample(0.2, spaced(3, 4)),
+    sample(transposed(3, 4), repeated(3, 4)),
+]
+_SPREADS = [
+    sample((3, 4)),
+    sample((3, 4), axis=0),
+    sample((3, 4), axis=-1, keepdims=True, ddof=0),
+    sample((2, 3, 4), axis=(0, 2)),
+    sample((2, 3, 4), axis=(0, -1), keepdims=True),
+    sample((3, 4), keepdims=True, ddof=2),
+    sample((7, 1023), axis=1),
+    sample((1,), ddof=0),
+    sample(transposed(3, 4), axis=1),
+    sample(repeated(3, 4), axis=1),
+]
 _ROWS = [  # for what works along an axis
     sample((5,)),
     sample((3, 4)),
@@ -148,9 +230,93 @@ SAMPLES = {
     ],
     "neg": _UNARY,
     "exp": _UNARY,
+    "sin": _UNARY,
+    "cos": _UNARY,
+    "tanh": _UNARY,
+    "sigmoid": _UNARY,
+    "sqrt": [sample(positive(3, 4)), sample(positive()), sample(positive(7, 1023))],
+    "abs": _KINKS,
+    "relu": _KINKS,
+    "maximum": _CHOICES,
+    "minimum": _CHOICES,
+    "clip": [
+        sample(spaced(3, 4), -0.3, 0.2),
+        sample(spaced(3, 4), None, 0.2),
+        sample(spaced(3, 4), 0.0, None),
+        sample(spaced(3, 4)),
+        sample(spaced(3, 4), between(4), 10.0),
+        sample(spaced(3, 4), -10.0, between(3, 1)),
+        sample(spaced(7, 1023), -20.0, 20.0),
+        sample(transposed(3, 4), -0.5, 0.5),
+        sample(repeated(3, 4), -0.5, 0.5),
+    ],
+    "where": [
+        sample(mask(3, 4), (3, 4), (3, 4)),
+        sample(mask(3, 4), (4,), (3, 1)),
+        sample(mask(4), (3, 4), 0.5),
+        sample(mask(3, 1), -1.5, (3, 4)),
+        sample(integers(3, 4, below=3), (3, 4), (3, 4)),
+        sample(mask(7, 1023), (7, 1023), (1023,)),
+        sample(mask(3, 4), transposed(3, 4), repeated(3, 4)),
+    ],
+    "compare": [
+        *(sample((3, 4), (3, 4), relation=relation) for relation in ("==", "!=", "<", "<=", ">", ">=")),
+        sample(integers(3, 4, below=3), integers(4, below=3), relation="=="),
+        sample((2, 1, 4), (3, 1), relation=">="),
+        sample((3, 4), 0.25, relation="<"),
+        sample(transposed(3, 4), repeated(3, 4), relation=">"),
+    ],
+    "logical": [
+        *(sample(mask(3, 4), mask(4), relation=relation) for relation in "&|^"),
+        *(sample(integers(3, 4, below=9), integers(3, 1, below=9), relation=relation) for relation in "&|^"),
+        sample(mask(3, 4), True, relation="^"),
+    ],
+    "clone": _UNARY,
+    "cast": [sample((3, 4), dtype="float64"), sample((), dtype="float64"), sample(transposed(3, 4), dtype="float64")],
     "log": [sample(positive(3, 4)), sample(positive()), sample(positive(7, 1023))],
     "sum": _REDUCTIONS,
     "mean": _REDUCTIONS,
+    "var": _SPREADS,
+    "std": _SPREADS,
+    "max": _EXTREMES,
+    "min": _EXTREMES,
+    "argmax": _POSITIONS,
+    "argmin": _POSITIONS,
+    "all": _TRUTHS,
+    "any": _TRUTHS,
+    "cumsum": [
+        sample((3, 4)),
+        sample((3, 4), axis=0),
+        sample((2, 3, 4), axis=-2),
+        sample((5,), axis=0),
+        sample((7, 1023), axis=1),
+        sample(transposed(3, 4), axis=1),
+        sample(repeated(3, 4), axis=0),
+    ],
+    "stack": [
+        sample((3, 4), (3, 4)),
+        sample((3, 4), (3, 4), (3, 4), axis=1),
+        sample((2, 3), (2, 3), axis=-1),
+        sample((), ()),
+        sample((5,)),
+        sample(transposed(3, 4), repeated(3, 4), axis=-2),
+    ],
+    "split": [
+        sample((6, 4), size=2),
+        sample((3, 4), size=1, axis=1),
+        sample((3, 8), size=[4, 4], axis=-1),
+        sample((5,), size=7),
+        sample(transposed(4, 4), size=2, axis=-2),
+        sample(repeated(4, 4), size=[2, 2]),
+    ],
+    "expand": [
+        sample((3, 1), shape=(3, 4)),
+        sample((4,), shape=(2, 3, -1)),
+        sample((), shape=(2, 2)),
+        sample((2, 1, 3), shape=(-1, 5, -1)),
+        sample((3, 4), shape=(3, 4)),
+        sample(transposed(3, 1), shape=(2, 3, 1023)),
+    ],
     "reshape": [
         sample((3, 4), shape=(2, 6)),
         sample((3, 4), shape=(-1,)),

@@ -194,6 +194,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         if ufunc.__name__ in _ABSENT:  # NumPy's own error would print the operands, and so read the device
             raise TypeError(f"CuPy has no {ufunc.__name__}")
+        if any(hasattr(x, "__array_ufunc__") and not isinstance(x, (ndarray, np.ndarray, np.generic)) for x in inputs):
+            return NotImplemented  # NumPy asks the other operand's class next
         return _call_ufunc(ufunc, method, *inputs, **kwargs)
 
     def __array_function__(self, function, _types, args, kwargs):  # np.f(x) runs cupy.f(x), where there is one

@@ -4,6 +4,8 @@
   gradient: backward then returns that array, and copies nothing.
 """
 
+import numpy as np
+
 from ops.split_heads import SplitHeads
 
 
@@ -17,7 +19,7 @@ def _packed(douts):
     """The (B, T, 3C) array of which these are q, k and v as `forward` cuts them, or None if they are not."""
     B, nh, T, hs = douts[0].shape
     base = douts[0]
-    while base.base is not None:
+    while isinstance(base.base, np.ndarray):  # below arrays there may be the bytes of a file
         base = base.base
     if base.shape != (B, T, 3, nh, hs) or not base.flags.c_contiguous or base.dtype != douts[0].dtype:
         return None
