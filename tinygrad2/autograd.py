@@ -68,12 +68,13 @@ def walk_back(root, output, grad):
 def count_uses(root):
     """How many edges lead to each node below `root`: {node: uses}. Iterative: depth costs no Python stack.
 
-    Raises RuntimeError if a backward pass has been here already.
+    Raises RuntimeError if a backward pass has been here already, or if saved values were changed in place.
     """
     uses = {}
     stack = [root]
     while stack:
         node = stack.pop()
+        node.check_operands()
         if node.released:
             raise RuntimeError(
                 f"backward() was already called through this {node.name}: its saved values are freed, and a second "

@@ -24,6 +24,7 @@ A faster version for one array library is a subclass of its op: `class SquareCPU
 same name and the same methods, and is chosen if `supports(*arrays)` is true (see dispatch.py).
 """
 
+import weakref
 from typing import Any
 
 from tinygrad2.context import Block, Setting
@@ -39,6 +40,7 @@ class Function:
     parents     per input the edge to where it came from, (node, number of that node's output) or (leaf Tensor, 0);
                 None if no gradient is wanted
     outputs     (shape, dtype) of each result of forward
+    operands    (weak reference to the Tensor, its version) of each input whose array is saved
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
     layer       the module in which it was used, if an observer notes it,
@@ -48,6 +50,8 @@ class Function:
 
     name = "function"
     is_leaf = False  # True for a leaf Tensor at the end of an edge
+    mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
+    sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
     layer, inputs, work = "", (), None
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
@@ -63,6 +67,7 @@ class Function:
         self.saved: Any = ()
         self.parents: Any = ()
         self.outputs: Any = ()
+        self.operands: Any = ()
         self.several = self.released = False
 
     def save(self, *values: Any) -> None:
@@ -75,9 +80,24 @@ class Function:
         edge = self.parents[i] if self.parents else None
         return edge[0] if edge and edge[0].is_leaf else None
 
+    def note_operands(self, inputs: Any, arrays: Any) -> None:
+        """Remember the version of every input Tensor whose array is saved; `check_operands` compares it."""
+        for kept in self.saved:
+            for x, array in zip(inputs, arrays):
+                if kept is array and x is not array and hasattr(x, "version"):
+                    self.operands = (*self.operands, (weakref.ref(x), x.version))
+
+    def check_operands(self) -> None:
+        """Raise RuntimeError if an input that backward needs was changed in place after forward."""
+        if any(x() is not None and x().version != version for x, version in self.operands):
+            raise RuntimeError(
+                f"backward of {self.name} needs an input that was changed in place after it was used: change it after "
+                "backward(), or use a copy, x.clone()"
+            )
+
     def release(self) -> None:
         """Drop what was kept: backward has passed here, and the memory is needed for the gradients to come."""
-        self.saved = self.parents = ()
+        self.saved = self.parents = self.operands = ()
         self.released = True
 
     def forward(self, *inputs: Any, **options: Any) -> Any:

@@ -25,6 +25,8 @@ class Parameter(Tensor):
     buffer its part of the gradient is then zero. With True it continues from a gradient of zero.
     """
 
+    may_become_result = False  # its memory may be part of a flat buffer
+
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = True):
         self._grad: Any = None
         self._stale = self._requires_grad = False

@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from tinygrad2.autograd import walk_back
-from tinygrad2.backend import Array, device_of, is_array, to_device, to_host, xp_of
+from tinygrad2.backend import DEVICES, Array, to_device, xp_of
 from tinygrad2.context import Block, Setting
 from tinygrad2.dispatch import OPS, around, choose
 from tinygrad2.function import DeferredGradient, Function, observers
+from tinygrad2.inplace import InPlace
+from tinygrad2.methods import Methods
+from tinygrad2.operands import as_array, fit_together, plain
+from tinygrad2.operators import Operators
 
 _recording = Setting("recording", True)
 
@@ -42,7 +46,7 @@ def is_recording() -> bool:
     return _recording.get()
 
 
-class Tensor:
+class Tensor(Operators, Methods, InPlace):
     """An n-dimensional array with a gradient.
 
     data           the values, a NumPy or CuPy array
@@ -51,168 +55,89 @@ class Tensor:
     node           the Function that made it, or None for a leaf
     output         which of the node's results it is, 0 for the first
 
-    Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes are never mixed.
-    Raises TypeError if a gradient is asked for on integers, UserError if the device is missing.
+    Lists and Python floats become float32; arrays and NumPy scalars keep their dtype, and dtypes of floats are never
+    mixed. Of an array it takes the memory, unless that is read-only (operands.py); of a Tensor, too, without the graph.
+    Raises TypeError if a gradient is asked for on integers, or if `data` holds something else than numbers, or Tensors
+    whose gradients would be lost; UserError if the device is missing.
     """
 
-    __array_ufunc__ = None  # makes `array + tensor` call our __radd__ instead of NumPy's loop over elements
+    grad: Array | None = None
+    node: Function | None = None
+    output = 0
+    requires_grad = False
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False):
         if isinstance(data, Tensor):
             data = data.data
-        if type(data) is not np.ndarray and not is_array(data):
-            typed = isinstance(data, np.generic)
-            data = np.asarray(data)
-            if dtype is None and data.dtype == np.float64 and not typed:
-                dtype = np.float32
-        if dtype is not None:
-            data = data.astype(dtype, copy=False)
-        self.data: Array = data if device is None else to_device(data, device)
-        self.grad: Array | None = None
-        self.node: Function | None = None
-        self.output = 0
-        self.requires_grad = requires_grad
-        if requires_grad and self.dtype.kind != "f":
-            raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; use dtype float32 or float64")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.data.ndim
-
-    @property
-    def size(self) -> int:
-        return self.data.size
-
-    @property
-    def device(self) -> str:
-        return device_of(self.data)
+        elif isinstance(data, (list, tuple)) and _holds_gradients(data):
+            raise TypeError("a Tensor of Tensors would lose their gradients; use ops.stack([...])")
+        data = as_array(data, dtype)
+        self.data = data if device is None else to_device(data, device)
+        if requires_grad:
+            self.requires_grad_()
 
     @property
     def is_leaf(self) -> bool:
         """True unless a recorded op produced it."""
         return self.node is None
 
-    def __repr__(self) -> str:
-        grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(self.numpy(), precision=4, threshold=20)}, dtype={self.dtype}{grad})"
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def numpy(self) -> np.ndarray:
-        """The values as a NumPy array (not a copy if they are one already)."""
-        return to_host(self.data)
-
-    def item(self) -> Any:
-        """The value of a one-element Tensor as a Python scalar."""
-        return self.data.item()
-
     def detach(self) -> Tensor:
         """The same values outside the graph."""
         return Tensor(self.data)
 
-    # -- arithmetic: every operator is one op ------------------------------------------------------------------------
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Ask for a gradient here from now on; returns this Tensor."""
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; use dtype float32 or float64")
+        self.requires_grad = requires_grad
+        return self
 
-    def __add__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["add"], self, other)
-
-    def __radd__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["add"], other, self)
-
-    def __sub__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["sub"], self, other)
-
-    def __rsub__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["sub"], other, self)
-
-    def __mul__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["mul"], self, other)
-
-    def __rmul__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["mul"], other, self)
-
-    def __truediv__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["div"], self, other)
-
-    def __rtruediv__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["div"], other, self)
-
-    def __pow__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["pow"], self, other)
-
-    def __rpow__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["pow"], other, self)
-
-    def __matmul__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["matmul"], self, other)
-
-    def __rmatmul__(self, other: TensorLike) -> Tensor:
-        return apply(OPS["matmul"], other, self)
-
-    def __neg__(self) -> Tensor:
-        return apply(OPS["neg"], self)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return apply(OPS["index"], self, key=_plain_key(key))
-
-    def exp(self) -> Tensor:
-        return apply(OPS["exp"], self)
-
-    def log(self) -> Tensor:
-        return apply(OPS["log"], self)
-
-    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
-        return apply(OPS["sum"], self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
-        return apply(OPS["mean"], self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        """`x.reshape(2, -1)` or `x.reshape((2, -1))`."""
-        return apply(OPS["reshape"], self, shape=_as_tuple(shape))
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """Axis i of the result is axis `axes[i]` of this Tensor (as in NumPy); without axes their order is reversed."""
-        return apply(OPS["transpose"], self, axes=_as_tuple(axes) or None)
-
-    @property
-    def T(self) -> Tensor:
-        return self.transpose()
+    def to(self, target: Any) -> Tensor:
+        """This Tensor on another device ("cpu", "cuda") or in another dtype; itself if it is there already."""
+        if not (isinstance(target, str) and target in DEVICES):
+            return self if self.dtype == np.dtype(target) else self.astype(target)
+        if target == self.device:
+            return self
+        if self.requires_grad and self._is_recording():
+            raise RuntimeError(
+                f"moving is not recorded: x.detach().to({target!r}) for the values, or move first, "
+                f"Tensor(x, device={target!r}, requires_grad=True)"
+            )
+        return Tensor(self.data, device=target)
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 
     def backward(self, grad: Any = None) -> None:
         """Add dL/dleaf to the `.grad` of every leaf this Tensor was computed from, where L = sum(self * grad).
 
-        `grad` has the shape of this Tensor; a one-element Tensor (a loss) needs none. The graph is freed in the
-        same pass: each node's saved arrays go as soon as the node is done.
-        Raises RuntimeError if there is no graph, or if a part of it was already walked; ValueError for a `grad`
-        of another shape or dtype.
+        `grad` has the shape of this Tensor (as an array, a Tensor or lists), or is one number for all elements; a
+        one-element Tensor (a loss) needs none. The graph is freed in the same pass: each node's saved arrays go as
+        soon as the node is done.
+        Raises RuntimeError if there is no graph, if a part of it was already walked, or if values that it needs were
+        changed in place; ValueError for a `grad` of another shape, dtype or device.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a Tensor that does not depend on anything with requires_grad=True: are "
                                "all parameters frozen, or was it computed under no_grad()?")
-        if grad is None:
-            if self.size != 1:
-                raise RuntimeError(f"backward() of a Tensor of shape {self.shape} needs the gradient to start from")
-            grad = xp_of(self.data).ones_like(self.data)
-        elif isinstance(grad, Tensor):
-            grad = grad.data
-        if grad.shape != self.shape or grad.dtype != self.dtype:
-            given, own = f"{grad.dtype} {grad.shape}", f"{self.dtype} {self.shape}"
-            raise ValueError(f"backward(): the gradient is {given}, the Tensor {own}")
+        grad = self._starting_gradient(grad)
         if self.node is None:
             self.add_to_grad(grad)
         else:
             walk_back(self.node, self.output, grad)
+
+    def _starting_gradient(self, grad):
+        xp = xp_of(self.data)
+        if grad is None and self.size != 1:
+            raise RuntimeError(f"backward() of a Tensor of shape {self.shape} needs the gradient to start from")
+        if grad is None or isinstance(grad, (int, float, np.generic)):
+            return xp.full_like(self.data, 1 if grad is None else grad)
+        if isinstance(grad, (list, tuple)):
+            return self._starting_gradient(Tensor(grad, dtype=self.dtype, device=self.device))
+        grad = Tensor(grad)
+        if (grad.shape, grad.dtype, grad.device) != (self.shape, self.dtype, self.device):
+            given, own = (f"{x.dtype} {x.shape} on {x.device}" for x in (grad, self))
+            raise ValueError(f"backward(): the gradient is {given}, the Tensor {own}")
+        return grad.data
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, if there is one."""
@@ -222,11 +147,23 @@ class Tensor:
     def add_to_grad(self, grad: Array | DeferredGradient) -> None:
         """Leaves accumulate: a parameter that is used twice gets the sum of both gradients."""
         if self.grad is None:
-            self.grad = grad.copy()  # it may be the gradient of another leaf, too, or a view
+            self.grad = xp_of(self.data).asarray(grad.copy())  # it may be that of another leaf, too, or a view
         elif isinstance(grad, DeferredGradient):
             grad.write_to(self.grad, accumulate=True)
         else:
             self.grad += grad
+
+
+    # -- for the base classes, which know no ops ---------------------------------------------------------------------
+
+    def _run(self, name: str, *inputs: Any, **options: Any) -> Any:
+        return apply(OPS[name], *inputs, **options)
+
+    def _wrap(self, array: Array) -> Tensor:
+        return Tensor(array, device=self.device)
+
+    def _is_recording(self) -> bool:
+        return is_recording()
 
 
 TensorLike = Tensor | np.ndarray | float  # in type hints: what an operator takes on either side
@@ -236,11 +173,11 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     """Run `op` on Tensors, arrays, scalars (or None for an optional input) and record it. Returns a Tensor.
 
     The one place that unwraps inputs, checks that they fit together, picks the implementation, and wraps the result.
-    An op whose forward returns a tuple returns a tuple of Tensors.
-    Raises TypeError for mixed devices or mixed float dtypes, naming the op and its operands.
+    An op whose forward returns a tuple returns a tuple of Tensors. Results that are no floats have no gradient.
+    Raises TypeError for mixed devices, mixed float dtypes, or what is no operand, naming the op and its operands.
     """
-    arrays = [_plain(value) for value in inputs]
-    xp, float_dtype = _check_operands(op, arrays)
+    arrays = [value.data if isinstance(value, Tensor) else plain(op, i, value) for i, value in enumerate(inputs, 1)]
+    arrays, xp, float_dtype = fit_together(op, inputs, arrays)
     records = is_recording()
     needs_grad = [records and isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
@@ -254,58 +191,37 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     with around(node):
         results = node.forward(*arrays, **options)
     node.several = isinstance(results, tuple)
-    outs = [Tensor(xp.asarray(result)) for result in (results if node.several else (results,))]
+    outs = [_result(op, xp, result, float_dtype) for result in (results if node.several else (results,))]
     for observer in watching:
         observer.after_forward(node, arrays, [out.data for out in outs])
-    for out in outs:
-        if out.dtype != float_dtype and out.dtype.kind == "f" and float_dtype is not None:
-            raise TypeError(f"{op.name}: {float_dtype} in, {out.dtype} out; keep constants as Python floats in the op")
 
     if recorded:
         node.outputs = [(out.shape, out.dtype) for out in outs]
+        node.note_operands(inputs, arrays)
         for i, out in enumerate(outs):
-            out.requires_grad, out.node, out.output = True, node, i
+            if out.dtype.kind == "f":
+                out.requires_grad, out.node, out.output = True, node, i
     return tuple(outs) if node.several else outs[0]
 
 
-def _check_operands(op, arrays):
-    """The array library and the float dtype (None without floats) that all operands share, or TypeError."""
-    xp, float_dtype, device = np, None, None
-    for array in arrays:
-        if type(array) is np.ndarray:  # nearly always; a generated token makes about 200 such calls
-            here = "cpu"
-        elif is_array(array):
-            here = device_of(array)
-        else:
-            continue
-        if device is not None and here != device:
-            raise TypeError(f"{op.name}: operands on different devices ({_describe(arrays)}); "
-                            f"move one first: Tensor(x, device={device!r})")
-        xp, device = np if here == "cpu" else xp_of(array), here
-        if array.dtype.kind == "f":
-            if float_dtype is not None and array.dtype != float_dtype:
-                raise TypeError(f"{op.name}: operands of different dtypes ({_describe(arrays)}); "
-                                f"convert one first: Tensor(x, dtype='{float_dtype}')")
-            float_dtype = array.dtype
-    return xp, float_dtype
+def _result(op, xp, result, float_dtype):
+    """One result of forward as a Tensor, in the dtype that the floats among the operands have."""
+    result = xp.asarray(result)
+    dtype = result.dtype
+    if dtype is not float_dtype and dtype.kind == "f" and not op.sets_dtype:
+        if float_dtype is None:
+            result = result.astype(np.float32, copy=False)  # of integers, or Python's numbers
+        elif dtype != float_dtype:
+            raise TypeError(
+                f"{op.name}: {float_dtype} in, {dtype} out; keep constants as Python floats in the op"
+            )
+    out = Tensor.__new__(Tensor)  # without the checks of __init__, which are for arrays from elsewhere
+    out.data = result
+    return out
 
 
-def _describe(arrays):
-    return ", ".join(f"{a.dtype} {a.shape} on {device_of(a)}" if is_array(a) else repr(a) for a in arrays)
-
-
-def _plain(value):
-    """What forward gets for an operand: the array of a Tensor; NumPy scalars as Python scalars, which never widen."""
-    if isinstance(value, Tensor):
-        return value.data
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _plain_key(key):
-    if isinstance(key, tuple):
-        return tuple(map(_plain_key, key))
-    return key.data if isinstance(key, Tensor) else key
-
-
-def _as_tuple(args):
-    return tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+def _holds_gradients(values):
+    """Is the gradient of a Tensor in a list being recorded? (Of nested lists the first is looked at.)"""
+    if values and isinstance(values[0], (list, tuple)):
+        return _holds_gradients(values[0])
+    return is_recording() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
