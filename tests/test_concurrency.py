@@ -371,6 +371,35 @@ def test_a_server_for_half_a_minute():
     serve_while_training([lambda: train(WIDE, 1, 4, dropout=0.1)], requests_for(small, wide), 30.0)
 
 
+def test_a_text_whose_tokens_are_asked_for_by_different_threads():
+    """As web frameworks do with a generator: each next() in another thread, in a copy of the request's context."""
+    model = GPT(GPTConfig(**SMALL), seed=3).eval()
+
+    async def request(seed):
+        knobs = dict(sampling=Sampling(0.9), seed=seed, samples=[0])
+        stream, pieces = stream_texts(model, TOKENIZER, [[seed]], 12, **knobs), []
+        while (piece := await asyncio.to_thread(next, stream, None)) is not None:
+            pieces.append(piece.text)
+        return "".join(pieces)
+
+    async def requests():
+        return await asyncio.gather(*map(request, range(6)))
+
+    alone = [asyncio.run(request(seed)) for seed in range(6)]
+    assert asyncio.run(requests()) == alone and len(set(alone)) == 6
+
+
+def test_a_tokenizer_that_many_threads_use(monkeypatch):
+    """Its cache is cleared all the time."""
+    monkeypatch.setattr("tinygrad2.tokenizers.tokenizer.MAX_CACHE", 5)
+    words = [f"word{n}" for n in range(40)]
+    tokenizer = Tokenizer.train(" ".join(words * 3), vocab_size=320)
+    texts = [" ".join(words[n:] + words[:n]) for n in range(8)]
+    alone = [Tokenizer(list(tokenizer.merges)).encode(text) for text in texts]
+    together = in_threads(*(lambda text=text: [tokenizer.encode(text) for _ in range(30)] for text in texts))
+    assert together == [[ids] * 30 for ids in alone]
+
+
 def test_leases_of_two_threads_are_never_the_same_memory():
     workspace = pytest.importorskip("ops.kernels.cpu.workspace")
     deadline = time.monotonic() + 1.0

@@ -1,10 +1,11 @@
 """Frozen parameters: `requires_grad = False` on any of them, at any time. They get no gradient and keep their bits, and
 the others are trained as if they were constants."""
 
+import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Module, Parameter, Tensor, gradcheck
+from tinygrad2.commands import replay
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
+from tinygrad2.io.files import write_json
+from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, grad_norm
 from tinygrad2.training.checkpoint import read_checkpoint, write_checkpoint
 from tinygrad2.training.run_state import RunState
@@ -378,3 +382,47 @@ def test_recompute_trains_what_follows_frozen_embeddings():
         trainer.model.wte.requires_grad = trainer.model.wpe.requires_grad = False
         losses[flags] = run(trainer, 4), trainer.flat.data.tobytes()
     assert losses[""] == losses["--recompute"]
+
+
+# -- dumps and damage --------------------------------------------------------------------------------------------------
+
+
+def test_a_dump_records_what_is_frozen_and_replay_freezes_it(tmp_path, capsys):
+    """A gradient that overflows counts only if it is computed: that of a frozen parameter is not."""
+    trainer = make_trainer()
+    trainer.model.requires_grad = False
+    trainer.model.ln_f.requires_grad = trainer.model.h[0].mlp.c_proj.requires_grad = True
+    huge = trainer.model.h[0].mlp
+    huge.c_fc.weight.data *= np.float32(1e12)
+    huge.c_proj.weight.data *= np.float32(1e-12)
+    trainer.model.ln_f.weight.data *= np.float32(1e32)
+    loader = Tokens(trainer.config)
+    loss, norm = trainer.step(loader)
+    with pytest.raises(UserError, match="It began in the backward of mlp in h.0.mlp: gradient of weight2"):
+        raise_nonfinite(trainer, loader, loss, norm, str(tmp_path), None, lambda line: None)
+    path = tmp_path / "nonfinite_step_00000001"
+    dump = json.loads((path / "dump.json").read_text())
+    assert dump["frozen"] == trainer.flat.frozen and len(dump["frozen"]) == 24
+    assert replay.main([str(path)]) == 0 and "the same as then" in capsys.readouterr().out
+    for frozen, says in ((trainer.flat.frozen + ["h.0.mlp.c_proj.weight"], "all values are finite"),
+                         (["h.9"], None), ([3], None), ("wte", None)):  # fmt: skip
+        write_json(str(path / "dump.json"), dump | {"frozen": frozen})
+        if says:
+            assert replay.main([str(path)]) == 1 and says in capsys.readouterr().out
+        else:
+            with pytest.raises(UserError, match="no parameter of this model|field 'frozen' is"):
+                replay.main([str(path)])
+
+
+@pytest.mark.parametrize("fields, says", [
+    ({"frozen": ["h.7.weight"]}, "h.7.weight: no parameter of this model"),
+    ({"frozen": "wte.weight"}, "fields 'frozen' and 'missed' are not names and step counts"),
+    ({"missed": {"wte.weight": -1}}, "fields 'frozen' and 'missed' are not names and step counts"),
+    ({"missed": {"nobody": 1}}, "nobody is not a parameter of this model"),
+], ids=str)  # fmt: skip
+def test_a_checkpoint_that_freezes_what_is_not_there(tmp_path, fields, says):
+    trainer = make_trainer()
+    state = RunState("demo", training=asdict(trainer.config), model=trainer.model.config.to_dict())
+    path = write_checkpoint(str(tmp_path), replace(snapshot(trainer, state), **fields))
+    with pytest.raises(UserError, match=says):
+        restore(make_trainer(), read_checkpoint(path))
