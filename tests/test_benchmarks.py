@@ -98,6 +98,7 @@ def test_gpu_counts_passed_and_failed_tests_and_keeps_their_messages(tmp_path):
 def test_a_step_of_the_gpu_side_equals_the_cpu(monkeypatch):
     """On the stand-in for CuPy."""
     strict_cupy.install(monkeypatch)
+    monkeypatch.setattr("tinygrad2.dispatch._default", "auto")    # which our_trainer changes
     model = GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=2, n_embd=16).to_dict()
     config = dict(model=model, batch_size=2, seq_len=8, seed=1, recompute=False)
     with kernels("reference"):

@@ -5,6 +5,8 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import os
+import signal
 import sys
 import threading
 import time
@@ -398,6 +400,46 @@ def test_a_tokenizer_that_many_threads_use(monkeypatch):
     alone = [Tokenizer(list(tokenizer.merges)).encode(text) for text in texts]
     together = in_threads(*(lambda text=text: [tokenizer.encode(text) for _ in range(30)] for text in texts))
     assert together == [[ids] * 30 for ids in alone]
+
+
+def wait_for(child, seconds=60):
+    """The exit status of a child process; it is killed if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (ended := os.waitpid(child, os.WNOHANG))[0]:
+            return ended[1]
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: a process with threads
+def test_a_fork_while_threads_compute():
+    """Neither the child nor a thread of the parent waits for threads that the fork has ended."""
+    model, x = GPT(GPTConfig(**WIDE), seed=4).eval(), np.arange(64).reshape(1, 64)
+    with no_grad():
+        expected = model.loss(x, x).item()
+    done, status = threading.Event(), []
+
+    def compute():
+        n = 0
+        while not done.is_set() or not n:
+            write(model, 1, True)
+            n += 1
+        return n
+
+    def fork():
+        for _ in range(3):
+            time.sleep(0.05)
+            if (child := os.fork()) == 0:
+                with no_grad():
+                    os._exit(model.loss(x, x).item() != expected)
+            status.append(wait_for(child))
+        done.set()
+
+    in_threads(compute, compute, fork)
+    assert status == [0, 0, 0]
 
 
 def test_leases_of_two_threads_are_never_the_same_memory():

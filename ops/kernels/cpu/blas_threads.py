@@ -15,6 +15,7 @@ switch is set to all threads, as any program expects that uses NumPy beside us.
 
 import os
 import threading
+from functools import partial
 
 from tinygrad2.system.threads import POOL
 
@@ -32,7 +33,9 @@ class ThreadSwitch:
         self.now = self.all                                       # the side that the switch is set for
         self._empty()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._empty)
+            # OpenBLAS ends its threads when the process forks, and a product that is using them would never end.
+            wait, go_on = partial(self.enter, self.one), partial(self.leave, self.one)
+            os.register_at_fork(before=wait, after_in_parent=go_on, after_in_child=self._empty)
 
     def _empty(self):
         """Nobody is inside: at the start, and in a forked child, which has none of its parent's threads."""
