@@ -1,6 +1,7 @@
 """Frozen parameters: `requires_grad = False` on any of them, at any time. They get no gradient and keep their bits, and
 the others are trained as if they were constants."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -279,9 +280,15 @@ def test_gradcheck_passes_frozen_parameters_on():
 
 def test_a_frozen_part_is_not_recorded():
     """Below the lowest parameter that is trained nothing is kept for backward."""
+
     class Counter:
-        inside = staticmethod(lambda module: __import__("contextlib").nullcontext())
         kept = 0
+
+        def inside(self, module):
+            return contextlib.nullcontext()
+
+        def before(self, node):
+            pass
 
         def after_forward(self, node, arrays, results):
             self.kept += bool(node.saved)
