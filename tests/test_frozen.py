@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strict_cupy
 
 import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Module, Parameter, Tensor, gradcheck
+from tinygrad2.backend import to_host
 from tinygrad2.commands import replay
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.world import World
@@ -379,6 +381,17 @@ def test_a_checkpoint_without_frozen_parameters_has_no_field_for_them(tmp_path):
     other.model.wpe.requires_grad = False  # as a script does that finetunes what another one has trained
     restore(other, read_checkpoint(path))
     assert other.flat.frozen == ["wpe.weight"]
+
+
+@pytest.mark.parametrize("flags", ["", "--batch-size 8 --micro-batch-size 2 --recompute"], ids=["", "tree, recompute"])
+def test_on_a_gpu(monkeypatch, flags):
+    """On the stand-in for CuPy: the bits of the reference implementations on the CPU."""
+    strict_cupy.install(monkeypatch)
+    with kernels("reference"):
+        trainers = [make_trainer(f"{flags} --device {device}") for device in ("cpu", "cuda")]
+        assert run_with_toggles(trainers[0], 12) == run_with_toggles(trainers[1], 12)
+    assert to_host(trainers[1].flat.data).tobytes() == trainers[0].flat.data.tobytes()
+    assert trainers[0].flat.frozen == trainers[1].flat.frozen == ["h.1.ln_1.weight", "h.1.ln_1.bias"]
 
 
 def test_recompute_trains_what_follows_frozen_embeddings():
