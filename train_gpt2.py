@@ -11,7 +11,7 @@ Trainer.step is one step of the training, and main right after it the whole: con
 from tinygrad2.distributed.launch import exit_with_line
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit, UserError
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.system.installation import refuse_name_clash, require_libraries
 from tinygrad2.system.threads import threads_flag
 
 refuse_name_clash(exit_with_line if __name__ == "__main__" else None)
@@ -19,6 +19,7 @@ if __name__ == "__main__":
     import sys
 
     world = World.join(threads_flag(sys.argv))  # before NumPy is imported: its BLAS then starts the planned threads
+    require_libraries(exit_with_line)
 
 import math
 import time
@@ -350,7 +351,7 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
         save_weights(config.weights_out, model.state_dict(copy=False), model.config.to_dict(), state.tokenizer, run)
     except UserError as error:                                    # a full disk, for example
         raise UserError(f"{error}; {report.where_the_weights_are(writer.path)}") from None
-    report.print_next_commands(trainer.done, config)
+    report.print_next_commands(trainer.done, config, trainer.world.size, tokenizer)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from functools import partial
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
+from tinygrad2.system.shell import command_line
 
 
 def prepare(text, here, repo, folder, revision, stem):
@@ -36,7 +37,7 @@ def prepare(text, here, repo, folder, revision, stem):
     tokenizer = gpt2_tokenizer(args.out, args.merges, args.mirror)
     groups = partial(_groups, files, repo, revision, args)
     n = make_shards(groups, os.path.join(args.out, stem), tokenizer, args.shard_tokens, args.shards or None, True)
-    print(f"{n} shard(s); now: python train_gpt2.py --data {args.out} --model gpt2")
+    print(f"{n} shard(s); now: {command_line('python train_gpt2.py', data=args.out, model='gpt2')}")
     return 0
 
 

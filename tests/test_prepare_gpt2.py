@@ -107,7 +107,7 @@ def test_everything_is_fetched_checked_and_not_fetched_again(hub, capsys):
     assert said[0].startswith("needs ")
     assert f"checked {hub.folder}: 1 blocks, 2 heads, width 8, 2 tensors" in said
     assert said[-4:] == [
-        f'now: python inference.py --weights {hub.folder} --prompt "..."',
+        f"now: python inference.py --weights {hub.folder} --prompt ...",
         f"     python train_gpt2.py --init-from {hub.folder} --data my.txt",
         f"     python -m tinygrad2 convert {hub.folder} gpt2_124M.bin --to llmc",
         f"     python -m tinygrad2 eval hellaswag --weights {hub.folder}",

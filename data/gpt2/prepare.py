@@ -21,6 +21,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.files import CorruptFile, read_json
 from tinygrad2.io.safetensors import open_container
 from tinygrad2.system.installation import data_folder
+from tinygrad2.system.shell import command_line
 
 VOCAB, CONTEXT = 50_257, 1024
 SIZES = {  # name: (blocks, heads, width, the name in llm.c)
@@ -77,14 +78,15 @@ def main():
     if args.tokenizer_only:
         fetch_all(files, args.mirror)
         merges = os.path.join(out, "merges.txt")
-        print(f"now: python train_gpt2.py --data my.txt --tokenizer {merges} --vocab-size {VOCAB}")
+        flags = dict(data="my.txt", tokenizer=merges, vocab_size=VOCAB)
+        print("now:", command_line("python train_gpt2.py", **flags))
         return 0
     fetch_all(_look_up(args.model, files, args.mirror), args.mirror)
     _check(args.model, out)
-    print(f'now: python inference.py --weights {out} --prompt "..."')
-    print(f"     python train_gpt2.py --init-from {out} --data my.txt")
-    print(f"     python -m tinygrad2 convert {out} gpt2_{SIZES[args.model][3]}.bin --to llmc")
-    print(f"     python -m tinygrad2 eval hellaswag --weights {out}")
+    print("now:", command_line("python inference.py", weights=out, prompt="..."))
+    print("    ", command_line("python train_gpt2.py", init_from=out, data="my.txt"))
+    print("    ", command_line("python -m tinygrad2 convert", out, f"gpt2_{SIZES[args.model][3]}.bin", to="llmc"))
+    print("    ", command_line("python -m tinygrad2 eval hellaswag", weights=out))
     return 0
 
 

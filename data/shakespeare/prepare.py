@@ -22,6 +22,7 @@ from data.download import add_common_flags, gpt2_tokenizer, state_needs
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.io.text_file import read_valid_text
+from tinygrad2.system.shell import command_line
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -62,7 +63,7 @@ def main():
         else:
             write_raw(target, ids, np.uint16 if args.format == "nanogpt" else np.int32)
         print(f"{name}: {len(ids):,} tokens")
-    print(f"now: python train_gpt2.py --data {args.out} --vocab-size {tokenizer.n_vocab}")
+    print("now:", command_line("python train_gpt2.py", data=args.out, vocab_size=tokenizer.n_vocab))
     return 0
 
 

@@ -14,6 +14,7 @@ from data.download import add_common_flags, fetch_all, state_needs
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw
 from tinygrad2.io.text_file import read_valid_text
+from tinygrad2.system.shell import command_line
 from tinygrad2.tokenizers.char import CharTokenizer
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -39,8 +40,8 @@ def main():
         write_raw(os.path.join(args.out, f"{name}.bin"), ids)
         print(f"{name}.bin: {len(ids):,} tokens")
     tokenizer.save(os.path.join(args.out, "tokenizer.json"))
-    print(f"tokenizer.json: {tokenizer.n_vocab} characters\nnow: python train_gpt2.py --data {args.out} --vocab-size "
-          f"{tokenizer.n_vocab}")  # fmt: skip
+    print(f"tokenizer.json: {tokenizer.n_vocab} characters")
+    print("now:", command_line("python train_gpt2.py", data=args.out, vocab_size=tokenizer.n_vocab))
     return 0
 
 

@@ -19,6 +19,7 @@ from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hu
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
+from tinygrad2.system.shell import command_line
 from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
@@ -54,7 +55,8 @@ def main():
     for split, limit in (("val", None), ("train", args.limit_mb * 1_000_000 or None)):
         make_shards(partial(_stories, paths[split], limit), os.path.join(args.out, f"tinystories_{split}"), tokenizer,
                     args.shard_tokens)  # fmt: skip
-    print(f"now: python train_gpt2.py --data {args.out} --dataset tinystories --vocab-size {tokenizer.n_vocab}")
+    flags = dict(data=args.out, dataset="tinystories", vocab_size=tokenizer.n_vocab)
+    print("now:", command_line("python train_gpt2.py", **flags))
     return 0
 
 

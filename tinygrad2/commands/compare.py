@@ -10,6 +10,7 @@ from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
 from tinygrad2.monitor.metrics import read_metrics, read_run_config
 from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, first_outside, load_curves
+from tinygrad2.system.shell import command_line
 
 
 def main(argv):
@@ -20,7 +21,7 @@ def main(argv):
     config = read_run_config(args.run)
     if config["preset"] == "--init-from" and not args.preset:
         raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only; look at its "
-                        f"own: python -m tinygrad2 plot {args.run}")
+                        f"own: {command_line('python -m tinygrad2 plot', args.run)}")
     reference = load_curves(args.preset or config["preset"])
     different = differences(reference, config["training"], config["model"], config["data"])
     if different:

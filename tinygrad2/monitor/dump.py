@@ -19,6 +19,7 @@ from tinygrad2.function import observe
 from tinygrad2.io.files import atomic_write, read_json, write_json
 from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
 from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
+from tinygrad2.system.shell import command_line
 
 FORMAT, VERSION = "tinygrad2-dump", 1
 
@@ -53,8 +54,8 @@ def raise_nonfinite(trainer, loader, loss, norm, run_dir, tokenizer, log):
         _write(path, trainer, tokenizer, x, y, step=step, finding=finding, first_row=first_row, loss=str(loss),
                grad_norm=str(norm), text=text)  # fmt: skip
     world.barrier()
-    raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: python -m tinygrad2 replay "
-                    f"{path}; {remedy}")
+    raise UserError(f"{headline}. It began in the {describe(finding)}. See it again: "
+                    f"{command_line('python -m tinygrad2 replay', path)}; {remedy}")
 
 
 def _free_path(path):

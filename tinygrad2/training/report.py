@@ -9,8 +9,9 @@ from functools import partial
 
 from tinygrad2.cli import option
 from tinygrad2.monitor.progress import duration
-from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.memory import megabytes
+from tinygrad2.system.shell import command_line
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
 from tinygrad2.training.memory_plan import print_memory
 
@@ -157,12 +158,20 @@ def where_the_weights_are(checkpoint):
     return f"the last checkpoint has weights that inference.py reads: {os.path.join(checkpoint, 'weights.bin')}"
 
 
-def print_next_commands(done, config):
-    """The commands that use the weights, and that resume a training which was stopped."""
-    weights = "" if config.weights_out == TrainConfig.weights_out else f" --weights {config.weights_out}"
-    next_command = f'python inference.py{weights} --prompt "{config.prompt}"'
-    print(f"\nweights in {config.weights_out}; now: {adapt_hint(next_command)}")
+def print_next_commands(done, config, ranks, tokenizer):
+    """The commands that use the weights, and that resume a training which was stopped.
+
+    tokenizer    the one that is in the weights, or None
+    """
+    generate = dict(
+        weights=config.weights_out if config.weights_out != TrainConfig.weights_out else None,
+        tokenizer=None if tokenizer else "FILE",
+        prompt=config.prompt or None,
+        special="ordinary" if END_OF_TEXT in config.prompt else None,
+    )
+    print(f"\nweights in {config.weights_out}; now: {command_line('python inference.py', **generate)}")
     if done < config.steps:
-        run_dir = "" if config.run_dir == TrainConfig.run_dir else f" --run-dir {config.run_dir}"
+        launcher = f"mpirun -n {ranks} " if ranks > 1 else ""
+        run_dir = None if config.run_dir == TrainConfig.run_dir else config.run_dir
         print(f"stopped after {done} of {config.steps} steps; continue with: "
-              f"{adapt_hint('python train_gpt2.py')}{run_dir} --resume")
+              f"{launcher}{command_line('python train_gpt2.py', run_dir=run_dir, resume=True)}")
