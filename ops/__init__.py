@@ -83,7 +83,7 @@ def __getattr__(name):
 _no_kernels: tuple[str, ...] = ()  # why the compiled kernels are not used, and what to do about it
 try:
     import ops.kernels.cpu  # noqa: F401
-    from ops.kernels.cpu.numba_jit import announce_compiling
+    from ops.kernels.cpu.kernel_cache import announce_compiling
 except ModuleNotFoundError as error:
     _no_kernels = f"{error.name} is missing", 'pip install -e ".[fast]"'
 except ImportError as error:
@@ -113,7 +113,7 @@ def must_compile(mode):
     """Will kernels be compiled before `--kernels MODE` can run on the CPU, as in the first run on a machine?"""
     if runs_reference(mode):
         return False
-    from ops.kernels.cpu.numba_jit import is_compiled
+    from ops.kernels.cpu.kernel_cache import is_compiled
 
     return not is_compiled()
 

@@ -481,10 +481,10 @@ def test_several_results_leave_nothing_to_the_collector(no_collector):
 
 def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
     """Numba alone would keep an old exp32 inside kernels whose own files have not changed."""
-    from ops.kernels.cpu import gelu, numba_jit, softmax
+    from ops.kernels.cpu import gelu, kernel_cache, softmax
 
     stamps = {kernel._cache._cache_file._source_stamp for kernel in (gelu._forward, softmax._forward)}
-    assert stamps == {numba_jit._stamp()} and len(numba_jit._stamp()[0]) == 64
+    assert stamps == {kernel_cache._stamp()} and len(kernel_cache._stamp()[0]) == 64
 
 
 # -- the same bits from the first process on --------------------------------------------------------------------------
@@ -565,3 +565,49 @@ def test_no_kernel_calls_another_kernel():
                 assert options.get("forceinline") or options.get("inline") == "always", (
                     f"{function.py_func.__qualname__} of {function.__module__} calls {callee.py_func.__qualname__}"
                 )
+
+
+@pytest.fixture
+def told():
+    """What the user is told about compiling."""
+    from ops.kernels.cpu import kernel_cache
+
+    lines, before = [], kernel_cache._announcer.not_kept
+    kernel_cache.announce_compiling(lines.append)
+    yield lines
+    kernel_cache._announcer.not_kept = before
+    kernel_cache.announce_compiling(None)
+
+
+def doubled(x):
+    return 2 * x
+
+
+def test_where_nothing_can_be_written_the_user_is_told_why_kernels_are_compiled_again(monkeypatch, told):
+    from numba.core import caching
+
+    from ops.kernels.cpu.numba_jit import jit
+
+    monkeypatch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/some/folder")
+    assert jit(doubled)(2.0) == 4
+    assert len(told) == 1 and told[0].startswith("compiling CPU kernels (at every start: none of /some/folder, ")
+    assert told[0].endswith("the environment variable NUMBA_CACHE_DIR names another folder)")
+
+
+def test_a_full_disk_costs_the_kept_kernels_only(monkeypatch, told):
+    from numba.core import caching
+
+    from ops.kernels.cpu import kernel_cache
+    from ops.kernels.cpu.numba_jit import jit
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    monkeypatch.setattr(kernel_cache, "_cached", [])
+    kernel = jit(doubled)
+    assert kernel(2.0) == 4 and kernel(np.float32(2)) == 4
+    assert told[0] == "compiling CPU kernels (once)"
+    reason = "[Errno 28] No space left on device"
+    assert told[1:] == [f"note      compiled kernels cannot be kept ({reason}): every start will compile them"]

@@ -42,7 +42,7 @@ def load_numba():
         raise _broken(error) from None
     except Exception as error:
         threads = os.environ.get("NUMBA_NUM_THREADS", "1")
-        if not threads.isdigit() or int(threads) == 0:
+        if not threads.isdecimal() or int(threads) == 0:
             raise UnusableNumba.by_setting("NUMBA_NUM_THREADS", "is not a number of threads") from None
         raise _broken(error) from None
     for warning in caught:

@@ -11,15 +11,10 @@ The rules of every kernel here, each measured (docs/kernels.md):
 - NaN stays NaN (no "nnan" flag): a diverging training must be seen.
 """
 
-import contextlib
-import functools
-import hashlib
-import pathlib
-
 import numba
 import numpy as np
-from numba.core import event
 
+from ops.kernels.cpu import kernel_cache
 from tinygrad2.system.threads import POOL
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -27,37 +22,14 @@ ROW_BLOCKS = 16  # partial sums over rows: fixed, so that their edges do not dep
 
 
 def jit(function):
-    """Compile on first call, per types of the arguments; kept on disk for the next run."""
+    """Compile on first call, per types of the arguments; kept on disk for the next run, if there is room for it."""
     options = dict(nogil=True, error_model="numpy", fastmath=_FAST)
     try:
         compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to keep it
+        kernel_cache.explain_missing()
         return numba.njit(**options)(function)
-    with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp counts
-        compiled._cache._cache_file._source_stamp = _stamp()
-    _cached.append(compiled)
-    return compiled
-
-
-_cached = []  # the kernels that are kept on disk
-
-
-def is_compiled():
-    """Is there machine code on disk from an earlier run for most of the kernels? (No run needs them all.)"""
-    found = 0
-    for kernel in _cached:
-        with contextlib.suppress(Exception):  # Numba's private names, and whatever is in its files
-            found += bool(kernel._cache._cache_file._load_index())
-    return found > len(_cached) // 3
-
-
-@functools.cache
-def _stamp():
-    """A hash of the sources of all kernels. Numba itself would look at a kernel's own file only, and miss that exp32
-    has changed."""
-    folder = pathlib.Path(__file__).parent
-    files = sorted(folder.glob("*.py")) + [folder.parents[1] / "erf.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest(), 0
+    return kernel_cache.set_up(compiled)
 
 
 def helper(function):
@@ -102,30 +74,3 @@ def packed(*arrays):
 def is_float32(*arrays):
     """Are all of these (but None) float32?"""
     return all(a is None or a.dtype == np.float32 for a in arrays)
-
-
-# -- a message to the user -------------------------------------------------------------------------------------------
-
-
-class _Announcer(event.Listener):
-    """Reports once that kernels are being compiled, when Numba finds one that is not in its cache."""
-
-    def __init__(self):
-        self.log = None
-
-    def on_start(self, _):
-        log, self.log = self.log, None  # first None: several threads may compile
-        if log:
-            log("compiling CPU kernels (once)")
-
-    def on_end(self, _):
-        pass
-
-
-_announcer = _Announcer()
-event.register("numba:compile", _announcer)
-
-
-def announce_compiling(log):
-    """Call log(text) if, from now on, a kernel has to be compiled; at most once."""
-    _announcer.log = log
