@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from tinygrad2.distributed.launch import exit_with_line
-from tinygrad2.system.installation import refuse_name_clash
+from tinygrad2.system.installation import refuse_name_clash, require_libraries
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 refuse_name_clash(exit_with_line if __name__ == "__main__" else None)
 if __name__ == "__main__":
     plan_threads(threads_flag(sys.argv))  # before NumPy is imported and starts its own threads
+    require_libraries(exit_with_line)
 
 from models.pretrained import load_pretrained
 from models.quantize import quantize

@@ -15,6 +15,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from tinygrad2.distributed.launch import exit_with_line
+from tinygrad2.system.installation import require_libraries
+
+require_libraries(exit_with_line)
+
 import numpy as np
 
 from tinygrad2.cli import PathAction
@@ -108,7 +113,7 @@ def _download(url, part):
         have = have if response.status == 206 else 0  # 200: the server starts again
         write_record(part + ".json", {"etag": response.headers.get("ETag")})
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
+        total = have + int(length) if length and length.isdecimal() else None
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
         with open(part, "r+b" if have else "wb") as file:
             file.seek(have)

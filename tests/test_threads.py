@@ -40,7 +40,8 @@ def test_the_plan_is_all_cores_unless_a_flag_or_variable_sets_it():
 @pytest.mark.parametrize(
     "line, threads",
     [("--threads 3", 3), ("--threads=4 --steps 1", 4), ("--steps 3", None), ("--threads", None), ("--threads x", None),
-     ("--threads 0", None)],
+     ("--threads 0", None), ("--threads ²", None), ("--threads 99999999", None), ("--threads " + "9" * 5000, None),
+     ("--threads 2 --threads=3", 3), ("--threads 2 --threads", 2)],
 )  # fmt: skip
 def test_the_flag_is_found_before_the_others_are_parsed(line, threads):
     assert threads_flag(["train_gpt2.py", *line.split()]) == threads

@@ -27,7 +27,12 @@ __all__ = ["Function", "Module", "Parameter", "Tensor", "Tokenizer", "apply", "g
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'tinygrad2' has no attribute {name!r}")
-    _import_all()
+    try:
+        _import_all()
+    except (ImportError, AttributeError):
+        raise
+    except Exception as error:  # hasattr(tinygrad2, "Tensor") expects one of these two
+        raise ImportError(f"tinygrad2.{name} cannot be imported: {type(error).__name__}: {error}") from error
     return globals()[name]
 
 

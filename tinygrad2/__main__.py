@@ -3,11 +3,11 @@
 import importlib
 import sys
 
-from tinygrad2.cli import call
+from tinygrad2.cli import call, leave_to_rank_0
 from tinygrad2.commands import COMMANDS
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.system.installation import PROJECT_ROOT, refuse_name_clash
+from tinygrad2.system.installation import PROJECT_ROOT, refuse_name_clash, require_libraries
 from tinygrad2.system.threads import plan_threads, threads_flag
 
 
@@ -27,10 +27,13 @@ def _dispatch(name, rest):
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; choose one of: {', '.join(COMMANDS)}")
     world = None
+    if name not in ("doctor", "profile") or (name == "doctor" and "--mpi" not in rest):
+        leave_to_rank_0(f"the command {name}")
     if name == "profile":  # of several ranks as well
         world = World.join(threads_flag(rest))
     elif name != "doctor":  # which reports the plan, and must work without NumPy
         plan_threads(threads_flag(rest))
+        require_libraries()
     if PROJECT_ROOT not in sys.path:  # not installed: ops, models and train_gpt2 are next to this package
         sys.path.append(PROJECT_ROOT)
     refuse_name_clash()

@@ -18,7 +18,9 @@ from dataclasses import field, fields
 
 from tinygrad2.errors import EarlyExit, UserError, one_line
 from tinygrad2.system.installation import adapt_hint
+from tinygrad2.system.launcher import own_rank, ranks_started
 from tinygrad2.system.streams import arguments, discard_output, is_session, print_error, protected_streams
+from tinygrad2.system.threads import MOST_THREADS
 
 
 def flag(value, text, **more):
@@ -54,7 +56,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **more)
 
     def parse_args(self, args=None, namespace=None):
-        return super().parse_args(arguments(args), namespace)
+        words = arguments(args)
+        for word in words:
+            if "\0" in word:  # no file name may have one; only a program that calls main can pass it
+                raise UserError(f"{word!r}: has a NUL character; leave it out")
+        values = super().parse_args(words, namespace)
+        threads = getattr(values, "threads", None)
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            self.error(f"--threads must be in 1 .. {MOST_THREADS:,}, not {threads}")
+        return values
+
+    def _get_values(self, action, arg_strings):
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            value = self._get_value(action, "--")  # of --prompt=--: before Python 3.13 argparse loses it
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def error(self, message):
         raise UserError(f"{message} (see --help)")
@@ -167,13 +184,24 @@ def build(dataclass, values):
         raise UserError(str(error)) from None
 
 
-def run(main, name=None, abort=None):
-    """Call main() and exit with the code that `call` returns.
+def leave_to_rank_0(what):
+    """Exits in all but one of the processes that mpirun has started: `what` is the work of a single one."""
+    if ranks_started() < 2:
+        return
+    if own_rank():
+        sys.exit(0)
+    print_error(f"note      {what} uses one process: of the {ranks_started()} that were started the others have ended")
+
+
+def run(main, name=None, abort=None, is_rank=False):
+    """Call main() and exit with the code that `call` returns. Under mpirun one process does, unless `is_rank`.
 
     In a notebook or at a Python prompt, which must go on: returns main()'s own exit code, and what it raises is raised,
     a UserError with its one line.
     """
     if not is_session():
+        if not is_rank:
+            leave_to_rank_0(name or program())
         sys.exit(call(main, name, abort))
     return callable_main(main)()
 

@@ -146,7 +146,7 @@ def _blas():
 def _threads():
     planned = os.environ.get("OPENBLAS_NUM_THREADS")
     cores = len(available_cores())
-    if planned and planned.isdigit() and int(planned) > cores:
+    if planned and planned.isdecimal() and int(planned) > cores:
         raise Failed(f"{planned} threads on {cores} core(s) slow each other down", "unset OPENBLAS_NUM_THREADS")
     return f"{planned} thread(s) on {cores} core(s)"
 

@@ -23,11 +23,11 @@ import subprocess
 import sys
 import time
 
-from tinygrad2.distributed.launch import ranks_started
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.system.installation import PROJECT_ROOT
+from tinygrad2.system.launcher import ranks_started
 from tinygrad2.system.threads import available_cores
 
 SIZE = 11_000_000  # elements of the sum: the gradient of the baby GPT

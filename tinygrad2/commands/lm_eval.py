@@ -74,7 +74,7 @@ class Adapter:
         if self.tokenizer is None:
             raise UserError(f"{pretrained}: its tokenizer is not known; pass it as tokenizer=FILE in --model_args")
         self.batch_tokens, self.seed = _count("batch_tokens", batch_tokens), _count("seed", seed, 0)
-        several = str(batch_size).isdigit() and int(batch_size) > 1      # 1 is the harness's default
+        several = str(batch_size).isdecimal() and int(batch_size) > 1      # 1 is the harness's default
         self.batch_size, self.max_gen_toks = int(batch_size) if several else 8, _count("max_gen_toks", max_gen_toks)
 
     @property
@@ -182,7 +182,7 @@ def _parse_gen_kwargs(gen_kwargs, max_gen_toks):
 
 
 def _count(name, value, least=1):
-    if not str(value).isdigit() or int(value) < least:
+    if not str(value).isdecimal() or int(value) < least:
         raise UserError(f"model_args: {name} must be an integer of at least {least}, not {value!r}")
     return int(value)
 

@@ -1,4 +1,4 @@
-"""Launch: how many ranks mpirun or srun have started, before MPI itself can be asked; and a reporting os._exit.
+"""Launch: what happens before MPI itself has started, or when it does not; and a reporting os._exit.
 
 Imports nothing that loads NumPy or MPI.
 """
@@ -12,16 +12,11 @@ from tinygrad2.cli import program
 from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.errors import one_line
 from tinygrad2.system.installation import adapt_hint
+from tinygrad2.system.launcher import own_rank
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import print_error, write_descriptor
 
-_TASKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
 START_SECONDS = 300.0  # within which MPI must have started
-
-
-def ranks_started():
-    """How many ranks mpirun or srun have started, from their environment variables; 0 without them."""
-    return max(_number(os.environ.get(name)) for name in _TASKS)
 
 
 def exit_unless_started():
@@ -38,14 +33,9 @@ def _never_started():
     leave_now(TIMED_OUT)
 
 
-def _number(text):
-    return int(text) if text and text.isdigit() else 0
-
-
 def exit_with_line(line):
     """Print one line to stderr, on rank 0 as the launcher's variables name it (MPI has not started); exit code 2."""
-    rank = max(_number(os.environ.get(name)) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK"))
-    if rank == 0:
+    if own_rank() == 0:
         print_error(one_line(f"{program()}: {adapt_hint(line)}"))
     sys.exit(2)
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from tinygrad2.errors import UserError
+from tinygrad2.system.launcher import without_launcher
 from tinygrad2.system.threads import PLANNED
 
 
@@ -36,5 +37,7 @@ OPEN_MPI = {  # Open MPI refuses to run as root, and with more ranks than cores,
 
 
 def environment():
-    """The environment for such an mpirun: the user's, without the thread numbers that this process has set."""
-    return {**{name: value for name, value in os.environ.items() if name not in PLANNED}, **OPEN_MPI}
+    """The environment for such an mpirun: the user's, without the thread numbers that this process has set and without
+    the variables of an mpirun by which it has been started itself."""
+    users = {name: value for name, value in os.environ.items() if name not in PLANNED}
+    return {**without_launcher(users), **OPEN_MPI}

@@ -32,10 +32,11 @@ import zlib
 from array import array as plain_array
 
 from tinygrad2 import cli
-from tinygrad2.distributed.launch import exit_unless_started, exit_with_line, ranks_started, report_hard_exits
+from tinygrad2.distributed.launch import exit_unless_started, exit_with_line, report_hard_exits
 from tinygrad2.distributed.transport import Transport
 from tinygrad2.distributed.watchdog import END_OF_PROGRAM, StatusTable, Watchdog
 from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.system.launcher import ranks_started
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import print_error, write_descriptor
 from tinygrad2.system.threads import available_cores, plan_threads, usable_cores
@@ -118,7 +119,7 @@ class World:
             self.barrier(END_OF_PROGRAM)  # a rank that gets here while others are in another collective is reported
             return code
 
-        return cli.run(main_and_barrier, name, abort=self._abort if self.size > 1 else None)
+        return cli.run(main_and_barrier, name, abort=self._abort if self.size > 1 else None, is_rank=True)
 
     def print(self, *args, **kwargs):
         """Print on rank 0 only."""

@@ -1,6 +1,6 @@
 """Where tinygrad2 is, in a checkout or installed by pip: its bundled data, its commands in messages, and name clashes.
 
-Imports nothing that loads NumPy.
+Imports nothing that loads NumPy, until `require_libraries` is called.
 """
 
 import importlib.util
@@ -18,6 +18,10 @@ LIBRARIES = "numpy", "regex", "numba", "cupy", "mpi4py"  # folders; a file of th
 
 class NameClash(UserError, ImportError):
     """Python would import another `ops` or `models` instead of ours, or a file instead of a library."""
+
+
+class MissingLibrary(UserError, ImportError):
+    """A library without which nothing works is missing, broken or too old."""
 
 
 def is_checkout():
@@ -77,6 +81,39 @@ def refuse_name_clash(leave=None, packages=PACKAGES):
             if leave:
                 leave(str(error))
             raise error
+
+
+def require_libraries(leave=None):
+    """Raises MissingLibrary, one line, if NumPy or regex cannot be imported, or NumPy is older than 2.
+
+    Call it after the threads have been planned: it imports them. `leave` as in refuse_name_clash.
+    """
+    for name, load in (("numpy", _load_numpy), ("regex", _load_regex)):
+        try:
+            problem = load()
+        except Exception as error:  # a broken installation raises anything
+            cause = re.search(r"Original error was: (.*)", str(error))  # NumPy's own message has 30 lines
+            text = cause[1] if cause else (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = f"{name} cannot be imported ({text})"
+        if problem:
+            remedy = f'{os.path.basename(sys.executable or "python")} -m pip install -U "numpy>=2.0" regex'
+            line = f"{problem}: {remedy}; python -m tinygrad2 doctor checks everything that is needed"
+            if leave:
+                leave(line)
+            raise MissingLibrary(line)
+
+
+def _load_numpy():
+    import numpy
+
+    is_old = int(numpy.__version__.split(".")[0]) < 2
+    return f"NumPy {numpy.__version__} is too old, 2.0 or newer is needed" if is_old else ""
+
+
+def _load_regex():
+    import regex  # noqa: F401
+
+    return ""
 
 
 def _spec_of(name):

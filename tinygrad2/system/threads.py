@@ -16,6 +16,7 @@ import queue
 import threading
 
 _COUNTS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+MOST_THREADS = 4096  # of --threads: more can only be a mistake, and the system may refuse to start them
 _WAIT = "OPENBLAS_THREAD_TIMEOUT"  # an idle BLAS thread goes to sleep after 2^this cycles
 PLANNED = set()  # environment variables set by this process, not by its user: child processes plan for themselves
 
@@ -68,7 +69,7 @@ def plan_threads(threads=None, default=None):
     PLANNED.update(name for name in (*_COUNTS, _WAIT) if name not in os.environ)
     if threads is None:
         asked = os.environ.get(_COUNTS[0]) or os.environ.get(_COUNTS[1]) or ""
-        threads = int(asked) if asked.isdigit() and int(asked) else default or usable_cores()
+        threads = int(asked) if asked.isdecimal() and int(asked) else default or usable_cores()
         for name in _COUNTS:
             os.environ.setdefault(name, str(threads))
     else:
@@ -80,13 +81,16 @@ def plan_threads(threads=None, default=None):
 
 
 def threads_flag(argv):
-    """The value of --threads in a command line, or None: it is needed before the flags are parsed."""
-    for i, word in enumerate(argv):
-        name, _, value = word.partition("=")
+    """The value of --threads in a command line, the last one as for the parser, or None: it is needed before the flags
+    are parsed. Values that the parser will refuse count as None."""
+    threads = None
+    for word, following in zip(argv, [*argv[1:], ""]):
+        name, equals, value = word.partition("=")
         if name == "--threads":
-            value = value or (argv[i + 1] if i + 1 < len(argv) else "")
-            return int(value) if value.isdigit() and int(value) else None  # the parser rejects other values later
-    return None
+            with contextlib.suppress(ValueError):
+                number = int(value if equals else following)
+                threads = number if 1 <= number <= MOST_THREADS else threads
+    return threads
 
 
 _thread = threading.local()  # is_part: this thread is working on a part of a split

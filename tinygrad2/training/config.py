@@ -125,7 +125,7 @@ class TrainConfig:
         for name in ("data", "weights_out", "run_dir"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{option(name)}: the path is empty; give one")
-        for name, low, high in (("lr", 0, math.inf), ("final_lr", 0, 1), ("weight_decay", 0, math.inf), ("beta1", 0, 1),
+        for name, low, high in (("lr", 0, 1e38), ("final_lr", 0, 1), ("weight_decay", 0, 1e38), ("beta1", 0, 1),
                                 ("beta2", 0, 1), ("grad_clip", 0, math.inf), ("val_fraction", 0, 0.9),
                                 ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
