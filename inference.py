@@ -286,7 +286,7 @@ def _lines():
     if sys.stdin is None:
         raise UserError("--interactive: standard input is closed")
     if hasattr(sys.stdin, "reconfigure"):                         # not a stand-in such as io.StringIO
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # the mark of a file that is piped in
     if not is_terminal(sys.stdin) and not is_session():
         yield from (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
         return

@@ -44,6 +44,7 @@ from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.interop.pretrained import open_model
+from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
@@ -292,6 +293,8 @@ def open_data(config, gpt_config, state, world):
     """
     V, T = gpt_config.vocab_size, gpt_config.block_size
     pretrained, tokenizer, examples, val_loader = None, None, None, None
+    if config.hellaswag:
+        first_bytes(config.hellaswag)                             # an error now, not after the text was tokenized
     if config.init_from and not state.step:
         pretrained = open_model(config.init_from, config.tokenizer)
         pretrained.crop(T)

@@ -1,7 +1,9 @@
 """What a training writes, --run-dir, --weights-out and --metrics, checked before anything is computed."""
 
 import glob
+import importlib.util
 import os
+import sys
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import check_output, files_of, is_inside, is_same_file
@@ -15,6 +17,7 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tok
 def check_outputs(config, run_dir, log):
     """Raises UserError if a training with this TrainConfig would replace what is not its own, or what it reads, or if
     it could not write something at its end. What will be replaced is reported by log(line)."""
+    _check_loggers(config)
     inputs = list(_inputs(config))
     run_dir.check(inputs)
     replaced = check_output(
@@ -34,6 +37,16 @@ def check_outputs(config, run_dir, log):
         steps = training_of(config.weights_out).get("steps_done")
         what = f"the weights after {steps:,} steps" if type(steps) is int else "the weights"
         log(f"note      {config.weights_out}: {what} that are there will be replaced")
+
+
+def _check_loggers(config):
+    """Raises UserError if the library of --tensorboard or --log-to is missing: now, not when files have been moved."""
+    for name, library in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        flag = "--tensorboard" if name == "tensorboard" else f"--log-to {name}"
+        if name != config.log_to and not (config.tensorboard and name == "tensorboard"):
+            continue
+        if library not in sys.modules and importlib.util.find_spec(library) is None:
+            raise UserError(f'{flag} needs {library}: pip install -e ".[{name}]"')
 
 
 def _inputs(config):
