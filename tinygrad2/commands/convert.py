@@ -93,7 +93,7 @@ def what_is(path):
     if magic in HEADERED or path.endswith(".npy"):
         return "tokens"
     text = head.lstrip()[:1] == b"{" or head.startswith(b"#version")
-    if magic == LLMC_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt")):
+    if magic == LLMC_MAGIC or text or path.endswith((".bpe", ".tiktoken", ".txt", ".pkl")):
         return "tokenizer"
     try:
         kind_of_model(path)

@@ -23,6 +23,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.text_file import examine
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import AnyTokenizer, load_tokenizer
+from tinygrad2.tokenizers.nanogpt_meta import META
 
 
 @dataclass
@@ -130,17 +131,17 @@ def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tok
         raise UserError(f"{data}: {len(train)} token(s) are too few to train on; give a longer file")
     val = TokenStream(splits["val"], vocab_size) if len(splits) == 2 else None
     train, val = _split_or_pair(train, val, val_fraction, data)
+    notes = [file.note for files in splits.values() for file in files if file.note]
     if known_tokenizer is None:
-        known_tokenizer = _tokenizer_near(train.files[0].path, tokenizer)
+        known_tokenizer = _tokenizer_near(train.files[0].path, tokenizer, notes)
     if known_tokenizer:
         _check_fits(known_tokenizer, tokenizer or data, vocab_size)
     kinds = ", ".join(sorted({f"{file.kind} {file.dtype}" for files in splits.values() for file in files}))
     lines = [f"data      {chosen}: {len(train.files)} file(s) to train on ({kinds})"]
-    lines += [f"note      {file.note}" for files in splits.values() for file in files if file.note]
     if known_tokenizer is None:
-        lines.append("note      no tokenizer here (tokenizer.json or vocab.bpe next to the data, or --tokenizer FILE): "
+        notes.append("no tokenizer here (tokenizer.json, vocab.bpe or meta.pkl next to the data, or --tokenizer FILE): "
                      "samples are printed as ids")
-    return Dataset(train, val, known_tokenizer, lines)
+    return Dataset(train, val, known_tokenizer, lines + [f"note      {note}" for note in notes])
 
 
 def _group(paths, data):
@@ -191,13 +192,19 @@ def _split(stream, val_fraction):
     return train, stream.part(n_train, len(stream)) if len(stream) - n_train > 1 else None
 
 
-def _tokenizer_near(path, given):
+def _tokenizer_near(path, given, notes):
+    """The tokenizer given, or next to a token file, or None. That a meta.pkl cannot be used becomes a note."""
     if given:
         return load_tokenizer(given)
     own = os.path.dirname(os.path.abspath(path))
     for folder in (own, os.path.dirname(own)):
         if any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZER_FILES):
             return load_tokenizer(folder)
+    if os.path.isfile(os.path.join(own, META)):
+        try:
+            return load_tokenizer(os.path.join(own, META))
+        except UserError as error:
+            notes.append(str(error))
     return None
 
 

@@ -20,6 +20,7 @@ from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.io.weights import load_weights
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.nanogpt_meta import META
 
 
 @dataclass
@@ -137,7 +138,7 @@ def _tokenizer_of(pretrained, own_json, given):
         return None
     path, V = pretrained.path, pretrained.config["vocab_size"]
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-    if not any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+    if not any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENIZER_FILES, META)):
         return None
     try:
         tokenizer = load_tokenizer(folder)

@@ -4,8 +4,9 @@
 >>> tokenizer.encode("hole"), tokenizer.decode([0, 1, 2, 3])
 ([1, 3, 2, 0], 'ehlo')
 
-The ids are the positions in the sorted set of characters. There is no end-of-text token, and a character that was not
-in the text is refused. tokenizer.py explains what BPE does better.
+The ids are the positions in the sorted set of characters (a vocabulary that another program made may have another
+order). There is no end-of-text token, and a character that was not in the text is refused. tokenizer.py explains what
+BPE does better.
 """
 
 import json
@@ -23,16 +24,17 @@ class CharTokenizer:
 
     eot = None
 
-    def __init__(self, characters, source="CharTokenizer(characters)"):
+    def __init__(self, characters, source="CharTokenizer(characters)", in_order=True):
         if not isinstance(characters, str) or not characters:
             raise TokenizerError(f"{source}: 'characters' is not a string; train the tokenizer again")
-        if any(a >= b for a, b in zip(characters, characters[1:])):
+        is_sorted = all(a < b for a, b in zip(characters, characters[1:]))
+        if not is_sorted and (in_order or len(set(characters)) < len(characters)):
             raise TokenizerError(f"{source}: 'characters' is not sorted or has repetitions; train the tokenizer again")
         try:
             self._bytes = [character.encode() for character in characters]
         except UnicodeEncodeError:
             raise TokenizerError(f"{source}: 'characters' has a lone surrogate; train the tokenizer again") from None
-        self.characters, self.source = characters, source
+        self.characters, self.source, self.is_sorted = characters, source, is_sorted
         self._ids = {character: i for i, character in enumerate(characters)}
         self.n_vocab = len(characters)
 
@@ -78,7 +80,9 @@ class CharTokenizer:
 
     def to_json(self):
         """Returns everything needed to create this tokenizer again, as one line of JSON."""
-        return json.dumps({"format": FORMAT, "version": VERSION, "characters": self.characters}, separators=(",", ":"))
+        order = {} if self.is_sorted else {"order": "any"}
+        fields = {"format": FORMAT, "version": VERSION, **order, "characters": self.characters}
+        return json.dumps(fields, separators=(",", ":"))
 
     def save(self, path):
         """Write the tokenizer to a file, atomically."""
@@ -91,7 +95,7 @@ class CharTokenizer:
         if type(fields.get("version")) is not int or fields["version"] != VERSION:
             problem = f"version is {str(fields.get('version'))[:20]}, but this tinygrad2 reads {VERSION}"
             raise TokenizerError(f"{source}: {problem}; update tinygrad2")
-        return cls(fields.get("characters"), source)
+        return cls(fields.get("characters"), source, in_order=fields.get("order") != "any")
 
 
 def _as_str(text, what):

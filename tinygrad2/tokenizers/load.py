@@ -12,6 +12,7 @@ from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers import char, mapped
 from tinygrad2.tokenizers.formats import LLMC_START, read_third_party
 from tinygrad2.tokenizers.hugging_face import PAIRS
+from tinygrad2.tokenizers.nanogpt_meta import META, is_pickle, read_meta
 from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 MAX_BYTES = 64 << 20  # GPT-2's files have about one MB
@@ -24,8 +25,9 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
 
     A file may be JSON saved by one of our tokenizers; a weights file of ours, which has a tokenizer inside; merges as
     text (OpenAI's vocab.bpe, Hugging Face's merges.txt), with or without their vocabulary (encoder.json, vocab.json)
-    next to them; that vocabulary, with its merges next to it; Hugging Face's tokenizer.json; tiktoken's ranks; or
-    llm.c's gpt2_tokenizer.bin. In a folder they are found by name. Raises TokenizerError, one line, for anything else.
+    next to them; that vocabulary, with its merges next to it; Hugging Face's tokenizer.json; tiktoken's ranks; llm.c's
+    gpt2_tokenizer.bin; or nanoGPT's meta.pkl. In a folder they are found by name. Raises TokenizerError, one line, for
+    anything else.
     """
     path = _find_in_folder(path) if os.path.isdir(path) else str(path)
     if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
@@ -39,6 +41,8 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
         return _load_from_weights(path)
     if len(data) > MAX_BYTES:
         raise TokenizerError(f"{path}: is too large for a tokenizer; give the tokenizer.json of a training run")
+    if is_pickle(data):
+        return read_meta(data, path)
     try:
         data = data if data.startswith(LLMC_START) else text_of(data, path)
     except UserError as error:
@@ -88,8 +92,9 @@ def _find_in_folder(folder):
             return os.path.join(folder, vocab)
     if len(ranks) > 1:
         raise TokenizerError(f"{folder}: has {len(ranks)} rank files; name one, such as {short(ranks[0])}")
-    for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values()):
+    for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values(), META):
         if name in names:
             return os.path.join(folder, name)
-    known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin"
+    known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin, "
+    known += META
     raise TokenizerError(f"{folder}: has no tokenizer; put one of these there: {known}")
