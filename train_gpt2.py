@@ -305,7 +305,7 @@ def open_data(config, gpt_config, state, world):
         config.data, name=config.dataset, tokenizer=config.tokenizer, vocab_size=V, val_fraction=config.val_fraction,
         world=world, known_tokenizer=tokenizer, may_train=not config.init_from,
     )  # fmt: skip
-    if state.data not in ("", data.fingerprint):
+    if state.data and not data.has_fingerprint(state.data):
         raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
                         "restore it, or start a new training with another --run-dir")
     state.data, state.tokenizer = data.fingerprint, data.tokenizer_json

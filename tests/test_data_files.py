@@ -167,8 +167,6 @@ def test_a_text_that_gets_a_mark_or_loses_it_is_tokenized_again(tmp_path):
         ("naïve café\n".encode("latin-1") * 9, "byte 2 (0xef) is not valid UTF-8: the text seems to be in Latin-1"),
         ("Жили-были старик\n".encode("koi8-r"), "byte 0 (0xf6) is not valid UTF-8: the text is in another encoding"),
         (b"plain " * 50000 + b"caf\xe9s", "byte 300,003 (0xe9) is not valid UTF-8"),
-        (bytes(range(256)) * 9, "is binary data, not a text; a file of tokens without a header must be called .bin"),
-        (bytes(5000), "is binary data, not a text"),
         (b"", "is empty"), (b" \n\n", "is empty"), (b"\xff\xfe", "is empty"), (gzip.compress(b""), "is empty"),
     ],
 )  # fmt: skip
@@ -186,6 +184,13 @@ def test_what_is_odd_in_a_text_is_said_and_kept(tmp_path, capsys):
         dataset = opened(path)
         assert dataset.tokenizer.decode_bytes(ids_of(dataset.train)[:-1].tolist()) == content.strip(b"\r\n")
         assert says in capsys.readouterr().out
+    for content in (bytes(range(256)) * 9, b"\0" * 5000):         # a model of bytes may be wanted, but not by chance
+        dataset = opened(put(tmp_path / "t.txt", content))
+        assert dataset.tokenizer.decode_bytes(ids_of(dataset.train)[:-1].tolist()) == content
+        assert "is binary data, not a text; its bytes are trained on as they are" in dataset.description[-1]
+        put(tmp_path / "other.txt", PROSE)
+        assert find_files(str(tmp_path)).texts == [str(tmp_path / "other.txt")]
+    capsys.readouterr()
     opened(put(tmp_path / "t.txt", PROSE.encode() + "é".encode()[:1]))  # cut off inside its last character
     opened(put(tmp_path / "t.txt", PROSE))
     assert capsys.readouterr().out == ""
@@ -342,6 +347,18 @@ def test_lists_of_texts_in_one_folder_have_their_own_tokens(tmp_path):
     assert ids_of(first.train).tolist() != ids_of(second.train).tolist()
     folders = {os.path.dirname(stream.files[0].path) for stream in (first.train, second.train)}
     assert len(folders) == 2
+
+
+def test_a_training_is_not_resumed_on_a_text_that_differs_in_its_middle(tmp_path):
+    words = " ".join(str(i * 7919 % 10007) for i in range(60_000))
+    tokenizer = tmp_path / "t.json"
+    Tokenizer([]).save(tokenizer)
+    first = opened(put(tmp_path / "a.txt", words), tokenizer=tokenizer)
+    second = opened(put(tmp_path / "b.txt", words[:200_000] + "!" + words[200_001:]), tokenizer=tokenizer)
+    assert len(first.train) == len(second.train)
+    assert not second.has_fingerprint(first.fingerprint) and first.has_fingerprint(first.fingerprint)
+    former = "-".join(part.split(".")[0] for part in first.fingerprint.split("-"))
+    assert first.has_fingerprint(former) and not first.has_fingerprint("0" * 8)  # of a checkpoint of an earlier version
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

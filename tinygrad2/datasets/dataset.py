@@ -41,6 +41,13 @@ class Dataset:
         """Identifies the data, see TokenStream.fingerprint."""
         return "-".join(stream.fingerprint() for stream in (self.train, self.val) if stream)
 
+    def has_fingerprint(self, saved):
+        """Is this the data of a saved fingerprint? Those of earlier versions have only the first half of each part."""
+        parts, ours = saved.split("-"), self.fingerprint.split("-")
+        return len(parts) == len(ours) and all(
+            part == own or part == own.split(".")[0] for part, own in zip(parts, ours)
+        )
+
     @property
     def tokenizer_json(self):
         """The tokenizer's JSON, or "" if there is none."""

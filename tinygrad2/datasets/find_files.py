@@ -146,7 +146,7 @@ def _classify(path, files, lenient):
     form, kind, head = examine(path)
     by_name = path.lower().endswith(TOKENS)
     if head.startswith(b"\x93NUMPY") or int.from_bytes(head[:4], "little") in HEADERED or (
-        _uncompressed(path).lower().endswith(TOKENS) and (kind is None or kind.what.startswith("binary"))
+        _uncompressed(path).lower().endswith(TOKENS) and (kind is None or kind.role == "bytes")
         and not looks_like_text(head)
     ):  # fmt: skip
         if form.compression:
@@ -158,8 +158,10 @@ def _classify(path, files, lenient):
         return None
     if kind and kind.role == "structured" and path.lower().endswith(TEXTS):
         files.notes.append(f"{path}: is {kind.what}; names and brackets are trained on as well")
-    elif kind and lenient and kind.role in ("ours", "other"):
+    elif kind and lenient and kind.role in ("ours", "other", "bytes"):
         return kind
+    elif kind and kind.role == "bytes":
+        files.notes.append(f"{path}: is {kind.what}; its bytes are trained on as they are ({kind.remedy})")
     elif kind:
         raise UserError(f"{path}: {kind}")
     if by_name:

@@ -29,7 +29,9 @@ class TextSource:
 
     def __init__(self, paths, log=print):
         self.paths, self.log = paths, log
-        self.forms = [examine(path)[0] for path in paths]
+        examined = [examine(path) for path in paths]
+        self.forms = [form for form, _, _ in examined]
+        self._binary = [kind is not None and kind.role == "bytes" for _, kind, _ in examined]
         self.name = os.path.basename(os.path.abspath(paths[0]))
         if len(paths) > 1:
             names = hashlib.sha256(b"/".join(os.fsencode(os.path.basename(path)) for path in paths)).hexdigest()
@@ -61,9 +63,10 @@ class TextSource:
                         digest.update(block)
                         check.feed(block)
                 digest.update(b"\0end\0")
-                check.refuse_other_encodings(path)
-                for note in check.notes(path):
-                    self.log(f"note      {note}")
+                if not self._binary[i]:
+                    check.refuse_other_encodings(path)
+                    for note in check.notes(path):
+                        self.log(f"note      {note}")
                 self.sizes[i] = check.size
             self._sha256 = digest.hexdigest()
         return self._sha256

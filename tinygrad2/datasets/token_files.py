@@ -32,6 +32,8 @@ _LOOK = 1 << 20  # bytes of a headerless file that decide its format
 _CERTAIN = 1 << 12  # ids from which on zeros at every second position are no coincidence
 _MOST_OPEN = 32  # files at a time: each takes a file descriptor
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
+_ALL = 256 << 20  # bytes up to which all of a stream goes into it, of a larger one samples
+_SAMPLES, _SAMPLE = 16, 1 << 12  # number and bytes of the samples of each file
 
 
 class ChangedData(UserError):
@@ -185,6 +187,14 @@ class TokenFile:
                 raise self._changed(f"it can no longer be opened ({error.strerror})") from None
         return self._ends
 
+    def crc_of_samples(self):
+        """CRC-32 of pieces all over the file."""
+        crc = 0
+        with open(self.path, "rb", buffering=0) as file:
+            for i in range(_SAMPLES):
+                crc = zlib.crc32(read_range(file, max(0, self.bytes - _SAMPLE) * i // (_SAMPLES - 1), _SAMPLE), crc)
+        return crc
+
     def crc(self):
         """CRC-32 of the complete file."""
         crc = 0
@@ -208,7 +218,7 @@ def _crc_of_ends(file, size):
 class MemoryTokens:
     """Ids in memory, with the interface of a TokenFile."""
 
-    path, kind = "the text", "memory"
+    path, kind, bytes = "the text", "memory", 0
 
     def __init__(self, ids):
         self.ids = np.asarray(ids)
@@ -228,6 +238,8 @@ class MemoryTokens:
     def ends(self):
         """CRC-32 of all ids."""
         return zlib.crc32(np.ascontiguousarray(self.ids, dtype=np.int64))
+
+    crc = crc_of_samples = ends
 
 
 class TokenStream:
@@ -310,9 +322,14 @@ class TokenStream:
         return [line for file in list(self._open) for line in file.notices()]
 
     def fingerprint(self):
-        """Hex digits that change with the ids' number and position, and (nearly always) with their values."""
+        """Hex digits that change with the ids: "number, position and ends.content", both hashes of 8 digits.
+
+        Of more than _ALL bytes the second is of samples.
+        """
         facts = [(file.n, file.ends()) for file in self.files]
-        return f"{zlib.crc32(repr((facts, self.start, self.stop)).encode()):08x}"
+        read_all = sum(file.bytes for file in self.files) <= _ALL
+        content = [file.crc() if read_all else file.crc_of_samples() for file in self.files]
+        return ".".join(f"{zlib.crc32(repr(part).encode()):08x}" for part in ((facts, self.start, self.stop), content))
 
 
 def write_tokens(path, ids):

@@ -28,7 +28,7 @@ class Kind:
 
     role    "ours": an output of tinygrad2; "other": a file that may well lie beside data and is none;
             "stand-in": something in place of data, as a failed download leaves it; "packed": data, compressed or in
-            fields; "structured": text to a program, for example JSON
+            fields; "structured": text to a program, for example JSON; "bytes": of no known sort
     """
 
     what: str

@@ -93,9 +93,10 @@ def read_text(path, refused=("stand-in", "packed")):
 def read_valid_text(path):
     """The same, of a text that is to be learned or measured. Raises UserError also if it is in another encoding."""
     text = read_text(path)
-    check = Utf8Check()
-    check.feed(text)
-    check.refuse_other_encodings(path)
+    if not _binary(text[:LOOK]):
+        check = Utf8Check()
+        check.feed(text)
+        check.refuse_other_encodings(path)
     return text
 
 
@@ -220,7 +221,7 @@ def _binary(sample):
     controls = len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", sample))
     if controls <= _MOST_CONTROL * len(sample):
         return None
-    return Kind("binary data, not a text", "a file of tokens without a header must be called .bin")
+    return Kind("binary data, not a text", "a file of tokens without a header must be called .bin", "bytes")
 
 
 class _Utf8Reader(io.RawIOBase):
