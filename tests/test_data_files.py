@@ -403,6 +403,18 @@ def test_own_outputs_are_not_taken_for_data(tmp_path, run):
     assert "weights" in refused(opened, next((tmp_path / "data").glob("*-w*.bin")))
 
 
+def test_many_odd_files_are_counted_not_listed(tmp_path, capsys):
+    for i in range(20):
+        put(tmp_path / f"{i:02d}.txt", PROSE.replace("\n", "\r\n"))
+        put(tmp_path / "json" / f"{i:02d}.txt", '{"a": 1}\n{"a": 2}\n')
+        put(tmp_path / "w" / f"{i:02d}.bin", LFS.replace(b"version", b"\x89PNG\r\n\x1a\n\0"))
+    description = "\n".join(opened(tmp_path).description)
+    assert description.count("\n") == 2 and "and 17 more: an image (PNG)" in description
+    assert "and 17 more: is JSON lines" in description
+    assert capsys.readouterr().out.splitlines()[-1].startswith("note      ... and ")
+    assert len(capsys.readouterr().out) < 2000
+
+
 def test_names_decide_nothing(tmp_path):
     """Neither names of our files nor those of folders in a run."""
     names = ("gpt2_stories.txt", "state_of_the_union.txt", "model_train.md", "checkpoints/a.txt", "previous-1/b.txt")

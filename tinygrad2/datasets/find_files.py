@@ -128,21 +128,30 @@ def _leads_up(path):
 def _sorted_out(paths, data, lenient, left_out=None):
     """The Files of these paths; with `lenient` those that are no data are left out, otherwise they are an error."""
     files, left_out = Files(), defaultdict(list) if left_out is None else left_out
+    odd = defaultdict(list)
     for path in paths:
-        kind = _classify(path, files, lenient)
+        kind = _classify(path, files, lenient, odd)
         if kind is not None:
             left_out[kind.what].append(path)
     for reason, names in sorted(left_out.items()):
         if not names:
             continue
         names = [os.path.relpath(name, data) if os.path.isdir(data) else name for name in names]
-        more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-        files.notes.append(f"not read: {', '.join(names[:_MOST_NAMED])}{more}: {reason}")
+        files.notes.append(f"not read: {_list(names)}: {reason}")
+    files.notes += [f"{_list(names)}: {what}" for what, names in odd.items()]
     return files
 
 
-def _classify(path, files, lenient):
-    """Put a file among the texts or the tokens; returns its Kind if it is to be left out."""
+def _list(names):
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _classify(path, files, lenient, odd):
+    """Put a file among the texts or the tokens; returns its Kind if it is to be left out.
+
+    odd    {what is odd about it: paths}, for notes
+    """
     form, kind, head = examine(path)
     by_name = path.lower().endswith(TOKENS)
     if head.startswith(b"\x93NUMPY") or int.from_bytes(head[:4], "little") in HEADERED or (
@@ -157,15 +166,15 @@ def _classify(path, files, lenient):
         files.tokens.append(path)
         return None
     if kind and kind.role == "structured" and path.lower().endswith(TEXTS):
-        files.notes.append(f"{path}: is {kind.what}; names and brackets are trained on as well")
+        odd[f"is {kind.what}; names and brackets are trained on as well"].append(path)
     elif kind and lenient and kind.role in ("ours", "other", "bytes"):
         return kind
     elif kind and kind.role == "bytes":
-        files.notes.append(f"{path}: is {kind.what}; its bytes are trained on as they are ({kind.remedy})")
+        odd[f"is {kind.what}; its bytes are trained on as they are ({kind.remedy})"].append(path)
     elif kind:
         raise UserError(f"{path}: {kind}")
     if by_name:
-        files.notes.append(f"{path}: is a text, in spite of its name")
+        odd["is a text, in spite of its name"].append(path)
     files.texts.append(path)
     return None
 

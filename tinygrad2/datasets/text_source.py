@@ -18,6 +18,7 @@ from tinygrad2.io.utf8_check import Utf8Check
 ALWAYS_READ = 256 << 20  # bytes; reading so many takes less than half a second once they are in memory
 _BLOCK = 1 << 22  # bytes that are in memory at a time
 _SAMPLES, _SAMPLE = 16, 1 << 16  # number and bytes of the samples of a larger text
+_MOST_NOTES = 5  # about the texts that are printed; the others are counted
 _SETTLED = 2 * 10**9  # nanoseconds after which a change of a file surely changes its dates
 
 
@@ -55,7 +56,7 @@ class TextSource:
     def sha256(self):
         """The SHA-256 of the texts of all files. Raises UserError for one that is in another encoding than UTF-8."""
         if self._sha256 is None:
-            digest = hashlib.sha256()
+            digest, notes = hashlib.sha256(), []
             for i, path in enumerate(self.paths):
                 check = Utf8Check()
                 with self.open(i) as file:
@@ -65,9 +66,12 @@ class TextSource:
                 digest.update(b"\0end\0")
                 if not self._binary[i]:
                     check.refuse_other_encodings(path)
-                    for note in check.notes(path):
-                        self.log(f"note      {note}")
+                    notes += check.notes(path)
                 self.sizes[i] = check.size
+            for note in notes[:_MOST_NOTES]:
+                self.log(f"note      {note}")
+            if len(notes) > _MOST_NOTES:
+                self.log(f"note      ... and {len(notes) - _MOST_NOTES:,} more such notes")
             self._sha256 = digest.hexdigest()
         return self._sha256
 
