@@ -215,7 +215,8 @@ def due(interval, done):
 
 def read_command_line(argv, log=print):
     """The flags as argparse's namespace, None for those not given. --help prints with `log` and raises EarlyExit."""
-    parser = Parser(prog="train_gpt2.py", description=summary(__doc__), add_help=False)
+    after = "With the same flags, python -m tinygrad2 plan estimates memory and time, and profile measures a step."
+    parser = Parser(prog="train_gpt2.py", description=summary(__doc__), epilog=after, add_help=False)
     parser.add_argument("--help", "-h", action="store_true", help="show this text")
     training = parser.add_argument_group("training")
     add_flags(training, TrainConfig)

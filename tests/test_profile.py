@@ -30,6 +30,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.function import observe
 from tinygrad2.monitor import op_costs
 from tinygrad2.monitor.profiler import Profiler
+from tinygrad2.monitor.trace import is_trace
 from tinygrad2.system.threads import POOL
 from tinygrad2.tensor import Tensor
 
@@ -276,6 +277,23 @@ def test_a_trace_may_be_compressed_and_the_report_is_readable(tmp_path):
     assert max(map(len, text.splitlines())) < 200
 
 
+def test_only_traces_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = [*MODEL, "--measure", "1", "--warm-up", "0"]
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    for flags in (["--trace", "text.txt"], ["--data", "text.txt", "--trace", "./text.txt"]):
+        with pytest.raises(UserError, match="text.txt"):
+            profile.main([*few, *flags])
+    assert (tmp_path / "text.txt").read_text(encoding="utf-8") == TEXT * 40
+    for name in ("a.json", "a.json.gz"):
+        for _ in range(2):
+            output_of(profile.main, [*few, "--trace", name])
+        assert is_trace(tmp_path / name)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "c.gz").write_bytes(b"\x1f\x8b damaged")
+    assert not any(is_trace(tmp_path / name) for name in ("text.txt", "b.gz", "c.gz"))
+
+
 # -- several ranks -----------------------------------------------------------------------------------------------------
 
 RANKS = {"plain": [], "overlap": ["--overlap", "yes"], "zero": ["--zero", "1"]}
@@ -352,7 +370,8 @@ def test_clocks_are_compared():
         (["--measure", "0"], "--measure must be at least 1, not 0"),
         (["--measure", "many"], "--measure: invalid int value: 'many'"),
         (["--warm-up", "-1"], "--warm-up must be at least 0, not -1"),
-        (["--trace", ""], "--trace is empty"),
+        (["--trace", ""], "--trace: the path is empty"),
+        (["--trace="], "--trace: the path is empty"),
         (["--trace", "no/where.json"], "no"),
         (["--resume"], "--resume: a profile starts a training of its own"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),

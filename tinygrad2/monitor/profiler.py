@@ -20,7 +20,7 @@ from tinygrad2.monitor.op_costs import backward_bytes, forward_bytes, products
 from tinygrad2.system.memory import resident_bytes
 from tinygrad2.system.threads import POOL
 
-_MEMORY_INTERVAL = 2e-3  # seconds between readings of the memory, which take 20 us each
+_MEMORY_INTERVAL = 1e-2  # seconds between readings of the memory, which take about 50 us each
 
 
 class Span:

@@ -6,8 +6,11 @@ backward the layers are put around the ops that belong to them.
 
 import gzip
 import json
+import zlib
 
-from tinygrad2.io.files import atomic_write
+from tinygrad2.io.files import atomic_write, first_bytes
+
+_PROGRAM = "tinygrad2 profile"  # how a trace of ours is recognized
 
 
 def rank_events(recording, rank, host, offset=0.0):
@@ -77,6 +80,7 @@ def _layers_of_backward(spans):
 
 def write_trace(path, events, about):
     """Write a trace; compressed if the name ends in .gz. Times start at 0. about: {name: value} for its metadata."""
+    about = {"program": _PROGRAM, **about}
     start = min(event["ts"] for event in events if "ts" in event)
     for event in events:
         if "ts" in event:
@@ -86,3 +90,14 @@ def write_trace(path, events, about):
     text = json.dumps({"displayTimeUnit": "ms", "otherData": about, "traceEvents": events}).encode()
     with atomic_write(path) as file:
         file.write(gzip.compress(text) if path.endswith(".gz") else text)
+
+
+def is_trace(path):
+    """Is this file a trace that write_trace has written?"""
+    head = first_bytes(path, 1000)
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, 1000)
+        except zlib.error:
+            return False
+    return head.startswith(b"{") and f'"otherData": {{"program": "{_PROGRAM}"'.encode() in head

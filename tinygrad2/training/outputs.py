@@ -18,7 +18,7 @@ def check_outputs(config, run_dir, log):
     """Raises UserError if a training with this TrainConfig would replace what is not its own, or what it reads, or if
     it could not write something at its end. What will be replaced is reported by log(line)."""
     _check_loggers(config)
-    inputs = list(_inputs(config))
+    inputs = list(inputs_of(config))
     run_dir.check(inputs)
     replaced = check_output(
         "--weights-out", config.weights_out, "weights of tinygrad2", _is_replaceable, inputs, run_dir.path
@@ -49,7 +49,7 @@ def _check_loggers(config):
             raise UserError(f'{flag} needs {library}: pip install -e ".[{name}]"')
 
 
-def _inputs(config):
+def inputs_of(config):
     """(flag, file) of all that is read, except the files in a folder of texts or tokens: among them our own are told by
     their content, and the others are not replaced anyhow."""
     if not os.path.isdir(config.data):
