@@ -190,7 +190,8 @@ def report(result):
     if any(row["gflop"] > 1.05 * peak / 1e9 * row["ms"] / 1e3 for row in result["rows"]):
         yield "\nnote      above 100 % of the peak: other programs were running while the peak was measured"
     busy = ", ".join(f"{name} {share:.0%}" for name, share in result["busy"].items())
-    yield f"\nthreads   in kernels {busy or 'that use the pool: none'} of the step"
+    if busy:                                                      # not where NumPy or a GPU computes alone
+        yield f"\nthreads   computing parts of kernels: {busy} of the step"
     if len(ranks) > 1:
         for rank, times in enumerate(ranks):
             yield (f"rank {rank:<5d}step {times['step_ms']:,.1f} ms, of which waiting {times['wait_ms']:,.1f}, "
