@@ -22,10 +22,11 @@ require_libraries(exit_with_line)
 
 import numpy as np
 
+from data.prepared import claim, writing
 from tinygrad2.cli import PathAction
 from tinygrad2.datasets.token_files import write_tokens
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import make_folder, read_record, write_record
+from tinygrad2.io.files import crc32_text, make_folder, read_bytes, read_record, write_record
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.load import load_tokenizer
@@ -65,7 +66,7 @@ def fetch(url, path, sha256=None, size=None, mirror=""):
     if mirror:
         url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path
     if os.path.exists(path):
-        _check(path, path, sha256, size)
+        _refuse_other(path, sha256, size)
         return path
     part = path + ".part"
     for attempt in range(_TRIES):
@@ -137,6 +138,16 @@ def _check(path, name, sha256, size):
         raise UserError(f"{name}: the download is another file ({problem}); it has been removed, run this again")
 
 
+def _refuse_other(path, sha256, size):
+    """Raises UserError if an existing file, which may have been put there by hand, is not the expected one."""
+    try:
+        problem = _problem(path, sha256, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); move it away and run this again") from None
+    if problem:
+        raise UserError(f"{path}: is not the expected file ({problem}); move it away and run this again")
+
+
 def _problem(path, sha256, size):
     actual = os.path.getsize(path)
     problem = f"{actual:,} bytes long instead of {size:,}" if size is not None and actual != size else ""
@@ -159,12 +170,7 @@ def fetch_all(files, mirror=""):
     for _, path, size, sha256 in files:
         if not os.path.exists(path):
             continue
-        try:
-            problem = _problem(path, sha256, size)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); move it away and run this again") from None
-        if problem:
-            raise UserError(f"{path}: is not the expected file ({problem}); move it away and run this again")
+        _refuse_other(path, sha256, size)
         print(f"exists    {path}", flush=True)
     try:
         for url, path, size, sha256 in files:
@@ -219,8 +225,11 @@ def gpt2_tokenizer(out, merges, mirror, also=()):
     """
     path = merges or os.path.join(out, "vocab.bpe")
     fetch_all([*also] if merges else [*also, (GPT2_MERGES, path, 456_318, GPT2_MERGES_SHA256)], mirror)
-    tokenizer = load_tokenizer(path)
-    tokenizer.save(os.path.join(out, "tokenizer.json"))
+    tokenizer, target = load_tokenizer(path), os.path.join(out, "tokenizer.json")
+    if not (os.path.isfile(target) and read_bytes(target) == tokenizer.to_json().encode() + b"\n"):
+        claim(out, ["tokenizer.json"], [("--merges", path)])
+        with writing(out, "tokenizer.json"):
+            tokenizer.save(target)
     return tokenizer
 
 
@@ -232,15 +241,25 @@ def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=F
     its tokens are used), so that interrupted work continues there and writes the same bytes. With `first_is_val` the
     names are <stem>_val_000000.bin, <stem>_train_000001.bin, ...
     """
-    path = f"{stem}_state.json"
+    path, (folder, prefix) = f"{stem}_state.json", os.path.split(stem)
+
+    def name_of(k):
+        split = ("_train" if k else "_val") if first_is_val else ""
+        return f"{prefix}{split}_{k:06d}.bin"
 
     def write(k, parts):
-        split = ("_train" if k else "_val") if first_is_val else ""
         ids = np.concatenate(parts)
-        write_tokens(f"{stem}{split}_{k:06d}.bin", ids)
-        print(f"shard     {stem}{split}_{k:06d}.bin: {len(ids):,} tokens", flush=True)
+        claim(folder, [name_of(k)])
+        with writing(folder, name_of(k)) as target:
+            write_tokens(target, ids)
+        print(f"shard     {target}: {len(ids):,} tokens", flush=True)
 
-    state = {"shards": 0, "position": None, "skip": 0, "done": False} | (read_record(path) or {})
+    made_of = {"tokenizer": crc32_text(tokenizer.to_json().encode()), "shard_tokens": shard_tokens}
+    state = {"shards": 0, "position": None, "skip": 0, "done": False, "made_of": made_of} | (read_record(path) or {})
+    if state["made_of"] != made_of:
+        raise UserError(f"{path}: the shards that are here are of another tokenizer or another --shard-tokens; choose "
+                        "another --out, or remove them and this file")
+    claim(folder, [name_of(k) for k in (state["shards"], state["shards"] + 1) if not state["done"]])
     if state["done"] or state["shards"] == most:
         return state["shards"]
     if state["shards"]:

@@ -181,7 +181,14 @@ def corpus(make, seed, size=SIZE):
 
 
 def write(path, text):
-    """Write under another name, then rename: the text is complete or not there."""
+    """Write under another name, then rename: the text is complete or not there.
+
+    Exits with a line if there is another text in a folder that is not this file's own.
+    """
+    if os.path.lexists(path) and not os.path.samefile(os.path.dirname(path) or ".", HERE):
+        with open(path, "rb") as file:
+            if file.read() != text.encode("ascii"):
+                raise SystemExit(f"{path}: exists, and is another text; choose another --out, or move it away")
     with open(path + ".tmp", "w", encoding="ascii", newline="\n") as file:
         file.write(text)
     os.replace(path + ".tmp", path)
@@ -192,6 +199,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", default=HERE, help="folder to write to (default: that of this file)")
     folder = parser.parse_args(argv).out
+    if not folder.strip():
+        parser.error("--out is empty; give a folder, or leave it out")
     (_, _, _), *plots = read_sections("story_plots.txt")
     (_, lists, _), *dishes = read_sections("recipe_dishes.txt")
     write(os.path.join(folder, "dummy_data.txt"), corpus(lambda draw: story(draw, plots), SEED))

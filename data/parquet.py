@@ -4,6 +4,7 @@ import os
 from functools import partial
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
+from data.prepared import check_folder, is_noted, note_download
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
 from tinygrad2.system.shell import command_line
@@ -28,6 +29,7 @@ def prepare(text, here, repo, folder, revision, stem):
     if args.shards < 0 or args.shard_tokens < 1:
         raise UserError("--shards must not be below 0, --shard-tokens at least 1")
     _parquet()
+    check_folder(args.out)
     files = hub_files(repo, folder, revision, args.mirror, ".parquet")
     total, largest = sum(size for _, size, _ in files) / 1e6, max(size for _, size, _ in files) / 1e6
     tokens = args.shards * args.shard_tokens or None
@@ -55,6 +57,7 @@ def _groups(files, repo, revision, args, position):
     for k in range(first, len(files)):
         name, size, sha256 = files[k]
         path = os.path.join(args.out, os.path.basename(name))
+        note_download(args.out, os.path.basename(name))
         fetch(hub_url(repo, name, revision), path, sha256, size, args.mirror)
         try:
             with _parquet().ParquetFile(path) as file:
@@ -64,5 +67,5 @@ def _groups(files, repo, revision, args, position):
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses
             raise UserError(f"{path}: is not a parquet file with a column 'text' ({error}); remove it") from None
         skip = 0
-        if not args.keep_downloads:
+        if not args.keep_downloads and is_noted(args.out, os.path.basename(name)):
             os.remove(path)

@@ -618,7 +618,7 @@ def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):
         ("eval hellaswag --data nowhere", "nowhere: cannot be read"),
         ("eval hellaswag --data h.jsonl --weights no.bin", "no.bin"),
         ("eval hellaswag --data text.txt", "text.txt: line 1 is 'The cat"),
-        ("eval hellaswag --data h.jsonl --results no/where", "no/where: cannot be written"),
+        ("eval hellaswag --data h.jsonl --results no/where", "no/where: the folder "),
         ("eval hellaswag --data h.jsonl --block-size 17", "--block-size 17: "),
         ("eval perplexity", "--data is missing"),
         ("eval perplexity --data nowhere", "nowhere: cannot be read"),

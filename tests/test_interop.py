@@ -586,8 +586,9 @@ def test_a_folder_that_had_another_model_becomes_the_new_one(trained, tmp_path):
     assert refused.returncode == 2 and refused.stderr.endswith(
         "m/model.safetensors.index.json: exists already; name another OUT, or overwrite it with --force\n"
     )
-    run("convert", old, old, "--to", "hf", "--block-size", "8", "--force", check=True)  # in its own place
-    assert load_pretrained(old)[0].config.block_size == 8
+    own = run("convert", old, old, "--to", "hf", "--block-size", "8", "--force")  # in its own place
+    assert own.returncode == 2 and "m: is what IN reads, and would be replaced; name another OUT" in own.stderr
+    assert equal(load_pretrained(old)[0], a_model(seed=5))
     assert "read back equal" in run("convert", trained, old, "--to", "hf", "--force", check=True).stdout
     assert equal(load_pretrained(old)[0], a_model())
     llmc.write_model(tmp_path / "x.bin", a_model().state_dict(), CONFIG.to_dict())
@@ -707,9 +708,9 @@ def test_pipes_and_files_in_the_way_are_reported(trained, tmp_path):
     assert "pipe or socket" in refused(tmp_path / "pipe")
     (tmp_path / "file").write_text("x")
     for words, message in (
-        (["w.bin", "file", "--to", "hf"], "the folder cannot be created"),
+        (["w.bin", "file", "--to", "hf"], "is a file; --to hf writes a folder"),
         (["pipe", "x", "--to", "hf"], "pipe or socket"),
-        (["w.bin", "w.bin", "--to", "hf"], "the folder cannot be created"),
+        (["w.bin", "w.bin", "--to", "hf"], "is a file; --to hf writes a folder"),
         (["t.bin", "x", "--to", "llmc", "--block-size", "5"], "--block-size: is for models"),
     ):
         write_raw(tmp_path / "t.bin", np.arange(100))

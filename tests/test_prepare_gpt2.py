@@ -260,7 +260,7 @@ def test_scripts_explain_themselves_and_refuse_in_one_line(tmp_path, name):
     assert away.stdout.startswith("needs ") and away.stdout.count("https://") == (6 if name == "gpt2" else 1)
     (tmp_path / "file").touch()
     blocked = prepare(name, "--out", tmp_path / "file", cwd=tmp_path)
-    assert blocked.returncode == 2 and "the folder cannot be created" in blocked.stderr
+    assert blocked.returncode == 2 and "file: cannot be written to" in blocked.stderr
     assert len(blocked.stderr.splitlines()) == 1
 
 

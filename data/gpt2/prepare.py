@@ -16,6 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
+from data.prepared import check_folder
 from tinygrad2.cli import Parser, run, summary
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import CorruptFile, read_json
@@ -72,6 +73,7 @@ def main():
     add_common_flags(parser, "")
     args = parser.parse_args()
     out = args.out or os.path.join(data_folder("gpt2"), args.model)
+    check_folder(out)
     files = _files(args.model, out, args.tokenizer_only)
     megabytes = sum(_megabytes(args.model, path, size) for _, path, size, _ in files)
     state_needs(out, megabytes, megabytes, 200, 1 + megabytes / 300)

@@ -11,6 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
+from data.prepared import check_folder
 from tinygrad2.cli import Parser, run, summary
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -22,6 +23,7 @@ def main():
     parser = Parser(prog="prepare.py", description=summary(__doc__))
     add_common_flags(parser, HERE)
     args = parser.parse_args()
+    check_folder(args.out)
     state_needs(args.out, 13, 13, 100, 1)
     fetch_all([(URL, os.path.join(args.out, "hellaswag_val.jsonl"), SIZE, SHA256)], args.mirror)
     print("now: python -m tinygrad2 eval hellaswag --weights data/gpt2/gpt2")

@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 import numpy as np
 
 from data.download import add_common_flags, gpt2_tokenizer, state_needs
+from data.prepared import claim, writing
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.io.text_file import read_valid_text
@@ -40,6 +41,8 @@ def main():
     parser.add_argument("--merges", action=PathAction, role="input", default="", metavar="FILE",
                         help="GPT-2's vocab.bpe (default: fetch it)")  # fmt: skip
     args = parser.parse_args()
+    names = [f"{name}.bin" if args.format == "nanogpt" else f"tiny_shakespeare_{name}.bin" for name in ("train", "val")]
+    claim(args.out, names, [(flag, path) for flag, path in (("--text", args.text), ("--merges", args.merges)) if path])
     state_needs(args.out, 2, 10, 200, 1)
     path = args.text or os.path.join(args.out, "input.txt")
     more = [] if args.text else [(URL, path, SIZE, SHA256)]
@@ -55,13 +58,12 @@ def main():
             ids.append(tokenizer.eot)
             ids += tokenizer.encode(section if i == len(sections) - 1 else section + "\n\n")
         parts = {"train": ids[VAL_TOKENS:], "val": ids[:VAL_TOKENS]}
-    for name, ids in parts.items():
-        name = f"{name}.bin" if args.format == "nanogpt" else f"tiny_shakespeare_{name}.bin"
-        target = os.path.join(args.out, name)
-        if args.format == "llmc":
-            write_tokens(target, ids)
-        else:
-            write_raw(target, ids, np.uint16 if args.format == "nanogpt" else np.int32)
+    for name, ids in zip(names, parts.values()):
+        with writing(args.out, name) as target:
+            if args.format == "llmc":
+                write_tokens(target, ids)
+            else:
+                write_raw(target, ids, np.uint16 if args.format == "nanogpt" else np.int32)
         print(f"{name}: {len(ids):,} tokens")
     print("now:", command_line("python train_gpt2.py", data=args.out, vocab_size=tokenizer.n_vocab))
     return 0

@@ -11,6 +11,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch_all, state_needs
+from data.prepared import claim, writing
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.token_files import write_raw
 from tinygrad2.io.text_file import read_valid_text
@@ -28,6 +29,7 @@ def main():
     parser.add_argument("--text", action=PathAction, role="input", default="", metavar="FILE",
                         help="a copy of the text (default: fetch it)")  # fmt: skip
     args = parser.parse_args()
+    claim(args.out, ["train.bin", "val.bin", "tokenizer.json"], [("--text", args.text)] if args.text else [])
     state_needs(args.out, 0 if args.text else 1, 5, 100, 1)
     path = args.text or os.path.join(args.out, "input.txt")
     if not args.text:
@@ -37,9 +39,11 @@ def main():
     cut = int(len(text) * 0.9)
     for name, part in (("train", text[:cut]), ("val", text[cut:])):
         ids = tokenizer.encode_array(part)
-        write_raw(os.path.join(args.out, f"{name}.bin"), ids)
+        with writing(args.out, f"{name}.bin") as target:
+            write_raw(target, ids)
         print(f"{name}.bin: {len(ids):,} tokens")
-    tokenizer.save(os.path.join(args.out, "tokenizer.json"))
+    with writing(args.out, "tokenizer.json") as target:
+        tokenizer.save(target)
     print(f"tokenizer.json: {tokenizer.n_vocab} characters")
     print("now:", command_line("python train_gpt2.py", data=args.out, vocab_size=tokenizer.n_vocab))
     return 0

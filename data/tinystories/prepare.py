@@ -16,6 +16,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
+from data.prepared import check_folder, writing
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
@@ -41,6 +42,7 @@ def main():
     args = parser.parse_args()
     if args.shard_tokens < 1 or args.limit_mb < 0 or args.vocab_size < 0:
         raise UserError("--shard-tokens must be at least 1, --limit-mb and --vocab-size not negative")
+    check_folder(args.out)
     listed = {path: (size, sha) for path, size, sha in hub_files(REPO, "", mirror=args.mirror, ending=".txt")}
     missing = [name for name in NAMES.values() if name not in listed]
     if missing:
@@ -65,9 +67,13 @@ def _tokenizer(args, text):
     if not args.vocab_size:
         return gpt2_tokenizer(args.out, args.merges, args.mirror)
     if not os.path.exists(path):
-        with open(text, "rb") as file:
+        with open(text, "rb") as file, writing(args.out, "tokenizer.json"):
             Tokenizer.train(split_documents(file.read(TRAIN_ON)), args.vocab_size).save(path)
-    return load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.n_vocab > args.vocab_size:
+        raise UserError(f"{path}: is there already, with {tokenizer.n_vocab:,} tokens, more than --vocab-size "
+                        f"{args.vocab_size:,}; choose another --out, or move it away")
+    return tokenizer
 
 
 def _stories(path, limit, position):

@@ -20,6 +20,7 @@ import numpy as np
 
 from models.pretrained import config_of, load_pretrained
 from tinygrad2.cli import Parser, PathAction, summary
+from tinygrad2.commands.convert_outputs import MODEL_FILES, check_outputs
 from tinygrad2.datasets.token_files import HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
@@ -36,7 +37,6 @@ from tinygrad2.tokenizers.load import load_tokenizer
 FORMATS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _NAMES = {"tokenizer": "tokenizer", "tokens": "token file"}
 _NOT_WRITTEN = ("added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
-_MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "config.json")
 
 
 def main(argv):
@@ -53,14 +53,14 @@ def main(argv):
     parser.add_argument("--tokens", action=PathAction, role="input", default="", metavar="FILE",
                         help="for llmc-debug: a token file (default: none)")  # fmt: skip
     parser.add_argument("--batch", default="4x64", metavar="BxT", help="for llmc-debug: its size (default: 4x64)")
-    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists (default: refuse)")
+    parser.add_argument("--force", action="store_true",
+                        help="overwrite OUT if it is of the same format (default: refuse)")  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="for BLAS and kernels (default: all cores)")
     args = parser.parse_args(argv)
     kind = what_is(args.source)
     if kind != "model":
         _refuse_flags(args, kind)
-    if not args.force:
-        _refuse_existing(args, kind)
+    check_outputs(args, kind)
     {"model": _model, "tokenizer": _tokenizer, "tokens": _tokens}[kind](args)
     return 0
 
@@ -72,22 +72,12 @@ def _refuse_flags(args, kind):
             raise UserError(f"{flag}: is for models, but {args.source} is a {_NAMES[kind]}; leave it out")
 
 
-def _refuse_existing(args, kind):
-    paths = [args.target]
-    if args.to == "hf":
-        model = (*_MODEL_FILES, "generation_config.json") if kind == "model" else ()
-        paths = [os.path.join(args.target, name) for name in (*model, *TOKENIZER_FILES, "tokenizer_config.json")]
-    existing = [path for path in paths if os.path.lexists(path)]
-    if existing:
-        raise UserError(f"{existing[0]}: exists already; name another OUT, or overwrite it with --force")
-
-
 def what_is(path):
     """"model", "tokenizer" or "tokens", by content. Raises UserError for a path that is none of them."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     if os.path.isdir(path):
-        return "model" if any(os.path.exists(os.path.join(path, name)) for name in _MODEL_FILES) else "tokenizer"
+        return "model" if any(os.path.exists(os.path.join(path, name)) for name in MODEL_FILES) else "tokenizer"
     head = first_bytes(path)
     magic = int.from_bytes(head[:4], "little")
     if magic in HEADERED or path.endswith(".npy"):

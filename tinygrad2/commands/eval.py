@@ -39,7 +39,8 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
-from tinygrad2.io.files import locked, read_bytes
+from tinygrad2.io.files import first_bytes, locked, read_bytes
+from tinygrad2.io.outputs import check_output, files_of
 from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
@@ -47,6 +48,7 @@ from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
+_BEGIN = b'{"facts": {"task": "hellaswag"'  # of a file of answers
 _METHOD = 1  # version of the scoring method: increment when the answers would change
 
 
@@ -134,6 +136,10 @@ def _hellaswag(config):
     path = file_of(config.data or _QUESTIONS, partial(_report, config))
     if not config.data and not os.path.exists(path):
         raise UserError(f"{path}: the questions are missing; fetch them: python data/hellaswag/prepare.py")
+    if config.results:
+        inputs = [("--data", path), ("--weights", config.weights)]
+        inputs += [("--tokenizer", file) for file in files_of(config.tokenizer)] if config.tokenizer else []
+        check_output("--results", config.results, "a file of answers", is_results, inputs)
     model, tokenizer = _load(config)
     examples = load_examples(path, tokenizer, config.limit)
     _report(config, f"data      {path}: {len(examples):,} questions")
@@ -172,6 +178,12 @@ def _hellaswag(config):
         print(f"          {name:12s}{' / '.join('   -  ' if x is None else f'{x:.4f}' for x in figures)}")
     print(f"answers   {file.path}")
     return 0
+
+
+def is_results(path):
+    """Is this a file of answers, or the beginning of one?"""
+    line, end, _ = first_bytes(path, 10_000).partition(b"\n")
+    return line.startswith(_BEGIN) or (not end and _BEGIN.startswith(line))
 
 
 def _facts(model, tokenizer, path):

@@ -9,6 +9,7 @@ import zlib
 from tinygrad2.errors import UserError
 from tinygrad2.io.signatures import LOOK, recognize
 
+_SYSTEM = ("/dev/", "/proc/", "/sys/")  # /dev/stdout may be a link to a regular file
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes of a part of a path, and of a whole one with a temporary name in it
 
 
@@ -95,6 +96,8 @@ def fsync_folder(folder):
 
 def _check_replaceable(path):
     """A rename would silently replace a device or a pipe (as root even /dev/null), and a file without permissions."""
+    if os.path.abspath(path).startswith(_SYSTEM) and not os.path.abspath(path).startswith("/dev/shm/"):
+        raise UserError(f"{path}: this is a device, pipe or socket; give the name of a regular file")
     if os.path.isdir(path):
         raise UserError(f"{path}: this is a folder; give the name of a file")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -226,6 +229,15 @@ def crc32_text(*parts):
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
+    return f"crc32:{crc:08x}"
+
+
+def crc32_of_file(path):
+    """The CRC-32 of a file, in the same form."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
     return f"crc32:{crc:08x}"
 
 

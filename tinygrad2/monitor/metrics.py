@@ -4,11 +4,12 @@ import contextlib
 import json
 import math
 import os
+import re
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import first_bytes, read_json
 
-_BEGIN = b'{"step": '  # of every line
+_BEGIN = re.compile(rb'\{"step": \d+, "(l|lo|los|loss|loss".*)?')  # of a line
 MAX_LINE = 100_000  # characters; those of a training have about 200
 
 
@@ -65,15 +66,13 @@ def _parse(line, path, number):
 
 
 def is_metrics(path):
-    """Did a training write this file? Its first line is then a record with certain fields, or the beginning of one."""
-    head = first_bytes(path, MAX_LINE)
-    line, end, _ = head.partition(b"\n")
-    if not end:
-        return head.startswith(_BEGIN)
+    """Did a training write this file? Its first line is then a record with certain fields, or the beginning of one that
+    was cut off when the training was killed."""
+    line, end, _ = first_bytes(path, MAX_LINE).partition(b"\n")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return not end and bool(_BEGIN.fullmatch(line))
     return isinstance(record, dict) and record.keys() >= {"step", "loss", "lr", "grad_norm", "ms"}
 
 

@@ -20,11 +20,13 @@ def check_outputs(config, run_dir, log):
     _check_loggers(config)
     inputs = list(inputs_of(config))
     run_dir.check(inputs)
-    replaced = check_output(
-        "--weights-out", config.weights_out, "weights of tinygrad2", _is_replaceable, inputs, run_dir.path
-    )
+    for flag, path in (("--weights-out", config.weights_out), ("--metrics", config.metrics)):
+        if path and _is_part(path):
+            raise UserError(f"{flag} {path}: belongs to a checkpoint or a dump, and is not replaced; choose another")
+    made = run_dir.path
+    replaced = check_output("--weights-out", config.weights_out, "weights of tinygrad2", is_weights, inputs, made)
     if config.metrics:
-        check_output("--metrics", config.metrics, "metrics of tinygrad2", is_metrics, inputs, run_dir.path)
+        check_output("--metrics", config.metrics, "metrics of tinygrad2", is_metrics, inputs, made)
     for flag, path in (("--weights-out", config.weights_out), ("--metrics", config.metrics)):
         if path and (is_same_file(path, run_dir.path) or is_inside(run_dir.path, path)):
             raise UserError(f"{flag} {path}: --run-dir {run_dir.path} needs a folder there; choose another path")
@@ -65,9 +67,9 @@ def inputs_of(config):
                 yield flag, file
 
 
-def _is_replaceable(path):
-    """Weights of ours that are not a part of a checkpoint or of a dump."""
+def _is_part(path):
+    """Is this a file of a checkpoint or of a dump?"""
     folder = os.path.dirname(os.path.realpath(path))
-    is_part = any(os.path.exists(os.path.join(folder, name)) for name in ("manifest.json", "dump.json"))
-    return is_weights(path) and not is_part
+    markers = ("manifest.json", "dump.json")
+    return os.path.exists(path) and any(os.path.exists(os.path.join(folder, name)) for name in markers)
 
