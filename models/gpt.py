@@ -65,6 +65,9 @@ class GPT(Module):
 
         With a KVCache (or CachePack) the tokens follow those that are in it, and are added to it.
         """
+        tokens = np.asarray(tokens) if isinstance(tokens, (list, tuple)) else tokens
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens of shape {tokens.shape}: a model takes (B, T), a row for each text")
         B, T = tokens.shape
         if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
@@ -110,7 +113,7 @@ class GPT(Module):
 
     def _to_model(self, ids: Any, ignored: int | None = None) -> Any:
         """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""
-        ids = ids.data if isinstance(ids, Tensor) else ids
+        ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
         if isinstance(ids, np.ndarray):
             check_ids(ids if ignored is None else ids[ids != ignored], self.config.vocab_size)
         return to_device(ids, self.wte.weight.device)

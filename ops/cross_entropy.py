@@ -1,9 +1,8 @@
 from typing import Any
 
-from ops.embedding import check_ids
+from ops.embedding import as_ids, check_ids
 from tinygrad2.backend import device_of
 from tinygrad2.function import Function
-from tinygrad2.operands import as_ids
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -60,4 +59,5 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -1) -> Tenso
     Raises ValueError if the shapes do not match, and IndexError for a target outside the vocabulary that is not
     ignore_index.
     """
-    return apply(CrossEntropy, logits, as_ids(targets, logits), ignore_index=ignore_index)
+    targets = as_ids(targets, logits, -1, ignore_index)
+    return apply(CrossEntropy, logits, targets, ignore_index=ignore_index)

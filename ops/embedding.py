@@ -1,8 +1,8 @@
 from typing import Any
 
-from tinygrad2.backend import device_of
+from tinygrad2.backend import device_of, is_array, to_device
 from tinygrad2.function import Function
-from tinygrad2.operands import as_ids
+from tinygrad2.operands import as_array
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -43,6 +43,19 @@ def check_ids(ids, vocab_size):
         raise IndexError(f"token id {worst} is outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1})")
 
 
+def as_ids(ids, table, axis, ignored=None):
+    """Ids as `apply` takes them: arrays and Tensors as they are; (nested) lists become one on the device of `table`.
+
+    They are checked here, on the host: the vocabulary has the size of `table` along `axis`.
+    """
+    if is_array(ids) or isinstance(ids, Tensor):
+        return ids
+    ids, table = as_array(ids), Tensor(table)
+    ids = ids if ids.size else ids.astype("int64")
+    check_ids(ids if ignored is None else ids[ids != ignored], table.shape[axis])
+    return to_device(ids, table.device)
+
+
 def embedding(weight: Tensor, ids: Any) -> Tensor:
     """Rows `ids` (...), an array, a Tensor or lists, of the table `weight` (V, C): (..., C)."""
-    return apply(Embedding, weight, as_ids(ids, weight))
+    return apply(Embedding, weight, as_ids(ids, weight, 0))

@@ -1,8 +1,8 @@
 from typing import Any
 
 from ops.cross_entropy import CrossEntropy
+from ops.embedding import as_ids
 from tinygrad2.function import Function
-from tinygrad2.operands import as_ids
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -41,4 +41,5 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: 
     Raises ValueError if the shapes do not match, and IndexError for a target outside the vocabulary that is not
     ignore_index.
     """
-    return apply(LinearCrossEntropy, x, weight, as_ids(targets, x), ignore_index=ignore_index)
+    targets = as_ids(targets, weight, 0, ignore_index)
+    return apply(LinearCrossEntropy, x, weight, targets, ignore_index=ignore_index)

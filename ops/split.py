@@ -15,6 +15,8 @@ class Split(Function):
 
     def forward(self, x, size, axis=0):                           # x (..., n, ...)
         n = x.shape[axis]
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"split: parts of size {size}; the size of a part is at least 1")
         sizes = list(size) if isinstance(size, (list, tuple)) else [size] * (n // size) + [n % size] * (n % size > 0)
         if sum(sizes) != n or min(sizes, default=0) < 0:
             raise ValueError(f"split: parts of sizes {sizes} do not make up axis {axis} of shape {x.shape}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ops
+from models import GPT, GPTConfig
 from tinygrad2 import Module, Parameter, Tensor, no_grad
 from tinygrad2.missing import _ADVICE, _OPS
 from tinygrad2.module import FlatBuffers
@@ -93,7 +94,9 @@ def test_one_element_is_a_number():
     assert f"{x.sum():.3f}" == "2.750" and f"{x:.1f}" == "2.8" and f"{x.sum()}" == "2.75"
     assert f"{Tensor(7):>3d}" == "  7" and str(Tensor(7)) == "Tensor(7, dtype=int64)"
     assert range(5)[Tensor(3)] == 3 and [10, 20, 30][Tensor([2])[0]] == 30
-    for convert in (float, int, round, Tensor.item):
+    with pytest.raises(TypeError, match=r"use np.round\(x.numpy\(\), digits\)"):
+        round(Tensor([1.0, 2.0]))
+    for convert in (float, int, Tensor.item):
         with pytest.raises(ValueError, match=r"shape \(2,\): only one element is one number"):
             convert(Tensor([1.0, 2.0]))
     with pytest.raises(TypeError, match="only one integer is an index, not a float32 Tensor"):
@@ -171,6 +174,15 @@ def test_arrays_and_numpy_scalars_on_the_left(operate):
     if operate is not operator.matmul:
         scaled = operate(np.float64(2), x)
         assert scaled.dtype == np.float32 and scaled.requires_grad and np.allclose(scaled.numpy(), operate(2.0, x.data))
+
+
+def test_other_libraries_get_the_memory():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = Tensor([1.0, 2.0])
+    shared = torch.from_dlpack(x)
+    shared += 1
+    assert x.tolist() == [2, 3] and torch.tensor(x).tolist() == [2, 3]
+    assert Tensor(torch.ones(2)).dtype == np.float32 and x[torch.tensor([1])].tolist() == [3]
 
 
 def test_functions_that_numpy_hands_on_to_methods():
@@ -399,6 +411,13 @@ def test_an_operand_that_is_none_is_named(operand, shown):
         ops.maximum(x, operand)
 
 
+def test_none_is_no_operand():
+    x = Tensor([1.0])
+    for call in (lambda: x + None, lambda: None * x, lambda: x ** None, lambda: x < None):
+        with pytest.raises(TypeError, match="'Tensor' and 'NoneType'|'NoneType' and 'Tensor'"):
+            call()
+
+
 def test_backward_takes_numbers_and_lists():
     for start, expected in ((1.0, [2, 2, 2]), (3, [6, 6, 6]), ([1, 1, 2], [2, 2, 4]), (np.float32(1), [2, 2, 2]),
                             (Tensor([1.0, 0.0, 1.0]), [2, 0, 2]), (np.ones(3, ">f4"), [2, 2, 2])):  # fmt: skip
@@ -424,6 +443,19 @@ def test_ids_and_targets_may_be_lists():
         ops.cross_entropy(logits, [0.0, 1.0, 2.0])
     with pytest.raises(ValueError, match=r"targets of shape \(2,\)"):
         ops.cross_entropy(logits, [0, 1])
+
+
+def test_a_model_takes_lists():
+    model = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=8), seed=1)
+    ids = np.arange(8).reshape(2, 4)
+    expected = model.loss(ids, ids + 1).item()
+    for convert in (np.ndarray.tolist, Tensor, lambda a: a.astype(">i4")):
+        assert model.loss(convert(ids), convert(ids + 1)).item() == expected
+        assert model(convert(ids))[0].shape == (2, 4, 16)
+    with pytest.raises(IndexError, match="token id 99 is outside the vocabulary of 16"):
+        model([[1, 99]])
+    with pytest.raises(ValueError, match=r"tokens of shape \(2,\): a model takes \(B, T\)"):
+        model([1, 2])
 
 
 # -- names and keywords ------------------------------------------------------------------------------------------------
@@ -484,7 +516,8 @@ def test_shapes():
     assert x.expand(2, 5, -1, -1).shape == (2, 5, 3, 4) and [part.shape[3] for part in x.split(3, dim=3)] == [3, 1]
     assert [part.shape[3] for part in x.split([1, 0, 3], axis=-1)] == [1, 0, 3] and len(x.chunk(3, dim=2)) == 3
     assert ops.stack([x, x], dim=1).shape == (2, 2, 1, 3, 4) and ops.concatenate([x, x], dim=1).shape == (2, 2, 3, 4)
-    for wrong in (lambda: x.squeeze(0), lambda: x.unsqueeze(7), lambda: x.split([1, 1], axis=3)):
+    wrongs = [lambda: x.squeeze(0), lambda: x.unsqueeze(7), lambda: x.split([1, 1], 3), lambda: x.split(0)]
+    for wrong in [*wrongs, lambda: x.chunk(0), lambda: x.expand(3, 1, 3, 4), lambda: x.flatten(3, 1)]:
         with pytest.raises(ValueError):
             wrong()
     parts = x.split([1, 3], axis=3)  # of different sizes; one of them unused

@@ -99,7 +99,9 @@ class ArrayProtocol:
         return int(self.item())
 
     def __round__(self, digits: int | None = None) -> Any:
-        """`round(loss, 3)`: a Python number. Several elements: np.round(x.numpy(), 3)."""
+        """`round(loss, 3)`: a Python number."""
+        if self.size != 1:
+            raise TypeError(f"round() of a Tensor of shape {self.shape}; use np.round(x.numpy(), digits)")
         return round(self.item(), digits)
 
     def __len__(self) -> int:
@@ -131,6 +133,13 @@ class ArrayProtocol:
         if dtype is not None:
             array = array.astype(dtype, copy=False)
         return array.copy() if copy and not moved else array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """For other libraries: `torch.from_dlpack(x)` shares the memory, without the graph."""
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """For NumPy: `np.exp(x)`, `array + x`, `np.float64(2) * x`. What is no op is computed without a gradient.

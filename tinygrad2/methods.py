@@ -214,6 +214,8 @@ class Methods(ArrayProtocol):
     def chunk(self: _T, chunks: int, axis: int = 0, **also: Any) -> tuple[_T, ...]:
         """At most `chunks` parts of equal size (the last may be smaller), as in PyTorch."""
         axis = axis_of("chunk", also, axis)
+        if chunks < 1:
+            raise ValueError(f"chunk: {chunks} parts; there is at least 1")
         return self.split(max(1, -(-self.shape[axis] // chunks)), axis)
 
     # -- copies and dtypes ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ an op computes with them (`Function.mixes_integers`), as in PyTorch: `x * (x > 0
 import numpy as np
 
 from tinygrad2.array_protocol import ArrayProtocol
-from tinygrad2.backend import array_module, device_of, is_array, xp_of
+from tinygrad2.backend import device_of, is_array, xp_of
 
 _REMEDIES = {  # kind of a dtype -> what to do
     "c": "use its .real and .imag",
@@ -58,16 +58,6 @@ def _plain_array(array):
     return array
 
 
-def as_ids(ids, like):
-    """Token ids or targets as forward gets them; (nested) lists of integers become an array on the device of `like`,
-    a Tensor or array."""
-    if is_array(ids) or isinstance(ids, ArrayProtocol):
-        return ids
-    ids = as_array(ids)
-    ids = ids.astype(np.int64) if ids.size == 0 else ids
-    return array_module(device_of(like.data if isinstance(like, ArrayProtocol) else like)).asarray(ids)
-
-
 def plain(op, number, value):
     """Operand `number` (from 1) as forward gets it."""
     if isinstance(value, ArrayProtocol):
@@ -94,6 +84,8 @@ def plain_key(key, array):
         return tuple(plain_key(part, array) for part in key)
     if isinstance(key, ArrayProtocol):
         key = key.data
+    if hasattr(key, "__array__") and not isinstance(key, np.generic) and not is_array(key):
+        key = np.asarray(key)  # a column of a table, an array of another library
     if isinstance(key, list) and xp_of(array) is not np:
         return xp_of(array).asarray(as_array(key))
     if isinstance(key, (np.integer, np.ndarray)) and key.ndim == 0 and key.dtype.kind in "iu":

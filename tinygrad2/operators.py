@@ -23,41 +23,46 @@ _T = TypeVar("_T", bound="Operators")
 class Operators(ArrayProtocol):
     """A base class of Tensor."""
 
+    def _arithmetic(self, name, a, b):
+        if a is None or b is None:
+            return NotImplemented  # Python's message: unsupported operand type(s) for +: 'Tensor' and 'NoneType'
+        return self._run(name, a, b)
+
     def __add__(self: _T, other: Any) -> _T:
-        return self._run("add", self, other)
+        return self._arithmetic("add", self, other)
 
     def __radd__(self: _T, other: Any) -> _T:
-        return self._run("add", other, self)
+        return self._arithmetic("add", other, self)
 
     def __sub__(self: _T, other: Any) -> _T:
-        return self._run("sub", self, other)
+        return self._arithmetic("sub", self, other)
 
     def __rsub__(self: _T, other: Any) -> _T:
-        return self._run("sub", other, self)
+        return self._arithmetic("sub", other, self)
 
     def __mul__(self: _T, other: Any) -> _T:
-        return self._run("mul", self, other)
+        return self._arithmetic("mul", self, other)
 
     def __rmul__(self: _T, other: Any) -> _T:
-        return self._run("mul", other, self)
+        return self._arithmetic("mul", other, self)
 
     def __truediv__(self: _T, other: Any) -> _T:
-        return self._run("div", self, other)
+        return self._arithmetic("div", self, other)
 
     def __rtruediv__(self: _T, other: Any) -> _T:
-        return self._run("div", other, self)
+        return self._arithmetic("div", other, self)
 
     def __pow__(self: _T, other: Any) -> _T:
-        return self._run("pow", self, other)
+        return self._arithmetic("pow", self, other)
 
     def __rpow__(self: _T, other: Any) -> _T:
-        return self._run("pow", other, self)
+        return self._arithmetic("pow", other, self)
 
     def __matmul__(self: _T, other: Any) -> _T:
-        return self._run("matmul", self, other)
+        return self._arithmetic("matmul", self, other)
 
     def __rmatmul__(self: _T, other: Any) -> _T:
-        return self._run("matmul", other, self)
+        return self._arithmetic("matmul", other, self)
 
     def __floordiv__(self: _T, other: Any) -> _T:
         return self._without_gradient(np.floor_divide, (self, other))
