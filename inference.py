@@ -35,6 +35,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.text_file import read_text
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.system.streams import is_session, is_terminal, print_error, write
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, SPECIAL
 
 
@@ -143,15 +144,15 @@ def generate(config):
     model, tokenizer, pretrained = load(config.weights, config.device, config.tokenizer, config.block_size)
     if config.quantize == "int8":
         quantize(model)
-    start = start_ids(config.start_token, tokenizer, pretrained)
-    encode = partial(encode_prompt, config.special, tokenizer, start, model.config.block_size)
+    start = start_ids(config.start_token, pretrained)
+    encode = partial(encode_prompt, config.special, pretrained, start, model.config.block_size)
     stream = partial(
         stream_texts, model, tokenizer, max_new_tokens=config.max_new_tokens, sampling=config.sampling,
-        seed=config.seed, end=pretrained.end, stops=config.stop, batch_size=config.batch_size, logprobs=config.json,
+        seed=config.seed, end=pretrained.ends, stops=config.stop, batch_size=config.batch_size, logprobs=config.json,
     )  # fmt: skip
     if config.interactive:
         return converse(encode, stream)
-    prompts = [(prompt, encode(prompt)) for prompt in read_prompts(config)]
+    prompts = [(prompt, encode(prompt)) for prompt in read_prompts(config, tokenizer)]
     requests = [Request(prompt, ids, sample) for prompt, ids in prompts for sample in range(config.num_samples)]
     pieces = stream([request.ids for request in requests], samples=[request.sample for request in requests])
     if config.json:
@@ -173,10 +174,10 @@ class Request:
     sample: int
 
 
-def read_prompts(config):
+def read_prompts(config, tokenizer):
     """The prompts of the command line or of --prompt-file. Raises UserError for a file without one."""
     if not config.prompt_file:
-        return list(config.prompt) or ["Once upon a time"]
+        return list(config.prompt) or ["" if isinstance(tokenizer, DecodeOnlyTokenizer) else "Once upon a time"]
     text = os.fsdecode(read_text(config.prompt_file, refused=("packed",)))  # a page of HTML may well be a prompt
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")     # the last line break is the editor's
     prompts = [[]]
@@ -191,30 +192,31 @@ def read_prompts(config):
     return prompts
 
 
-def start_ids(choice, tokenizer, pretrained):
-    """The ids before every prompt: the end-of-text token, or none. Raises UserError if --start-token asks for a
-    token that the tokenizer does not have."""
-    if choice == "yes" and tokenizer.eot is None:
+def start_ids(choice, pretrained):
+    """The ids before every prompt: the token that begins a text (for most models the end-of-text token), or none.
+    Raises UserError if --start-token asks for a token that neither model nor tokenizer has."""
+    if choice == "yes" and pretrained.start is None:
         raise UserError("--start-token yes: this tokenizer has no end-of-text token")
     wanted = choice == "yes" or (choice == "auto" and pretrained.trained_here)
-    return [tokenizer.eot] if wanted and tokenizer.eot is not None else []
+    return [pretrained.start] if wanted and pretrained.start is not None else []
 
 
-def encode_prompt(special, tokenizer, start, block_size, prompt):
+def encode_prompt(special, pretrained, start, block_size, prompt):
     """The ids of a prompt after those of `start`: at least one. Raises UserError for special tokens that --special
     refuses, and for an empty prompt if there is no end-of-text token."""
+    tokenizer = pretrained.tokenizer
     for token in getattr(tokenizer, "special", ()) if special == "refused" else ():
         if token in prompt:
             raise UserError(f"{token} is in the prompt; --special allowed reads it as the token of that name, "
                             "--special ordinary as plain characters")
-    ids = start + tokenizer.encode(os.fsencode(prompt), special)  # bytes: it need not be valid Unicode
+    ids = start + (tokenizer.encode(os.fsencode(prompt), special) if prompt else [])  # bytes: any are possible
     if len(ids) > block_size:
         print_error(f"note      a prompt of {len(ids):,} tokens: the model sees the last {block_size:,} of them")
     if ids:
         return ids
-    if tokenizer.eot is None:
+    if pretrained.start is None:
         raise UserError('--prompt is empty: the model needs a beginning, for example --prompt "Once upon a time"')
-    return [tokenizer.eot]
+    return [pretrained.start]
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------

@@ -51,12 +51,13 @@ class _Text:
 
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, rngs: Sequence[Generator | None],
-             sampling: Sampling | None = None, *, stop: int | None = None, n_vocab: int | None = None,
+             sampling: Sampling | None = None, *, stop: int | Collection[int] | None = None, n_vocab: int | None = None,
              batch_size: int = 8, logprobs: bool = False, ended: Collection[int] = ()) -> Iterator[Step]:  # fmt: skip
     """Continue each of `prompts` (lists of ids) with a GPT by up to max_new_tokens; yields Steps, one per token.
 
     rngs             NumPy Generators, one per prompt; None means greedy
-    stop, n_vocab    id that ends a text (it is not part of it); only ids below n_vocab are drawn (as in GPT.generate)
+    stop             id that ends a text (it is not part of it), or several such ids
+    n_vocab          only ids below are drawn (as in GPT.generate)
     batch_size       number of texts that are continued in parallel
     ended            a set to which the caller may add the numbers of texts that need not continue
 
@@ -67,6 +68,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     if len(rngs) != len(prompts) or batch_size < 1:
         raise ValueError(f"{len(prompts)} prompts with {len(rngs)} rngs, in batches of {batch_size}")
     knobs = vars(sampling or Sampling())
+    stops = stop if isinstance(stop, Collection) else (stop,)
     waiting = list(range(len(prompts)))[::-1]
     texts: list[_Text] = []
     while max_new_tokens > 0 and (waiting or texts):
@@ -78,8 +80,8 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
             token = sample(logits, text.rng, **knobs, seen=text.tokens)
             logprob = log_probability(logits, token) if logprobs else None
             text.tokens.append(token)
-            text.done = max_new_tokens if token == stop else text.done + 1
-            yield Step(text.number, None if token == stop else token, logprob, text.done == max_new_tokens)
+            text.done = max_new_tokens if token in stops else text.done + 1
+            yield Step(text.number, None if token in stops else token, logprob, text.done == max_new_tokens)
         texts = [text for text in texts if text.done < max_new_tokens and text.number not in ended]
         for text in texts:
             if text.cache.full:                                   # every token gets another position: start over

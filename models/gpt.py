@@ -90,12 +90,12 @@ class GPT(Module):
         return ops.linear(x, self.wte.weight.T)                   # (..., V)
 
     def generate(self, tokens: list[int], max_new_tokens: int, rng: np.random.Generator | None = None,
-                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop: int | None = None,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop: Any = None,
                  n_vocab: int | None = None) -> Iterator[int]:  # fmt: skip
         """Continue a list of token ids; yields one new id at a time (so text can be shown as it is written).
 
         rng       NumPy Generator for the draws; None means greedy: always the most probable token
-        stop      id that ends the text (it is not yielded)
+        stop      id that ends the text (it is not yielded), or several ids
         n_vocab   only ids below are drawn (if the tokenizer has fewer than the model has rows)
 
         Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs, and

@@ -35,13 +35,13 @@ class Piece:
 
 def stream_texts(
     model: GPT, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int, *, sampling: Sampling, seed: int,
-    samples: Sequence[int], end: int | None = None, stops: Collection[str] = (), batch_size: int = 8,
+    samples: Sequence[int], end: Any = None, stops: Collection[str] = (), batch_size: int = 8,
     logprobs: bool = False, interrupted: Callable[[], Any] = lambda: False,
 ) -> Iterator[Piece]:  # fmt: skip
     """Continue each of `prompts` (lists of ids); yields Pieces, those of several texts in turns.
 
     seed, samples   text i is drawn with the generator seeded [seed, samples[i]], whatever the other texts are
-    end             id that ends a text, and is not part of it
+    end             id that ends a text, and is not part of it; or several ids
     stops           strings that end a text, which does not contain them
     batch_size      number of texts that are continued in parallel
     interrupted     returns True to end all texts after the current token

@@ -35,7 +35,7 @@ def folder(tmp_path):
     """new.txt, and the same model in five forms, each with its tokenizer."""
     (tmp_path / "new.txt").write_text(NEW)
     state, config = GPT(CONFIG, seed=1).state_dict(), CONFIG.to_dict()
-    hf.write_folder(tmp_path / "hf", state, config, TOKENIZER.eot)
+    hf.write_folder(tmp_path / "hf", state, config, [TOKENIZER.eot])
     write_tokenizer(TOKENIZER, tmp_path / "hf", "hf")
     for name, write in (("llmc", llmc.write_model), ("nanogpt", nanogpt.write_nanogpt)):
         (tmp_path / name).mkdir()

@@ -368,9 +368,16 @@ def test_llmc_round_trip(ours, tmp_path):
     write_tokenizer(table, tmp_path / "again.bin", "llmc")
     assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "gpt2_tokenizer.bin").read_bytes()
     calls = [lambda: table.encode("a"), lambda: table.encode("a", special="allowed"), lambda: table.encode_array("a")]
-    calls += [table.to_json, lambda: table.save(tmp_path / "no"), lambda: write_tokenizer(table, "no", "hf")]
+    calls += [lambda: write_tokenizer(table, tmp_path / "no", "hf")]
     for call in calls:
         one_line_error(call)
+    table.save(tmp_path / "own.json")
+    again = load_tokenizer(tmp_path / "own.json")
+    assert isinstance(again, DecodeOnlyTokenizer) and again.eot == table.eot
+    assert again.decode(ours.encode(PROSE)) == PROSE
+    good = json.loads(table.to_json())
+    for changes in ({"version": 2}, {"tokens": 3}, {"tokens": ["?"]}, {"tokens": [3]}, {"eot": 10**6}, {"eot": None}):
+        one_line_error(lambda changes=changes: tokenizer_from_json(json.dumps(good | changes), "here"), "here: ")
     one_line_error(calls[0], "gpt2_tokenizer.bin", "can only decode", "vocab.bpe")
     one_line_error(lambda: table.decode([ours.n_vocab]), "not in this vocabulary")
 

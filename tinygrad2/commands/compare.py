@@ -35,6 +35,10 @@ def main(argv):
     losses = [value if math.isfinite(value) else math.inf for value in losses[:gap]]
     band = band_of(reference["losses"])
     compared = min(len(losses), len(band.mean))
+    if not compared:
+        first = f"begins at step {steps[0] + 1:,}" if len(steps) else "has no step"
+        raise UserError(f"{args.run}: its metrics.jsonl {first}: nothing can be compared; give the folder of a run "
+                        "that has its first steps")
     print(f"reference {reference['preset']}, seeds {', '.join(reference['losses'])}, {len(band.mean):,} steps, "
           f"{reference['machine']}, {reference['date']}")  # fmt: skip
     for step in sorted({0, *(compared * i // 5 - 1 for i in range(1, 6))} - {-1}):

@@ -115,7 +115,7 @@ def _model(args):
         raise UserError(f"--dtype {args.dtype}: only hf and llmc can be written in it")
     if args.to == "hf":
         _check_tokenizer(args.target, tokenizer)
-        notes += hf.write_folder(args.target, pretrained.tensors, config, pretrained.end, args.dtype)
+        notes += hf.write_folder(args.target, pretrained.tensors, config, pretrained.ends, args.dtype, pretrained.bos)
         if tokenizer:
             write_tokenizer(tokenizer, args.target, "hf", end=pretrained.end)
         else:
@@ -127,7 +127,7 @@ def _model(args):
     elif args.to == "trained":
         arrays = {name: tensor.astype(np.float32) for name, tensor in pretrained.tensors.items()}
         training = pretrained.training | ({} if pretrained.trained_here else {"converted_from": pretrained.kind})
-        training |= {} if pretrained.eos is None else {"eos": pretrained.eos}
+        training |= {"eos": pretrained.eos[0] if len(pretrained.eos) == 1 else pretrained.eos} if pretrained.eos else {}
         save_weights(args.target, arrays, config, tokenizer.to_json() if tokenizer else "", training)
     else:
         raise _wrong_format(args, "model", ("hf", "llmc", "llmc-debug", "nanogpt", "trained"))

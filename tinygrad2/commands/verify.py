@@ -85,8 +85,8 @@ def main(argv):
     start = "\r\x1b[K" if live else ""
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
         for name in names:
-            if name == "ranks" and "ranks" not in words and not have_mpi():
-                print(adapt_hint('ranks        not tried: there is no mpirun, or no mpi4py (pip install -e ".[mpi]")'))
+            if name not in words and (missing := _missing(name)):
+                print(adapt_hint(f"{name:12s} not tried: {missing}"))
                 continue
             if live:
                 print(f"{name:12s} ...", end="", flush=True)
@@ -98,6 +98,15 @@ def main(argv):
             print(f"{start}{name:12s} {'PASS' if good else 'FAIL'}  max difference {result.difference:.2g} ({limit}): "
                   f"{result.text}  [{time.perf_counter() - begin:.0f} s]", flush=True)  # fmt: skip
     return 1 if failed else 0
+
+
+def _missing(name):
+    """What this machine lacks to try a property, or ""."""
+    if name == "ranks" and not have_mpi():
+        return 'there is no mpirun, or no mpi4py (pip install -e ".[mpi]")'
+    if name == "kernels" and not ops.have_cpu_kernels():
+        return "there are no compiled kernels to compare: " + "; ".join(ops.why_no_cpu_kernels())
+    return ""
 
 
 def _leading(argv):
@@ -166,6 +175,8 @@ def _largest_difference(first, second):
     (records_1, weights_1), (records_2, weights_2) = first, second
     if records_1.keys() != records_2.keys() or weights_1.keys() != weights_2.keys():
         return np.inf
+    if not records_1 or not weights_1:
+        raise UserError("the trainings have recorded nothing that could be compared")
     curves = np.abs(np.array(list(records_1.values())) - np.array([records_2[step] for step in records_1])).max()
     different = [np.abs(weights_1[name] - weights_2[name]).max() for name in weights_1
                  if weights_1[name].tobytes() != weights_2[name].tobytes()]  # fmt: skip
@@ -175,6 +186,9 @@ def _largest_difference(first, second):
 def _resume(trial):
     trial.run("uncut")
     killed = trial.run("cut", kill_after=STEPS // 2 + 1)
+    if os.path.exists(trial.weights("cut")):
+        why = "the training had ended before it was killed; use a larger model"
+        return Result(np.inf, 0, f"nothing was compared: {why}")
     trial.run("cut", "--resume")
     difference = _largest_difference(trial.outcome("uncut"), trial.outcome("cut"))
     how = f"{STEPS} steps, one training killed after step {killed} and resumed"
@@ -228,6 +242,8 @@ def _ranks(trial):
 
 
 def _kernels(trial):
+    if not ops.have_cpu_kernels():
+        return Result(np.inf, 0, f"nothing was compared: {_missing('kernels')}")
     x, y = trial.batch(min(4, trial.config.batch_size), 256)
     results = []
     for mode in ("auto", "reference"):

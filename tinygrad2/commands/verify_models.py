@@ -28,7 +28,8 @@ from tinygrad2.tensor import no_grad
 TOLERANCE = 1e-4
 _GREEDY = 20  # tokens
 
-# The script of the other process. Arguments: folder, file of ids (B, T), file for the results, number of new tokens.
+# The script of the other process. Arguments: folder, file of ids (B, T + 1), file for the results, number of new
+# tokens, and how many tokens they follow.
 _SCRIPT = """
 import sys
 import numpy, torch, transformers
@@ -37,9 +38,9 @@ folder, ids, out, new = sys.argv[1], torch.from_numpy(numpy.load(sys.argv[2])), 
 model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
 model = model.float().eval()
 with torch.no_grad():
-    logits = model(ids).logits
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten())
-    text, greedy = ids[:1, :4], []
+    logits = model(ids[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), ids[:, 1:].flatten())
+    text, greedy = ids[:1, :int(sys.argv[5])], []
     for _ in range(new):
         text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
         greedy.append(int(text[0, -1]))
@@ -64,46 +65,50 @@ def main(what, argv):
         refuse_empty_path(name, path)
     ops.announce_compiling(print)
     comparisons = verify_hf(*argv) if what == "hf" else verify_llmc(*argv)
-    failed = 0
-    for name, difference, allowed, text in comparisons:
-        passed = difference <= allowed  # False for NaN
+    failed = total = 0
+    for name, difference, allowed, count, text in comparisons:
+        passed = count > 0 and difference <= allowed  # False for NaN
         failed += not passed
-        print(f"{name:28s} {'PASS' if passed else 'FAIL'}  max difference {difference:.2g} ({allowed:.1g} allowed)"
-              f"{': ' if text else ''}{text}", flush=True)  # fmt: skip
-    return 1 if failed else 0
+        total += 1
+        found = f"max difference {difference:.2g} ({allowed:.1g} allowed)" if count else "nothing was compared"
+        print(f"{name:28s} {'PASS' if passed else 'FAIL'}  {found}{': ' if text else ''}{text}", flush=True)
+    return 1 if failed or not total else 0
 
 
 def verify_hf(path):
-    """Yields (name, difference, allowed, text) for logits, loss and greedy text, compared with transformers."""
+    """Yields (name, difference, allowed, number of values compared, text) for logits, loss and greedy text."""
     for library in ("transformers", "torch"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"verify hf needs {library} to compare with: pip install torch transformers")
     model, _, pretrained = load_pretrained(path)
     V, T = pretrained.config["vocab_size"], min(256, pretrained.config["block_size"])
-    ids = np.random.default_rng(0).integers(0, V, (2, T))
-    new = min(_GREEDY, pretrained.config["block_size"] - 4)
+    ids = np.random.default_rng(0).integers(0, V, (2, T + 1))  # the last of each row is a target only
+    begin = max(1, min(4, T // 2))
+    new = min(_GREEDY, pretrained.config["block_size"] - begin + 1)  # transformers has no position after these
     with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
         if pretrained.kind != "Hugging Face" or not os.path.isdir(path):
             path = os.path.join(folder, "model")
             hf.write_folder(path, pretrained.tensors, config_of(pretrained).to_dict())
-        theirs = _run_transformers(path, ids, os.path.join(folder, "results.npz"), new)
+        theirs = _run_transformers(path, ids, os.path.join(folder, "results.npz"), new, begin)
     if theirs["odd"].size:
-        yield "tensors", np.inf, 0, f"transformers reports missing or unknown tensors: {', '.join(theirs['odd'][:5])}"
+        odd = ", ".join(theirs["odd"][:5])
+        yield "tensors", np.inf, 0, theirs["odd"].size, f"transformers reports missing or unknown tensors: {odd}"
     with no_grad():
-        logits = model(ids)[0].numpy()
-    text = f"{ids.size:,} tokens, compared with transformers {theirs['version']}"
-    yield "logits", _difference(logits, theirs["logits"]), _allowed(theirs["logits"]), text
+        logits = model(ids[:, :-1])[0].numpy()
+    text = f"{2 * T:,} tokens, compared with transformers {theirs['version']}"
+    yield "logits", _difference(logits, theirs["logits"]), _allowed(theirs["logits"]), logits.size, text
     with no_grad():
         loss = model.loss(ids[:, :-1], ids[:, 1:]).item()
-    yield "loss", abs(loss - float(theirs["loss"])), TOLERANCE, f"{loss:.6f} and {float(theirs['loss']):.6f}"
-    greedy = list(model.generate(ids[0, :4].tolist(), new))
-    yield "greedy text", float(np.sum(np.array(greedy) != theirs["greedy"])), 0, f"{new} tokens"
+    text = f"{loss:.6f} and {float(theirs['loss']):.6f}"
+    yield "loss", abs(loss - float(theirs["loss"])), TOLERANCE, ids[:, 1:].size, text
+    greedy = np.array(list(model.generate(ids[0, :begin].tolist(), new)))
+    yield "greedy text", float(np.sum(greedy != theirs["greedy"])), 0, greedy.size, f"{new} token{'s' * (new > 1)}"
 
 
-def _run_transformers(path, ids, out, new):
+def _run_transformers(path, ids, out, new, begin):
     ids_file = out.replace(".npz", ".npy")
     np.save(ids_file, ids)
-    command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, path, ids_file, out, str(new)]
+    command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, path, ids_file, out, str(new), str(begin)]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
@@ -113,7 +118,7 @@ def _run_transformers(path, ids, out, new):
 
 
 def verify_llmc(path, debug_state):
-    """Yields (name, difference, allowed, text) for logits, loss and each gradient of a debug state."""
+    """Yields (name, difference, allowed, number of values compared, text) for logits, loss and each gradient."""
     config = config_of(open_model(path)).to_dict()
     llmc.check_supported(path, config)
     theirs = llmc.read_debug_state(debug_state, config)
@@ -121,15 +126,15 @@ def verify_llmc(path, debug_state):
     ours = llmc.compute_debug_state(model, theirs.x, theirs.y)
     factor = 100 if pretrained.tensors["wte.weight"].code == "BF16" else 1
     text = f"{theirs.x.shape[0]} x {theirs.x.shape[1]} tokens"
-    yield "logits", _difference(ours.logits, theirs.logits), factor * _allowed(theirs.logits), text
+    yield "logits", _difference(ours.logits, theirs.logits), factor * _allowed(theirs.logits), theirs.logits.size, text
     loss = f"{ours.loss:.6f} and {theirs.loss:.6f}"
-    yield "loss", abs(ours.loss - theirs.loss), factor * TOLERANCE, loss
+    yield "loss", abs(ours.loss - theirs.loss), factor * TOLERANCE, theirs.x.size, loss
     for name, grad in theirs.grads.items():
         if name not in ours.grads:  # a bias: llm.c always has them, this model does not
             continue
         largest = float(np.abs(grad).max(initial=0.0))
         difference = _difference(ours.grads[name], grad)
-        yield f"d {name}", difference, factor * (1e-3 * largest + 1e-7), f"the largest is {largest:.2g}"
+        yield f"d {name}", difference, factor * (1e-3 * largest + 1e-7), grad.size, f"the largest is {largest:.2g}"
 
 
 def _difference(a, b):

@@ -152,7 +152,7 @@ def _encode(text, tokenizer, position):
     ids = []
     for k in range(first, len(text.paths)):
         with text.open(k, start) as file:
-            for documents, complete, read, end, goes_on in blocks(file, start, inside):
+            for documents, complete, read, end, goes_on in blocks(file, start, inside, tokenizer.is_divisible):
                 new = np.asarray(encode_stream(documents, tokenizer), np.int32)
                 if tokenizer.eot is not None and not complete and documents:
                     new = new[:-1]  # the last document continues
@@ -166,11 +166,12 @@ def _encode(text, tokenizer, position):
     yield np.concatenate(ids or [np.empty(0, np.int32)]), (len(text.paths), 0, False), True
 
 
-def blocks(file, start=0, inside=False):
+def blocks(file, start=0, inside=False, is_divisible=True):
     """Divide a file, from byte `start`, into portions of documents.
 
     Yields (documents, is the last one complete?, bytes read, byte after the portion, does the file continue inside a
     document?). A portion ends with a document, or if none ends in a BLOCK, where no chunk is divided (parallel.py).
+    If documents are not divisible, a long one is read to its end.
     """
     rest, at_end = b"", False
     while not at_end:
@@ -181,7 +182,7 @@ def blocks(file, start=0, inside=False):
         complete = at_end or cut >= len(_MARK)
         if not complete:
             cuts = [match.end() for match in CUT.finditer(rest, max(0, len(rest) - (1 << 16)))]
-            if not cuts:
+            if not cuts or not is_divisible:
                 continue  # no white space so far: read on
             cut = cuts[-1]
         parts = rest[:cut].split(_MARK)

@@ -7,7 +7,9 @@ The tensors have our names, usually prefixed with "transformer.", and our orient
     h.0.attn.bias               the causal mask (1, 1, T, T), in old files; not a bias, and not needed
     h.0.attn.masked_bias        the value of its masked positions, in old files; not needed
     model.safetensors.index.json   which file has which tensor, if there are several
-    pytorch_model.bin              the same tensors in torch.save's format, before there was safetensors
+    pytorch_model.bin              the same tensors in torch.save's format, before there was safetensors; several files
+                                   have an index as well
+    generation_config.json         which tokens begin and end a text; how transformers draws tokens is not used
 
 https://huggingface.co/docs/transformers/model_doc/gpt2
 """
@@ -22,7 +24,10 @@ from tinygrad2.io.lazy_tensor import LazyTensor, write_elements
 from tinygrad2.io.safetensors import make_header, open_container
 from tinygrad2.io.torch_pickle import read_torch_file
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_erf"}
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"), "gelu"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu_erf"),
+}  # transformers' names, and ours; those with one value differ by rounding only
 _SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # HF's own defaults
 _REQUIRED = {  # fields that change the formulas, and the only value that is supported
     "model_type": "gpt2", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
@@ -32,10 +37,22 @@ _ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "
             "num_hidden_layers": "n_layer"}  # synonyms that transformers accepts  # fmt: skip
 _MASKS = (".attn.bias", ".attn.masked_bias")
 _INDEX = "model.safetensors.index.json"
+_HEADS = {  # tensors of models with another head instead of the one for the next token
+    "score.": "GPT2ForSequenceClassification", "classifier.": "GPT2ForTokenClassification",
+    "qa_outputs.": "GPT2ForQuestionAnswering",
+}  # fmt: skip
+_MORE_HEADS = {"multiple_choice_head.": "a head for multiple choice", "v_head.": "a value head"}  # besides that one
+_OTHER_FILES = {  # what a folder without a model may have instead
+    "adapter_config.json": "an adapter (LoRA), not a model: merge it into its model with peft's merge_and_unload",
+    "tf_model.h5": "TensorFlow's tf_model.h5: save it again with transformers and PyTorch",
+    "flax_model.msgpack": "Flax's flax_model.msgpack: save it again with transformers and PyTorch",
+    "rust_model.ot": "rust_model.ot: fetch model.safetensors instead",
+}
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")  # as our flags
 
 
 def read_folder(folder):
-    """(tensors {our name: LazyTensor}, config fields, notes, id that ends a text or None) of a model's folder.
+    """(tensors {our name: LazyTensor}, config fields, notes, the ids "bos" and "eos") of a model's folder.
 
     Of several formats, the one that transformers prefers. Raises UserError, one line, for a model that is incomplete,
     corrupt or not supported.
@@ -44,14 +61,18 @@ def read_folder(folder):
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
-    readers = {"model.safetensors": _read_safetensors, _INDEX: _read_shards, "pytorch_model.bin": _read_torch}
+    readers = {"model.safetensors": _read_safetensors, _INDEX: _read_shards, "pytorch_model.bin": _read_torch,
+               "pytorch_model.bin.index.json": _read_shards}  # fmt: skip
     for name, read in readers.items():
         path = os.path.join(folder, name)
         if name in names:
             entries = read(path)
             break
     else:
-        raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; give the folder of a model")
+        others = [what for name, what in _OTHER_FILES.items() if name in names]
+        others += ["a .gguf file, of llama.cpp: fetch model.safetensors" for name in names if name.endswith(".gguf")]
+        remedy = f"it has {others[0]}" if others else "give the folder of a model"
+        raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; {remedy}")
     return model_of(entries, read_config(os.path.join(folder, "config.json")), path)
 
 
@@ -68,9 +89,9 @@ def read_file(path):
     for n_layer, n_head, n_embd in ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600)):
         if "wte.weight" in names and len(layers) == n_layer and names["wte.weight"].shape[1:] == (n_embd,):
             config = _SIZES | dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-            tensors, config, notes, eos = model_of(entries, _checked(config, path), path)
+            tensors, config, notes, ends = model_of(entries, _checked(config, path), path)
             notes.append("there is no config.json next to it; assuming, from its sizes, OpenAI's GPT-2")
-            return tensors, config, notes, eos
+            return tensors, config, notes, ends
     raise UserError(f"{path}: no config.json next to it, the only file with the number of heads; copy it as well")
 
 
@@ -78,17 +99,21 @@ def read_file(path):
 
 
 def read_config(path):
-    """(fields of GPTConfig, id of the token that ends a text or None) of a config.json. Raises UserError for a config
-    that our GPT would compute differently."""
+    """(fields of GPTConfig, notes, {"bos": id or None, "eos": ids}) of a config.json, and of the generation_config.json
+    next to it. Raises UserError for a config that our GPT would compute differently."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file; the weights need it, copy it as well")
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: is not a JSON object; fetch it again")
-    return _checked(fields, path)
+    generation = os.path.join(os.path.dirname(path), "generation_config.json")
+    more = read_json(generation) if os.path.exists(generation) else {}
+    if not isinstance(more, dict):
+        raise UserError(f"{generation}: is not a JSON object; fetch it again")
+    return _checked(fields, path, more)
 
 
-def _checked(fields, path):
+def _checked(fields, path, generation=None):
     for name, expected in _REQUIRED.items():
         value = fields.get(name, expected)
         if value != expected:
@@ -112,10 +137,28 @@ def _checked(fields, path):
     if sizes["n_inner"] == 4 * sizes["n_embd"]:
         sizes["n_inner"] = 0
     tied = fields.get("tie_word_embeddings", True) is not False
-    eos = fields.get("eos_token_id")
-    eos = eos if type(eos) is int and 0 <= eos < sizes["vocab_size"] else None
     config = dict(dropout=0.0, bias=True, tied_head=tied, activation=ACTIVATIONS[activation], norm_eps=eps)
-    return sizes | config, eos
+    generation = generation or {}
+    bos, eos = (_ids(name, (generation, fields), sizes["vocab_size"]) for name in ("bos_token_id", "eos_token_id"))
+    return sizes | config, _notes(fields, generation), {"bos": bos[0] if bos else None, "eos": eos}
+
+
+def _ids(name, files, vocab_size):
+    """The ids, an integer or a list of them, under a name in the first file that has it: a tuple, perhaps empty."""
+    value = next((fields[name] for fields in files if fields.get(name) is not None), [])
+    values = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(id for id in values if type(id) is int and 0 <= id < vocab_size))
+
+
+def _notes(fields, generation):
+    """What the user should know of a config and a generation_config."""
+    notes = []
+    if fields.get("architectures") == ["GPT2Model"]:
+        notes.append("it is a GPT2Model, saved without a head: its token embedding is used as the head")
+    asked = [f"--{name.replace('_', '-')} {generation[name]}" for name in _DRAWING if generation.get(name) is not None]
+    if asked and generation.get("do_sample"):
+        notes.append(f"its generation_config.json asks for {' '.join(asked)}; not used unless you give these flags")
+    return notes
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -146,19 +189,20 @@ def _read_torch(path):
 
 
 def _read_shards(path):
-    """Like _read_safetensors, for several files, by their index."""
+    """Like _read_safetensors or _read_torch, for several files, by their index."""
     folder, index = os.path.dirname(path), read_json(path)
+    ending, read = (".safetensors", _read_safetensors) if path.endswith(_INDEX) else (".bin", _read_torch)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path}: weight_map is missing or empty; fetch it again")
     shards, entries = {}, {}
     for name, file in weight_map.items():
         is_name = isinstance(file, str) and file.isprintable() and file == os.path.basename(file)
-        if not is_name or not file.endswith(".safetensors"):
+        if not is_name or not file.endswith(ending):
             raise UserError(f"{path}: weight_map has {short(file)} for {short(name)}, which is not a file next to it; "
                             "fetch the folder again")
         if file not in shards:
-            shards[file] = _read_safetensors(os.path.join(folder, file))
+            shards[file] = read(os.path.join(folder, file))
         if name.endswith(_MASKS):
             continue
         if name not in shards[file]:
@@ -168,13 +212,24 @@ def _read_shards(path):
     return entries
 
 
-def model_of(entries, config_and_eos, path):
-    """(tensors {our name: LazyTensor}, config, notes, eos). Whether the head is tied is decided by the tensors."""
-    config, eos = config_and_eos
+def model_of(entries, checked_config, path):
+    """(tensors {our name: LazyTensor}, config, notes, ends). Whether the head is tied is decided by the tensors.
+
+    Raises UserError for a model with another head than the one for the next token.
+    """
+    config, notes, ends = checked_config
     entries = {name: tensor for name, tensor in entries.items() if not name.endswith(_MASKS)}
-    tensors, notes = {}, []
+    tensors = {}
     for name, tensor in entries.items():
         name = name.removeprefix("transformer.")
+        for prefix, kind in _HEADS.items():
+            if name.startswith(prefix) and "lm_head.weight" not in entries:
+                raise UserError(f"{path}: is a {kind}: it has {short(name)}, and no head for the next token; give a "
+                                "language model (GPT2LMHeadModel)")
+        another = [what for prefix, what in _MORE_HEADS.items() if name.startswith(prefix)]
+        if another:
+            notes += [note for note in [f"it also has {another[0]}, which is not used"] if note not in notes]
+            continue
         if name in tensors:
             raise UserError(f"{path}: has tensor {short(name)} twice, with 'transformer.' and without; fetch it again")
         tensors[name] = tensor
@@ -186,17 +241,21 @@ def model_of(entries, config_and_eos, path):
         if config["tied_head"]:
             notes.append("its lm_head is not its token embedding, though the config says so: lm_head is used")
         tensors["lm_head.weight"], config = head.transpose(), config | {"tied_head": False}
-    return tensors, config, notes, eos
+    elif not config["tied_head"]:
+        raise UserError(f"{path}: has no lm_head.weight, and its config has tie_word_embeddings = false: it is a model "
+                        "without a head for the next token; give a language model (GPT2LMHeadModel)")
+    return tensors, config, notes, ends
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
 
 
-def write_folder(folder, tensors, config, eot=None, dtype="float32"):
+def write_folder(folder, tensors, config, ends=(), dtype="float32", bos=None):
     """Write config.json, generation_config.json and model.safetensors, as transformers does. Returns notes.
 
     tensors   {our name: array or LazyTensor};  config   fields of GPTConfig
-    eot       id of the end-of-text token, or None;  dtype   "float32" or "bfloat16"
+    ends      ids of the tokens that end a text;  dtype   "float32" or "bfloat16"
+    bos       id of the token that begins a text, if it is not the first of these
 
     Raises UserError if the folder cannot be written.
     """
@@ -216,8 +275,10 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
             array = np.zeros(shapes[name], np.float32) if tensor is None else tensor.astype(np.float32, copy=False)
             write_elements(file, array.T if name == "lm_head.weight" else array, code)
     activation = {"gelu": "gelu_new", "gelu_erf": "gelu"}[config["activation"]]
+    first = ends[0] if ends else None
+    bos, eos = first if bos is None else bos, first if len(ends) < 2 else list(ends)
     write_json(os.path.join(folder, "generation_config.json"),
-               {"_from_model_config": True, "bos_token_id": eot, "eos_token_id": eot})  # fmt: skip
+               {"_from_model_config": True, "bos_token_id": bos, "eos_token_id": eos})  # fmt: skip
     write_json(os.path.join(folder, "config.json"), {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": dtype,
         "vocab_size": config["vocab_size"], "n_positions": config["block_size"], "n_ctx": config["block_size"],
@@ -226,6 +287,6 @@ def write_folder(folder, tensors, config, eot=None, dtype="float32"):
         "layer_norm_epsilon": config.get("norm_eps", 1e-5), "initializer_range": 0.02,
         "resid_pdrop": config["dropout"], "embd_pdrop": config["dropout"], "attn_pdrop": config["dropout"],
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
-        "bos_token_id": eot, "eos_token_id": eot, "tie_word_embeddings": config["tied_head"], "use_cache": True,
+        "bos_token_id": bos, "eos_token_id": eos, "tie_word_embeddings": config["tied_head"], "use_cache": True,
     })  # fmt: skip
     return notes

@@ -18,9 +18,9 @@ from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.safetensors import open_container
 from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.io.weights import load_weights
-from tinygrad2.tokenizers.formats import TOKENIZER_FILES
-from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
-from tinygrad2.tokenizers.nanogpt_meta import META
+from tinygrad2.tokenizers.hf_settings import has_chat_template
+from tinygrad2.tokenizers.load import find_in_folder, load_tokenizer, tokenizer_from_json
+from tinygrad2.tokenizers.mapped import MappedTokenizer
 
 
 @dataclass
@@ -33,7 +33,8 @@ class Pretrained:
     tokenizer   a tokenizer, or None if none is known
     notes       lines for the user
     training    what our own file records about the training
-    eos         id of the token that ends its texts, if the model names one
+    eos         ids of the tokens that end its texts, if the model names any
+    bos         id of the token that begins its texts, if the model names one
     """
 
     path: str
@@ -43,12 +44,24 @@ class Pretrained:
     tokenizer: Any = None
     notes: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
-    eos: int | None = None
+    eos: tuple[int, ...] = ()
+    bos: int | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text: the model's, else its tokenizer's; empty if neither names one."""
+        eot = self.tokenizer.eot if self.tokenizer else None
+        return self.eos or (() if eot is None else (eot,))
 
     @property
     def end(self) -> int | None:
-        """Id of the token that ends a text: the model's, else its tokenizer's; None if neither names one."""
-        return self.tokenizer.eot if self.eos is None and self.tokenizer else self.eos
+        """The first of them, or None."""
+        return self.ends[0] if self.ends else None
+
+    @property
+    def start(self) -> int | None:
+        """Id of the token that begins a text: the model's, else its tokenizer's end-of-text token; None without."""
+        return self.bos if self.bos is not None else self.tokenizer.eot if self.tokenizer else None
 
     @property
     def trained_here(self) -> bool:
@@ -81,7 +94,8 @@ def open_model(path: str | os.PathLike, tokenizer: str = "") -> Pretrained:
         tensors = {name: LazyTensor.of(array) for name, array in weights.tensors.items()}
         pretrained = Pretrained(path, kind, tensors, weights.config, training=weights.training)
         eos, V = weights.training.get("eos"), weights.config.get("vocab_size")
-        pretrained.eos = eos if type(eos) is type(V) is int and 0 <= eos < V else None
+        eos = eos if isinstance(eos, list) else [eos]
+        pretrained.eos = tuple(id for id in eos if type(id) is type(V) is int and 0 <= id < V)
         own_json = weights.tokenizer
     else:
         pretrained, own_json = _open_third_party(path, kind), ""
@@ -98,8 +112,10 @@ def _open_third_party(path, kind):
         except nanogpt.NoCheckpoint:
             if not os.path.exists(os.path.join(os.path.dirname(path), "config.json")):
                 raise  # otherwise it is Hugging Face's pytorch_model.bin
-    tensors, config, notes, eos = (hf.read_folder if os.path.isdir(path) else hf.read_file)(path)
-    return Pretrained(path, "Hugging Face", tensors, config, None, notes, eos=eos)
+    tensors, config, notes, ends = (hf.read_folder if os.path.isdir(path) else hf.read_file)(path)
+    if os.path.isdir(path) and has_chat_template(path):
+        notes.append("it has a chat template, which is not applied: write prompts in its form, with --special allowed")
+    return Pretrained(path, "Hugging Face", tensors, config, None, notes, **ends)
 
 
 def kind_of_model(path: str | os.PathLike) -> str:
@@ -140,13 +156,16 @@ def _tokenizer_of(pretrained, own_json, given):
         return None
     path, V = pretrained.path, pretrained.config["vocab_size"]
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-    if not any(os.path.exists(os.path.join(folder, name)) for name in (*TOKENIZER_FILES, META)):
-        return None
     try:
-        tokenizer = load_tokenizer(folder)
+        found = find_in_folder(folder)
+        tokenizer = load_tokenizer(found) if found else None
     except UserError as error:
         pretrained.notes.append(f"the tokenizer next to it cannot be used ({error}); give one with --tokenizer")
         return None
+    if tokenizer is None:
+        return None
+    if tokenizer.n_vocab > V and isinstance(tokenizer, MappedTokenizer):
+        tokenizer = _without_rows(tokenizer, V, pretrained.notes)
     if tokenizer.n_vocab > V:
         pretrained.notes.append(f"the tokenizer next to it is not its own: {tokenizer.n_vocab:,} tokens, the model has "
                                 f"{V:,}; give one with --tokenizer")
@@ -155,3 +174,15 @@ def _tokenizer_of(pretrained, own_json, given):
         pretrained.notes.append(f"the tokenizer next to it is used: {tokenizer.n_vocab:,} tokens, the model has {V:,} "
                                 "rows; if it is not the model's own, give another with --tokenizer")
     return tokenizer
+
+
+def _without_rows(tokenizer, V, notes):
+    """The tokenizer without added tokens that the model has no rows for; as it is, if others have no rows either."""
+    gone = [token.content for token in tokenizer.added.tokens if token.id >= V]
+    try:
+        smaller = tokenizer.without_ids_from(V)
+    except UserError:
+        return tokenizer
+    names = ", ".join(gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    notes.append(f"the model has {V:,} rows, and none for {names} of its tokenizer: read as ordinary text")
+    return smaller

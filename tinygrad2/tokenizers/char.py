@@ -22,7 +22,7 @@ FORMAT, VERSION = "tinygrad2-char", 1
 class CharTokenizer:
     """Characters and their ids, with the interface of a Tokenizer. `eot` is None: there is no end-of-text token."""
 
-    eot = None
+    eot, is_divisible = None, True
 
     def __init__(self, characters, source="CharTokenizer(characters)", in_order=True):
         if not isinstance(characters, str) or not characters:

@@ -170,6 +170,16 @@ def _is_gpt2(config, folder, is_pair):
     return True, True
 
 
+def has_chat_template(folder):
+    """Is there a template for conversations among the files of a folder?"""
+    if any(os.path.isfile(os.path.join(folder, name)) for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool((_read(folder, CONFIG) or {}).get("chat_template"))
+    except TokenizerError:  # reported where the tokenizer is read
+        return False
+
+
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 

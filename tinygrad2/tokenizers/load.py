@@ -17,6 +17,8 @@ from tinygrad2.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 MAX_BYTES = 64 << 20  # GPT-2's files have about one MB
 _OWN_FORMAT = re.compile(rb'"format"\s*:\s*"tinygrad2-')  # as the FORMAT of each of our tokenizers begins
+_KNOWN = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin, "
+_KNOWN += META
 AnyTokenizer = Tokenizer | char.CharTokenizer | mapped.MappedTokenizer | mapped.DecodeOnlyTokenizer
 
 
@@ -29,7 +31,12 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     gpt2_tokenizer.bin; or nanoGPT's meta.pkl. In a folder they are found by name. Raises TokenizerError, one line, for
     anything else.
     """
-    path = _find_in_folder(path) if os.path.isdir(path) else str(path)
+    if os.path.isdir(path):
+        found = find_in_folder(path)
+        if found is None:
+            raise TokenizerError(f"{path}: has no tokenizer; put one of these there: {_KNOWN}")
+        path = found
+    path = str(path)
     if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
         raise TokenizerError(f"{path}: is a pipe, and a tokenizer is read more than once; give the name of a file")
     try:
@@ -75,11 +82,16 @@ def tokenizer_from_json(text: str | bytes, source: str = "tokenizer JSON") -> An
         return char.CharTokenizer.from_fields(fields, source)
     if isinstance(fields, dict) and fields.get("format") == mapped.FORMAT:
         return mapped.MappedTokenizer.from_fields(fields, source)
+    if isinstance(fields, dict) and fields.get("format") == mapped.DECODE_ONLY:
+        return mapped.DecodeOnlyTokenizer.from_fields(fields, source)
     return Tokenizer.from_json(text, source)
 
 
-def _find_in_folder(folder):
-    """Returns the path of the tokenizer's file in a folder. Raises TokenizerError if there is none."""
+def find_in_folder(folder: str | Path) -> str | None:
+    """Returns the path of the tokenizer's file in a folder, or None.
+
+    Raises TokenizerError if it cannot be read, or has several.
+    """
     try:
         names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))]
     except OSError as error:
@@ -92,9 +104,7 @@ def _find_in_folder(folder):
             return os.path.join(folder, vocab)
     if len(ranks) > 1:
         raise TokenizerError(f"{folder}: has {len(ranks)} rank files; name one, such as {short(ranks[0])}")
-    for name in (*ranks, "gpt2_tokenizer.bin", *PAIRS.values(), META):
+    for name in (*ranks, *PAIRS.values(), META, "gpt2_tokenizer.bin"):  # the last of them can only decode
         if name in names:
             return os.path.join(folder, name)
-    known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken, gpt2_tokenizer.bin, "
-    known += META
-    raise TokenizerError(f"{folder}: has no tokenizer; put one of these there: {known}")
+    return None

@@ -5,6 +5,7 @@ applied with ids laid out as in tokenizer.py; a table then maps each of these to
 contain the bytes of the tokens only, which is enough to decode.
 """
 
+import base64
 import json
 from array import array
 from collections import defaultdict
@@ -24,6 +25,7 @@ from tinygrad2.tokenizers.tokenizer import (
 )
 
 FORMAT, VERSION = "tinygrad2-bpe-mapped", 2  # version 1 had no "added", "prefix_space" and "end"
+DECODE_ONLY = "tinygrad2-decode-only"
 MAX_ID = 1 << 24  # far above any vocabulary; a model would have a row for each
 SYMBOL_TO_BYTE = dict(zip(ID_TO_SYMBOL, ID_TO_BYTE))
 
@@ -260,22 +262,36 @@ class DecodeOnlyTokenizer:
     """The bytes of each token, without merges: the interface of a Tokenizer, but encode raises TokenizerError."""
 
     decode, decode_bytes, token_bytes = Tokenizer.decode, Tokenizer.decode_bytes, Tokenizer.token_bytes
+    save, is_divisible = Tokenizer.save, True
 
     def __init__(self, tokens, eot, source="DecodeOnlyTokenizer(tokens, eot)"):
         """tokens: the bytes of each id; eot: the id of <|endoftext|>."""
-        self._token_bytes, self.eot, self.n_vocab, self.source = tokens, eot, len(tokens), source
+        self._token_bytes, self.eot, self.n_vocab, self.source = list(tokens), eot, len(tokens), source
 
     def encode(self, text, special="ordinary"):
         """Raises TokenizerError: there are no merges."""
         problem = "has the bytes of its tokens but no merges, so it can only decode"
-        raise TokenizerError(f"{self.source}: {problem}; give vocab.bpe (or merges.txt) instead")
+        raise TokenizerError(f"{self.source}: {problem}; give vocab.bpe (or merges.txt) with --tokenizer")
 
     encode_array = encode
 
     def to_json(self):
-        """Raises TokenizerError: without merges it is not complete."""
-        return self.encode("")
+        """Returns everything needed to create this tokenizer again, as one line of JSON."""
+        tokens = [base64.b64encode(token).decode() for token in self._token_bytes]
+        fields = {"format": DECODE_ONLY, "version": 1, "tokens": tokens, "eot": self.eot}
+        return json.dumps(fields, separators=(",", ":"))
 
-    def save(self, path):
-        """Raises TokenizerError, as to_json."""
-        self.encode("")
+    @classmethod
+    def from_fields(cls, fields, source):
+        """The tokenizer from the parsed output of to_json. Every field is checked; raises TokenizerError."""
+        if type(fields.get("version")) is not int or fields["version"] != 1:
+            problem = f"version is {short(fields.get('version'))}, but this tinygrad2 reads version 1"
+            raise TokenizerError(f"{source}: {problem}; update tinygrad2")
+        tokens, eot = fields.get("tokens"), fields.get("eot")
+        try:
+            tokens = [base64.b64decode(token, validate=True) for token in tokens]
+        except (TypeError, ValueError):
+            raise TokenizerError(f"{source}: tokens is {short(tokens)}, not a list in base64; {REPLACE}") from None
+        if type(eot) is not int or not 0 <= eot < len(tokens):
+            raise TokenizerError(f"{source}: eot is {short(eot)}, not the id of one of {len(tokens)} tokens; {REPLACE}")
+        return cls(tokens, eot, source)

@@ -134,6 +134,8 @@ class Tokenizer:
     (259, 258)
     """
 
+    is_divisible = True  # a text may be divided where white space begins, and be encoded in parts
+
     def __init__(self, merges: Sequence[Pair], source: str = "Tokenizer(merges)"):
         """`source` names the origin of the merges in error messages. Raises TokenizerError."""
         self.merges: dict[Pair, int] = {}  # {(left, right): id of the result}, in order of learning

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from tinygrad2.tensor import no_grad
+from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer
 
 _STARTS, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples start, and from how many of its tokens
 
@@ -28,13 +29,18 @@ def sample_text(model, tokenizer, config, rng=None, ids=None):
     """The prompt (or the text of `ids`) and how the model continues it; greedy without `rng`. Without a tokenizer: ids
     as text."""
     model.eval()
-    ids = ids or (tokenizer.encode(config.prompt) if tokenizer else [])
+    ids = ids or _prompt_ids(tokenizer, config)
     eot = tokenizer.eot if tokenizer else None
     start = [*([] if eot is None else [eot]), *ids] or [0]        # in training every document follows an end-of-text
     n_vocab = tokenizer.n_vocab if tokenizer else None
     new = list(model.generate(start, config.sample_tokens, rng, 0.8, stop=eot, n_vocab=n_vocab))
     model.train()
     return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
+
+
+def _prompt_ids(tokenizer, config):
+    """The ids of the prompt; none without a tokenizer, or with one that cannot read texts."""
+    return [] if tokenizer is None or isinstance(tokenizer, DecodeOnlyTokenizer) else tokenizer.encode(config.prompt)
 
 
 def print_sample(trainer, tokenizer, log):
@@ -68,7 +74,7 @@ def _report_samples(trainer, stream, tokenizer, log, when):
 
 def _sample_starts(config, tokenizer, stream):
     """Lists of ids that samples start with: the prompt, and two passages of the text."""
-    starts = [tokenizer.encode(config.prompt)] if tokenizer and config.prompt else []
+    starts = [ids] if (ids := _prompt_ids(tokenizer, config)) else []
     for fraction in _STARTS if len(stream) > 4 * _TOKENS else ():
         starts.append(stream.read([int(fraction * len(stream))], _TOKENS)[0].tolist())
     return starts
