@@ -327,6 +327,10 @@ def test_compare_says_inside_or_the_first_step_outside(tmp_path):
     assert outside.returncode == 1 and 390 <= step <= 410
     a_run(tmp_path, mean[:150])
     assert "inside the band, all 150 steps" in command("compare", tmp_path).stdout
+    lines = [json.dumps({"step": i, "loss": 3.0}) + "\n" for i in range(5, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    nothing = command("compare", tmp_path)
+    assert nothing.returncode == 2 and "begins at step 6: nothing can be compared" in nothing.stderr
     a_run(tmp_path, [*mean, 0.1, 0.1])
     assert "steps after 1,000 are not compared" in command("compare", tmp_path).stdout
     a_run(tmp_path, [*mean[:200], float("nan"), *mean[201:]])
