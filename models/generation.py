@@ -56,8 +56,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     """Continue each of `prompts` (lists of ids) with a GPT by up to max_new_tokens; yields Steps, one per token.
 
     rngs             NumPy Generators, one per prompt; None means greedy
-    stop             id that ends a text (it is not part of it), or several such ids
-    n_vocab          only ids below are drawn (as in GPT.generate)
+    stop, n_vocab    id or ids that end a text (not part of it); only ids below n_vocab are drawn (as in GPT.generate)
     batch_size       number of texts that are continued in parallel
     ended            a set to which the caller may add the numbers of texts that need not continue
 
@@ -67,8 +66,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
         raise ValueError("generate needs at least one token to start from")
     if len(rngs) != len(prompts) or batch_size < 1:
         raise ValueError(f"{len(prompts)} prompts with {len(rngs)} rngs, in batches of {batch_size}")
-    knobs = vars(sampling or Sampling())
-    stops = stop if isinstance(stop, Collection) else (stop,)
+    knobs, stops = vars(sampling or Sampling()), stop if isinstance(stop, Collection) else (stop,)
     waiting = list(range(len(prompts)))[::-1]
     texts: list[_Text] = []
     while max_new_tokens > 0 and (waiting or texts):
