@@ -19,9 +19,10 @@ import functools
 import inspect
 import sys
 from contextvars import ContextVar
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
+_ENDED = SimpleNamespace(f_back=None)  # in place of the frame of a generator
 _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR  # not coroutines: the tasks they run in are separate
 _BLOCK_MAKERS = ("contextlib", "_pytest.fixtures")  # modules that suspend a generator for the time of a block
 
@@ -42,10 +43,10 @@ class Setting:
 
     def get(self) -> Any:
         """The value of the innermost block, or the default."""
-        if not self._entered.get():  # nearly always
-            return self.default
-        values = self.values()
-        return values[-1] if values else self.default
+        for entry in reversed(self._entered.get()):
+            if entry.generator is None or entry.counts():
+                return entry.value
+        return self.default
 
     def values(self) -> tuple[Any, ...]:
         """The values of all blocks, the innermost last."""
@@ -62,12 +63,13 @@ class Block:
 
     def __init__(self, setting: Setting, value: Any):
         self.setting, self.value = setting, value
-        self.left_elsewhere = False  # ended in another thread or task, as happens to a generator nobody uses any more
+        self._entry: _Entry | None = None
 
     def __enter__(self) -> Any:
-        entered, self.left_elsewhere = self.setting._entered, False
-        others = [entry for entry in entered.get() if not entry.block.left_elsewhere]
-        entered.set((*others, _Entry(self, self.value, _generator(sys._getframe(1)))))
+        entered = self.setting._entered
+        others = [entry for entry in entered.get() if entry.generator is not _ENDED]
+        self._entry = _Entry(self, self.value, _generator(sys._getframe(1)))
+        entered.set((*others, self._entry))
         return self.value
 
     def __exit__(self, *_: Any) -> None:
@@ -76,7 +78,8 @@ class Block:
             if entries[i].block is self:
                 self.setting._entered.set(entries[:i] + entries[i + 1 :])
                 return
-        self.left_elsewhere = True
+        if self._entry:  # entered in another thread or task; that happens to generators that nobody uses any more
+            self._entry.generator = _ENDED
 
     def __call__(self, function: Any) -> Any:
         """`function` within such a block; a generator or coroutine function all the way through."""
@@ -106,12 +109,12 @@ class _Entry:
 
     __slots__ = ("block", "value", "generator")
 
-    def __init__(self, block: Block, value: Any, generator: FrameType | None):
+    def __init__(self, block: Block, value: Any, generator: Any):
         self.block, self.value, self.generator = block, value, generator
 
     def counts(self) -> bool:
         """Is it around the code that runs now? The frame of a generator has a caller only while the generator runs."""
-        return not self.block.left_elsewhere and (self.generator is None or self.generator.f_back is not None)
+        return self.generator is None or self.generator.f_back is not None
 
 
 def _generator(frame: FrameType) -> FrameType | None:

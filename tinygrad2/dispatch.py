@@ -7,7 +7,6 @@ A Function enters itself where its class is defined (function.py). Steps that ar
 functions: `has_kernels` marks one, `register_kernel` adds a fast version.
 """
 
-import contextlib
 import functools
 from typing import Any
 
@@ -29,7 +28,6 @@ AROUND: dict[type, Any] = {}  # {class of an op: context in which its forward an
 
 _mode = Setting("kernels", None)
 _default = "auto"
-_NOTHING = contextlib.nullcontext()
 
 
 def register_kernel(name, backend, supports=None):
@@ -70,11 +68,6 @@ def has_kernels(reference):
         return reference(*args)
 
     return run
-
-
-def around(node):
-    """The context in which forward and backward of a node run, and nothing else: see AROUND."""
-    return AROUND.get(type(node), _NOTHING)
 
 
 def kernels(mode):

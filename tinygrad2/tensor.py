@@ -18,7 +18,7 @@ import numpy as np
 from tinygrad2.autograd import walk_back
 from tinygrad2.backend import DEVICES, Array, to_device, xp_of
 from tinygrad2.context import Block, Setting
-from tinygrad2.dispatch import OPS, around, choose
+from tinygrad2.dispatch import AROUND, OPS, choose
 from tinygrad2.function import DeferredGradient, Function, observers
 from tinygrad2.inplace import InPlace
 from tinygrad2.methods import Methods
@@ -188,7 +188,10 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
     for observer in (watching := observers()):
         observer.before(node)
-    with around(node):
+    if type(node) in AROUND:
+        with AROUND[type(node)]:
+            results = node.forward(*arrays, **options)
+    else:
         results = node.forward(*arrays, **options)
     node.several = isinstance(results, tuple)
     outs = [_result(op, xp, result, float_dtype) for result in (results if node.several else (results,))]

@@ -86,10 +86,10 @@ class _Side:
     """One side of a ThreadSwitch, as a context that costs no new object."""
 
     def __init__(self, switch):
-        self.switch = switch
+        self._enter, self._leave = switch.enter, switch.leave
 
     def __enter__(self):
-        self.switch.enter(self)
+        self._enter(self)
 
     def __exit__(self, *_):
-        self.switch.leave(self)
+        self._leave(self)
