@@ -308,8 +308,8 @@ def test_ranks_that_do_not_find_each_other_are_refused(folder):
 
 def test_mpirun_without_mpi4py_reports_what_to_install(folder):
     blocked = folder / "blocked"
-    blocked.mkdir(exist_ok=True)
-    (blocked / "mpi4py.py").write_text("raise ImportError('planted')")
+    (blocked / "mpi4py").mkdir(parents=True, exist_ok=True)
+    (blocked / "mpi4py" / "__init__.py").write_text("raise ImportError('planted')")
     command = [MPIRUN, "-n", "2", sys.executable, ROOT / "train_gpt2.py"]
     environment = {**CLEAN, "PYTHONPATH": f"{blocked}{os.pathsep}{ROOT}"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

@@ -1,5 +1,7 @@
 """What pip installs works without the checkout, and another `ops` or `models` in the way is refused in one line."""
 
+import importlib.machinery
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -55,6 +57,12 @@ def test_a_module_of_the_users_in_the_way_is_named_in_one_line(program, name, fi
         assert result.returncode == 1 and last.startswith("tinygrad2.system.installation.NameClash: ")
     else:
         assert result.returncode == 2 and result.stderr.count("\n") == 1
+
+
+def test_a_module_that_is_from_no_file_is_not_in_the_way(monkeypatch):
+    spec = importlib.machinery.ModuleSpec("numba", None)
+    monkeypatch.setitem(sys.modules, "numba", importlib.util.module_from_spec(spec))
+    installation.refuse_name_clash()
 
 
 def test_the_clash_is_an_import_error():

@@ -73,7 +73,9 @@ def refuse_name_clash(leave=None, packages=PACKAGES):
         spec = _spec_of(name)
         if spec is None or (name in LIBRARIES and spec.submodule_search_locations is not None):
             continue  # not found at all: the import itself says so
-        where = spec.origin or next(iter(spec.submodule_search_locations))
+        where = spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+        if not where:
+            continue  # not from a file: put there by a program
         if os.path.basename(where) == "__init__.py":
             where = os.path.dirname(where)
         if name in LIBRARIES or os.path.realpath(where) != os.path.realpath(os.path.join(PROJECT_ROOT, name)):
