@@ -1,6 +1,7 @@
 """What --data may find: texts in every form, files that are none, folders with links, own outputs, pipes."""
 
 import bz2
+import glob
 import gzip
 import io
 import json
@@ -373,6 +374,7 @@ def run(tmp_path_factory):
     result = python(ROOT / "train_gpt2.py", *flags.split(), "--data", "text.txt", cwd=folder)
     assert result.returncode == 0, result.stderr
     put(folder / "printed.txt", result.stdout)
+    put(folder / "printed2.txt", f"resume    from run/checkpoints\nnote      something\n{result.stdout}")
     result = python(ROOT / "inference.py", "--weights", "w.bin", "--json", "--max-new-tokens", 3, cwd=folder)
     put(folder / "texts.jsonl", result.stdout)
     (folder / "text.txt").unlink()
@@ -496,6 +498,16 @@ def test_many_links_between_folders_do_not_multiply(tmp_path):
             (tmp_path / name / f"to_{other}").symlink_to(f"../{other}")
     for data in (str(tmp_path), str(tmp_path / "**" / "*.txt")):
         assert len(find_files(data).texts) == len(names)
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*.txt", "x/**", "*/**/*.txt", "**/y/**/*.md", "./**/*.txt", "**/", "x/*"])
+def test_a_pattern_matches_what_glob_matches(tmp_path, monkeypatch, pattern):
+    for name in ("a.txt", "x/b.txt", "x/y/c.txt", "x/y/z/d.md", ".h/e.txt", "x/.f.txt", "w/q/a_train_1.txt"):
+        put(tmp_path / name, name)
+    monkeypatch.chdir(tmp_path)
+    expected = {os.path.normpath(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    found = set(map(os.path.normpath, find_files(pattern).texts))
+    assert found == expected and found
 
 
 def test_one_file_as_text_for_both_purposes(tmp_path):

@@ -97,7 +97,7 @@ def _of_pattern(data, error):
 def _expand(pattern):
     """The paths that match a pattern. As glob.glob(recursive=True), but ** enters no folder twice: links may lead
     back."""
-    parts = pattern.split(os.sep)
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     if "**" not in parts:
         return glob.glob(pattern)
     i = parts.index("**")
