@@ -78,9 +78,9 @@ _LONGER = (  # two or three letters alone could also be the first tokens of a fi
     (re.compile(rb"ID3[\2-\4]\0"), "a sound (MP3)"),
     (re.compile(rb"\0\0..ftyp", re.S), "a video or sound (MP4)"),
 )
-_HTML = re.compile(rb"(?:\s|<!--.*?-->|<\?xml[^>]*>)*<(?:!doctype\s+html|html|head)\b", re.I | re.S)
+_HTML = re.compile(rb"(?:\s|<!--(?:(?!-->).)*-->|<\?xml[^>]*>)*<(?:!doctype\s+html|html|head)\b", re.I | re.S)
 _JSON = re.compile(rb'\s*(?:\{\s*"(?:[^"\\\n]|\\.)*"\s*:|\[\s*(?:"(?:[^"\\\n]|\\.)*"\s*[,\]]|\{\s*"|\[\s*[\["]))')
-_LOG = re.compile(rb"(?:(?:note|resume|run|warning) +[^\n]*\n)*config    (?:preset|finetuning of) ")  # a training prints
+_LOG = re.compile(rb"(?:(?:note|resume|run|warning) +[^\n]*\n)*config    (?:preset|finetuning of) ")  # as printed
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # bytes that no text has
 
 
