@@ -211,7 +211,7 @@ def _json(text):
         return Kind("a record of tinygrad2's token cache", _NO_DATA, "ours")
     if first and isinstance(first.get("prompt_ids"), list):
         return Kind("texts that inference.py wrote as JSON", "take their field \"text\"", "structured")
-    remedy = "write the texts that are in its fields into a text file, <|endoftext|> between them"
+    remedy = "write the texts of its fields into a text, <|endoftext|> between them (or call it .txt, to train on JSON)"
     return Kind("JSON" if first is None or text.lstrip().count(b"\n") < 2 else "JSON lines", remedy, "structured")
 
 
