@@ -239,3 +239,24 @@ def test_a_disk_that_is_full_at_the_end(folder, monkeypatch, capsys, limit):
     assert load_weights("run/checkpoints/step_00000004/weights.bin").training["steps_done"] == 4
     assert newest_step(folder) == 4 and "Traceback" not in captured.err
     assert not [name for name in os.listdir() if name.endswith(".tmp")]
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["trained", "hf", "llmc", "nanogpt"])
+def test_weights_that_are_cut_off_while_they_are_read(folder, monkeypatch, capsys, to):
+    """They are mapped: touching what is missing would end the process with SIGBUS."""
+    from models.pretrained import load_into, open_model
+    from tinygrad2.commands.convert import main as convert
+    from tinygrad2.errors import UserError
+
+    assert train(monkeypatch, lambda: None) == 0
+    assert call(lambda: convert(["trained_weights.bin", "m", "--to", to]), "prog") == 0
+    path = "m/model.safetensors" if to == "hf" else "m"
+    opened = open_model("m")
+    model = train_gpt2.GPT(train_gpt2.GPTConfig.from_dict(opened.config))
+    load_into(model, opened)
+    os.truncate(path, 5000)
+    with pytest.raises(UserError, match=r"m.*: was cut off while it is read: 5,000 bytes, [\d,]+ at first"):
+        load_into(model, opened)

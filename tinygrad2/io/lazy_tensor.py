@@ -4,6 +4,7 @@ import mmap
 
 import numpy as np
 
+from tinygrad2.errors import UserError
 from tinygrad2.io.bfloat16 import pack, unpack
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtypes that weights may have
@@ -72,6 +73,7 @@ class LazyTensor:
         A new one is converted piece by piece, so that the memory holds no second copy.
         """
         dtype = np.dtype(dtype)
+        self._check_complete()
         if self.code == "F32" and dtype == np.float32 and not copy:
             return self.raw.T if self.transposed else self.raw
         out = np.empty(self.shape, dtype)
@@ -81,6 +83,7 @@ class LazyTensor:
             return out
         step = max(1, _PIECE // max(1, self.raw[:1].size))
         for start in range(0, len(self.raw), step):
+            self._check_complete()
             target[start : start + step] = self._values(self.raw[start : start + step])
         return out
 
@@ -98,11 +101,19 @@ class LazyTensor:
 
     def release(self):
         """Release the memory that reading the file has taken; later accesses read it again."""
+        if (mapped := self._map()) is not None:
+            release(mapped)
+
+    def _check_complete(self):
+        if (mapped := self._map()) is not None:
+            check_complete(mapped)
+
+    def _map(self):
+        """The mapped file that it is in, or None."""
         base = self.raw
         while isinstance(base, (np.ndarray, memoryview)):
             base = base.base if isinstance(base, np.ndarray) else base.obj
-        if isinstance(base, mmap.mmap):
-            release(base)
+        return base if isinstance(base, mmap.mmap) else None
 
     def _values(self, part):
         return unpack(np.ascontiguousarray(part)) if self.code == "BF16" else part
@@ -110,8 +121,25 @@ class LazyTensor:
 
 def map_file(file):
     """Returns a memoryview of an open file, whose bytes are read on access, and the map itself, for `release`."""
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.name = file.name
     return memoryview(mapped), mapped
+
+
+class MappedFile(mmap.mmap):
+    """A mapped file that knows its name."""
+
+    name = ""
+
+
+def check_complete(mapped):
+    """Raises UserError if a mapped file is shorter than when it was mapped: touching what is missing would end the
+    process with SIGBUS, without a message. Called before each piece that is read; a file that is cut off while a piece
+    is read (16 MB, some milliseconds) is not noticed in time."""
+    if mapped.size() < len(mapped):
+        name = getattr(mapped, "name", "the file")
+        sizes = f"{mapped.size():,} bytes, {len(mapped):,} at first"
+        raise UserError(f"{name}: was cut off while it is read: {sizes}; copy it again")
 
 
 def release(mapped):

@@ -19,9 +19,11 @@ import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
+from tinygrad2.io.lazy_tensor import check_complete
 from tinygrad2.io.safetensors import MAX_HEADER, open_container, pack_header
 
 VERSION = "1"
+_PIECE = 16 << 20  # bytes that are checked at a time
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -158,10 +160,17 @@ def _verified(container, fields):
             raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not F32 or I64")
         tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
-    if claimed != _checksum({"__metadata__": metadata, **container.header}, [container.data]):
+    if claimed != _checksum({"__metadata__": metadata, **container.header}, _pieces(container)):
         raise CorruptFile("the checksum does not match, the file is damaged")
     container.release()
     return tensors, metadata | {"checksum": claimed}
+
+
+def _pieces(container):
+    """The bytes of a container's tensors, a few MB at a time."""
+    for start in range(0, len(container.data), _PIECE):
+        check_complete(container.map)
+        yield container.data[start : start + _PIECE]
 
 
 def _checksum(header, parts):
