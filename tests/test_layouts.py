@@ -4,6 +4,7 @@ not aligned, in any memory layout. Values and gradients are those of plain array
 import numpy as np
 import pytest
 from kernel_checks import cotangent, error, has_gradient, is_float, joined, reference_ops
+from marks import slow_but
 from samples import SAMPLES
 
 import ops
@@ -76,7 +77,7 @@ def computed(name, arrays, options, change_dout=lambda dout: dout):
 
 
 @pytest.mark.parametrize("mode", ["auto", "reference"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(["read_only", "other_byte_order", "every_second"], list(LAYOUTS)))
 @pytest.mark.parametrize("name", sorted(REFERENCE))
 def test_every_op_takes_arrays_of_every_layout(name, layout, mode):
     change = LAYOUTS[layout]
