@@ -141,7 +141,7 @@ def kind_of_model(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: is a bare pickle, which could run any code; save it with torch 1.6 or later, or as "
                         "safetensors")
     if not head:
-        raise UserError(f"{path}: is empty; copy it again, or check the path")
+        raise UserError(f"{path}: is empty, so it is not a model of a known format; copy it again, or check the path")
     raise UserError(f"{path}: is not a model of a known format (tinygrad2, Hugging Face, llm.c, nanoGPT); its first "
                     f"bytes are {head[:8]!r}; copy it again, or check the path")
 
