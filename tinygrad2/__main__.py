@@ -26,6 +26,9 @@ def _dispatch(name, rest):
         return 0
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; choose one of: {', '.join(COMMANDS)}")
+    if PROJECT_ROOT not in sys.path:  # not installed: ops, models and train_gpt2 are next to this package
+        sys.path.append(PROJECT_ROOT)
+    refuse_name_clash()
     world = None
     if name not in ("doctor", "profile") or (name == "doctor" and "--mpi" not in rest):
         leave_to_rank_0(f"the command {name}")
@@ -34,9 +37,6 @@ def _dispatch(name, rest):
     elif name != "doctor":  # which reports the plan, and must work without NumPy
         plan_threads(threads_flag(rest))
         require_libraries()
-    if PROJECT_ROOT not in sys.path:  # not installed: ops, models and train_gpt2 are next to this package
-        sys.path.append(PROJECT_ROOT)
-    refuse_name_clash()
     command = importlib.import_module(f"tinygrad2.commands.{name}").main
     if not world:
         return command(rest)
