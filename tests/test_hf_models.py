@@ -181,6 +181,20 @@ def test_tokens_without_rows_are_read_as_text(tmp_path):
     assert pretrained.tokenizer.encode("the [PAD]", special="allowed") == TOKENIZER.encode("the [PAD]")
 
 
+def test_a_folder_with_a_tokenizer_and_its_config_alone_is_a_tokenizer(tmp_path):
+    write_tokenizer(TOKENIZER, tmp_path / "a", "hf")
+    (tmp_path / "a" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert convert.what_is(str(tmp_path / "a")) == "tokenizer"
+    (tmp_path / "a" / "pytorch_model.bin").touch()
+    assert convert.what_is(str(tmp_path / "a")) == "model"
+    (tmp_path / "a" / "pytorch_model.bin").unlink()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "added_tokens.json").write_text('{"<s>": 290}')
+    with pytest.raises(UserError, match="added_tokens.json of another model"):
+        convert.main([str(tmp_path / "a"), str(tmp_path / "b"), "--to", "hf"])
+    convert.main([str(tmp_path / "a"), str(tmp_path / "c"), "--to", "hf"])
+
+
 # -- a tokenizer beside llm.c's model ----------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from tinygrad2.io.weights import save_weights
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.export import check_hugging_face, write_tokenizer
 from tinygrad2.tokenizers.formats import LLMC_MAGIC, TOKENIZER_FILES
-from tinygrad2.tokenizers.load import load_tokenizer
+from tinygrad2.tokenizers.load import find_in_folder, load_tokenizer
 
 FORMATS = ("hf", "llmc", "llmc-debug", "llmc-legacy", "nanogpt", "nanogpt-bin", "tiktoken", "trained")
 _NAMES = {"tokenizer": "tokenizer", "tokens": "token file"}
@@ -77,7 +77,10 @@ def what_is(path):
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     if os.path.isdir(path):
-        return "model" if any(os.path.exists(os.path.join(path, name)) for name in MODEL_FILES) else "tokenizer"
+        names = {*MODEL_FILES, "pytorch_model.bin", "pytorch_model.bin.index.json"} & set(os.listdir(path))
+        if names == {"config.json"} and find_in_folder(path):  # which names the class of a tokenizer
+            return "tokenizer"
+        return "model" if names else "tokenizer"
     head = first_bytes(path)
     magic = int.from_bytes(head[:4], "little")
     if magic in HEADERED or path.endswith(".npy"):
@@ -208,6 +211,8 @@ def _tokenizer(args):
         with atomic_write(args.target) as file:
             file.write(tokenizer.to_json().encode() + b"\n")
     elif args.to in ("hf", "llmc", "tiktoken"):
+        if args.to == "hf":
+            _check_tokenizer(args.target, tokenizer)
         write_tokenizer(tokenizer, args.target, args.to)
     else:
         raise _wrong_format(args, "tokenizer", ("hf", "llmc", "tiktoken", "trained"))
