@@ -96,7 +96,7 @@ def gradcheck(
     checked = [i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f"]
     checked = [i for i in checked if not isinstance(inputs[i], Parameter) or inputs[i].requires_grad]
     if not checked:
-        return GradcheckReport(name, failure="nothing was checked: no input is of floating point numbers and not frozen")
+        return GradcheckReport(name, failure="nothing was checked: no input is of floats and not frozen")
 
     before: list[Any] = [None if array is None else array.copy() for array in arrays]
     out = _evaluate(fn, arrays)
