@@ -176,8 +176,8 @@ def test_a_wrong_file_put_there_by_hand_is_refused_and_kept(hub):
 @pytest.mark.parametrize("name, data, says", [
     ("config.json", json.dumps(CONFIG | {"n_layer": 3}).encode(), "n_layer is 3 instead of 1; move it away"),
     ("config.json", b"[]", "model_type is None instead of 'gpt2'"),
-    ("config.json", b"<html>", "is not valid JSON"),
-    ("generation_config.json", b"<html>", "is not valid JSON"),
+    ("config.json", b"<html>", "is a web page"),
+    ("generation_config.json", b"<html>", "is a web page"),
     ("model.safetensors", b"<html>", "no weights of gpt2 \\(only 6 bytes long\\)"),
     ("model.safetensors", (1 << 40).to_bytes(8, "little") * 9, "no weights of gpt2 \\(header length"),
     ("model.safetensors", FILES["model.safetensors"][:-1], "no weights of gpt2"),

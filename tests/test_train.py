@@ -214,7 +214,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(folder, flags, says):
 
 
 def test_cuda_without_cupy_is_one_line(folder):
-    (folder / "cupy.py").write_text("raise ImportError('planted')")
+    (folder / "cupy").mkdir()
+    (folder / "cupy" / "__init__.py").write_text("raise ImportError('planted')")
     result = train(folder, "--device cuda", PYTHONPATH=str(folder))
     assert result.returncode == 2 and "pip install -e" in result.stderr and len(result.stderr.splitlines()) == 1
 
