@@ -1,6 +1,7 @@
 """A training in which one rank fails at one step, for test_failures.py:  planted.py KIND RANK STEP [flags]."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -39,6 +40,19 @@ def fail():
         sys.exit(0)
     if kind == "exited hard":
         os._exit(5)
+    if kind == "exited hard with 0":
+        os._exit(0)
+    if kind == "exited in a library":
+        ctypes.CDLL(None)._exit(0)
+    if kind == "another program":
+        os.execv("/bin/true", ["true"])
+    if kind == "another program that lasts":
+        os.execv("/bin/sleep", ["sleep", "1000"])
+    if kind == "its guard killed":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1000)
+    if kind == "aborted":
+        os.abort()
     if kind == "asleep":
         time.sleep(1000)
     if kind == "busy":
@@ -53,13 +67,13 @@ class Return(BaseException):
 inner_step, inner_collective, main = train_gpt2.Trainer.step, Reducer.collective, train_gpt2.main
 
 
-def planted_step(trainer, loader):
+def planted_step(trainer, loader, *more):
     if is_here(trainer):
         fail()
         if kind == "returned":
             raise Return
         trainer.reducer.planted = True
-    return inner_step(trainer, loader)
+    return inner_step(trainer, loader, *more)
 
 
 @contextlib.contextmanager

@@ -27,17 +27,25 @@ LATE = r"collective #\d+ '(gradients|losses) of step {number}' did not finish wi
 MISSING = r"missing: rank {rank} \(pid \d+\) .* and is "
 DIFFERENT = r"the ranks are in different collectives: "
 TRACEBACK = r"\[rank {rank} of \d, [^]]*\] Traceback[\s\S]*"
-DIED = r"rank {rank} \(pid \d+\) died without a message, (in|after) #\d+ '(?!the start)"
+WHO = r"^\[rank {rank} of \d, \S+ pid \d+\] "
+DIED = WHO + r"was killed by {signal}, (in|after) #\d+ '(?!the start)"
+CRASHED = DIED.replace("{signal}", "SIGSEGV")
 OTHERS = r"at #\d+ 'gradients of step {number}' \((tree|plain sum) of \d+ float32"
 KINDS = {
-    "killed": ((9, 137), [DIED + r"|(?i:killed by signal|signal 9|killed)"]),
-    "crashed": ((11, 139, 9), ["Segmentation fault", r"planted.py\", line \d+ in fail"]),
+    "killed": ((9, 137), [DIED.replace("{signal}", "SIGKILL")]),
+    "crashed": ((11, 139), [r"planted.py\", line \d+ in fail", CRASHED]),
     "stopped": ((124,), [LATE, MISSING + r"stopped \(as by SIGSTOP"]),
     "raised": ((1,), [TRACEBACK + "RuntimeError: planted"]),
     "raised in a thread": ((1,), [TRACEBACK + "KeyError: 'planted'"]),
     "exit 3": ((3,), [TRACEBACK + "SystemExit: 3"]),
     "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
-    "exited hard": ((5, 9, 137), [r"\[rank {rank} of \d\] ended by os._exit\(5\) at planted.py:\d+"]),
+    "aborted": ((6, 134), ["Fatal Python error: Aborted", DIED.replace("{signal}", "SIGABRT")]),
+    "its guard killed": ((9, 137), [DIED.replace("killed by {signal}", "killed from outside")]),
+    "exited hard": ((5,), [r"\[rank {rank} of \d\] ended by os._exit\(5\) at planted.py:\d+"]),
+    "exited hard with 0": ((1,), [r"\[rank {rank} of \d\] ended by os._exit\(0\) at planted.py:\d+"]),
+    "exited in a library": ((1,), [WHO + r"ended with exit code 0, without a message, after #\d+ '"]),
+    "another program": ((1,), [WHO + r"(ended with exit code 0, without|has become another program \(true\))"]),
+    "another program that lasts": ((1,), [WHO + r"has become another program \(sleep 1000\); ending the job"]),
     "asleep": ((124,), [LATE, MISSING + r"at planted.py:\d+ in fail"]),
     "busy": ((124,), [LATE, MISSING + r"at planted.py:\d+ in fail"]),
     "returned": ((1,), [DIFFERENT, OTHERS, r"rank {rank} is at #\d+ 'the end of the program'"]),
@@ -105,7 +113,7 @@ def plant(folder, kind, n, rank, step):
     checkpoint, damaged = newest_checkpoint(str(folder / "run" / "checkpoints"), lambda line: None)
     problems = {
         f"exit code {code}": code not in codes,
-        "the cause is not named": not all(re.search(pattern, printed) for pattern in patterns),
+        "the cause is not named": not all(re.search(pattern, printed, re.MULTILINE) for pattern in patterns),
         "the killed pid is not printed": kind == "killed" and "PID" in printed and pids[str(rank)] not in printed,
         f"it lived another {lived:.1f} s": lived > (TIMEOUT if 124 in codes else 0) + GRACE,
         "a process is left": not no_process_is_left(job),
@@ -211,9 +219,9 @@ def test_weights_that_drift_apart_are_reported_by_name(tmp_path):
     (tmp_path / "drift.py").write_text(
         "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
         "step = train_gpt2.Trainer.step\n"
-        "def drifting(self, loader):\n"
+        "def drifting(self, loader, *more):\n"
         "    if self.done == 3 and world.rank == 1: self.model.h[0].mlp.c_fc.weight.data[0, 0] += 1e-7\n"
-        "    return step(self, loader)\n"
+        "    return step(self, loader, *more)\n"
         "train_gpt2.Trainer.step = drifting\nworld.run(lambda: train_gpt2.main(world, sys.argv[1:]))\n"
     )
     process, job = training(tmp_path, 2, "--steps 10 --compare-every 1 --checkpoint-every 1", tmp_path / "drift.py")

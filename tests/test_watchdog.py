@@ -11,7 +11,8 @@ import time
 import pytest
 from test_train import ROOT
 
-from tinygrad2.distributed.watchdog import StatusTable, Watchdog, location_of_main_thread, process_state
+from tinygrad2.distributed.status import StatusTable
+from tinygrad2.distributed.watchdog import Watchdog, location_of_main_thread, process_state
 from tinygrad2.system.threads import core_quota, usable_cores
 
 pytestmark = pytest.mark.alone

@@ -27,5 +27,14 @@ def one_line(text):
     return text if len(text) <= 1000 else f"{text[:600]} ... {text[-390:]}"
 
 
+def to_bytes(text):
+    r"""UTF-8 for a message that must not fail: names of files may hold any bytes, which Python keeps as surrogates.
+
+    >>> to_bytes("caf\udce9.txt")
+    b'caf\\udce9.txt'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 class EarlyExit(Exception):
     """There is nothing left to do (for example after --help): the program exits with code 0, all ranks together."""

@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "doctor": "is everything installed that tinygrad2 needs, and does it work?",
+    "launch": "start the ranks of a training under mpirun, and start them again if one dies",
     "plan": "how much memory and time would a training take?",
     "profile": "where does the time of a training step go? Time per op and layer, and a trace",
     "verify": "check, on your own data and flags, that a resumed, split or fast training is the same training",

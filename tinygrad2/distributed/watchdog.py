@@ -2,17 +2,14 @@
 
 Every collective (an operation of all ranks together) has a number, a name and a deadline. A thread in each rank
 watches: if a collective does not finish in time, it finds out which rank is missing, reports it, and ends the job. It
-sees the other ranks of its host in the status table, a few bytes of shared memory per rank:
+sees the other ranks of its host in the status table (status.py). It does not see ranks on other hosts, but their own
+watchdogs do.
 
-    number, name     the collective the rank is in, or was in last
-    inside, since    whether it is in it now, and since when it has been in it, or out of it
-    beat             when its watchdog was last awake: that of a stopped process is stale
-    location         file, line and function of its main thread, written when another rank asks for it
+While rank 0 works alone (World.on_rank_0) the others wait without a deadline as long as its heartbeats say that it does
+something: each has a number that changes with its work. If it does not for ten times the deadline, the job ends too.
 
-It does not see ranks on other hosts, but their own watchdogs do.
-
-If a rank of this host dies without a message (out of memory, for example), the system wakes the watchdogs of the other
-ranks at once, and one of them reports which rank it was: mpirun knows only a process number, and some report nothing.
+If a rank of this host dies without a message (out of memory, for example), its guard reports it (guard.py). Where there
+are no guards the watchdogs do: the system wakes those of the other ranks at once.
 
 The same thread handles signals when the main thread cannot: Python runs signal handlers between two bytecode
 instructions, and a rank that waits inside MPI executes none. It also ends this rank when mpirun has died.
@@ -21,87 +18,27 @@ Imports nothing that loads NumPy: threads are planned later.
 """
 
 import contextlib
-import mmap
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 
+from tinygrad2.distributed.status import EXITING, StatusTable
+from tinygrad2.distributed.work import work_done
 from tinygrad2.system.signals import STOP_SIGNALS, leave_now
 
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
+IDLE_FACTOR = 10  # times the timeout: how long rank 0, while it works alone, may do nothing
 
-_ROW = struct.Struct("qqddqq120s200s")  # number, inside, since, beat, pid, asked, name, location
-_BEAT, _PID, _ASKED, _NAME, _LOCATION = 24, 32, 40, 48, 168  # byte offsets in a row
 END_OF_PROGRAM = "the end of the program"  # the collective after which ranks may end
-_EXITING = "exiting"
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _WAITING_CODE = (_FOLDER + os.sep, os.path.join(os.path.dirname(_FOLDER), "cli.py"))  # frames of every waiting rank
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0  # how long a rank may stay in one collective after a signal
-
-
-class Status:
-    """One row of the table: the state of one rank."""
-
-    def __init__(self, number, inside, since, beat, pid, asked, name, location):
-        self.number, self.inside, self.since, self.beat, self.pid, self.asked = number, inside, since, beat, pid, asked
-        name, location = (text.split(b"\0")[0].decode("utf-8", "replace") for text in (name, location))
-        self.name, self.location = name, location
-
-
-class StatusTable:
-    """Shared memory with one row per rank of this host; `own` is the index of this rank's row."""
-
-    def __init__(self, path=None, rows=1, own=0):
-        self.rows, self.own = rows, own
-        if path is None:
-            self._memory = mmap.mmap(-1, _ROW.size * rows)  # private to this process
-        else:
-            with open(path, "r+b") as file:
-                self._memory = mmap.mmap(file.fileno(), _ROW.size * rows)
-
-    @staticmethod
-    def create_file(rows):
-        """Create a file of the required size; returns its path. The caller removes it once all ranks have opened it."""
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        handle, path = tempfile.mkstemp(prefix="tinygrad2-status-", dir=folder)
-        os.truncate(handle, _ROW.size * rows)
-        os.close(handle)
-        return path
-
-    def _pack(self, row, offset, form, *values):
-        struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)
-
-    def write(self, number, inside, since, name):
-        """Write this rank's row, except the fields that watchdogs write."""
-        self._pack(self.own, 0, "qqd", number, inside, since)
-        self._pack(self.own, _PID, "q", os.getpid())
-        self._pack(self.own, _NAME, "120s", name[:119].encode()[:119])
-
-    def beat(self):
-        """Record that this rank's watchdog is awake. Returns True if another rank asks for its location."""
-        self._pack(self.own, _BEAT, "d", time.monotonic())
-        return self.read(self.own).asked > 0
-
-    def ask(self, row):
-        """Ask another rank for its location."""
-        self._pack(row, _ASKED, "q", 1)
-
-    def answer(self, location):
-        """Write this rank's location."""
-        self._pack(self.own, _LOCATION, "200s", location[-199:].encode()[:199])
-        self._pack(self.own, _ASKED, "q", 0)
-
-    def read(self, row):
-        """Returns the Status of the rank in this row."""
-        return Status(*_ROW.unpack_from(self._memory, row * _ROW.size))
 
 
 class Watchdog:
@@ -110,16 +47,19 @@ class Watchdog:
     rank, size        of this process among all
     abort             abort(text, code) prints the text, ends all ranks with this exit code, and never returns
     timeout           seconds that a collective may take; 0: no limit
-    heartbeat         None, or a function that is called every few seconds, while this rank works and the others wait
+    guard             the Guard of this rank, which reports how it ends, or None
+    heartbeat         None, or a function that is called every few seconds, while this rank works and the others wait,
+                      with the number of its work (work.py)
     awaits_rank_0     True while this rank waits for rank 0, which works alone
     """
 
-    def __init__(self, rank, size, abort, timeout=300.0):
-        self.rank, self.size, self.abort, self.timeout = rank, size, abort, timeout
+    def __init__(self, rank, size, abort, timeout=300.0, guard=None):
+        self.rank, self.size, self.abort, self.timeout, self.guard = rank, size, abort, timeout, guard
         self.table, self.ranks = StatusTable(), [rank]  # ranks: the rank of each row
         self.number, self.name, self.inside, self.since = 0, "the start", False, time.monotonic()
         self.longest = {}  # kind of collective -> seconds
         self.heartbeat, self.awaits_rank_0 = None, False
+        self._work, self._work_of, self._work_since = None, 0, 0.0  # of rank 0, and since when it has not changed
         self.last_poll = time.monotonic()
         self._next_heartbeat = 0.0
         self._parent = os.getppid()
@@ -138,11 +78,11 @@ class Watchdog:
         self._pipe = readable
         threading.Thread(target=self._watch, name="tinygrad2 watchdog", daemon=True).start()
 
-    def attach(self, table, ranks, pids):
-        """From now on watch the other ranks of this host; ranks[i], process pids[i], has row i."""
+    def attach(self, table, rows):
+        """From now on watch the other ranks of this host. rows[i]: rank, process, guard's process of row i."""
         table.write(self.number, int(self.inside), self.since, self.name)
-        self.table, self.ranks = table, ranks
-        for i, pid in enumerate(pids):
+        self.table, self.ranks = table, [rank for rank, _, _ in rows]
+        for i, (_, pid, _) in enumerate(rows):
             if i != table.own and hasattr(os, "pidfd_open"):
                 with contextlib.suppress(OSError):
                     self._processes[os.pidfd_open(pid)] = i
@@ -163,13 +103,26 @@ class Watchdog:
         self.since = now
         self.table.write(self.number, 0, now, self.name)
 
-    def announce_exit(self):
-        """This rank exits, and reports it itself: other ranks do not report it."""
-        self.table.write(self.number, 0, time.monotonic(), _EXITING)
+    def announce_exit(self, alone=False):
+        """This rank exits, and reports it itself: others do not report it. alone: the others know nothing of it."""
+        self.table.write(self.number, 0, time.monotonic(), EXITING)
+        if self.guard:
+            self.guard.ending(alone)
 
-    def reset_deadline(self):
-        """Rank 0, which works alone, is alive: the time limit of this collective counts from now."""
+    def take_heartbeat(self, work):
+        """Rank 0, which works alone, is alive: the time limit of this collective counts from now.
+
+        work    what work_done() is there. If that does not change, another, longer time limit holds
+        """
         self.since = time.monotonic()
+        if work != self._work or work is None or self._work_of != self.number:
+            self._work, self._work_of, self._work_since = work, self.number, self.since
+        limit = IDLE_FACTOR * self.timeout + (self.rank > 0) * 2 * self.timeout  # rank 0 itself knows its location
+        if self.timeout and self.since - self._work_since > limit:
+            where = f"; it is at {location_of_main_thread()}" if self.rank == 0 else ""
+            self.abort(f"rank 0 is alive, but has done nothing for {self.since - self._work_since:.0f} s in "
+                       f"{self._current()}{where}. Ending the job (exit code {TIMED_OUT}); the limit is "
+                       f"{IDLE_FACTOR} times --timeout\n", TIMED_OUT)  # fmt: skip
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
@@ -197,16 +150,16 @@ class Watchdog:
             heartbeat = self.heartbeat  # the main thread may reset it meanwhile
             if heartbeat and now >= self._next_heartbeat:
                 self._next_heartbeat = now + min(5.0, self.timeout / 4 or 5.0)
-                heartbeat()
+                heartbeat(work_done())
             if self.inside:
                 self._check(now)
 
     def _report_death(self, i):
         row, names = self.table.read(i), {self.table.read(j).name for j in range(self.table.rows)}
-        if self._died or row.name == END_OF_PROGRAM or _EXITING in names:  # mpirun ended the second one
+        if self._died or row.name == END_OF_PROGRAM or EXITING in names:  # mpirun ended the second one
             return
         self._died = time.monotonic()
-        if self.table.own == min(j for j in range(self.table.rows) if j != i):
+        if not self.guard and self.table.own == min(j for j in range(self.table.rows) if j != i):
             when = "in" if row.inside else "after"
             what = f"rank {self.ranks[i]} (pid {row.pid}) died without a message, {when} #{row.number} '{row.name}'"
             why = "killed from outside (out of memory? see dmesg), crashed, or ended by os._exit"

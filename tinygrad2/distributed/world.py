@@ -32,13 +32,22 @@ import zlib
 from array import array as plain_array
 
 from tinygrad2 import cli
-from tinygrad2.distributed.launch import exit_unless_started, exit_with_line, report_hard_exits
+from tinygrad2.distributed.guard import start_guard
+from tinygrad2.distributed.launch import (
+    exit_unless_started,
+    exit_with_line,
+    leave_with_line,
+    refuse_small_shared_memory,
+    report_hard_exits,
+)
+from tinygrad2.distributed.shared_memory import unlink_mpi_memory
+from tinygrad2.distributed.status import StatusTable
 from tinygrad2.distributed.transport import Transport
-from tinygrad2.distributed.watchdog import END_OF_PROGRAM, StatusTable, Watchdog
-from tinygrad2.errors import EarlyExit, UserError
-from tinygrad2.system.launcher import ranks_started
+from tinygrad2.distributed.watchdog import END_OF_PROGRAM, Watchdog
+from tinygrad2.errors import EarlyExit, UserError, to_bytes
+from tinygrad2.system.launcher import own_rank, ranks_started
 from tinygrad2.system.signals import leave_now
-from tinygrad2.system.streams import print_error, write_descriptor
+from tinygrad2.system.streams import print_error, wait_until_read, write_descriptor
 from tinygrad2.system.threads import available_cores, plan_threads, usable_cores
 
 _BUCKET = 4 << 20  # elements of one broadcast: 16 MB. Larger ones cost MPI fresh memory at every call
@@ -78,9 +87,18 @@ class World:
         tasks = ranks_started()
         if tasks <= 1:
             return cls(threads=plan_threads(threads))
-        MPI = _start_mpi(tasks)
+        guard = start_guard(own_rank(), tasks)
+        announce_exit = guard.ending if guard else lambda alone=False: None
+        atexit.register(announce_exit)
+        try:
+            refuse_small_shared_memory(announce_exit)
+            MPI = _start_mpi(tasks, announce_exit)
+        except KeyboardInterrupt:
+            leave_with_line("interrupted", 130, announce_exit)
         comm = MPI.COMM_WORLD
-        watchdog = Watchdog(comm.rank, comm.size, lambda text, code: world._abort(text, code, at_once=True))
+        watchdog = Watchdog(
+            comm.rank, comm.size, lambda text, code: world._abort(text, code, at_once=True), guard=guard
+        )
         host_comm = comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks on this host
         world = cls(comm.Dup(), None, host_comm, watchdog, MPI)
         sys.excepthook = lambda *error: world._die(error)
@@ -98,11 +116,14 @@ class World:
         world.threads = plan_threads(threads, default=usable_cores(cores, sharing))
         with world.collective("setting up the watchdogs"):
             path = host_comm.bcast(StatusTable.create_file(host_comm.size) if host_comm.rank == 0 else None)
-            table = StatusTable(path, host_comm.size, host_comm.rank)
-            watchdog.attach(table, *zip(*host_comm.allgather((comm.rank, os.getpid()))))
+            rows = host_comm.allgather((comm.rank, os.getpid(), guard.pid if guard else 0))
+            watchdog.attach(StatusTable(path, host_comm.size, host_comm.rank), rows)
+            if guard:
+                guard.share(path, host_comm.rank, rows if host_comm.rank == 0 else (), world.hosts)
             host_comm.Barrier()
-            if host_comm.rank == 0:
-                os.unlink(path)  # no file is left, however the job ends
+            if host_comm.rank == 0:  # no file is left, however the job ends
+                os.unlink(path)
+                unlink_mpi_memory()
         return world
 
     def run(self, main, name=None):
@@ -152,7 +173,8 @@ class World:
             self.watchdog.leave()
 
     def on_rank_0(self, name, fn, *args):
-        """Call fn(*args) on rank 0 while the other ranks sleep until it is done, without a deadline while it is alive.
+        """Call fn(*args) on rank 0 while the other ranks sleep until it is done, without a deadline as long as it does
+        something (watchdog.py).
 
         Returns the result of fn on rank 0, None on the others.
         """
@@ -167,22 +189,22 @@ class World:
             self._send_to_all(_DONE)
             return result
 
-    def _beat(self):
-        self._send_to_all(_ALIVE)
-        self.watchdog.reset_deadline()  # of this rank as well
+    def _beat(self, work):
+        self._send_to_all(_ALIVE, -1 if work is None else work)
+        self.watchdog.take_heartbeat(work)  # of this rank as well
 
-    def _send_to_all(self, message):
+    def _send_to_all(self, message, work=0):
         for rank in range(1, self.size):
-            self._heartbeats.Send(plain_array("q", [message]), rank)
+            self._heartbeats.Send(plain_array("q", [message, work]), rank)
 
     def _wait_for_rank_0(self):
         """Sleep most of the time: rank 0 may need the core."""
-        message, pause = plain_array("q", [0]), 1e-4
+        message, pause = plain_array("q", [0, 0]), 1e-4
         self.watchdog.awaits_rank_0 = True
         while message[0] != _DONE:
             if self._heartbeats.Iprobe(source=0):
                 self._heartbeats.Recv(message, source=0)
-                self.watchdog.reset_deadline()
+                self.watchdog.take_heartbeat(None if message[1] < 0 else message[1])
             else:
                 time.sleep(pause)
                 pause = min(1.2 * pause, 5e-3)
@@ -266,7 +288,7 @@ class World:
 
     def _compare(self, call):
         """Wait for all ranks, and check that they are about to do the same: otherwise end the job."""
-        code = zlib.crc32(call.encode())
+        code = zlib.crc32(to_bytes(call))
         extremes = plain_array("q", [0, 0])
         self._agreement.Allreduce(plain_array("q", [code, -code]), extremes, self._mpi.MAX)
         if extremes[0] == -extremes[1]:
@@ -286,6 +308,8 @@ class World:
 
     def _die(self, error):
         """End all ranks because of an exception in this one."""
+        if isinstance(error[1], KeyboardInterrupt):  # while modules are imported
+            self._abort("interrupted\n", 130)
         self._abort("".join(traceback.format_exception(*error)), cli.exit_code(error[1]))
 
     def _abort(self, text, code, at_once=False):
@@ -299,7 +323,8 @@ class World:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
         sender = f"rank {self.rank} of {self.size}, {socket.gethostname()} pid {os.getpid()}"
-        write_descriptor(2, f"[{sender}] {text}".encode(errors="replace"))  # one write: lines of ranks do not mix
+        write_descriptor(2, to_bytes(f"[{sender}] {text}"))  # one write: lines of ranks do not mix
+        wait_until_read(2)
         time.sleep(0.2)  # mpirun forwards the text before it is asked to kill
         timer = threading.Timer(3, leave_now, [code])  # Abort may return, or hang on a dead network
         timer.daemon = True
@@ -308,10 +333,10 @@ class World:
         leave_now(code)
 
 
-def _start_mpi(tasks):
+def _start_mpi(tasks, announce_exit):
     """The module mpi4py.MPI, whose import connects to the other ranks. Exits with one line if they are not `tasks`."""
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # idle ranks of Open MPI give way to busy ones
-    timer = exit_unless_started()
+    timer = exit_unless_started(announce_exit)
     try:
         from mpi4py import MPI
     except ImportError as error:

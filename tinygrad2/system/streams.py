@@ -10,7 +10,9 @@ lost, which is reported on stderr once and by the exit code. Imports nothing tha
 
 import contextlib
 import os
+import stat
 import sys
+import time
 
 from tinygrad2.errors import UserError
 
@@ -89,6 +91,27 @@ def write_descriptor(number, data):
     """os.write for signal handlers and for processes that are about to end: does not raise if it is closed or full."""
     with contextlib.suppress(OSError):
         os.write(number, data)
+
+
+def wait_until_read(number, seconds=2.0):
+    """Wait until the process at the other end of a pipe has read everything, at most so long: mpirun, for example,
+    which forwards it. Returns at once if this descriptor is no pipe."""
+    end = time.monotonic() + seconds
+    while _unread(number) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def _unread(number):
+    """How many bytes in this pipe have not been read yet."""
+    try:
+        import fcntl
+        import termios
+
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            return int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except (OSError, ImportError, AttributeError):
+        pass
+    return 0
 
 
 class ProtectedStream:

@@ -1,0 +1,212 @@
+"""python -m tinygrad2 launch -n 4 -- train_gpt2.py FLAGS: start the ranks, and start them again if one dies.
+
+    python -m tinygrad2 launch -n 4 -- train_gpt2.py --data my.txt --steps 20000
+    python -m tinygrad2 launch -n 8 -f hosts.txt --max-restarts 10 -- train_gpt2.py --data my.txt --run-dir /shared/run
+
+The ranks are started by mpirun. If the job ends before the training is complete (a rank was killed or crashed, a host
+is gone, a deadline has expired), it is started again with --resume: from the newest intact checkpoint, or from the
+beginning if there is none yet. The result has the bits of a training that nothing has disturbed. Each start and its end
+are lines on stderr, which begin with "launch", and with --log also in a file, one JSON object each.
+
+With -f, hosts that do not answer (`ssh HOST true`) are left out of the next start.
+
+Not started again: after Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to this program (they are passed on: the ranks save and
+end), and after exit code 2, an error in flags or files. Exit code 0: the training is complete, after however many
+restarts. Else the code of the last start, or 128 and the number of the signal that ended it.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+
+from tinygrad2.cli import Parser, explanation
+from tinygrad2.commands.hosts import answers, read_hostfile
+from tinygrad2.distributed.mpirun import environment, find_mpirun
+from tinygrad2.errors import UserError, one_line, to_bytes
+from tinygrad2.system.installation import PROJECT_ROOT
+from tinygrad2.system.process import kill_marked, set_parent_death_signal
+from tinygrad2.system.signals import STOP_SIGNALS
+from tinygrad2.system.streams import write_descriptor
+
+_REPORT = re.compile(rb"^\[rank \d+ of \d+[^\]\n]*\] .+", re.MULTILINE)  # what ranks and guards print about a failure
+_LEFT_SECONDS = 10.0  # that processes of a job may take to end after mpirun has
+_USER_ERROR = 2
+
+
+def main(argv):
+    """Returns the exit code."""
+    parser = Parser(prog="tinygrad2 launch", description=explanation(__doc__),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("-n", type=int, metavar="RANKS", help="number of ranks (default: as many as the hostfile has)")
+    parser.add_argument("-f", metavar="HOSTFILE", help="the hosts, one HOST or HOST:RANKS a line (default: this host)")
+    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often at most (default: 3)")
+    parser.add_argument("--after-death", choices=("all", "left"), default="all", metavar="all|left",
+                        help="start again with all ranks, or with those that are left, a power of two (default: all)")
+    parser.add_argument("--log", metavar="FILE", help="append a line of JSON for each start (default: none)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- PROGRAM FLAGS",
+                        help="the program, train_gpt2.py for example, and its flags")  # fmt: skip
+    args = parser.parse_args(argv)
+    hosts = read_hostfile(args.f) if args.f else []
+    ranks = sum(slots for _, slots in hosts) if args.n is None else args.n
+    if ranks < 1:
+        raise UserError(f"-n {ranks}: give the number of ranks, as in: launch -n 4 -- train_gpt2.py")
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts {args.max_restarts}: give 0 or more")
+    command = _program(args.command[args.command[:1] == ["--"] :])
+    return _Launch(command, ranks, hosts, args.max_restarts, args.after_death == "left", args.log).run()
+
+
+def _program(words):
+    """The command that each rank runs. Raises UserError if it names no program."""
+    if not words:
+        raise UserError("no program is given, as in: launch -n 4 -- train_gpt2.py --steps 1000")
+    if any(word == "--ranks" or word.startswith("--ranks=") for word in words):
+        raise UserError("--ranks: launch starts the ranks itself; leave this flag out, and give their number as -n")
+    if words[0] == "-m":
+        return [sys.executable, *words]
+    if words[0].endswith(".py"):
+        path = words[0]
+        if not os.path.exists(path) and path == os.path.basename(path):
+            path = os.path.join(PROJECT_ROOT, path)  # as train_gpt2.py, started from another folder
+        if not os.path.isfile(path):
+            raise UserError(f"{words[0]}: there is no such program here; give its path")
+        return [sys.executable, path, *words[1:]]
+    return words
+
+
+class _Launch:
+    """One training: its starts, until it is complete, or there is a reason to give up."""
+
+    def __init__(self, command, ranks, hosts, max_restarts, shrinks, log):
+        self.command, self.ranks, self.hosts, self.shrinks, self.log = command, ranks, hosts, shrinks, log
+        self.max_restarts, self.mpirun = max_restarts, find_mpirun()
+        version = subprocess.run([self.mpirun, "--version"], capture_output=True, env=environment())
+        self.is_mpich = b"HYDRA" in version.stdout
+        self.process, self.stops = None, []
+
+    def run(self):
+        """Returns the exit code."""
+        before = {number: signal.signal(number, self._pass_on) for number in STOP_SIGNALS}
+        try:
+            for restarts in range(self.max_restarts + 1):
+                code, report, seconds = self._start(restarts)
+                reason = f"exit code {code} after {seconds:.0f} s" + (f": {report}" if report else "")
+                self._record(
+                    start=restarts + 1, ranks=self.ranks, exit_code=code, seconds=round(seconds, 1), report=report
+                )
+                if code == 0 and len(self.stops) < 2:  # mpirun may return 0 after two signals at once
+                    if restarts:
+                        self._say(f"complete, after {restarts} restart(s)")
+                    return 0
+                if self.stops:
+                    return 128 + self.stops[0] if code in (0, 255) else code
+                if code == _USER_ERROR:
+                    self._say("exit code 2, an error in flags or files: not started again")
+                    return code
+                if restarts == self.max_restarts:
+                    self._say(f"{reason}; not started again: --max-restarts is {self.max_restarts}")
+                    return code
+                if not self._choose_ranks():
+                    self._say(f"{reason}; not started again: no host answers")
+                    return code
+                self._say(f"{reason}; restart {restarts + 1} of {self.max_restarts}, with {self.ranks} rank(s)")
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # -- one start -----------------------------------------------------------------------------------------------------
+
+    def _start(self, restarts):
+        """Run the job once; returns (exit code, the first report of a rank or "", seconds)."""
+        resume = ["--resume"] if restarts and "--resume" not in self.command else []
+        mark, begin = f"TINYGRAD2_LAUNCH={uuid.uuid4()}", time.monotonic()
+        with contextlib.ExitStack() as files:
+            command = [self.mpirun, "-n", str(self.ranks), *self._host_flags(files), *self.command, *resume]
+            name, _, value = mark.partition("=")
+            self.process = subprocess.Popen(
+                command, env={**environment(), name: value}, stderr=subprocess.PIPE,
+                start_new_session=True,                           # Ctrl-C comes through this process, and once
+                preexec_fn=lambda: set_parent_death_signal(signal.SIGTERM),
+            )  # fmt: skip
+            for number in self.stops:                             # one that came meanwhile
+                self._send(number)
+            reports = []
+            reader = threading.Thread(target=_copy_errors, args=(self.process.stderr, reports))
+            reader.start()
+            code = self.process.wait()
+            kill_marked(mark, _LEFT_SECONDS)                      # if mpirun itself was killed, for example
+            reader.join()
+            self.process.stderr.close()
+        return code if code >= 0 else 128 - code, reports[0] if reports else "", time.monotonic() - begin
+
+    def _host_flags(self, files):
+        if not self.hosts:
+            return []
+        file = files.enter_context(tempfile.NamedTemporaryFile("w", prefix="tinygrad2-hosts-", suffix=".txt"))
+        file.writelines(f"{host}:{slots}\n" for host, slots in self.hosts)
+        file.flush()
+        return ["-f" if self.is_mpich else "--hostfile", file.name]
+
+    def _choose_ranks(self):
+        """Leave out hosts that do not answer, and one rank if wanted; returns whether there is anything left."""
+        if self.hosts:
+            left = [(host, slots) for host, slots in self.hosts if answers(host)]
+            for host in sorted({host for host, _ in self.hosts} - {host for host, _ in left}):
+                self._say(f"{host} does not answer: left out")
+            room, before = (sum(slots for _, slots in hosts) for hosts in (left, self.hosts))
+            self.hosts = left
+            if room < before:
+                self.ranks = _power_of_two(min(self.ranks, room))
+        if self.shrinks and self.ranks > 1:
+            self.ranks = _power_of_two(self.ranks - 1)
+        return self.ranks > 0
+
+    # -- signals and messages ------------------------------------------------------------------------------------------
+
+    def _pass_on(self, number, frame):
+        self.stops.append(number)
+        self._send(number)
+
+    def _send(self, number):
+        if not self.is_mpich and len(self.stops) == 1:
+            number = signal.SIGUSR1  # of the others Open MPI's mpirun ends the ranks before they have saved
+        if self.is_mpich and number == signal.SIGHUP:
+            number = signal.SIGTERM  # of which MPICH's mpirun ends itself
+        if self.process is not None:
+            with contextlib.suppress(OSError):
+                self.process.send_signal(number)
+
+    def _say(self, text):
+        write_descriptor(2, to_bytes(one_line(f"launch    {text}") + "\n"))
+
+    def _record(self, **row):
+        if self.log:
+            try:
+                with open(self.log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S"), **row}) + "\n")
+            except OSError as error:
+                self._say(f"--log {self.log}: cannot be written ({error.strerror})")
+
+
+def _copy_errors(stream, reports):
+    """Pass on what the job writes to stderr, and keep what ranks and guards report."""
+    rest = b""
+    while data := os.read(stream.fileno(), 1 << 16):
+        write_descriptor(2, data)
+        *lines, rest = (rest + data).split(b"\n")
+        rest = rest[-10_000:]
+        reports += [line.decode("utf-8", "replace") for line in lines if _REPORT.match(line) and len(reports) < 10]
+
+
+def _power_of_two(number):
+    """The largest one that is not larger; 0 for 0. Only such numbers of ranks have the same bits."""
+    return 1 << number.bit_length() - 1 if number > 0 else 0

@@ -1,0 +1,215 @@
+"""Guard: a small process beside each rank that reports how the rank ended, and answers for its exit code.
+
+Of a rank that dies mpirun knows at most a process number, some report nothing; it may end the job with exit code 0 if
+the rank left by os._exit(0) or became another program (exec); and it kills the other ranks before they can report
+anything. So each rank forks before MPI starts:
+
+    mpirun  ---  guard of rank 0  ---  rank 0
+            ---  guard of rank 1  ---  rank 1
+
+The child goes on as the rank. The parent, the process that mpirun knows, waits for it:
+
+    the rank ended by itself, and has reported why    the guard ends with the same exit code
+    it was killed, or ended without a word            one line: rank, host, process, signal or exit code, collective;
+                                                      the job ends with the signal's number, or a code other than 0
+    it became another program                         the same, and that program is killed
+    the guard itself is killed                        the system kills the rank; the witness (witness.py) reports it
+    mpirun dies                                       the guard kills the rank
+
+Signals that mpirun or the user send to the guard are passed on to the rank. The two are connected by a socket that ends
+with the rank, through which it says that it will end (`Guard.ending`), and hands over the status table (watchdog.py).
+
+The fork comes before threads, NumPy and MPI; a guard takes 3 MB. Without os.fork there are no guards, and the watchdogs
+report what they can. Imports nothing that loads NumPy.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+
+from tinygrad2.distributed.launch import end_job
+from tinygrad2.distributed.status import StatusTable, describe_death
+from tinygrad2.distributed.witness import start_witness
+from tinygrad2.errors import to_bytes
+from tinygrad2.system.process import end_with, rename_process
+from tinygrad2.system.signals import STOP_SIGNALS, leave_now
+from tinygrad2.system.streams import write_descriptor
+
+_ENDING, _LEAVING, _TABLE = b"ending", b"leaving", b"table"  # messages of the rank
+_NAMES = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGTSTP", "SIGCONT")
+_FORWARDED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_POLL_SECONDS = 0.2
+_EXEC_SECONDS = 1.0  # a rank whose socket is closed has either ended by then, or become another program
+
+
+class Guard:
+    """The rank's side of its connection to its guard.
+
+    pid     the guard's process number: the one that mpirun knows
+    """
+
+    def __init__(self, connection, pid):
+        self._connection, self.pid = connection, pid
+
+    def ending(self, alone=False):
+        """This rank is about to end, and has reported or will report why: its guard only passes on its exit code.
+
+        alone    the other ranks know nothing of it: the guard ends the job
+        """
+        self._send(_LEAVING if alone else _ENDING)
+
+    def share(self, path, own, rows, hosts):
+        """Give the guard the status table, in which this rank has row `own`, and let it start the host's witness.
+
+        path     of the table's file
+        rows     (rank, process, process of its guard) of each rank of this host; (): another guard starts the witness
+        hosts    how many there are
+        """
+        with open(path, "r+b") as file:
+            numbers = (own, hosts), *rows
+            self._send(b" ".join([_TABLE, *(b",".join(b"%d" % n for n in row) for row in numbers)]), file.fileno())
+
+    def _send(self, message, *descriptors):
+        with contextlib.suppress(OSError):  # a guard that has been killed: so will this rank be
+            socket.send_fds(self._connection, [message], descriptors)
+
+
+def start_guard(rank, size):
+    """Fork: returns the Guard in the child, which goes on as the rank; the parent guards it and never returns.
+
+    Returns None where that is impossible: without os.fork, or if threads are running already.
+    """
+    if not hasattr(os, "fork") or not hasattr(socket, "send_fds") or threading.active_count() > 1:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    parent = os.getpid()
+    try:
+        child = os.fork()
+    except OSError:  # no process can be created: the rank works without a guard
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return None
+    if child == 0:
+        ours.close()
+        end_with(parent)
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)  # signals to the guard's process group arrive once, through the guard
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return Guard(theirs, parent)
+    theirs.close()
+    rename_process(f"tinygrad2 guard of rank {rank} (process {child})")
+    code = 1
+    try:
+        code = _Watch(rank, size, child, ours).run(before)
+    finally:
+        leave_now(code)  # not through the exit of Python, which belongs to the rank
+
+
+class _Watch:
+    """The guard's life: waits for process `child`, rank `rank` of `size`, whose messages come through `connection`."""
+
+    def __init__(self, rank, size, child, connection):
+        self.rank, self.size, self.child, self.connection = rank, size, child, connection
+        self.table, self.row = None, 0
+        self.ending, self.alone, self.received, self.closed = False, False, set(), None
+
+    def run(self, mask):
+        """Returns the exit code, or dies of the signal that killed the rank. mask: signals that were blocked."""
+        wakeup = self._catch_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        parent, status = os.getppid(), None
+        while status is None:
+            sources = [wakeup] if self.closed else [wakeup, self.connection]
+            ready, _, _ = select.select(sources, [], [], _POLL_SECONDS)
+            if wakeup in ready:
+                self._forward(os.read(wakeup, 64))
+            if self.connection in ready:
+                self._take_message()
+            pid, code = os.waitpid(self.child, os.WNOHANG)
+            if pid:
+                status = code
+            elif self.closed and time.monotonic() - self.closed > _EXEC_SECONDS:
+                return self._end_other_program()
+            elif os.getppid() != parent:
+                self._say("mpirun has exited; ending this rank")
+                os.kill(self.child, signal.SIGKILL)
+                return 1
+        while not self.closed:  # what it said last
+            self._take_message()
+        return self._exit_code(os.waitstatus_to_exitcode(status))
+
+    def _catch_signals(self):
+        readable, writable = os.pipe()
+        os.set_blocking(writable, False)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        for number in (*_FORWARDED, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        return readable
+
+    def _forward(self, numbers):
+        for number in numbers:
+            if number in _FORWARDED:
+                self.received.add(number)
+                if self.table and number in STOP_SIGNALS:
+                    self.table.stop(number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.child, number)
+
+    def _take_message(self):
+        message, descriptors = b"", []
+        with contextlib.suppress(OSError):  # BlockingIOError: a process that the rank has started holds the other end
+            message, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1, socket.MSG_DONTWAIT)
+        word, *rest = message.split() or [b""]
+        if not word:
+            self.closed = time.monotonic()
+        elif word in (_ENDING, _LEAVING):
+            self.ending, self.alone = True, word == _LEAVING
+        elif word == _TABLE:
+            (self.row, hosts), *rows = (tuple(map(int, row.split(b","))) for row in rest)
+            self.table = StatusTable(descriptors[0], self.row + 1, self.row)
+            if rows:
+                start_witness(descriptors[0], rows, self.size, hosts)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _exit_code(self, code):
+        asked = {-code, code - 128} & self.received  # it has obeyed a signal that was meant for all ranks
+        if not (self.ending or asked):
+            self._say(describe_death(code, self.table and self.table.read(self.row)))
+        if self.alone or not (self.ending or asked):
+            end_job(abs(code) or 1)
+        if code < 0:
+            self._die_of(-code)
+        return code if self.ending else code or 1
+
+    def _end_other_program(self):
+        name = ""
+        with contextlib.suppress(OSError), open(f"/proc/{self.child}/cmdline", "rb") as file:
+            name = file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        self._say(f"has become another program ({name or 'unknown'}); ending the job")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        end_job(1)
+        return 1
+
+    def _say(self, text):
+        who = f"[rank {self.rank} of {self.size}, {socket.gethostname()} pid {self.child}]"
+        write_descriptor(2, to_bytes(f"{who} {text}\n"))
+
+    def _die_of(self, number):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank's memory is of interest, not this process's
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+        leave_now(128 + number)  # the signal was ignored

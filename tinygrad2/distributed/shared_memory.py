@@ -1,0 +1,83 @@
+"""/dev/shm, through which the ranks of a host communicate: is there room, and nothing is left in it.
+
+MPICH creates a file of about 1 MB per rank there, and removes it when the job ends in order. After a job that was
+killed or aborted it would stay, and /dev/shm fill up: in a container it often has 64 MB. In a full one MPICH crashes
+without a message (SIGBUS). So the ranks remove the file as soon as all have mapped it, and check the room before that.
+"""
+
+import contextlib
+import os
+import re
+
+BYTES_PER_RANK = 1_100_000  # MPICH 5.0: 1.06 MB measured for 2, 3 and 4 ranks
+_MANY = 16  # ranks: with room for fewer the doctor says how to make more
+_FOLDER = "/dev/shm"
+_MPICH_FILE = re.compile(r"mpich_shm_\w+")
+
+
+def unlink_mpi_memory(maps="/proc/self/maps", folder=_FOLDER):
+    """Remove the names of MPICH's files that this process has mapped; the memory stays until the last process ends."""
+    with contextlib.suppress(OSError):
+        with open(maps, encoding="utf-8", errors="surrogateescape") as file:
+            paths = {line.split(None, 5)[-1].strip() for line in file}
+        for path in paths:
+            if os.path.dirname(path) == folder and _MPICH_FILE.fullmatch(os.path.basename(path)):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def describe(folder=_FOLDER):
+    """One line about its size, for the doctor; "" if there is no such folder."""
+    free, size = _space(folder)
+    if size is None:
+        return ""
+    ranks = free // BYTES_PER_RANK
+    state = f"enough for {ranks:,} ranks of MPICH" if ranks else "too little for MPICH"
+    line = f"{folder}: {_mb(free)} of {_mb(size)} are free, {state}"
+    return line if ranks >= _MANY else f"{line}; {_remedy(folder)}"
+
+
+def shortage(ranks, since, folder=_FOLDER):
+    """What is wrong if so many ranks of this host do not find room there for MPICH's file; "" if they do.
+
+    since    the time at which this job began: files that are newer may be its own, created by a rank that was faster
+    """
+    free, size = _space(folder)
+    if size is None or free + sum(_file_sizes(folder, since)) >= ranks * BYTES_PER_RANK:
+        return ""
+    return (f"{folder} has {_mb(free)} free, and {ranks} ranks need {_mb(ranks * BYTES_PER_RANK)}; "
+            f"{_remedy(folder)}")  # fmt: skip
+
+
+def _space(folder):
+    try:
+        info = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return 0, None
+    return info.f_bavail * info.f_frsize, info.f_blocks * info.f_frsize
+
+
+def _file_sizes(folder, since=0.0):
+    """Bytes that each of MPICH's files there takes, of those changed since then."""
+    sizes = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat()
+                if _MPICH_FILE.fullmatch(entry.name) and status.st_mtime >= since:
+                    sizes.append(status.st_blocks * 512)
+    return sizes
+
+
+def _remedy(folder):
+    """What to do about a small or full one."""
+    sizes = _file_sizes(folder)
+    remedy = "make it larger (docker run --shm-size 1g; in Kubernetes a volume of medium Memory)"
+    if sum(sizes) < BYTES_PER_RANK:
+        return remedy
+    held = f"{len(sizes)} file(s) of MPI jobs, {_mb(sum(sizes))}"
+    return f"{held}, are there: if those jobs have ended, rm {folder}/mpich_shm_*; or {remedy}"
+
+
+def _mb(size):
+    return f"{size / 1e6:,.1f} MB"
