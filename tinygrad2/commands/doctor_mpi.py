@@ -14,6 +14,8 @@ By itself it starts 2 and 4 ranks on this host. Under mpirun it measures the ran
 
 Between neighbours (rank r and r xor 1: with several ranks per host, the same host) and, if there are several hosts,
 between ranks of different ones.
+
+By itself it also prints how many ranks of MPICH there is room for in /dev/shm, through which they communicate.
 """
 
 import json
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 
+from tinygrad2.distributed import shared_memory
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
@@ -41,6 +44,8 @@ def main(as_json):
         world = World.join(1)
         world.run(lambda: _probe(world, as_json))
     rows = []
+    if problem := shared_memory.shortage(max(_COUNTS), time.time()):
+        raise UserError(problem)
     for n in _COUNTS:
         command = [find_mpirun(), "-n", str(n), sys.executable, "-m", "tinygrad2", "doctor", "--mpi", "--json"]
         paths = os.pathsep.join([PROJECT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -57,6 +62,7 @@ def main(as_json):
         print(json.dumps(rows, indent=1))
     else:
         _show(rows)
+        print(shared_memory.describe())
     return 0
 
 

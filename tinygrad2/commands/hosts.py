@@ -8,7 +8,7 @@ import subprocess
 from tinygrad2.errors import UserError, short
 
 _ANSWER_SECONDS = 15.0
-_LINE = re.compile(r"([\w.:\[\]-]+?)(?:\s*(?::|\s+slots\s*=\s*)\s*(\d{1,6}))?")
+_LINE = re.compile(r"([A-Za-z0-9_][\w.-]*)(?:\s*(?::|\s+slots\s*=\s*)\s*(\d{1,6}))?", re.ASCII)
 
 
 def read_hostfile(path):
@@ -24,7 +24,7 @@ def read_hostfile(path):
         if not line:
             continue
         match = _LINE.fullmatch(line)
-        if not match or match[2] == "0" or match[1].startswith("-"):
+        if not match or (match[2] and int(match[2]) == 0):
             raise UserError(f"-f {path}, line {number}: {short(line)} is not HOST or HOST:RANKS")
         hosts.append((match[1], int(match[2] or 1)))
     if not hosts:

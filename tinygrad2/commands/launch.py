@@ -58,7 +58,8 @@ def main(argv):
     hosts = read_hostfile(args.f) if args.f else []
     ranks = sum(slots for _, slots in hosts) if args.n is None else args.n
     if ranks < 1:
-        raise UserError(f"-n {ranks}: give the number of ranks, as in: launch -n 4 -- train_gpt2.py")
+        given = "-n" if args.n is None else f"-n {args.n}"
+        raise UserError(f"{given}: give the number of ranks, as in: launch -n 4 -- train_gpt2.py")
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: give 0 or more")
     command = _program(args.command[args.command[:1] == ["--"] :])

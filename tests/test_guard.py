@@ -1,0 +1,301 @@
+"""Guards, the witness, shared memory, progress of rank 0: the parts, and jobs in which they are needed."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_distributed import CLEAN, MPIRUN, mpirun
+from test_failures import no_process_is_left, start
+from test_train import ROOT
+
+from tinygrad2.distributed import shared_memory
+from tinygrad2.distributed.guard import start_guard
+from tinygrad2.distributed.status import Status, describe_death
+from tinygrad2.distributed.work import work_done
+from tinygrad2.errors import to_bytes
+from tinygrad2.system.process import kill_marked, started_at
+
+pytestmark = pytest.mark.alone
+
+
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        (-9, "was killed by SIGKILL, in #7 'sum': out of memory (see dmesg), or killed from outside"),
+        (-11, "was killed by SIGSEGV, in #7 'sum': a library crashed"),
+        (-7, "was killed by SIGBUS, in #7 'sum': a mapped file was truncated, or /dev/shm is full"),
+        (-15, "was killed by SIGTERM, in #7 'sum'"),
+        (-63, "was killed by signal 63, in #7 'sum'"),
+        (0, "ended with exit code 0, without a message, in #7 'sum': a library called exit"),
+        (None, "was killed from outside, in #7 'sum'"),
+    ],
+)
+def test_how_a_rank_has_ended(code, text):
+    assert describe_death(code, Status(7, 1, 0.0, 0.0, 1, 0, 0, b"sum\0", b"")) == text
+    assert describe_death(code) == text.replace(", in #7 'sum'", "")
+
+
+# -- a guard alone -----------------------------------------------------------------------------------------------------
+
+GUARDED = """
+import ctypes, os, signal, sys, time
+from tinygrad2.distributed.guard import start_guard
+guard = start_guard(3, 8)
+assert guard.pid == os.getppid() != 1
+print(os.getpid(), flush=True)
+{}
+"""
+
+
+def guarded(tmp_path, code):
+    """Start a guarded process that runs `code`, in a session of its own; returns it and the pid of the guarded one."""
+    script = tmp_path / "guarded.py"
+    script.write_text(GUARDED.format(code))
+    environment = {name: value for name, value in CLEAN.items() if not name.startswith(("PMI", "HYDI"))}
+    process = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    return process, int(process.stdout.readline())
+
+
+ENDS = {
+    "sys.exit(5)  # without a word": (5, r"ended with exit code 5, without a message"),
+    "os._exit(0)": (1, r"ended with exit code 0, without a message"),
+    "guard.ending(); os._exit(0)": (0, None),
+    "guard.ending(); os._exit(7)": (7, None),
+    "os.kill(os.getpid(), signal.SIGKILL)": (-9, r"was killed by SIGKILL: out of memory"),
+    "guard.ending(); os.kill(os.getpid(), signal.SIGKILL)": (-9, None),
+    "os.abort()": (-6, r"was killed by SIGABRT: a library crashed"),
+    "os.execv('/bin/true', ['true'])": (1, r"ended with exit code 0, without|has become another program \(true\)"),
+    "os.execv('/bin/sleep', ['sleep', '999'])": (1, r"has become another program \(sleep 999\); ending the job"),
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_a_guard_reports_how_its_rank_has_ended(tmp_path, code):
+    expected, pattern = ENDS[code]
+    process, pid = guarded(tmp_path, code)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == expected
+    if pattern:
+        assert re.fullmatch(rf"\[rank 3 of 8, \S+ pid {pid}\] ({pattern}).*\n", errors)
+    else:
+        assert errors == ""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")
+def test_a_guard_passes_signals_on_once_and_kills_its_rank_with_itself(tmp_path):
+    code = "signal.signal(signal.SIGUSR1, lambda *_: print('taken', flush=True))\nprint('ready', flush=True)\n"
+    process, pid = guarded(tmp_path, code + "while True: time.sleep(0.05)")
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGUSR1)  # to its group, as mpirun does
+    assert process.stdout.readline() == "taken\n"
+    title = pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    assert title.startswith(b"tinygrad2 guard of rank 3")
+    os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    assert process.communicate(timeout=60)[0] == "" and process.returncode == -9
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}") or " Z " in pathlib.Path(f"/proc/{pid}/stat").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the rank is still there")
+
+
+def test_no_guard_beside_threads():
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert start_guard(0, 2) is None
+    finally:
+        done.set()
+        thread.join()
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def script(folder, code):
+    path = folder / "job.py"
+    path.write_text("import os, signal, sys, threading, time\nfrom tinygrad2.distributed.world import World\n"
+                    f"world = World.join()\n{code}\n", encoding="utf-8")  # fmt: skip
+    return path
+
+
+IDLE = {
+    "asleep": "time.sleep(1000)",
+    "a lock": "threading.Event().wait()",
+    "busy": "exec('while True: pass')",
+    "a file": "open('fifo')",
+}
+
+
+@pytest.mark.parametrize("kind", ["asleep", pytest.param("a lock", marks=pytest.mark.slow),
+                                  pytest.param("busy", marks=pytest.mark.slow), "a file"])  # fmt: skip
+def test_rank_0_alone_must_do_something(tmp_path, kind):
+    os.mkfifo(tmp_path / "fifo")
+    path = script(tmp_path, f"world.set_timeout(0.5)\ndef work():\n    {IDLE[kind]}\n"
+                            "world.run(lambda: world.on_rank_0('some work', work))")  # fmt: skip
+    result = mpirun(2, path, cwd=tmp_path)
+    assert result.returncode == 124
+    assert re.search(r"^\[rank 0 of 2, \S+ pid \d+\] rank 0 is alive, but has done nothing for \d+ s in collective "
+                     r"#\d+ 'on rank 0: some work'; it is at job.py:\d+ in work. Ending the job \(exit code 124\); "
+                     r"the limit is 10 times --timeout$", result.stderr, re.MULTILINE)  # fmt: skip
+
+
+def test_rank_0_alone_may_take_its_time(tmp_path):
+    path = script(tmp_path, "world.set_timeout(0.2)\ndef work():\n    for _ in range(30):\n"
+                            "        open('written', 'w').write('x')\n        time.sleep(0.2)\n"
+                            "world.run(lambda: world.on_rank_0('some work', work))")  # fmt: skip
+    result = mpirun(2, path, cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "code, printed",
+    [
+        ("raise ValueError('caf\\udce9 \\udcff')", "ValueError: caf\\udce9 \\udcff"),
+        ("raise world_error('caf\\udce9: cannot be read')", "caf\\udce9: cannot be read"),
+        ("world.barrier('loading caf\\udce9')\n    os.kill(os.getpid(), 9)", "after #3 'loading caf\\udce9'"),
+    ],
+)
+def test_messages_take_any_bytes(tmp_path, code, printed):
+    others = "world.barrier('loading caf\\udce9')\n" if "barrier" in code else ""
+    path = script(tmp_path, "from tinygrad2.errors import UserError as world_error\ndef main():\n"
+                            f"  if world.rank == 1:\n    {code}\n  {others}  world.barrier('more')\n"
+                            "world.run(main)")  # fmt: skip
+    begin = time.monotonic()
+    result = mpirun(2, path, cwd=tmp_path)
+    assert result.returncode in (1, 2, 9) and printed in result.stderr
+    assert result.stderr.count("Traceback") <= 1 and time.monotonic() - begin < 60
+    assert to_bytes("é\udce9\n") == "é\\udce9\n".encode()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_are_named():
+    """A short form of the measurement in docs/robustness.md."""
+    result = subprocess.run([sys.executable, ROOT / "tests" / "kill_ranks.py", "12", "3"], env=CLEAN,
+                            capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.startswith("12 of 12 jobs as expected")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_interrupted_never_ends_with_0(tmp_path):
+    from test_failures import read_until, training
+
+    for n, gap in ((2, 0.0), (4, 0.001), (2, 0.7)):
+        process, job = training(tmp_path, n, "--steps 100000")
+        with process:
+            read_until(process, "step     5", [])
+            process.send_signal(signal.SIGINT)
+            time.sleep(gap)
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+        assert process.returncode != 0 and no_process_is_left(job)
+
+
+# -- /dev/shm ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_mpi_is_unlinked(tmp_path):
+    for name in ("mpich_shm_1a2b_0", "mpich_shm_ffff_0", "other"):
+        (tmp_path / name).write_bytes(b"x")
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f00-7f01 rw-s 00000000 00:19 12   {tmp_path}/mpich_shm_1a2b_0\n7f02-7f03 r-xp 0 08:01 13\n"
+                    f"7f04-7f05 rw-s 00000000 00:19 14   {tmp_path}/other\n")  # fmt: skip
+    shared_memory.unlink_mpi_memory(str(maps), str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "mpich_shm_ffff_0", "other"]
+
+
+def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):
+    blocks = [2_500]
+
+    def statvfs(folder):
+        return os.statvfs_result((1000, 1000, 64_000, blocks[0], blocks[0], 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(shared_memory.os, "statvfs", statvfs)
+    folder = str(tmp_path)
+    assert shared_memory.shortage(2, 0.0, folder) == ""
+    assert shared_memory.shortage(4, 0.0, folder).startswith(
+        f"{folder} has 2.5 MB free, and 4 ranks need 4.4 MB; make it larger (docker run --shm-size 1g"
+    )
+    (tmp_path / "mpich_shm_ab_0").write_bytes(b"x" * 2_000_000)
+    before = os.stat(tmp_path / "mpich_shm_ab_0").st_mtime + 10
+    assert "1 file(s) of MPI jobs, 2.0 MB, are there: if those jobs have ended, rm" in shared_memory.shortage(
+        4, before, folder
+    )
+    assert shared_memory.shortage(4, 0.0, folder) == ""  # they may be this job's own
+    assert "enough for 2 ranks of MPICH; 1 file(s)" in shared_memory.describe(folder)
+    blocks[0] = 60_000
+    assert shared_memory.describe(folder) == f"{folder}: 60.0 MB of 64.0 MB are free, enough for 54 ranks of MPICH"
+
+
+def in_small_shm(size, *command):
+    """Run a command in a mount namespace with a /dev/shm of this size; then list what is left there."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("a /dev/shm of its own needs Linux and root")
+    words = " ".join(f"'{word}'" for word in command)
+    inside = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && {words}; code=$?; ls /dev/shm; exit $code"
+    return subprocess.run(["unshare", "-m", "sh", "-c", inside], env=CLEAN, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_small_or_filling_dev_shm(tmp_path):
+    command = (MPIRUN, "-n", "4", sys.executable, str(ROOT / "train_gpt2.py"), "--run-dir", str(tmp_path / "run"))
+    if "HYDRA" not in subprocess.run([MPIRUN, "--version"], env=CLEAN, capture_output=True, text=True).stdout:
+        pytest.skip("measured for MPICH")
+    result = in_small_shm("2m", *command)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("train_gpt2.py: /dev/shm has 2.1 MB free, and 4 ranks need 4.4 MB; make it larger")
+    assert len(result.stderr.splitlines()) == 1
+    for _ in range(3):  # two times the file would not fit
+        result = in_small_shm("6m", *command, "--data", "mistyped.txt")
+        assert result.returncode == 2 and "mpich_shm" not in result.stdout
+        assert "mistyped.txt: cannot be read" in result.stderr
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counted by Linux only")
+def test_work_is_counted_for_the_main_thread_and_not_for_others(tmp_path):
+    counts, step = [], threading.Barrier(2)
+
+    def count():
+        for _ in range(3):
+            step.wait()
+            counts.append(work_done())
+            step.wait()
+
+    counter = threading.Thread(target=count, name="tinygrad2 counter")
+    counter.start()
+    library = threading.Thread(target=lambda: (tmp_path / "other").write_bytes(b"x" * 5_000_000), name="library")
+    step.wait(), step.wait()
+    library.start()
+    library.join()
+    step.wait(), step.wait()
+    (tmp_path / "own").write_bytes(b"x" * 5_000_000)
+    step.wait(), step.wait()
+    counter.join()
+    assert counts[1] - counts[0] < 4_000_000 < counts[2] - counts[1]
+
+
+def test_processes_are_found_by_their_environment(tmp_path):
+    process, job = start(tmp_path, 1, "-c", "import time; time.sleep(1000)")
+    try:
+        assert abs(started_at(process.pid) - time.time()) < 60
+        time.sleep(0.5)
+        kill_marked(job, 0.0)
+        process.wait(timeout=60)
+        assert no_process_is_left(job)
+    finally:
+        process.kill()
+        process.communicate()
