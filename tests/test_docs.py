@@ -64,7 +64,10 @@ PHRASES = (
     "the ranks are in different collectives",
     "the ranks have different",
     "the weights of the ranks differ: first",
-    "died without a message",
+    "was killed by ",
+    ", without a message",
+    "has become another program",
+    "is alive, but has done nothing for",
     "tasks were started, but MPI sees",
 )
 
