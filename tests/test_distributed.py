@@ -182,8 +182,8 @@ def test_ranks_resumed_by_other_numbers_of_ranks_learn_the_same(folder, runs):
         (folder / "stop.py").write_text(  # ends it as a signal would after so many steps, without a race
             "import sys\nfrom tinygrad2.distributed.world import World\nworld = World.join()\nimport train_gpt2\n"
             "step = train_gpt2.Trainer.step\n"
-            "def counted(self, loader):\n"
-            f"    if self.done == {steps} - 1: stop.signal = 15\n    return step(self, loader)\n"
+            "def counted(self, loader, *more):\n"
+            f"    if self.done == {steps} - 1: stop.signal = 15\n    return step(self, loader, *more)\n"
             "train_gpt2.Trainer.step = counted\n"
             "request = train_gpt2.StopRequest\n"
             "def made(**more):\n    global stop\n    stop = request(**more)\n    return stop\n"
