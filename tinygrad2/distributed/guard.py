@@ -19,8 +19,8 @@ The child goes on as the rank. The parent, the process that mpirun knows, waits 
 Signals that mpirun or the user send to the guard are passed on to the rank. The two are connected by a socket that ends
 with the rank, through which it says that it will end (`Guard.ending`), and hands over the status table (watchdog.py).
 
-The fork comes before threads, NumPy and MPI; a guard takes 10 MB. Without os.fork there are no guards, and the watchdogs
-report what they can. Imports nothing that loads NumPy.
+The fork comes before threads, NumPy and MPI; a guard takes 10 MB of memory. Without os.fork there are no guards, and
+the watchdogs report what they can. Imports nothing that loads NumPy.
 """
 
 import contextlib
