@@ -72,7 +72,7 @@ def resume(stopped, folder, monkeypatch, capsys, *flags):
     reported = [line for line in lines if line.startswith("resume ")]
     ignored = "resume ", "config ", " ", "trained ", "memory ", "machine "
     rest = [line for line in lines if not line.startswith(ignored)]
-    records = [json.loads(line) for path in sorted(folder.glob("**/*.jsonl")) for line in path.open()]
+    records = [json.loads(line) for path in sorted(folder.glob("**/*.jsonl")) for line in path.read_text().splitlines()]
     numbers = [{k: v for k, v in record.items() if k not in ("ms", "tokens_per_s")} for record in records]
     files = sorted(re.sub(r"tfevents.*", "tfevents", str(path.relative_to(folder))) for path in folder.glob("**/*"))
     paths = [folder / name for name in ("trained_weights.bin", "w.bin") if (folder / name).exists()]
