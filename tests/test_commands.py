@@ -212,7 +212,7 @@ def test_doctor_names_what_is_broken_and_the_command_that_fixes_it(tmp_path, mod
 def test_a_setting_that_makes_numba_useless_is_named_in_one_line(tmp_path, name, value, says):
     """The kernels step aside, and the doctor says so, too."""
     pytest.importorskip("numba", reason="Numba is not installed")
-    program = "import ops; print(ops.describe_kernels('cpu', 'fast')); print(ops.exp([1.0]).data)"
+    program = "import ops; print(ops.describe_kernels('cpu', 'fast')); print(ops.exp(1.0).data)"
     command_line = [sys.executable, "-W", "error", "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), name: value}
     result = subprocess.run(command_line, env=environment, cwd=tmp_path, capture_output=True, text=True)
