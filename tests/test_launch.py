@@ -168,15 +168,16 @@ def test_a_training_whose_ranks_are_killed_has_the_bits_of_an_undisturbed_one(tm
                                text=True)  # fmt: skip
     rng, steps, pids, killed = random.Random(after), iter((12, 33, 10**9)), {}, 0
     victim_step = next(steps)
-    for line in process.stdout:
-        if "processes: " in line:
-            pids = re.findall(r"\d is (\d+)", line)
-        found = re.match(r"step +(\d+)/", line)
-        if found and int(found[1]) >= victim_step:
-            os.kill(int(rng.choice(pids)), signal.SIGKILL)
-            victim_step, killed = next(steps), killed + 1
-    errors = process.stderr.read()
-    assert process.wait() == 0, errors
+    with process:
+        for line in process.stdout:
+            if "processes: " in line:
+                pids = re.findall(r"\d is (\d+)", line)
+            found = re.match(r"step +(\d+)/", line)
+            if found and int(found[1]) >= victim_step:
+                os.kill(int(rng.choice(pids)), signal.SIGKILL)
+                victim_step, killed = next(steps), killed + 1
+        errors = process.stderr.read()
+    assert process.returncode == 0, errors
     assert killed == 2 and "launch    complete, after 2 restart(s)\n" in errors
     ranks = re.findall(r"restart \d of 3, with (\d) rank", errors)
     assert ranks == (["4", "4"] if after == "all" else ["2", "1"])

@@ -108,8 +108,9 @@ class _Launch:
                     if restarts:
                         self._say(f"complete, after {restarts} restart(s)")
                     return 0
-                if self.stops:
-                    return 128 + self.stops[0] if code in (0, 255) else code
+                if self.stops:  # 255, 0: MPICH's mpirun, after two signals; 143: it got SIGTERM instead of SIGHUP
+                    stopped = code in (0, 255) or code - 128 in STOP_SIGNALS
+                    return 128 + self.stops[0] if stopped else code
                 if code == _USER_ERROR:
                     self._say("exit code 2, an error in flags or files: not started again")
                     return code
