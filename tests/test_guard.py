@@ -132,7 +132,7 @@ def script(folder, code):
 IDLE = {
     "asleep": "time.sleep(1000)",
     "a lock": "threading.Event().wait()",
-    "busy": "exec('while True: pass')",
+    "busy": "while True: pass",
     "a file": "open('fifo')",
 }
 
