@@ -51,6 +51,9 @@ def fail():
     if kind == "its guard killed":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(1000)
+    if kind == "killed, its guard stopped":
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind == "aborted":
         os.abort()
     if kind == "asleep":

@@ -41,6 +41,7 @@ KINDS = {
     "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
     "aborted": ((6, 134), ["Fatal Python error: Aborted", DIED.replace("{signal}", "SIGABRT")]),
     "its guard killed": ((9, 137), [DIED.replace("killed by {signal}", "killed from outside")]),
+    "killed, its guard stopped": ((1,), [r"rank {rank} \(pid \d+\) died without a message, (in|after) #\d+ '"]),
     "exited hard": ((5,), [r"\[rank {rank} of \d\] ended by os._exit\(5\) at planted.py:\d+"]),
     "exited hard with 0": ((1,), [r"\[rank {rank} of \d\] ended by os._exit\(0\) at planted.py:\d+"]),
     "exited in a library": ((1,), [WHO + r"ended with exit code 0, without a message, after #\d+ '"]),

@@ -58,7 +58,7 @@ def guarded(tmp_path, code):
     script = tmp_path / "guarded.py"
     script.write_text(GUARDED.format(code))
     environment = {name: value for name, value in CLEAN.items() if not name.startswith(("PMI", "HYDI"))}
-    process = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, script], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
     return process, int(process.stdout.readline())
 
@@ -106,6 +106,16 @@ def test_a_guard_passes_signals_on_once_and_kills_its_rank_with_itself(tmp_path)
         time.sleep(0.05)
     else:
         raise AssertionError("the rank is still there")
+
+
+def test_a_guard_that_was_stopped_goes_on_when_its_rank_ends(tmp_path):
+    process, _ = guarded(tmp_path, "sys.stdin.readline(); guard.ending(); os._exit(4)")
+    os.kill(process.pid, signal.SIGSTOP)
+    process.stdin.close()
+    process.stdout.read()
+    assert process.wait(timeout=60) == 4 and process.stderr.read() == ""
+    process.stdout.close()
+    process.stderr.close()
 
 
 def test_no_guard_beside_threads():

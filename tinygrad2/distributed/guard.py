@@ -62,6 +62,8 @@ class Guard:
         alone    the other ranks know nothing of it: the guard ends the job
         """
         self._send(_LEAVING if alone else _ENDING)
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it, the job would never end
 
     def share(self, path, own, rows, hosts):
         """Give the guard the status table, in which this rank has row `own`, and let it start the host's witness.

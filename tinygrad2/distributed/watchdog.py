@@ -29,7 +29,9 @@ import time
 
 from tinygrad2.distributed.status import EXITING, StatusTable
 from tinygrad2.distributed.work import work_done
+from tinygrad2.errors import to_bytes
 from tinygrad2.system.signals import STOP_SIGNALS, leave_now
+from tinygrad2.system.streams import write_descriptor
 
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
 IDLE_FACTOR = 10  # times the timeout: how long rank 0, while it works alone, may do nothing
@@ -65,7 +67,7 @@ class Watchdog:
         self._parent = os.getppid()
         self._signals = []  # (number, time of arrival)
         self._processes = {}  # a handle that the system makes readable when a process ends -> its row
-        self._died = None  # time at which the first of them ended
+        self._died, self._death, self._patience = None, "", 0.0  # when the first of them ended, how, and when to act
         self._pipe = None
 
     def start(self):
@@ -140,12 +142,12 @@ class Watchdog:
                 else:
                     self._report_death(self._processes.pop(handle))
                     os.close(handle)
-            if self._died and now - self._died > _GRACE_SECONDS / 2:  # mpirun should have ended this rank by now
-                self.abort("a rank has died; ending the job\n", 1)
+            if self._died and now - self._died > self._patience:  # mpirun should have ended this rank by now
+                self.abort(f"{self._death}; ending the job\n", 1)
             if self.table.beat():
                 self.table.answer(location_of_main_thread())
             if os.getppid() != self._parent:
-                os.write(2, f"[rank {self.rank} of {self.size}] mpirun has exited; ending this rank\n".encode())
+                write_descriptor(2, b"[rank %d of %d] mpirun has exited; ending this rank\n" % (self.rank, self.size))
                 leave_now(1)
             heartbeat = self.heartbeat  # the main thread may reset it meanwhile
             if heartbeat and now >= self._next_heartbeat:
@@ -158,12 +160,14 @@ class Watchdog:
         row, names = self.table.read(i), {self.table.read(j).name for j in range(self.table.rows)}
         if self._died or row.name == END_OF_PROGRAM or EXITING in names:  # mpirun ended the second one
             return
+        when = "in" if row.inside else "after"
         self._died = time.monotonic()
-        if not self.guard and self.table.own == min(j for j in range(self.table.rows) if j != i):
-            when = "in" if row.inside else "after"
-            what = f"rank {self.ranks[i]} (pid {row.pid}) died without a message, {when} #{row.number} '{row.name}'"
-            why = "killed from outside (out of memory? see dmesg), crashed, or ended by os._exit"
-            os.write(2, f"[rank {self.rank} of {self.size}] {what}: {why}\n".encode())
+        self._death = (f"rank {self.ranks[i]} (pid {row.pid}) died without a message, {when} #{row.number} "
+                       f"'{row.name}': killed from outside (out of memory? see dmesg), or crashed")  # fmt: skip
+        speaks = self.table.own == min(j for j in range(self.table.rows) if j != i)  # one report is enough
+        self._patience = _GRACE_SECONDS / 4 if speaks else _GRACE_SECONDS / 2
+        if speaks and not self.guard:
+            write_descriptor(2, to_bytes(f"[rank {self.rank} of {self.size}] {self._death}\n"))
 
     def _take_signals(self, now):
         try:
