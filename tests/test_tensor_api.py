@@ -5,6 +5,7 @@ import copy
 import io
 import math
 import operator
+import pickle
 
 import numpy as np
 import pytest
@@ -352,9 +353,59 @@ def test_backward_notices_that_what_it_needs_was_changed(change):
             c[0] = 7.0
         else:
             h *= 2
-    with pytest.raises(RuntimeError, match=r"backward of mul needs an input that was changed in place"):
+    with pytest.raises(RuntimeError, match=r"backward of mul needs an input or a result that was changed in place"):
         loss.backward()
     assert x.grad is None
+
+
+@pytest.mark.parametrize("op", ["exp", "tanh", "sigmoid", "sqrt", "softmax", "log_softmax"])
+@pytest.mark.parametrize("change", ["update", "item", "zero_", "view", "detach"])
+def test_backward_notices_that_a_saved_result_was_changed(op, change):
+    x = leaf([1.0, 2.0, 3.0])
+    h = getattr(x, op)()
+    with no_grad():
+        if change == "update":
+            h *= 0.5
+        elif change == "item":
+            h[1] = 0.0
+        elif change == "zero_":
+            h.zero_()
+        elif change == "view":
+            rows = h.reshape(3, 1)[1:]
+            rows += 1
+        else:
+            h.detach().fill_(2.0)
+    with pytest.raises(RuntimeError, match=rf"backward of {op} needs an input or a result that was changed in place"):
+        h.sum().backward()
+    assert x.grad is None
+
+
+def test_backward_notices_a_change_through_a_view_of_an_input():
+    for view in (lambda x: x[1:], lambda x: x.reshape(3, 1), lambda x: x.detach(), lambda x: x.expand(1, 3)[0]):
+        x = leaf([1.0, 2.0, 3.0])
+        loss = (x * x).sum()
+        with no_grad():
+            view(x).data.setflags(write=True)
+            part = view(x)
+            part += 1
+        with pytest.raises(RuntimeError, match=r"changed in place"):
+            loss.backward()
+
+
+def test_a_change_of_other_memory_or_at_another_time_is_none():
+    model = Module()
+    model.a, model.b = Parameter(np.ones(3, np.float32)), Parameter(np.ones(3, np.float32))
+    FlatBuffers(model)  # neighbours in one array
+    model.a.zero_grad()
+    model.b.zero_grad()
+    with no_grad():
+        model.a += 1  # before it is used
+    loss, other = (model.a * model.a).sum(), (model.b * model.b).sum()
+    other.backward()
+    with no_grad():
+        model.b -= 0.5 * model.b.grad
+    loss.backward()
+    assert model.a.grad.tolist() == [4, 4, 4] and model.b.tolist() == [0, 0, 0]
 
 
 def test_what_backward_does_not_need_may_change():
@@ -548,3 +599,31 @@ def test_names_that_are_missing_say_what_to_use():
     assert not hasattr(x, "__cuda_array_interface__") and getattr(x, "nothing", 3) == 3
     assert len(_ADVICE) > 150 and not [name for name in _ADVICE if hasattr(Tensor, name)]  # none that is there
     assert not set(_OPS) & set(ops.__all__)
+
+
+def test_what_is_no_number_is_in_no_tensor():
+    x = Tensor([1.0, 2.0])
+    assert None not in x and "a" not in x and 2 in x and np.float64(3) not in x
+
+
+def test_two_names_of_one_keyword_must_agree():
+    x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
+    for call in (
+        lambda: x.sum(axis=0, dim=1), lambda: x.sum(1, dim=0), lambda: x.mean(dim=0, dims=1),
+        lambda: x.softmax(0, dim=1), lambda: x.var(correction=0, unbiased=True, dim=0, axis=1),
+        lambda: x.clip(0, min=1), lambda: x.sum(axis=0, keepdims=True, keepdim=False),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"\(\): \w+ is \w+, which is given as well"):
+            call()
+    assert x.sum(axis=0, dim=0).tolist() == [3, 5, 7]
+
+
+def test_a_result_is_copied_without_its_graph_or_not_at_all():
+    x = leaf([1.0, 2.0])
+    h = x * 2
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"a result of mul is not copied with its graph: x.detach\(\)"):
+            copied(h)
+        copied(h.detach())
+    copy.copy(h).sum().backward()
+    assert x.grad.tolist() == [2, 2] and copy.deepcopy(x).grad.tolist() == [2, 2]

@@ -115,8 +115,9 @@ class ArrayProtocol:
         return (self[i] for i in range(len(self)))  # type: ignore[index]
 
     def __contains__(self, value: Any) -> bool:
-        """Is any element equal to `value`?"""
-        return bool((self == value).any())  # type: ignore[attr-defined]
+        """Is any element equal to `value`? What is no number, as None or a text, is in no Tensor."""
+        equal = self == value
+        return equal if isinstance(equal, bool) else bool(equal.any())  # type: ignore[attr-defined]
 
     # -- to NumPy ------------------------------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ def count_uses(root):
     stack = [root]
     while stack:
         node = stack.pop()
-        node.check_operands()
+        node.check_saved()
         if node.released:
             raise RuntimeError(
                 f"backward() was already called through this {node.name}: its saved values are freed, and a second "

@@ -24,11 +24,12 @@ A faster version for one array library is a subclass of its op: `class SquareCPU
 same name and the same methods, and is chosen if `supports(*arrays)` is true (see dispatch.py).
 """
 
-import weakref
 from typing import Any
 
+from tinygrad2.backend import is_array
 from tinygrad2.context import Block, Setting
 from tinygrad2.dispatch import OPS, register_kernel
+from tinygrad2.writes import changed_since, last_write
 
 
 class Function:
@@ -40,7 +41,7 @@ class Function:
     parents     per input the edge to where it came from, (node, number of that node's output) or (leaf Tensor, 0);
                 None if no gradient is wanted
     outputs     (shape, dtype) of each result of forward
-    operands    (weak reference to the Tensor, its version) of each input whose array is saved
+    saved_at    the number of the last write in place (writes.py) when it was saved
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
     layer       the module in which it was used, if an observer notes it,
@@ -67,7 +68,7 @@ class Function:
         self.saved: Any = ()
         self.parents: Any = ()
         self.outputs: Any = ()
-        self.operands: Any = ()
+        self.saved_at = 0
         self.several = self.released = False
 
     def save(self, *values: Any) -> None:
@@ -80,24 +81,19 @@ class Function:
         edge = self.parents[i] if self.parents else None
         return edge[0] if edge and edge[0].is_leaf else None
 
-    def note_operands(self, inputs: Any, arrays: Any) -> None:
-        """Remember the version of every input Tensor whose array is saved; `check_operands` compares it."""
-        for kept in self.saved:
-            for x, array in zip(inputs, arrays):
-                if kept is array and x is not array and hasattr(x, "version"):
-                    self.operands = (*self.operands, (weakref.ref(x), x.version))
-
-    def check_operands(self) -> None:
-        """Raise RuntimeError if an input that backward needs was changed in place after forward."""
-        if any(x() is not None and x().version != version for x, version in self.operands):
+    def check_saved(self) -> None:
+        """Raise RuntimeError if an array that backward needs was changed in place after forward."""
+        if self.saved_at == last_write():
+            return
+        if any(is_array(kept) and changed_since(kept, self.saved_at) for kept in self.saved):
             raise RuntimeError(
-                f"backward of {self.name} needs an input that was changed in place after it was used: change it after "
-                "backward(), or use a copy, x.clone()"
+                f"backward of {self.name} needs an input or a result that was changed in place after it was used: "
+                "change it after backward(), or use a copy, x.clone()"
             )
 
     def release(self) -> None:
         """Drop what was kept: backward has passed here, and the memory is needed for the gradients to come."""
-        self.saved = self.parents = self.operands = ()
+        self.saved = self.parents = ()
         self.released = True
 
     def forward(self, *inputs: Any, **options: Any) -> Any:

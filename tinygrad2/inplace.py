@@ -7,7 +7,7 @@
                         A leaf that requires a gradient is refused: its update would have to be part of the graph.
                         Without any gradient the array is written to, as in NumPy
 
-What a recorded op has saved of a Tensor that is changed before backward is noticed there (`Function.operands`).
+What a recorded op has saved of a Tensor that is changed before backward is noticed there (writes.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tinygrad2.array_protocol import ArrayProtocol
 from tinygrad2.operands import plain_key
+from tinygrad2.writes import wrote
 
 _T = TypeVar("_T", bound="InPlace")
 
@@ -23,11 +24,9 @@ _T = TypeVar("_T", bound="InPlace")
 class InPlace(ArrayProtocol):
     """A base class of Tensor.
 
-    version             how often the array was written to here
     may_become_result   whether `x += y` may make it the result of an op
     """
 
-    version = 0
     may_become_result = True
     node: Any
     output: int
@@ -62,7 +61,7 @@ class InPlace(ArrayProtocol):
         if isinstance(value, (list, tuple)):
             value = self._wrap(value).data
         self._writable()[plain_key(key, self.data)] = value
-        self.version += 1
+        wrote(self.data)
 
     def fill(self: _T, value: Any) -> _T:
         """All elements set to a number; `fill_` is the same."""
@@ -93,7 +92,7 @@ class InPlace(ArrayProtocol):
             self.data, self.node, self.output, self.requires_grad = result.data, result.node, result.output, True
             return self
         self._writable()[...] = result.data
-        self.version += 1
+        wrote(self.data)
         return self
 
     def _writable(self):

@@ -18,12 +18,17 @@ _PASSED = {"out": None, "dtype": None, "order": "C"}  # NumPy's functions pass t
 def keywords(function: str, also: dict[str, Any], **named: Any) -> dict[str, Any]:
     """The keywords of a call under NumPy's names: those in `named`, replaced by what `also` has under other names.
 
-    Raises TypeError for a name that `function` does not have, and for an axis that is no integer.
+    Raises TypeError for a name that `function` does not have, for two names of one keyword with different values, and
+    for an axis that is no integer.
     """
+    seen: set[str] = set()
     for name, value in also.items():
         own = _SAME.get(name, name)
         if own in named:
-            named[own] = value
+            given = named[own] is not None and named[own] is not False and named[own] != -1  # none of the defaults
+            if named[own] != value and (own in seen or (given and own != "ddof")):
+                raise TypeError(f"{function}(): {name} is {own}, which is given as well; leave one of them out")
+            named[own], seen = value, seen | {own}
         elif name == "unbiased" and "ddof" in named:
             named["ddof"] = int(value)
         elif name not in _PASSED or value != _PASSED[name]:

@@ -24,6 +24,7 @@ from tinygrad2.inplace import InPlace
 from tinygrad2.methods import Methods
 from tinygrad2.operands import as_array, fit_together, plain
 from tinygrad2.operators import Operators
+from tinygrad2.writes import last_write
 
 _recording = Setting("recording", True)
 
@@ -84,6 +85,18 @@ class Tensor(Operators, Methods, InPlace):
     def detach(self) -> Tensor:
         """The same values outside the graph."""
         return Tensor(self.data)
+
+    def __copy__(self) -> Tensor:
+        """`copy.copy(x)`: another Tensor with the same array and the same place in the graph."""
+        other = Tensor.__new__(Tensor)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """`copy.deepcopy(x)` and pickle, of leaves only. Raises TypeError for the result of a recorded op."""
+        if self.node is not None:
+            raise TypeError(f"a result of {self.node.name} is not copied with its graph: x.detach() or x.clone() first")
+        return super().__reduce_ex__(protocol)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for a gradient here from now on; returns this Tensor."""
@@ -200,7 +213,7 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
 
     if recorded:
         node.outputs = [(out.shape, out.dtype) for out in outs]
-        node.note_operands(inputs, arrays)
+        node.saved_at = last_write()
         for i, out in enumerate(outs):
             if out.dtype.kind == "f":
                 out.requires_grad, out.node, out.output = True, node, i
