@@ -7,6 +7,7 @@ import sys
 import pytest
 from test_train import ROOT, python
 
+import inference
 import tinygrad2
 from tinygrad2 import __main__ as commands
 from tinygrad2.cli import Parser, call, exit_code, run
@@ -233,3 +234,10 @@ def test_the_parser_refuses(argv, says):
     parser.add_argument("--threads", type=int)
     with pytest.raises(UserError, match=says.replace(".", r"\.")):
         parser.parse_args(argv)
+
+
+def test_a_program_may_give_paths_and_numbers_as_words(tmp_path):
+    config = inference.parse(["--weights", tmp_path / "a.bin", "--max-new-tokens", 5])
+    assert (config.weights, config.max_new_tokens) == (str(tmp_path / "a.bin"), 5)
+    with pytest.raises(UserError, match=r"give a list of its words: \['--greedy', '--seed', '3'\]"):
+        inference.parse("--greedy --seed 3")

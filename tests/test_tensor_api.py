@@ -610,7 +610,7 @@ def test_two_names_of_one_keyword_must_agree():
     x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
     for call in (
         lambda: x.sum(axis=0, dim=1), lambda: x.sum(1, dim=0), lambda: x.mean(dim=0, dims=1),
-        lambda: x.softmax(0, dim=1), lambda: x.var(correction=0, unbiased=True, dim=0, axis=1),
+        lambda: x.softmax(1, dim=0), lambda: x.var(correction=0, unbiased=True, dim=0, axis=1),
         lambda: x.clip(0, min=1), lambda: x.sum(axis=0, keepdims=True, keepdim=False),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=r"\(\): \w+ is \w+, which is given as well"):

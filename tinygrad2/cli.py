@@ -56,7 +56,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **more)
 
     def parse_args(self, args=None, namespace=None):
-        words = arguments(args)
+        if isinstance(args, (str, bytes)):
+            raise UserError(f"the command line is {args!r}; give a list of its words: {str(args).split()}")
+        words = [word if isinstance(word, str) else str(word) for word in arguments(args)]  # a Path, or a number
         for word in words:
             if "\0" in word:  # no file name may have one; only a program that calls main can pass it
                 raise UserError(f"{word!r}: has a NUL character; leave it out")

@@ -45,4 +45,5 @@ def keywords(function: str, also: dict[str, Any], **named: Any) -> dict[str, Any
 
 def axis_of(function: str, also: dict[str, Any], axis: Any) -> Any:
     """The axis of a call that has no other keyword."""
-    return keywords(function, also, axis=axis)["axis"]
+    other = keywords(function, also, axis=None if axis == 0 else axis)["axis"]  # 0 may be the default
+    return axis if other is None else other
