@@ -317,6 +317,8 @@ def open_data(config, gpt_config, state, world):
     if config.hellaswag:
         examples = hellaswag.load_examples(config.hellaswag, data.tokenizer, config.hellaswag_examples)
     report.print_data(data, loader, pretrained, config, gpt_config, world)
+    if problem := validation.check_prompt(data.tokenizer, config):
+        world.print(f"note      {problem}")
     return data.tokenizer, loader, val_loader, examples if config.eval_every else None, pretrained
 
 
@@ -355,7 +357,8 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
         save_weights(config.weights_out, model.state_dict(copy=False), model.config.to_dict(), state.tokenizer, run)
     except UserError as error:                                    # a full disk, for example
         raise UserError(f"{error}; {report.where_the_weights_are(writer.path)}") from None
-    report.print_next_commands(trainer.done, config, trainer.world.size, tokenizer)
+    knows_prompt = not validation.check_prompt(tokenizer, config)
+    report.print_next_commands(trainer.done, config, trainer.world.size, tokenizer, knows_prompt)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """nanoGPT's meta.pkl: a tokenizer for its train.bin and its ckpt.pt, read without running what a pickle asks for."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 from test_dataset import ids_of, opened
 from test_train import ROOT, SMALL, python
 
+import train_gpt2
+from tinygrad2.cli import call
+from tinygrad2.distributed.world import World
+from tinygrad2.io.weights import load_weights
 from tinygrad2.tokenizers.char import CharTokenizer
 from tinygrad2.tokenizers.load import load_tokenizer, tokenizer_from_json
 from tinygrad2.tokenizers.tokenizer import TokenizerError
@@ -21,11 +26,11 @@ def meta_of(characters):
     return {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": stoi}
 
 
-def write_dataset(folder, meta=None, protocol=pickle.HIGHEST_PROTOCOL):
-    """train.bin, val.bin and meta.pkl of TEXT."""
+def write_dataset(folder, meta=None, protocol=pickle.HIGHEST_PROTOCOL, text=TEXT):
+    """train.bin, val.bin and meta.pkl of a text."""
     folder.mkdir(parents=True, exist_ok=True)
-    meta = meta_of(sorted(set(TEXT))) if meta is None else meta
-    ids = np.array([sorted(set(TEXT)).index(character) for character in TEXT], "<u2")
+    meta = meta_of(sorted(set(text))) if meta is None else meta
+    ids = np.array([sorted(set(text)).index(character) for character in text], "<u2")
     ids[: len(ids) * 9 // 10].tofile(folder / "train.bin")
     ids[len(ids) * 9 // 10 :].tofile(folder / "val.bin")
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
@@ -87,6 +92,24 @@ def test_another_meta_is_one_line_and_trains_without_a_tokenizer(tmp_path, capsy
     data = opened(folder)
     assert data.tokenizer is None and any(says in line for line in data.description)
     assert "called" not in capsys.readouterr().out
+
+
+def test_a_prompt_with_an_unknown_character_does_not_end_a_training(tmp_path, capsys, monkeypatch):
+    """A given one is refused before the first step; without the default one, samples start as a text does."""
+    write_dataset(tmp_path / "dna", text="gattaca " * 500)
+    monkeypatch.chdir(tmp_path)
+    flags = [*SMALL.split(), "--steps", "3", "--sample-tokens", "4", "--sample-every", "2", "--data", "dna"]
+    train = lambda *more: call(lambda: train_gpt2.main(World(), [*flags, *more]), "prog")  # noqa: E731
+    assert train() == 0
+    printed = capsys.readouterr().out
+    assert "note      samples start without a prompt, give one with --prompt: in 'Once upon a time', 'O' is" in printed
+    assert "greedy    " in printed and "inference.py --prompt TEXT" in printed
+    assert load_weights("trained_weights.bin").training["steps_done"] == 3
+    for prompt in ("gattaca!", "\udcff"):
+        assert train("--prompt", prompt, "--run-dir", "other") == 2
+        message = capsys.readouterr().err
+        assert message.startswith("prog: --prompt ") and message.count("\n") == 1 and not os.path.exists("other")
+    assert train("--prompt", "cat") == 0 and "greedy    cat" in capsys.readouterr().out
 
 
 def test_samples_and_inference_are_characters(tmp_path):

@@ -158,15 +158,16 @@ def where_the_weights_are(checkpoint):
     return f"the last checkpoint has weights that inference.py reads: {os.path.join(checkpoint, 'weights.bin')}"
 
 
-def print_next_commands(done, config, ranks, tokenizer):
+def print_next_commands(done, config, ranks, tokenizer, knows_prompt=True):
     """The commands that use the weights, and that resume a training which was stopped.
 
-    tokenizer    the one that is in the weights, or None
+    tokenizer       the one that is in the weights, or None
+    knows_prompt    can it encode the prompt of the samples?
     """
     generate = dict(
         weights=config.weights_out if config.weights_out != TrainConfig.weights_out else None,
         tokenizer=None if tokenizer else "FILE",
-        prompt=config.prompt or None,
+        prompt=(config.prompt or None) if knows_prompt else "TEXT",
         special="ordinary" if END_OF_TEXT in config.prompt else None,
     )
     print(f"\nweights in {config.weights_out}; now: {command_line('python inference.py', **generate)}")

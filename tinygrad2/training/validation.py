@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 
+from tinygrad2.errors import UserError, short
 from tinygrad2.tensor import no_grad
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer
+from tinygrad2.tokenizers.tokenizer import TokenizerError
+from tinygrad2.training.config import TrainConfig
 
 _STARTS, _TOKENS = (1 / 3, 2 / 3), 8  # where in the validation text samples start, and from how many of its tokens
 
@@ -38,9 +41,28 @@ def sample_text(model, tokenizer, config, rng=None, ids=None):
     return tokenizer.decode([*ids, *new]) if tokenizer else " ".join(map(str, new))
 
 
+def check_prompt(tokenizer, config):
+    """Raises UserError for a prompt with a character that the tokenizer lacks: before the training, not at its first
+    sample. If it is only the default one, returns a note: samples then start without it."""
+    if config.sample_tokens == 0 or tokenizer is None or isinstance(tokenizer, DecodeOnlyTokenizer):
+        return ""
+    try:
+        tokenizer.encode(config.prompt)
+    except TokenizerError as error:
+        if config.prompt != TrainConfig.prompt:
+            raise UserError(f"--prompt {short(config.prompt)}: {error}") from None
+        return f"samples start without a prompt, give one with --prompt: in {config.prompt!r}, {error}"
+    return ""
+
+
 def _prompt_ids(tokenizer, config):
-    """The ids of the prompt; none without a tokenizer, or with one that cannot read texts."""
-    return [] if tokenizer is None or isinstance(tokenizer, DecodeOnlyTokenizer) else tokenizer.encode(config.prompt)
+    """The ids of the prompt; none without a tokenizer, or with one that cannot read it."""
+    if tokenizer is None or isinstance(tokenizer, DecodeOnlyTokenizer):
+        return []
+    try:
+        return tokenizer.encode(config.prompt)
+    except TokenizerError:  # see check_prompt
+        return []
 
 
 def print_sample(trainer, tokenizer, log):
