@@ -163,6 +163,10 @@ def test_a_text_that_gets_a_mark_or_loses_it_is_tokenized_again(tmp_path):
         (FORMS["bzip2"][:-20], "is not valid bzip2 data"),
         (FORMS["xz"][:60] + b"x" * 9 + FORMS["xz"][69:], "is not valid xz data"),
         (FORMS["utf-16"][:500] + b"\x00\xd8a\0" + FORMS["utf-16"][500:], "byte 500 is not valid UTF-16-LE"),
+        (FORMS["utf-16"] + b"a", "ends within a character of UTF-16-LE: it is cut off"),
+        (FORMS["utf-16"] + "🙂".encode("utf-16-le")[:2], "ends within a character of UTF-16-LE"),
+        (lzma.compress(PROSE.encode(), format=lzma.FORMAT_ALONE), "is compressed by lzma; decompress it (unlzma)"),
+        (b"\x1f\x9d\x90" + bytes(range(200)), "is compressed by compress; decompress it (uncompress)"),
         (PROSE.encode("cp1252"), "byte 26 (0x93) is not valid UTF-8: the text seems to be in Windows-1252; write it in "
                                  "UTF-8: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"),
         ("naïve café\n".encode("latin-1") * 9, "byte 2 (0xef) is not valid UTF-8: the text seems to be in Latin-1"),
@@ -282,16 +286,16 @@ def test_tokenizers_and_prompts_in_other_forms(tmp_path, encoding):
     assert load_tokenizer(put(tmp_path / "t.json", store(tokenizer.to_json()))).to_json() == tokenizer.to_json()
     put(tmp_path / "p.txt", store("Once upon\n<|endoftext|>\na naïve cat\n"))
     config = inference.parse(["--prompt-file", str(tmp_path / "p.txt")])
-    assert inference.read_prompts(config) == ["Once upon", "a naïve cat"]
+    assert inference.read_prompts(config, None) == ["Once upon", "a naïve cat"]
 
 
 def test_prompt_files_that_are_none(tmp_path):
     for content, says in ((npz(), "is an archive of arrays"), (NO_TEXT["png"][0], "is an image (PNG)")):
         config = inference.parse(["--prompt-file", str(put(tmp_path / "p", content))])
-        assert says in refused(inference.read_prompts, config)
+        assert says in refused(inference.read_prompts, config, None)
     for path, says in (("/dev/zero", "is a device"), (tmp_path, "is a folder"), ("/dev/null", "there is no prompt")):
         if os.path.exists(path):
-            assert says in refused(inference.read_prompts, inference.parse(["--prompt-file", str(path)]))
+            assert says in refused(inference.read_prompts, inference.parse(["--prompt-file", str(path)]), None)
 
 
 # -- the cache ---------------------------------------------------------------------------------------------------------
@@ -460,6 +464,9 @@ def test_endings_in_capitals_and_compressed_ones(tmp_path):
     assert find_files(str(tmp_path / "p")).texts == [str(val), str(train)]
     os.rename(val, tmp_path / "p" / "x_val.TXT")
     assert len(opened(tmp_path / "p").val) > 1
+    os.rename(tmp_path / "p" / "x_val.TXT", tmp_path / "p" / "X_Val.TXT")
+    os.rename(train, tmp_path / "p" / "X_TRAIN.TXT.GZ")
+    assert len(opened(tmp_path / "p").val) < 20
     ids = np.arange(300, dtype="<u2")
     for name in ("TRAIN.BIN", "train.BIN"):
         ids.tofile(tmp_path / name)
@@ -643,6 +650,13 @@ def test_a_pipe_is_read_once_and_kept(tmp_path, monkeypatch):
     assert ids_of(first.train).tolist() == ids_of(second.train).tolist()
     again = piped(PROSE.encode())
     assert again.source == first.source != second.source and opened(first.source).fingerprint == first.fingerprint
+    tokens, lines = tmp_path / "fifo.bin", []
+    os.mkfifo(tokens)
+    writer = threading.Thread(target=tokens.write_bytes, args=(np.arange(300, dtype="<u2").tobytes(),))
+    writer.start()
+    path = file_of(str(tokens), lines.append)  # the ending of a name says that bytes without a header are tokens
+    writer.join()
+    assert path.endswith(".bin") and find_files(path).tokens == [path]
     assert "is empty, nothing came through the pipe" in refused(piped, b"")
     assert "is an image (PNG)" in refused(piped, NO_TEXT["png"][0])
 

@@ -53,6 +53,16 @@ def test_characters_in_uint16_are_not_taken_for_int32(tmp_path):
     assert TokenFile(write(tmp_path / "x.bin", "llm.c, legacy", ids)).kind == "llm.c, legacy"
 
 
+def test_ids_of_int64_without_a_header_are_refused(tmp_path):
+    """NumPy's default: as int32, every second id would be 0."""
+    IDS.astype("<i8").tofile(tmp_path / "x.bin")
+    with pytest.raises(UserError, match="ids of int64; write them with ids.astype"):
+        TokenFile(tmp_path / "x.bin")
+    mixed = np.where(np.arange(5000) % 2, 0, IDS)
+    mixed[4001] = 7  # a single odd position is enough
+    assert np.array_equal(TokenFile(write(tmp_path / "y.bin", "llm.c, legacy", mixed)).read(0, 5000), mixed)
+
+
 def test_what_is_written_is_what_llm_c_writes(tmp_path):
     write_tokens(tmp_path / "a.bin", IDS)
     assert (tmp_path / "a.bin").read_bytes() == write(tmp_path / "b.bin", "llm.c").read_bytes()

@@ -23,7 +23,8 @@ from tinygrad2.io.text_file import COMPRESSED_NAMES, examine, looks_like_text
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 
 TEXTS, TOKENS = (".txt", ".text", ".md"), (".bin", ".npy")
-SPLIT = re.compile(r"(?:(?P<name>.+?)[_-])??(?P<split>train|val|valid|validation)(?:[_-]?\d+)?$")
+SPLIT = re.compile(r"(?:(?P<name>.+?)[_-])??(?P<split>train|val|valid|validation)(?:[_-]?\d+)?$",
+                   re.IGNORECASE)
 _CACHE, _RECORD = ".tinygrad2", "progress.json"  # see text_cache.py
 _OTHER_DATA = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".html", ".htm", ".xml", ".pdf",
                ".docx", ".epub", ".rtf", ".rst", ".tex", ".log", ".srt", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz",
@@ -60,7 +61,7 @@ def find_files(data):
 def split_of(path):
     """(name of the dataset or None, "train" or "val") that a file's name says."""
     match = SPLIT.match(stem(path))
-    split = "val" if match and match["split"].startswith("val") else "train"
+    split = "val" if match and match["split"].lower().startswith("val") else "train"
     return (match["name"] if match else stem(path)), split
 
 

@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 
+from tinygrad2.datasets.find_files import TOKENS
 from tinygrad2.errors import UserError
 
 _BLOCK = 1 << 20
@@ -96,7 +97,8 @@ def _spool(pipe, data):
                 size += len(block)
         if not size:
             raise UserError(f"{data}: is empty, nothing came through the pipe")
-        path = os.path.join(folder, f"piped-{digest.hexdigest()[:16]}")
+        ending = os.path.splitext(data)[1].lower()  # says that bytes without a header are tokens
+        path = os.path.join(folder, f"piped-{digest.hexdigest()[:16]}{ending if ending in TOKENS else ''}")
         os.replace(temporary, path)
         return path
     except OSError as error:

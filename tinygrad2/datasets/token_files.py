@@ -9,6 +9,7 @@
 
 Files without a header are distinguished by their halves: an int32 below 65,536 has a zero upper half, and text in
 uint16 hardly ever has a zero at every second position. A short file for which that decides has a `note` for the user.
+Ids of int64, as NumPy's tofile leaves them, are refused.
 
 A step reads its rows from the open files, which may be larger than the memory. They are read and not mapped: reading
 where a mapped file has been cut off would end the process with SIGBUS, without a message. A file that changes while it
@@ -30,6 +31,7 @@ HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4"
 _HEADER = 1024  # bytes
 _LOOK = 1 << 20  # bytes of a headerless file that decide its format
 _CERTAIN = 1 << 12  # ids from which on zeros at every second position are no coincidence
+_FEW_WIDE = 8  # ids from which on int32 with a 0 at every second position is int64
 _MOST_OPEN = 32  # files at a time: each takes a file descriptor
 _ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
 _ALL = 256 << 20  # bytes up to which all of a stream goes into it, of a larger one samples
@@ -86,6 +88,9 @@ class TokenFile:
         is_int32 = self.bytes % 4 == 0 and len(look) >= 4 and not look[1::2].any()
         if len(look) and not look.any():
             raise self._corrupt(f"its first {2 * len(look):,} bytes are zero, as an interrupted download leaves them")
+        if is_int32 and self.bytes % 8 == 0 and len(look) >= 4 * _FEW_WIDE and not look[2::4].any():
+            raise self._corrupt("it has no header, and of every 64 bits only the lower 16 are used: ids of int64; "
+                                "write them with ids.astype('uint16').tofile(...), or with numpy.save")  # fmt: skip
         self.kind, dtype = ("llm.c, legacy", "<i4") if is_int32 else ("nanoGPT", "<u2")
         self.dtype, self.offset = np.dtype(dtype), 0
         self.n = self.bytes // self.dtype.itemsize

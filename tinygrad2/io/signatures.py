@@ -48,6 +48,8 @@ _COMPRESSED = {  # signature: name, the program that decompresses it
     b"\xfd7zXZ\0": ("xz", "unxz"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
     b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"\x1f\x9d\x90": ("compress", "uncompress"),
+    b"\x5d\0\0\x80\0" + b"\xff" * 8: ("lzma", "unlzma"),
 }
 _BINARY = (  # signatures of files that are no text; those of letters alone are checked for bytes that no text has
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format("7z x")),
@@ -112,7 +114,7 @@ def read_head(path):
 
 
 def compression(head):
-    """"gzip", "bzip2", "xz", "zstd" or "lz4" if the bytes begin such a file, else ""."""
+    """"gzip", "bzip2", "xz", "zstd", ... if the bytes begin such a file, else ""."""
     for magic, (name, _) in _COMPRESSED.items():
         if head.startswith(magic) and (name != "bzip2" or re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head)):
             return name

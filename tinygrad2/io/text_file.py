@@ -243,6 +243,9 @@ class _Utf8Reader(io.RawIOBase):
         while not self.rest:
             data = _read(self.file, self.path, self.form.compression or "file", _PIECE)
             if not data:
+                if self.decoder is not None and self.decoder.getstate()[0]:
+                    raise UserError(f"{self.path}: ends within a character of {self.form.encoding.upper()}: it is cut "
+                                    "off; download or write it again")  # fmt: skip
                 return 0
             self.rest = data if self.decoder is None else self._decode(data)
         n = min(len(buffer), len(self.rest))
