@@ -162,6 +162,14 @@ def test_settings_for_drawing_are_named_and_not_used(tmp_path):
     (path / "chat_template.jinja").write_text("{{ messages }}")
     notes = " ".join(open_model(path).notes)
     assert "--temperature 0.9 --top-k 50; not used" in notes and "chat template, which is not applied" in notes
+    for generation, says in (
+        ({"repetition_penalty": 1.3, "top_k": 50}, "asks for --repetition-penalty 1.3; not used unless"),
+        ({"no_repeat_ngram_size": 3, "num_beams": 4, "min_length": 0}, "no_repeat_ngram_size, num_beams, which is"),
+        ({"repetition_penalty": 1.0, "num_beams": 1, "bad_words_ids": None, "temperature": 0.5}, ""),
+    ):
+        (path / "generation_config.json").write_text(json.dumps(generation))
+        notes = " ".join(open_model(path).notes)
+        assert says in notes and ("asks for" in notes) == bool(says), notes
     (path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match="generation_config.json: is not a JSON object"):
         open_model(path)

@@ -49,6 +49,12 @@ _OTHER_FILES = {  # what a folder without a model may have instead
     "rust_model.ot": "rust_model.ot: fetch model.safetensors instead",
 }
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")  # as our flags
+_CHANGING = {  # settings of generation_config.json that change texts, and their values that do not
+    "no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "num_beams": 1,
+    "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0,
+    "min_new_tokens": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "stop_strings": None,
+    "encoder_repetition_penalty": 1.0, "exponential_decay_length_penalty": None, "guidance_scale": None,
+}  # fmt: skip
 
 
 def read_folder(folder):
@@ -155,9 +161,16 @@ def _notes(fields, generation):
     notes = []
     if fields.get("architectures") == ["GPT2Model"]:
         notes.append("it is a GPT2Model, saved without a head: its token embedding is used as the head")
-    asked = [f"--{name.replace('_', '-')} {generation[name]}" for name in _DRAWING if generation.get(name) is not None]
-    if asked and generation.get("do_sample"):
-        notes.append(f"its generation_config.json asks for {' '.join(asked)}; not used unless you give these flags")
+    asks = "its generation_config.json asks for"
+    names = [name for name in _DRAWING if generation.get(name) is not None]
+    if not generation.get("do_sample"):  # what also changes the most likely text
+        names = [name for name in names if name == "repetition_penalty" and generation[name] != 1]
+    if names:
+        asked = " ".join(f"--{name.replace('_', '-')} {generation[name]}" for name in names)
+        notes.append(f"{asks} {asked}; not used unless you give these flags")
+    others = [name for name, neutral in _CHANGING.items() if generation.get(name, neutral) not in (neutral, None, [])]
+    if others:
+        notes.append(f"{asks} {', '.join(others)}, which is not supported: transformers may write other texts")
     return notes
 
 
