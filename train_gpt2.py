@@ -246,7 +246,12 @@ def resolve(args, ranks=None, saved=None):
     if saved:
         saved.refuse_changes(args.model, flags, model_flags)
         preset, gpt_config = saved.preset, build(GPTConfig, saved.model | model_flags)
-        flags = {name: value for name, value in saved.training.items() if name not in OF_THIS_START} | flags
+        before = {name: value for name, value in saved.training.items() if name not in OF_THIS_START}
+        if flags.get("schedule", "wsd") != "wsd":
+            before.pop("decay_steps", None)                       # belongs to the schedule that this start leaves
+        if flags.get("outlier_z") == 0:
+            before.pop("skip_outliers", None)                     # none are looked for any more
+        flags = before | flags
     elif args.init_from:
         if args.model:
             raise UserError(f"--model {args.model}: --init-from sets the model's shape; use only one of the two")

@@ -15,6 +15,7 @@ from models import GPT, GPTConfig
 from tinygrad2 import Module, Parameter, Tensor, no_grad
 from tinygrad2.missing import _ADVICE, _OPS
 from tinygrad2.module import FlatBuffers
+from tinygrad2.optim import Adam
 
 
 def leaf(values, dtype=np.float32):
@@ -627,3 +628,15 @@ def test_a_result_is_copied_without_its_graph_or_not_at_all():
         copied(h.detach())
     copy.copy(h).sum().backward()
     assert x.grad.tolist() == [2, 2] and copy.deepcopy(x).grad.tolist() == [2, 2]
+
+
+def test_backward_notices_that_the_optimizer_has_changed_the_weights():
+    model = GPT(GPTConfig(block_size=4, vocab_size=8, n_layer=1, n_head=1, n_embd=8), seed=1)
+    flat = FlatBuffers(model)
+    tokens = np.arange(4).reshape(1, 4)
+    first, second = model.loss(tokens, tokens), model.loss(tokens, tokens)
+    first.backward()
+    Adam(flat).step(0.1)
+    with pytest.raises(RuntimeError, match=r"changed in place"):
+        second.backward()
+    model.loss(tokens, tokens).backward()

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinygrad2.backend import device_of, to_device, xp_of
 from tinygrad2.dispatch import has_kernels
+from tinygrad2.writes import wrote
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 NORM_BLOCK = 1 << 16  # elements of the gradient whose squares are summed together
@@ -77,6 +78,7 @@ class Adam:
                 flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
                 t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
             )  # fmt: skip
+        wrote(flat.data)  # a graph of the old weights is of no use now, and its backward says so
 
     def _pieces(self):
         """Yields (slice of the buffers, slice of m and v, t, whether it decays) for what is not frozen: parts, split
