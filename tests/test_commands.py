@@ -124,6 +124,18 @@ def test_verify_fails_if_the_training_is_wrong(run, tmp_path, name):
     assert result.returncode == 1 and re.search(rf"^{name} +FAIL", result.stdout), result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_gradients_of_tiny_models_pass(run, monkeypatch, capsys, size):
+    """Their loss bends within the usual step of the differences."""
+    from tinygrad2.commands import verify
+
+    monkeypatch.chdir(run)
+    shape = f"--n-layer 1 --n-head 1 --n-embd 16 --vocab-size 300 --block-size {size}"
+    for seed in (1, 2):
+        argv = f"gradients {shape} --batch-size 2 --seed {seed} --data text.txt --kernels reference"
+        assert verify.main(argv.split()) == 0, capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["kernels", "gradients"])
 def test_verify_fails_if_an_op_is_wrong(run, name, monkeypatch, capsys):
     import ops  # noqa: F401
