@@ -262,6 +262,8 @@ def resolve(args, ranks=None, saved=None):
     config = build(TrainConfig, RECIPES[preset] | flags)
     if config.decay_steps and config.schedule != "wsd":
         raise UserError(f"--decay-steps is for --schedule wsd, not {config.schedule}")
+    if config.decay_steps and config.decay_steps > config.steps:
+        raise UserError(f"--decay-steps {config.decay_steps} is more than the {config.steps} of --steps")
     return fit_batch(config, ranks or config.ranks or 1, args.micro_batch_size is not None), gpt_config, preset
 
 

@@ -35,7 +35,7 @@ _ABSENT = set(
     "histogram_bin_edges info insert is_busday isnat longdouble matrix_norm matvec multi_dot nanpercentile nanquantile "
     "nested_iters polyder polydiv polyint setbufsize seterr seterrcall setfield setflags show_runtime spacing svdvals "
     "test timedelta64 to_device unstack vecdot vecmat vector_norm "
-    "data flat put put_along_axis".split()
+    "flat put put_along_axis".split()
 )
 _ABSENT_KEYWORDS = set("where initial like subok device stable correction".split())  # though copyto has `where`
 _ABSENT_KEYWORDS |= {"cupy.clip.min", "cupy.clip.max", "cupy.einsum.out", "cupy.take.mode"}
@@ -202,6 +202,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         module = {"numpy": cupy, "numpy.linalg": cupy.linalg}.get(function.__module__)
         device_function = getattr(module, function.__name__, None)
         return NotImplemented if device_function is None else device_function(*args, **kwargs)
+
+    @property
+    def data(self):
+        """Where its memory is: x.data.ptr."""
+        return SimpleNamespace(ptr=self._a.ctypes.data)
 
     def __getattr__(self, name):  # shape, dtype, T, sum, reshape, astype, ...: all that is not defined here
         path = f"cupy.ndarray.{name}"

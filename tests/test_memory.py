@@ -118,7 +118,8 @@ def test_a_first_run_plans_for_compiling(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [
     MIDDLE + " --kernels reference", MIDDLE + " --recompute", MIDDLE + " --micro-batch-size 4",
-    MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2", MIDDLE + " --kernels reference --dropout 0.1",
+    MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2",
+    MIDDLE + " --kernels reference --dropout 0.1",
     "--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 --vocab-size 50257 --block-size 64 --batch-size 4 --steps 2",
 ])  # fmt: skip
 def test_the_peak_is_near_the_plan_in_many_ways(tmp_path, flags):

@@ -25,7 +25,7 @@ from tinygrad2.distributed.world import World
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and devices")
 SCRIPTS = ("gpt2", "hellaswag", "shakespeare", "shakespeare_char", "tinystories", "openwebtext", "fineweb_edu")
 TRAIN = [*FLAGS, "--steps", "2", "--checkpoint-every", "0"]
-NO_PATHS = {"prompt", "stop", "dataset", "batch", "preset", "gen"}  # flags with text that is no path
+NO_PATHS = {"prompt", "stop", "dataset", "batch", "preset", "gen", "command"}  # flags with text that is no path
 
 
 def prepare_script(name):
@@ -149,7 +149,7 @@ def test_empty_paths_are_refused_by_every_flag_of_every_program(here, capsys, pa
         positionals = [action for action in actions if not action.option_strings]
         argv = [value if action.metavar == flag else "x" for action in positionals]
         argv += ["--to", "hf"] if program == "convert" else []
-        argv += [flag, value] if flag.startswith("-") else []
+        argv = [flag, value, *argv] if flag.startswith("-") else argv  # first: launch takes the rest as it is
         assert f"{flag}: the path is empty; give one" in refused(capsys, program, argv), (program, flag)
     assert "MODEL: the path is empty" in refused(capsys, "verify", ["hf", value])
     assert "DEBUG_STATE: the path is empty" in refused(capsys, "verify", ["llmc", "x", value])
@@ -177,6 +177,7 @@ def made(tmp_path_factory):
     before = os.getcwd()
     os.chdir(folder)
     assert call(lambda: train_gpt2.main(World(), [*TRAIN, "--data", "text.txt"]), "prog") == 0
+    (folder / "hosts.txt").write_text("localhost\n")
     (folder / "questions.jsonl").write_text('{"not": "read"}\n')
     os.chdir(before)
     return folder
@@ -200,6 +201,7 @@ FILES = {  # (program, flag): its command line for the path of a file, and what 
         ["questions.jsonl", "trained_weights.bin"],
     ),
     ("profile", "--trace"): (lambda p: [*FLAGS, "--measure", "1", "--trace", p], []),
+    ("launch", "--log"): (lambda p: ["-n", "1", "--log", p, "-f", "hosts.txt", "--", "-c", "pass"], ["hosts.txt"]),
     ("plot", "--out"): (lambda p: ["run", "--out", p], ["run/metrics.jsonl"]),
     ("convert", "OUT"): (lambda p: ["trained_weights.bin", p, "--to", "llmc", "--force"], ["trained_weights.bin"]),
 }

@@ -12,7 +12,7 @@ from tinygrad2 import Function, Tensor, apply, no_grad
 from tinygrad2.autograd import count_uses
 from tinygrad2.dispatch import OPS
 from tinygrad2.function import observe
-from tinygrad2.module import Module
+from tinygrad2.module import Module, Parameter
 
 
 def leaf(*shape, seed=0):
@@ -390,3 +390,23 @@ def test_uses_are_counted():
     out = a + a * a
     uses = count_uses(out.node)
     assert uses[a.node] == 3 and len(uses) == 2
+
+
+def test_what_people_type_from_habit_works_or_is_named():
+    x = Tensor(np.arange(3, dtype=np.float32), requires_grad=True)
+    assert x.reshape(shape=(3, 1)).shape == (3, 1)
+    with pytest.raises(TypeError, match=r"reshape\(\) has no keyword 'axis'; it has none"):
+        x.reshape(3, axis=1)
+    with pytest.raises(TypeError, match="no keyword 'retain_graph': it frees the graph, so compute the loss again"):
+        x.sum().backward(retain_graph=True)
+
+    @no_grad
+    def double(value):
+        return value * 2
+
+    assert not double(x).requires_grad and (x * 2).requires_grad
+    p = Parameter([1.0, 2.0])
+    with pytest.raises(TypeError, match=r"the gradient of this parameter is an array, float32 \(2,\), or None"):
+        p.grad = [1.0, 2.0]
+    p.grad = np.ones(2, np.float32)
+    p.grad = None

@@ -48,8 +48,8 @@ def test_wsd_stays_and_decays_at_the_end_and_a_resumed_training_may_go_on(folder
 
 
 def test_a_resumed_training_drops_what_a_new_flag_makes_meaningless(folder):
-    train(folder, "--schedule wsd --decay-steps 4 --skip-outliers --steps 3")
-    result = train(folder, "--resume --steps 6 --schedule linear --outlier-z 0")
+    train(folder, "--schedule wsd --decay-steps 4 --skip-outliers --steps 5")
+    result = train(folder, "--resume --steps 8 --schedule linear --outlier-z 0")
     assert result.returncode == 0 and "--decay-steps 4 is now None" in result.stdout
     assert newest(folder).state["training"]["skip_outliers"] is False
     refused = train(folder, "--resume --steps 7 --schedule linear --decay-steps 2")

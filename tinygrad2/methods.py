@@ -142,6 +142,8 @@ class Methods(ArrayProtocol):
 
     def reshape(self: _T, *shape: Any, **also: Any) -> _T:
         """`x.reshape(2, -1)` or `x.reshape((2, -1))`."""
+        if "shape" in also and not shape:
+            shape = (also.pop("shape"),)
         if also:
             keywords("reshape", also)
         return self._run("reshape", self, shape=_as_tuple(shape))

@@ -50,6 +50,9 @@ class Parameter(Tensor):
 
     @grad.setter
     def grad(self, array: Array | None) -> None:
+        kind = getattr(array, "shape", None), getattr(array, "dtype", None)
+        if array is not None and kind != (self.shape, self.dtype):
+            raise TypeError(f"the gradient of this parameter is an array, {self.dtype} {self.shape}, or None")
         self._grad, self._borrower = array, None
         self._stale = array is not None and not self._requires_grad
 

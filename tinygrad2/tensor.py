@@ -29,12 +29,13 @@ from tinygrad2.writes import last_write
 _recording = Setting("recording", True)
 
 
-def no_grad() -> Block:
+def no_grad(function: Any = None) -> Any:
     """Within the block no graph is recorded and nothing is saved: for evaluation and generation.
 
-    It holds for the thread or asyncio task that enters it (context.py). `@no_grad()` does the same to a function.
+    It holds for the thread or asyncio task that enters it (context.py). `@no_grad` does the same to a function.
     """
-    return _recording.set(False)
+    block = _recording.set(False)
+    return block if function is None else block(function)
 
 
 def recording() -> Block:
@@ -120,7 +121,7 @@ class Tensor(Operators, Methods, InPlace):
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 
-    def backward(self, grad: Any = None) -> None:
+    def backward(self, grad: Any = None, **also: Any) -> None:
         """Add dL/dleaf to the `.grad` of every leaf this Tensor was computed from, where L = sum(self * grad).
 
         `grad` has the shape of this Tensor (as an array, a Tensor or lists), or is one number for all elements; a
@@ -129,6 +130,9 @@ class Tensor(Operators, Methods, InPlace):
         Raises RuntimeError if there is no graph, if a part of it was already walked, or if values that it needs were
         changed in place; ValueError for a `grad` of another shape, dtype or device.
         """
+        if also:
+            raise TypeError(f"backward() has no keyword {next(iter(also))!r}: it frees the graph, so compute the loss "
+                            "again for a second one; gradients of gradients are not supported")
         if not self.requires_grad:
             raise RuntimeError("backward() on a Tensor that does not depend on anything with requires_grad=True: are "
                                "all parameters frozen, or was it computed under no_grad()?")

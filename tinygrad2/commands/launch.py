@@ -28,10 +28,12 @@ import threading
 import time
 import uuid
 
-from tinygrad2.cli import Parser, explanation
+from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.commands.hosts import answers, read_hostfile
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.errors import UserError, one_line, to_bytes
+from tinygrad2.io.files import first_bytes
+from tinygrad2.io.outputs import check_output
 from tinygrad2.system.installation import PROJECT_ROOT
 from tinygrad2.system.process import kill_marked, set_parent_death_signal
 from tinygrad2.system.signals import STOP_SIGNALS
@@ -47,14 +49,18 @@ def main(argv):
     parser = Parser(prog="tinygrad2 launch", description=explanation(__doc__),
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("-n", type=int, metavar="RANKS", help="number of ranks (default: as many as the hostfile has)")
-    parser.add_argument("-f", metavar="HOSTFILE", help="the hosts, one HOST or HOST:RANKS a line (default: this host)")
+    parser.add_argument("-f", action=PathAction, role="input", metavar="HOSTFILE",
+                        help="the hosts, one HOST or HOST:RANKS a line (default: this host)")  # fmt: skip
     parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="how often at most (default: 3)")
     parser.add_argument("--after-death", choices=("all", "left"), default="all", metavar="all|left",
                         help="start again with all ranks, or with those that are left, a power of two (default: all)")
-    parser.add_argument("--log", metavar="FILE", help="append a line of JSON for each start (default: none)")
+    parser.add_argument("--log", action=PathAction, role="output", metavar="FILE",
+                        help="append a line of JSON for each start (default: none)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- PROGRAM FLAGS",
                         help="the program, train_gpt2.py for example, and its flags")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.log:
+        check_output("--log", args.log, "a log of launch", _is_log, [("-f", args.f)] if args.f else [])
     hosts = read_hostfile(args.f) if args.f else []
     ranks = sum(slots for _, slots in hosts) if args.n is None else args.n
     if ranks < 1:
@@ -64,6 +70,11 @@ def main(argv):
         raise UserError(f"--max-restarts {args.max_restarts}: give 0 or more")
     command = _program(args.command[args.command[:1] == ["--"] :])
     return _Launch(command, ranks, hosts, args.max_restarts, args.after_death == "left", args.log).run()
+
+
+def _is_log(path):
+    """Is this file one that --log has written?"""
+    return re.match(rb'\{"time": "[^"]*", "start": \d+, "ranks": \d+, ', first_bytes(path, 100)) is not None
 
 
 def _program(words):

@@ -40,18 +40,20 @@ def main(argv):
     parser.add_argument("--out", action=PathAction, role="output", default="curves", metavar="NAME",
                         help="NAME.html and NAME.png are written (default: curves)")  # fmt: skip
     parser.add_argument("--smooth", type=int, default=21, metavar="N",
-                        help="draw the mean of the N values around each step, an odd number, on top of the pale curve "
-                             "itself; 1: no mean (default: 21)")  # fmt: skip
+                        help="draw the mean of the N values around each step (N + 1 if N is even) on top of the pale "
+                             "curve itself; 1: no mean (default: 21)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
     width = args.smooth // 2 * 2 + 1  # as many on either side
     stem = _stem(args.out)
-    _check_outputs(stem, args.runs)
+    replaced = _check_outputs(stem, args.runs)
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
     panels, names = panels_of(runs, width), list(runs)
     if not panels:
         raise UserError(f"{args.runs[0]}: has nothing to draw: no loss, no learning rate, ...")
+    for path in replaced:
+        print(f"note      {path}: the plot that was there is replaced")
     _write_page(names, panels, stem + ".html", width)
     print(f"page      {stem}.html")
     try:
@@ -70,13 +72,13 @@ def _stem(out):
 
 
 def _check_outputs(stem, runs):
-    """Raises UserError if the files cannot be written, or if one of them is neither ours nor new."""
+    """The plots that will be replaced. Raises UserError if the files cannot be written, or if one of them is neither
+    ours nor new."""
     if os.path.basename(stem) in ("", ".", ".."):
         raise UserError(f"--out {stem}: is a folder; give a name in it, such as {os.path.join(stem, 'curves')}")
     inputs = [("RUN", os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run) for run in runs]
-    for ending, is_ours in ((".html", is_page), (".png", is_picture)):
-        if check_output("--out", stem + ending, "a plot of tinygrad2", is_ours, inputs):
-            print(f"note      {stem}{ending}: the plot that was there is replaced")
+    kinds = ((stem + ".html", is_page), (stem + ".png", is_picture))
+    return [path for path, is_ours in kinds if check_output("--out", path, "a plot of tinygrad2", is_ours, inputs)]
 
 
 def is_page(path):

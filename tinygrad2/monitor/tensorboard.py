@@ -14,6 +14,19 @@ TAGS = {"loss": "loss/train", "val_loss": "loss/validation", "lr": "learning_rat
 _FLUSH_SECONDS = 10
 
 
+def load_tensorboard():
+    """The module tensorboardX. Raises UserError, with the command that installs it.
+
+    Call it before memory is measured: it imports PyTorch, where that is installed, 200 MB.
+    """
+    try:
+        import tensorboardX
+        import tensorboardX.event_file_writer
+    except ImportError as error:
+        raise UserError('--tensorboard needs tensorboardX: pip install -e ".[tensorboard]"') from error
+    return tensorboardX
+
+
 class TensorBoard:
     """Writes the records of metrics.jsonl into `folder` as TensorBoard's scalars. Without a folder it does nothing.
 
@@ -31,12 +44,9 @@ class TensorBoard:
         self.close()
         if not self.folder:
             return
+        writer = load_tensorboard().event_file_writer.EventsWriter
         try:
-            from tensorboardX.event_file_writer import EventsWriter
-        except ImportError as error:
-            raise UserError('--tensorboard needs tensorboardX: pip install -e ".[tensorboard]"') from error
-        try:
-            self._writer = EventsWriter(os.path.join(self.folder, "events"), f".{os.getpid()}-{time.time_ns()}")
+            self._writer = writer(os.path.join(self.folder, "events"), f".{os.getpid()}-{time.time_ns()}")
         except OSError as error:
             raise UserError(f"{self.folder}: not writable ({error.strerror}); leave out --tensorboard") from None
         self._flushed = 0.0

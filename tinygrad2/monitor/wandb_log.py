@@ -13,6 +13,15 @@ from tinygrad2.errors import UserError
 _FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(\w+)$")  # as the library names the folder of a run
 
 
+def load_wandb():
+    """The module wandb. Raises UserError, with the command that installs it."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError('--log-to wandb needs wandb: pip install -e ".[wandb]"') from error
+    return wandb
+
+
 class WeightsAndBiases:
     """Logs each record as one step of a run. Without a folder it does nothing.
 
@@ -34,10 +43,7 @@ class WeightsAndBiases:
         self.close()
         if not self.folder:
             return
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError('--log-to wandb needs wandb: pip install -e ".[wandb]"') from error
+        wandb = load_wandb()
         mode = os.environ.get("WANDB_MODE") or "offline"
         project = os.environ.get("WANDB_PROJECT") or "tinygrad2"
         try:

@@ -1,14 +1,14 @@
 """What a training writes, --run-dir, --weights-out and --metrics, checked before anything is computed."""
 
 import glob
-import importlib.util
 import os
-import sys
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import check_output, files_of, is_inside, is_same_file
 from tinygrad2.io.weights import is_weights, training_of
 from tinygrad2.monitor.metrics import is_metrics
+from tinygrad2.monitor.tensorboard import load_tensorboard
+from tinygrad2.monitor.wandb_log import load_wandb
 
 _MODEL_FILES = ("config.", "generation_config.", "model.", "model-", "pytorch_model")
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
@@ -43,12 +43,10 @@ def check_outputs(config, run_dir, log):
 
 def _check_loggers(config):
     """Raises UserError if the library of --tensorboard or --log-to is missing: now, not when files have been moved."""
-    for name, library in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
-        flag = "--tensorboard" if name == "tensorboard" else f"--log-to {name}"
-        if name != config.log_to and not (config.tensorboard and name == "tensorboard"):
-            continue
-        if library not in sys.modules and importlib.util.find_spec(library) is None:
-            raise UserError(f'{flag} needs {library}: pip install -e ".[{name}]"')
+    if config.tensorboard or config.log_to == "tensorboard":
+        load_tensorboard()
+    if config.log_to == "wandb":
+        load_wandb()
 
 
 def inputs_of(config):
