@@ -12,6 +12,7 @@ from typing import Any
 from tinygrad2.cli import flag
 
 ACTIVATIONS = ("gelu", "gelu_erf")
+_LARGEST = 1 << 27  # of a size: arrays of two such axes still have a number of bytes that NumPy can count
 _NEWER = {"n_inner", "norm_eps"}  # fields that the first weights files do not have
 
 
@@ -39,6 +40,9 @@ class GPTConfig:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "n_inner"):
+            if getattr(self, name) > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST}, not {getattr(self, name)}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}; heads have equal widths")
         if not 0 <= self.dropout < 1:

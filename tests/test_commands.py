@@ -40,7 +40,7 @@ def test_the_commands_are_listed_and_each_explains_itself():
         helped = command(name, "--help")
         assert helped.returncode == 0 and len(helped.stdout) > 100, name
     unknown = command("dance")
-    assert unknown.returncode == 2 and "no command 'dance'; choose one of: doctor, plan" in unknown.stderr
+    assert unknown.returncode == 2 and "no command 'dance'; choose one of: doctor, launch" in unknown.stderr
 
 
 @pytest.mark.parametrize(

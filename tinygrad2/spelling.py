@@ -33,7 +33,7 @@ def keywords(function: str, also: dict[str, Any], **named: Any) -> dict[str, Any
             named["ddof"] = int(value)
         elif name not in _PASSED or value != _PASSED[name]:
             names = ", ".join([*named, *(other for other in _SAME if _SAME[other] in named)])
-            raise TypeError(f"{function}() has no keyword {name!r}; it has " + (f"these: {names}" if names else "none"))
+            raise TypeError(f"{function}() has no keyword {name!r}; it has" + (f": {names}" if names else " none"))
     axis = named.get("axis")
     if isinstance(axis, list):
         named["axis"] = axis = tuple(axis)
