@@ -39,7 +39,7 @@ KINDS = {
     "raised in a thread": ((1,), [TRACEBACK + "KeyError: 'planted'"]),
     "exit 3": ((3,), [TRACEBACK + "SystemExit: 3"]),
     "exit 0": ((1,), [TRACEBACK + "SystemExit: 0"]),
-    "aborted": ((6, 134), ["Fatal Python error: Aborted", DIED.replace("{signal}", "SIGABRT")]),
+    "aborted": ((6, 134), [r"planted.py\", line \d+ in fail", DIED.replace("{signal}", "SIGABRT")]),
     "its guard killed": ((9, 137), [DIED.replace("killed by {signal}", "killed from outside")]),
     "killed, its guard stopped": ((1,), [r"rank {rank} \(pid \d+\) died without a message, (in|after) #\d+ '"]),
     "exited hard": ((5,), [r"\[rank {rank} of \d\] ended by os._exit\(5\) at planted.py:\d+"]),
