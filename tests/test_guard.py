@@ -197,7 +197,7 @@ def test_ranks_that_are_killed_are_named():
     assert result.stdout.startswith("12 of 12 jobs as expected")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # MPICH's mpirun itself may return 0 after two signals at once, seldom: docs/cluster.md
 def test_a_job_that_is_interrupted_never_ends_with_0(tmp_path):
     from test_failures import read_until, training
 
