@@ -1,5 +1,6 @@
 from typing import Any
 
+from ops.max import Max
 from tinygrad2.function import Function
 from tinygrad2.spelling import keywords
 from tinygrad2.tensor import Tensor, apply
@@ -21,13 +22,7 @@ class Min(Function):
         self.save(x, out, axis, keepdims)
         return out
 
-    def backward(self, dout):
-        x, out, axis, keepdims = self.saved
-        xp = self.xp
-        if axis is not None and not keepdims:
-            out, dout = xp.expand_dims(out, axis), xp.expand_dims(dout, axis)
-        chosen = (x == out).astype(dout.dtype)
-        return (chosen * (dout / chosen.sum(axis, keepdims=True)).astype(dout.dtype, copy=False),)
+    backward = Max.backward                                      # only x = out decides, in both
 
 
 def min(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, **also: Any) -> Tensor:

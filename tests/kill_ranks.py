@@ -5,7 +5,7 @@
 Each job has 2 to 8 ranks. Killed is the rank, or its guard (the process that mpirun knows), by SIGKILL, SIGABRT or
 SIGSEGV, from outside. A job passes if exactly one line says which rank died, and it is the right one, the exit code is
 that signal's number (9 for a guard), no process is left, and /dev/shm is as it was before. Prints a line per failed job
-and the counts; exit code 1 if a job has failed. test_failures.py runs a small number.
+and the counts; exit code 1 if a job has failed. test_guard.py runs a small number.
 """
 
 import os

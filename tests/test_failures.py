@@ -11,6 +11,7 @@ import time
 import uuid
 
 import pytest
+from kill_ranks import processes_of
 from marks import slow_but
 from test_distributed import CLEAN, MPIRUN, needs_mpich
 from test_train import ROOT, SMALL, TEXT
@@ -57,19 +58,6 @@ KINDS = {
     "other collective": ((1,), [DIFFERENT, r"rank {rank} is at #\d+ 'broadcast'"]),
 }
 FLAGS = f"--steps 1000 --dropout 0.1 --checkpoint-every 2 --eval-every 3 --sample-every 4 --timeout {TIMEOUT}"
-
-
-def processes_of(job):
-    """The ids of all processes that have this job's variable in their environment."""
-    pids = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                if job.encode() in file.read():
-                    pids.append(int(name))
-        except OSError:
-            pass
-    return pids
 
 
 def start(folder, n, *command):

@@ -11,7 +11,7 @@ import ops
 from models import GPT, GPTConfig
 from tinygrad2 import Parameter, Tensor, apply, no_grad
 from tinygrad2.dispatch import OPS, kernels
-from tinygrad2.module import FlatBuffers
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam
 
 REFERENCE = reference_ops(OPS)

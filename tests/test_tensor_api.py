@@ -13,8 +13,8 @@ import pytest
 import ops
 from models import GPT, GPTConfig
 from tinygrad2 import Module, Parameter, Tensor, no_grad
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.missing import _ADVICE, _OPS
-from tinygrad2.module import FlatBuffers
 from tinygrad2.optim import Adam
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from tinygrad2.backend import Array, to_device, to_host
-from tinygrad2.flat_buffers import FlatBuffers as FlatBuffers  # where earlier versions had it
 from tinygrad2.function import DeferredGradient, observers
 from tinygrad2.tensor import Tensor
 

@@ -170,7 +170,6 @@ class Tensor(Operators, Methods, InPlace):
         else:
             self.grad += grad
 
-
     # -- for the base classes, which know no ops ---------------------------------------------------------------------
 
     def _run(self, name: str, *inputs: Any, **options: Any) -> Any:

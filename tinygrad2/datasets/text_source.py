@@ -1,7 +1,7 @@
-"""The texts that tokens are made from: read as UTF-8 in whatever form they are stored, checked, and told apart.
+"""The texts that tokens are made from: read as UTF-8 in whatever form they are stored, checked, and identified.
 
 A text is the one that a record was made from if its content is: the SHA-256 of all of it. Names, sizes and dates do not
-tell texts apart: in an unpacked archive, or a read-only image, two may agree in all three. Only of texts above
+identify a text: in an unpacked archive, or a read-only image, two may agree in all three. Only of texts above
 ALWAYS_READ bytes the content is not read at every start; of those the system's own facts about the file are compared
 (which file system and file, when it was last changed), and samples of the content.
 """

@@ -1,7 +1,7 @@
-"""What a file is, told by its first bytes: compressed, an archive, a model, a web page, ..., or written by tinygrad2.
+"""What a file is, by its first bytes: compressed, an archive, a model, a web page, ..., or written by tinygrad2.
 
 Names say little: a .bin may be tokens, weights or the three lines that git-lfs leaves in place of either. `recognize`
-returns a Kind for every content that is neither plain text nor tokens, with what to do to get at those.
+returns a Kind for every content that is neither plain text nor tokens, with what to do to obtain them.
 """
 
 import json
@@ -24,7 +24,7 @@ LLMC_FILES = {  # llm.c: the first four bytes as an integer
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is, and how to get at the text or the numbers in it.
+    """What a file is, and how to obtain the text or the numbers in it.
 
     role    "ours": an output of tinygrad2; "other": a file that may well lie beside data and is none;
             "stand-in": something in place of data, as a failed download leaves it; "packed": data, compressed or in

@@ -16,7 +16,7 @@ from tinygrad2.function import DeferredGradient
 
 @dataclass
 class Products:
-    """Operations of forward, of backward for every input that wants a gradient, and of backward in any case."""
+    """Operations of forward, of backward for every input that needs a gradient, and of backward in any case."""
 
     forward: int
     backward: dict
