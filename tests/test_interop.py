@@ -197,9 +197,11 @@ def test_what_a_config_says_is_computed(tmp_path, changes):
         ({"n_layer": 1}, "h.1.ln_1.weight is not a parameter"),
         ({"vocab_size": 301}, "wte.weight has shape (300, 32), the model's has (301, 32)"),
         ({"n_positions": 8}, "wpe.weight has shape (16, 32)"),
-        ({"n_positions": 2**31 - 1}, "wpe.weight has shape (16, 32)"),  # 256 GB, if it were believed
+        ({"n_positions": 2**27}, "wpe.weight has shape (16, 32)"),  # 16 GB, if it were believed
+        ({"n_positions": 2**31 - 1}, "block_size must be at most 134217728, not 2147483647"),
         ({"n_embd": 65536}, "wte.weight has shape (300, 32)"),
-        ({"n_layer": 10**9}, "n_layer is 1,000,000,000, but there are 28 tensors"),
+        ({"n_layer": 10**8}, "n_layer is 100,000,000, but there are 28 tensors"),
+        ({"n_layer": 10**9}, "n_layer must be at most 134217728, not 1000000000"),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_or_does_not_fit_is_refused_in_one_line(tmp_path, fields, message):
