@@ -184,6 +184,7 @@ def test_alone_no_mpi_and_no_cupy_is_imported(folder):
         ("--micro-batch-size 3", "--batch-size 8 does not split evenly into --micro-batch-size 3"),
         ("--n-head 5", "n_head = 5 does not divide n_embd = 32"),
         ("--steps 0", "--steps must be at least 1, not 0"),
+        (f"--steps {10**30}", f"--steps must be at most 1000000000000, not {10**30}"),
         ("--lr -1", "--lr must be in 0 .. 1e+38, not -1.0"),
         ("--lr nan", "--lr must be in 0 .. 1e+38, not nan"),
         ("--steps many", "argument --steps: invalid int value: 'many'"),

@@ -22,6 +22,7 @@ RECIPES = {  # steps, batch size and learning rate depend on the model
 }  # fmt: skip
 
 _MOST_ROWS = 1 << 20  # of a batch; more is a typing error, and would take forever
+_MOST_STEPS = 10**12  # and every other number of steps, tokens, checkpoints
 LOGGERS = ("tensorboard", "wandb")
 OF_THIS_START = ("resume", "run_dir", "threads", "ranks")  # flags that a resumed training does not inherit
 
@@ -123,9 +124,9 @@ class TrainConfig:
                             ("compare_every", 0), ("decay_steps", 1), ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{option(name)} must be at least {least}, not {getattr(self, name)}")
-        for name in ("batch_size", "micro_batch_size"):
-            if (getattr(self, name) or 0) > _MOST_ROWS:
-                raise ValueError(f"{option(name)} must be at most {_MOST_ROWS}, not {getattr(self, name)}")
+            most = _MOST_ROWS if name in ("batch_size", "micro_batch_size") else _MOST_STEPS
+            if (getattr(self, name) or 0) > most and name != "seed":  # any seed is hashed
+                raise ValueError(f"{option(name)} must be at most {most}, not {getattr(self, name)}")
         for name in ("data", "weights_out", "run_dir"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{option(name)}: the path is empty; give one")

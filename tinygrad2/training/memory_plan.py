@@ -40,6 +40,7 @@ class MemoryPlan:
     reference      the reference implementations run, not the kernels
     compiles       the kernels must be compiled first (ops.must_compile)
     keeps_copies   checkpoints are written while the training continues
+    keeps_every    some of them because of --keep-every
     ranks, shards  number of ranks, and whether they share Adam's moments (--zero 1)
     tree           gradients of micro-batches are summed in a tree
     base           bytes of Python and its libraries; None: what this process has now
@@ -56,6 +57,7 @@ class MemoryPlan:
     reference: bool = False
     compiles: bool = False
     keeps_copies: bool = True
+    keeps_every: bool = False
     ranks: int = 1
     shards: bool = False
     tree: bool = True
@@ -73,6 +75,7 @@ class MemoryPlan:
             gpt_config, config.micro_batch_size, gpt_config.block_size, batch_rows=config.batch_size // ranks,
             recompute=config.recompute, reference=reference, compiles=compiles,
             keeps_copies=any(0 < every < config.steps for every in (config.checkpoint_every, config.keep_every)),
+            keeps_every=0 < config.keep_every < config.steps,
             ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
         )  # fmt: skip
 
@@ -171,9 +174,10 @@ def print_memory(plan, ranks, print_field):
 def advice(plan, available):
     """Lines "--flag saves ... MB", the greatest saving first, for a rank that may have `available` bytes."""
     length = plan.length // 2
+    at_the_end = "--checkpoint-every 0 --keep-every 0" if plan.keeps_every else "--checkpoint-every 0"
     options = {
         "--recompute": (replace(plan, recompute=True), "a quarter more time"),
-        "--checkpoint-every 0": (replace(plan, keeps_copies=False), "saves only at the end"),
+        at_the_end: (replace(plan, keeps_copies=False), "saves only at the end"),
         "--reduce-order plain": (replace(plan, tree=False), "other last bits with other numbers of ranks"),
         "--zero 1": (replace(plan, shards=True), "the same bits"),
         f"--block-size {length}": (replace(plan, length=length), "a shorter context"),
@@ -189,5 +193,5 @@ def advice(plan, available):
             yield f"{flag} saves {megabytes(saved)} ({price}): {megabytes(total)}, {fits}"
     least = replace(plan, rows=1, recompute=True, keeps_copies=False, tree=False).total
     fits = "fits" if least <= available else "still too much: take a smaller model, or a machine with more memory"
-    yield (f"--micro-batch-size 1 --recompute --checkpoint-every 0 --reduce-order plain together: {megabytes(least)}, "
+    yield (f"--micro-batch-size 1 --recompute {at_the_end} --reduce-order plain together: {megabytes(least)}, "
            f"{fits}")
