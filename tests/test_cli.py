@@ -236,6 +236,10 @@ def test_the_parser_refuses(argv, says):
         parser.parse_args(argv)
 
 
+def test_switches_have_a_form_that_takes_them_back():
+    assert inference.parse(["--greedy"]).greedy and not inference.parse(["--greedy", "--no-greedy"]).greedy
+
+
 def test_a_program_may_give_paths_and_numbers_as_words(tmp_path):
     config = inference.parse(["--weights", tmp_path / "a.bin", "--max-new-tokens", 5])
     assert (config.weights, config.max_new_tokens) == (str(tmp_path / "a.bin"), 5)

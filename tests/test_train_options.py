@@ -36,6 +36,13 @@ def test_one_batch_is_learnt_by_heart(folder):
     assert newest(folder).state["position"] != [0, 0]
 
 
+def test_a_resumed_training_takes_a_switch_back(folder):
+    train(folder, "--steps 3 --overfit-one-batch --eval-every 0")
+    result = train(folder, "--resume --steps 5 --no-overfit-one-batch")
+    assert "resume    --overfit-one-batch True is now False" in result.stdout
+    assert newest(folder).state["position"] != [0, 0]
+
+
 def test_wsd_stays_and_decays_at_the_end_and_a_resumed_training_may_go_on(folder):
     flags = "--schedule wsd --decay-steps 4 --lr 0.01 --warmup-steps 2"
     train(folder, f"{flags} --steps 10")

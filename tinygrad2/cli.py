@@ -4,7 +4,7 @@
     class Config:
         n_layer: int = flag(12, "number of blocks")                  # --n-layer 12
 
-A field that is True by default gets a pair, --bias and --no-bias; one that is False just --greedy.
+A field that is True by default gets a pair, --bias and --no-bias; one that is False shows just --greedy in the help.
 
 And the error boundary of every program, `run(main)`. This file imports nothing that loads NumPy.
 """
@@ -146,6 +146,9 @@ def add_flags(group, dataclass, default_text=None):
         else:
             options.update(type=kind, metavar=kind.__name__.upper())
         group.add_argument(option(f.name), **options)
+        if options.get("action") == "store_true":  # --resume takes a switch of the checkpoint back so
+            taken_back = {"dest": f.name, "default": None, "action": "store_false", "help": argparse.SUPPRESS}
+            group.add_argument(option("no_" + f.name), **taken_back)
         if "former" in f.metadata:
             group.add_argument(option(f.metadata["former"]), **options | {"help": argparse.SUPPRESS})
 
