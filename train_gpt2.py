@@ -181,7 +181,7 @@ def main(world, argv=None):
             if not math.isfinite(loss + norm):
                 writer.join(log.note)
                 raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
-            log.step(trainer.done, loss, lr, norm, loader.stream.notices())
+            log.step(trainer.done, loss, lr, norm, notices(loader, val_loader))
 
             done, is_last = trainer.done, trainer.done == config.steps      # a signal makes finished true, not is_last
             if trainer.finished or due(config.compare_every, done):
@@ -203,6 +203,11 @@ def main(world, argv=None):
         world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
     log.close()
     return 128 + trainer.stopping if trainer.stopping else 0
+
+
+def notices(*loaders):
+    """Lines for the user: what has happened to the files of data since the last call."""
+    return [line for loader in loaders if loader for line in loader.stream.notices()]
 
 
 def due(interval, done):
@@ -313,9 +318,7 @@ def open_data(config, gpt_config, state, world):
         config.data, name=config.dataset, tokenizer=config.tokenizer, vocab_size=V, val_fraction=config.val_fraction,
         world=world, known_tokenizer=tokenizer, may_train=not config.init_from,
     )  # fmt: skip
-    if state.data and not data.has_fingerprint(state.data):
-        raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
-                        "restore it, or start a new training with another --run-dir")
+    state.refuse_other_data(data, config)
     state.data, state.tokenizer = data.fingerprint, data.tokenizer_json
     state.training["data"] = data.source                          # of a pipe: the file that a resumed training reads
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)

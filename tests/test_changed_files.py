@@ -4,6 +4,7 @@ The training prints a clear line, and leaves a state from which it can be resume
 something planted before a step."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,6 +17,8 @@ import train_gpt2
 from tinygrad2.cli import call
 from tinygrad2.datasets.token_files import ChangedData, TokenFile, TokenStream, write_raw, write_tokens
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
+from tinygrad2.io import block_sums
 from tinygrad2.io.weights import load_weights
 from tinygrad2.training.checkpoint import list_checkpoints, read_checkpoint
 
@@ -64,11 +67,11 @@ def newest_step(folder):
     return read_checkpoint(list_checkpoints(folder / "run" / "checkpoints")[0]).step
 
 
-def rewrite():
-    """Other ids of the same number into the same file."""
-    with open("train.bin", "r+b") as file:
-        file.seek(1024)
-        file.write(IDS[::-1].astype("<u2").tobytes())
+def rewrite(start=1024, stop=201_024, path="train.bin"):
+    """Other ids of the same number into the same file, in these bytes."""
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(IDS[::-1].astype("<u2").tobytes()[: stop - start])
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -77,10 +80,10 @@ def rewrite():
 @pytest.mark.parametrize(
     "change, says",
     [
-        (lambda: os.truncate("train.bin", 1500), "it has 1,500 bytes now, and had 201,024"),
-        (lambda: os.truncate("train.bin", 0), "it has 0 bytes now"),
-        (lambda: os.truncate("train.bin", 300_000), "it has 300,000 bytes now"),
-        (rewrite, "it has other content now"),
+        (lambda: os.truncate("train.bin", 1500), "it ends before byte "),
+        (lambda: os.truncate("train.bin", 0), "it ends before byte "),
+        (lambda: rewrite(70_000, 130_000), "it has other content now, in bytes "),
+        (rewrite, "it has other content now, in bytes "),
     ],
 )
 def test_data_that_changes_ends_a_training_with_its_state_saved(folder, monkeypatch, capsys, change, says):
@@ -103,7 +106,8 @@ def test_data_that_changes_ends_a_training_with_its_state_saved(folder, monkeypa
     [
         (lambda: os.remove("train.bin"), "has been removed while it is read"),
         (lambda: write_tokens("train.bin", IDS[::-1]), "has been replaced while it is read"),
-        (lambda: os.utime("train.bin", (1, 1)), "was written again while it is read"),
+        (lambda: os.utime("train.bin", (1, 1)), "was written to while it is read"),
+        (lambda: os.truncate("train.bin", 300_000), "was written to while it is read"),
     ],
 )
 def test_what_does_not_affect_the_open_file_is_a_warning(folder, monkeypatch, capsys, change, says):
@@ -117,6 +121,44 @@ def test_what_does_not_affect_the_open_file_is_a_warning(folder, monkeypatch, ca
     assert all(np.array_equal(weights[name], undisturbed[name]) for name in weights)
 
 
+@pytest.mark.parametrize("at", [1024, 100_000, 200_000])
+def test_one_byte_that_has_changed_between_stop_and_resume(folder, monkeypatch, capsys, at):
+    """The same date and size: the content decides."""
+    def change():
+        with open("train.bin", "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
+
+    assert train(monkeypatch, lambda: None, "--steps", "6") == 0
+    date = os.stat("train.bin").st_mtime_ns
+    change()
+    os.utime("train.bin", ns=(date, date))
+    assert train(monkeypatch, lambda: None, "--resume") == 2
+    assert "train.bin: this is not the data that the training in run began with" in capsys.readouterr().err
+    assert newest_step(folder) == 6
+    change()  # back
+    assert train(monkeypatch, lambda: None, "--resume") == 0 and newest_step(folder) == STEPS
+
+
+def test_checkpoints_claim_what_is_read(folder, monkeypatch, capsys):
+    """A file that is replaced while a training reads it: the training goes on with the open one, and is not resumed
+    on the other; its weights can be."""
+    assert train(monkeypatch, lambda: write_tokens("train.bin", IDS[::-1])) == 0
+    assert train(monkeypatch, lambda: None, "--resume", "--steps", "14") == 2
+    error = capsys.readouterr().err
+    assert "this is not the data that the training in run began with" in error
+    start = re.search(r"--init-from (\S+)", error)[1]
+    assert start.endswith("step_00000012/weights.bin")
+    data = FLAGS[FLAGS.index("--data") :]
+    with monkeypatch.context() as patch:
+        patch.setattr("test_changed_files.FLAGS", data)
+        assert train(monkeypatch, lambda: None, "--init-from", start, "--run-dir", "other") == 0
+    write_tokens("train.bin", IDS)
+    assert train(monkeypatch, lambda: None, "--resume", "--steps", "14") == 0
+
+
 def test_the_token_cache_may_be_removed(folder, monkeypatch, capsys):
     flags = "--data", "text.txt", "--eval-every", "4"
     assert train(monkeypatch, lambda: shutil.rmtree(".tinygrad2"), *flags) == 0
@@ -127,8 +169,14 @@ def test_the_token_cache_may_be_removed(folder, monkeypatch, capsys):
 
 def test_a_file_that_has_changed_while_it_was_closed(tmp_path):
     path = tmp_path / "x.bin"
-    for change, says in ((os.remove, "can no longer be opened"), (lambda path: write_raw(path, IDS[1:]), "bytes now"),
-                         (lambda path: write_raw(path, IDS[::-1]), "other content now")):  # fmt: skip
+    def make_pipe(path):
+        os.remove(path)
+        os.mkfifo(path)
+
+    changes = [(os.remove, "can no longer be opened"), (lambda path: write_raw(path, IDS[1:]), "other content now"),
+               (lambda path: write_raw(path, IDS[::-1]), "other content now")]  # fmt: skip
+    changes += [(make_pipe, "no longer a regular file")] if hasattr(os, "mkfifo") else []
+    for change, says in changes:
         write_raw(path, IDS)
         file = TokenFile(path)
         assert np.array_equal(file.read(0, 10), IDS[:10])
@@ -137,6 +185,7 @@ def test_a_file_that_has_changed_while_it_was_closed(tmp_path):
         with pytest.raises(ChangedData, match=f"x.bin: has been changed or removed .*{says}"):
             file.read(0, 10)
         file.close()
+        path.unlink(missing_ok=True)
     write_raw(path, IDS)
     stream = TokenStream([TokenFile(path)])
     stream.read([0], 5)
@@ -146,14 +195,55 @@ def test_a_file_that_has_changed_while_it_was_closed(tmp_path):
     assert np.array_equal(stream.read([5], 5)[0], IDS[5:10]) and len(stream.notices()) == 1 and not stream.notices()
 
 
-def test_a_file_that_is_cut_off_between_check_and_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["raw", "llm.c", "npy"])
+def test_every_byte_of_every_block_is_compared_when_it_is_read(tmp_path, monkeypatch, kind):
+    path, rng = tmp_path / "x.npy", np.random.default_rng(3)
+    for size in (1, 3000, 4096, 10_000):
+        ids = IDS[:size].astype(np.uint16)
+        {"raw": write_raw, "llm.c": write_tokens, "npy": np.save}[kind](path := path.with_suffix(
+            ".npy" if kind == "npy" else ".bin"), ids)  # fmt: skip
+        file = TokenFile(path)
+        file.read(0, 1)
+        raw = path.read_bytes()
+        for at in rng.integers(0, len(raw), 20).tolist():
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 16]) + raw[at + 1 :])
+            with pytest.raises(ChangedData):
+                file.read(0, size)
+        path.write_bytes(raw)
+        assert np.array_equal(file.read(0, size), ids)
+
+
+def test_sums_that_are_kept_and_no_longer_true_are_noticed_and_forgotten(tmp_path, monkeypatch):
+    """As if a file had changed without any of its dates, which are what kept sums are found by."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(block_sums, "_KEPT", 0)
+    monkeypatch.setattr(block_sums, "facts_of", lambda path, status: [status.st_size])
     write_raw(tmp_path / "x.bin", IDS)
+    whole = TokenFile(tmp_path / "x.bin").crc()
+    read_all = block_sums.read_range
+    monkeypatch.setattr(block_sums, "read_range", None)
+    assert TokenFile(tmp_path / "x.bin").crc() == whole  # not read again
+    monkeypatch.setattr(block_sums, "read_range", read_all)
+    rewrite(100_000, 100_001, tmp_path / "x.bin")
     file = TokenFile(tmp_path / "x.bin")
-    file.read(0, 10)
-    os.truncate(tmp_path / "x.bin", 100)
-    monkeypatch.setattr(TokenFile, "_check_unchanged", lambda self: None)
-    with pytest.raises(ChangedData, match=r"it ends before byte 2,000"):
-        file.read(0, 1000)
+    assert file.crc() == whole and np.array_equal(file.read(0, 40_000), IDS[:40_000])
+    with pytest.raises(ChangedData, match="it has other content now, in bytes 98,304 to 106,495"):
+        file.read(45_000, 55_000)
+    assert TokenFile(tmp_path / "x.bin").crc() != whole
+
+
+def test_a_file_that_is_written_to_while_its_sums_are_made(tmp_path, monkeypatch):
+    write_raw(tmp_path / "x.bin", IDS)
+    read = block_sums.read_range
+
+    def read_and_write(*args):
+        with open(tmp_path / "x.bin", "ab") as file:
+            file.write(b"more")
+        return read(*args)
+
+    monkeypatch.setattr(block_sums, "read_range", read_and_write)
+    with pytest.raises(UserError, match="x.bin: is being written to while it is read; start again when it is complete"):
+        TokenFile(tmp_path / "x.bin").crc()
 
 
 # -- the run folder ----------------------------------------------------------------------------------------------------
@@ -249,7 +339,6 @@ def test_weights_that_are_cut_off_while_they_are_read(folder, monkeypatch, capsy
     """They are mapped: touching what is missing would end the process with SIGBUS."""
     from models.pretrained import load_into, open_model
     from tinygrad2.commands.convert import main as convert
-    from tinygrad2.errors import UserError
 
     assert train(monkeypatch, lambda: None) == 0
     assert call(lambda: convert(["trained_weights.bin", "m", "--to", to]), "prog") == 0

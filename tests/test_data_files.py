@@ -28,6 +28,7 @@ from tinygrad2.datasets.find_files import find_files
 from tinygrad2.datasets.piped import file_of
 from tinygrad2.datasets.token_files import TokenFile
 from tinygrad2.errors import UserError
+from tinygrad2.io import block_sums
 from tinygrad2.io.files import read_json
 from tinygrad2.io.text_file import examine, open_text, read_text
 from tinygrad2.io.weights import load_weights, save_weights
@@ -319,7 +320,7 @@ def test_texts_of_equal_name_size_and_date_do_not_share_tokens(tmp_path, monkeyp
 @pytest.mark.parametrize("always_read", [1 << 20, 0], ids=["small", "large"])
 def test_a_text_replaced_by_one_of_equal_size_and_date_is_noticed(tmp_path, monkeypatch, always_read):
     monkeypatch.setattr(text_source, "ALWAYS_READ", always_read)
-    monkeypatch.setattr(text_source, "_SETTLED", 0)
+    monkeypatch.setattr(block_sums, "SETTLED", 0)
     path, texts = tmp_path / "input.txt", ["The cat sat.\n" * 40, "A dog barks.\n" * 40]
     for text in (*texts, *texts):
         put(path, text)
@@ -334,7 +335,7 @@ def test_a_text_replaced_by_one_of_equal_size_and_date_is_noticed(tmp_path, monk
 
 def test_a_large_text_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(text_source, "ALWAYS_READ", 0)
-    monkeypatch.setattr(text_source, "_SETTLED", 0)
+    monkeypatch.setattr(block_sums, "SETTLED", 0)
     path = put(tmp_path / "input.txt", PROSE)
     expected = text_in(path)
 

@@ -83,13 +83,39 @@ def test_each_tokenizer_has_its_own_tokens(text, tmp_path):
 
 @pytest.mark.parametrize("damage", ["shard", "half a shard", "record", "tokenizer"])
 def test_damaged_tokens_are_made_again(text, damage):
-    before = opened(text)
+    before = ids_of(opened(text).train)
     cache = text.parent / ".tinygrad2"
     (shard,) = cache.glob("*/tokens_000000.bin")
     victim = {"record": shard.parent / "progress.json", "tokenizer": next(cache.glob("*tokenizer*"))}.get(damage, shard)
     raw = bytearray(victim.read_bytes())
     victim.write_bytes(raw[: len(raw) // 2] if damage == "half a shard" else raw[:-3] + b"\x01" * 3)
-    assert np.array_equal(ids_of(opened(text).train), ids_of(before.train))
+    assert np.array_equal(ids_of(opened(text).train), before)
+
+
+@pytest.mark.parametrize("when", ["train", "encode_stream"])
+@pytest.mark.parametrize("change", ["append", "write over", "replace", "remove"])
+def test_a_text_that_changes_while_it_is_tokenized(text, monkeypatch, when, change):
+    """Several passes read it, which must read the same."""
+    where = Tokenizer if when == "train" else text_cache
+    original, raw = getattr(where, when), text.read_bytes()
+
+    def change_and_go_on(*args):
+        if change == "remove":
+            text.unlink()
+        elif change == "replace":
+            (text.parent / "new").write_bytes(raw[::-1])
+            os.replace(text.parent / "new", text)
+        else:
+            with open(text, "ab" if change == "append" else "r+b") as file:
+                file.write(b"other text")
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, when, change_and_go_on)
+        with pytest.raises(UserError, match="my.txt: (was changed while it was read|can no longer be read)"):
+            opened(text)
+    text.write_bytes(raw)
+    assert np.array_equal(ids_of(opened(text).train), encode_documents(split_documents(raw), opened(text).tokenizer))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -87,7 +87,22 @@ def open_dataset(
         dataset = _of_texts(files.texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
     dataset.description += [f"note      {note}" for note in files.notes]
     dataset.source = data
+    _hold(dataset, world)
     return dataset
+
+
+def _hold(dataset, world):
+    """Open all files, and let all ranks compare what they read with the files of rank 0, as they are now."""
+    streams = [stream for stream in (dataset.train, dataset.val) if stream]
+    files = [file for stream in streams for file in stream.files]
+    sums = world.on_rank_0("reading the data", lambda: [file.sums() for file in files])
+    sums = world.broadcast_object(sums)
+    if len(sums) != len(files):
+        raise UserError(f"{dataset.source}: has {len(files)} files here, and {len(sums)} on the host of rank 0")
+    for file, own in zip(files, sums):
+        file.use_sums(own)
+    for stream in streams:
+        stream.open()
 
 
 def _given_tokenizer(data, tokenizer, vocab_size, may_train):

@@ -12,6 +12,7 @@ import tempfile
 
 from tinygrad2.datasets.find_files import TOKENS
 from tinygrad2.errors import UserError
+from tinygrad2.io.files import user_cache
 
 _BLOCK = 1 << 20
 
@@ -111,8 +112,7 @@ def _spool(pipe, data):
 
 def _folder():
     """The first folder of the cache, or else of temporary files, that can be written to."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for place in (os.path.join(cache, "tinygrad2"), tempfile.gettempdir()):
+    for place in (user_cache(), tempfile.gettempdir()):
         try:
             os.makedirs(place, exist_ok=True)
         except OSError:

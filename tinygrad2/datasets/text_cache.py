@@ -22,7 +22,7 @@ import numpy as np
 from tinygrad2.datasets.text_source import TextSource
 from tinygrad2.datasets.token_files import MemoryTokens, TokenFile, write_tokens
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import read_record, write_record
+from tinygrad2.io.files import read_record, user_cache, write_record
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.tokenizers.parallel import CUT, encode_stream
@@ -31,7 +31,6 @@ from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 BLOCK = 32 << 20  # bytes of text that are in memory at a time
 SHARD = 16 << 20  # ids after which a shard is written
 TRAIN_ON = 64 << 20  # bytes from the beginning of the text that a tokenizer is trained on
-_CHECK_ALL = 8  # shards; of up to so many every byte is checked when they are opened, of more only the ends
 _MARK, _BREAKS = END_OF_TEXT.encode(), b"\r\n"
 
 
@@ -66,9 +65,8 @@ def _cache_places(text):
     """(folder, beginning of the names in it): next to the text, and in the user's cache, which all texts share."""
     path = os.path.abspath(text.paths[0])
     yield os.path.join(os.path.dirname(path), ".tinygrad2"), text.name
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:8]
-    yield os.path.join(cache, "tinygrad2"), f"{text.name}-{place}"
+    yield user_cache(), f"{text.name}-{place}"
 
 
 def _open_or_make(text, stem, tokenizer, vocab_size, log):
@@ -107,7 +105,7 @@ def _open_or_make_shards(text, folder, tokenizer, log):
             write_tokens(os.path.join(folder, name), ids)
             files.append(TokenFile(os.path.join(folder, name)))
             shard = files[-1]
-            record["shards"].append({"name": name, "tokens": shard.n, "ends": shard.ends(), "crc": shard.crc()})
+            record["shards"].append({"name": name, "tokens": shard.n, "crc": shard.crc()})
         record |= {"place": position, "done": done}
         write_record(path, record)
     if not files:
@@ -119,8 +117,8 @@ def _shards(record, folder):
     """The TokenFiles of a record, or None if one is missing, damaged or from another run."""
     try:
         files = [TokenFile(os.path.join(folder, os.path.basename(shard["name"]))) for shard in record["shards"]]
-        position, few = record["place"], len(files) <= _CHECK_ALL
-        valid = all(file.n == shard["tokens"] and (file.crc() == shard["crc"] if few else file.ends() == shard["ends"])
+        position = record["place"]
+        valid = all(file.n == shard["tokens"] and file.crc() == shard["crc"]
                     for file, shard in zip(files, record["shards"]))  # fmt: skip
         valid &= len(position) == 3 and all(isinstance(n, int) and n >= 0 for n in position) and "done" in record
         return files if valid else None
@@ -133,6 +131,7 @@ def _train(text, vocab_size, log):
     for i in range(len(text.paths)):
         with text.open(i) as file:
             parts.append(file.read(left))
+            text.check(i)
         left -= len(parts[-1])
     if sum(text.sizes) > TRAIN_ON:
         log(f"note      the tokenizer is trained on the first {TRAIN_ON >> 20} MB of the text")
@@ -159,8 +158,10 @@ def _encode(text, tokenizer, position):
                 ids.append(new)
                 meter.add(read)
                 if sum(map(len, ids)) >= SHARD:
+                    text.check(k)
                     yield np.concatenate(ids), (k, end, goes_on), False
                     ids = []
+        text.check(k)
         start, inside = 0, False
     meter.close()
     yield np.concatenate(ids or [np.empty(0, np.int32)]), (len(text.paths), 0, False), True

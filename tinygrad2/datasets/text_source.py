@@ -8,9 +8,9 @@ ALWAYS_READ bytes the content is not read at every start; of those the system's 
 
 import hashlib
 import os
-import time
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.block_sums import date_and_size, facts_of
 from tinygrad2.io.files import write_record
 from tinygrad2.io.text_file import examine, open_text
 from tinygrad2.io.utf8_check import Utf8Check
@@ -19,7 +19,6 @@ ALWAYS_READ = 256 << 20  # bytes; reading so many takes less than half a second 
 _BLOCK = 1 << 22  # bytes that are in memory at a time
 _SAMPLES, _SAMPLE = 16, 1 << 16  # number and bytes of the samples of a larger text
 _MOST_NOTES = 5  # about the texts that are printed; the others are counted
-_SETTLED = 2 * 10**9  # nanoseconds after which a change of a file surely changes its dates
 
 
 class TextSource:
@@ -45,13 +44,25 @@ class TextSource:
         self._stats, self._sha256, self._identity = stats, None, None
 
     def open(self, i, start=0):
-        """File number i, in UTF-8, from byte `start` on."""
+        """File number i, in UTF-8, from byte `start` on. Raises UserError if it is not what it was at first."""
+        self.check(i)
         file = open_text(self.paths[i], self.forms[i])
         if self.forms[i].is_plain:
             file.seek(start)
         while start > 0 and not self.forms[i].is_plain:
             start -= len(file.read(min(start, _BLOCK)) or b"x" * start)
         return file
+
+    def check(self, i):
+        """Raises UserError if file number i was changed, replaced or removed since this TextSource was made: different
+        passes over it would read different texts."""
+        try:
+            status = os.stat(self.paths[i])
+        except OSError as error:
+            raise UserError(f"{self.paths[i]}: can no longer be read ({error.strerror})") from None
+        own = self._stats[i]
+        if (status.st_ino, *date_and_size(status)) != (own.st_ino, *date_and_size(own)):
+            raise UserError(f"{self.paths[i]}: was changed while it was read; start again when it is complete")
 
     def sha256(self):
         """The SHA-256 of the texts of all files. Raises UserError for one that is in another encoding than UTF-8."""
@@ -63,6 +74,7 @@ class TextSource:
                     while block := file.read(_BLOCK):
                         digest.update(block)
                         check.feed(block)
+                self.check(i)
                 digest.update(b"\0end\0")
                 if not self._binary[i]:
                     check.refuse_other_encodings(path)
@@ -95,19 +107,17 @@ class TextSource:
     def identity(self):
         """What the system says of the files, and a hash of samples; None while a change might not show in the dates."""
         if self._identity is None:
-            latest = max(max(status.st_mtime_ns, status.st_ctime_ns) for status in self._stats)
-            if time.time_ns() - latest < _SETTLED:
+            facts = [facts_of(path, status) for path, status in zip(self.paths, self._stats)]
+            if None in facts:
                 return None
-            facts = []
-            for path, status in zip(self.paths, self._stats):
+            for fact, path, status in zip(facts, self.paths, self._stats):
                 digest = hashlib.sha256()
                 with open(path, "rb") as file:
                     for i in range(_SAMPLES):
                         file.seek(max(0, status.st_size - _SAMPLE) * i // (_SAMPLES - 1))
                         digest.update(file.read(_SAMPLE))
-                facts += [os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
-                          status.st_ctime_ns, digest.hexdigest()]  # fmt: skip
-            self._identity = facts
+                fact.append(digest.hexdigest())
+            self._identity = sum(facts, [])
         return self._identity
 
     def _form(self):

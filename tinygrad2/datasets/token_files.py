@@ -12,10 +12,12 @@ uint16 hardly ever has a zero at every second position. A short file for which t
 Ids of int64, as NumPy's tofile leaves them, are refused.
 
 A step reads its rows from the open files, which may be larger than the memory. They are read and not mapped: reading
-where a mapped file has been cut off would end the process with SIGBUS, without a message. A file that changes while it
-is read is noticed: what can no longer be read is an error, the rest a note (see `TokenStream.notices`).
+where a mapped file has been cut off would end the process with SIGBUS, without a message. Each block that is read is
+compared with what it was when the file was opened (io/block_sums.py): one that differs is an error; that something else
+has happened to the file is a note (see `TokenStream.notices`).
 """
 
+import functools
 import math
 import os
 import zlib
@@ -24,7 +26,8 @@ from collections import OrderedDict
 import numpy as np
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import atomic_write, read_range
+from tinygrad2.io.block_sums import BlockSums, date_and_size
+from tinygrad2.io.files import atomic_write
 from tinygrad2.io.signatures import recognize
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
@@ -32,10 +35,7 @@ _HEADER = 1024  # bytes
 _LOOK = 1 << 20  # bytes of a headerless file that decide its format
 _CERTAIN = 1 << 12  # ids from which on zeros at every second position are no coincidence
 _FEW_WIDE = 8  # ids from which on int32 with a 0 at every second position is int64
-_MOST_OPEN = 32  # files at a time: each takes a file descriptor
-_ENDS = 1 << 16  # bytes of each end of a file that go into the fingerprint
-_ALL = 256 << 20  # bytes up to which all of a stream goes into it, of a larger one samples
-_SAMPLES, _SAMPLE = 16, 1 << 12  # number and bytes of the samples of each file
+_ENDS = 1 << 16  # bytes of each end of a file, which earlier versions compared
 
 
 class ChangedData(UserError):
@@ -50,8 +50,8 @@ class TokenFile:
 
     def __init__(self, path):
         self.path, self.note = str(path), ""
-        self._file = self._ends = None
-        self._notices, self._noticed = [], ""
+        self._file = self._sums = None
+        self._used, self._noticed = False, ""
         try:
             with open(path, "rb") as file:
                 self._state = _state_of(os.fstat(file.fileno()))
@@ -121,58 +121,79 @@ class TokenFile:
     def read(self, start, stop):
         """Returns ids start .. stop - 1, a new array (stop - start,) int64.
 
-        Raises ChangedData if the file is no longer the one that was opened.
+        Raises ChangedData if they are not what the file had when it was opened, or can no longer be read.
         """
-        if self._file is None:
-            self._open()
         first, size = self.offset + start * self.dtype.itemsize, (stop - start) * self.dtype.itemsize
+        return np.frombuffer(self._bytes(first, size), self.dtype).astype(np.int64)
+
+    def _bytes(self, start, size):
+        sums = self.sums()
+        self.open()
         try:
-            self._check_unchanged()
-            content = read_range(self._file, first, size)
+            content, problem = sums.read(self._file, start, size)
         except OSError as error:
             raise self._changed(f"it can no longer be read ({error.strerror})") from None
-        if len(content) < size:
-            raise self._changed(f"it ends before byte {first + size:,}")  # cut off since the check
-        return np.frombuffer(content, self.dtype).astype(np.int64)
+        if problem:
+            raise self._changed(problem)
+        self._used = True
+        return content
 
-    def _open(self):
-        self.ends()  # what a changed file is compared with
+    def open(self):
+        """Open the file, if it is closed. Raises ChangedData if that is impossible."""
+        if self._file is not None:
+            return
         try:
+            if not os.path.isfile(self.path) and os.path.exists(self.path):  # opening a pipe may block indefinitely
+                raise self._changed("it is no longer a regular file")
             self._file = open(self.path, "rb", buffering=0)
         except OSError as error:
             raise self._changed(f"it can no longer be opened ({error.strerror})") from None
-
-    def _check_unchanged(self):
-        """Raises ChangedData if the open file has another size or other ends than at first. A date alone is a note."""
-        state = _state_of(os.fstat(self._file.fileno()))
-        if state == self._state:
-            return
-        if state[-1] != self.bytes:
-            raise self._changed(f"it has {state[-1]:,} bytes now, and had {self.bytes:,}")
-        if _crc_of_ends(self._file, self.bytes) != self._ends:
-            raise self._changed("it has other content now")
-        self._state = state
-        self._notices.append(f"{self.path}: was written again while it is read; its size, beginning and end are the "
-                             "same, so it is read on")  # fmt: skip
 
     def _changed(self, problem):
         return ChangedData(f"{self.path}: has been changed or removed since it was opened: {problem}; restore it, or "
                            "create it again")
 
-    def notices(self):
-        """Lines for the user about what has happened to the file since the last call, without affecting what is read:
-        under its path there may be another file now, or none."""
-        if self._file is not None:
+    def sums(self):
+        """The BlockSums of the file, which every read is compared with; the first call reads all of it, if need be.
+
+        Raises UserError if the file has changed since it was examined.
+        """
+        if self._sums is None:
+            self.open()
             try:
-                here = _state_of(os.stat(self.path))[:2]
-                problem = "has been replaced" if here != self._state[:2] else ""
-            except OSError:
-                problem = "has been removed"
-            if problem and problem != self._noticed:
-                self._notices.append(f"{self.path}: {problem} while it is read; the open file is read on, as it was")
-            self._noticed = problem
-        notices, self._notices = self._notices, []
-        return notices
+                sums = BlockSums.of_file(self._file)
+                if _state_of(os.fstat(self._file.fileno())) != self._state:
+                    raise self._changed("another file has taken its place, or it was written to")
+                self._sums = sums
+            except OSError as error:
+                raise self._changed(f"it can no longer be read ({error.strerror})") from None
+            finally:
+                self.close()
+        return self._sums
+
+    def use_sums(self, sums):
+        """Compare with these, rank 0's. Raises UserError if this file has another size."""
+        if sums is None or sums.size != self.bytes:
+            raise UserError(f"{self.path}: is not the file that rank 0 reads; copy it to every host")
+        self._sums = sums
+
+    def notices(self):
+        """Lines for the user about what has happened to the file since the last call. What is read is what was there
+        at first all the same: the open file is read, and each block compared."""
+        if self._file is None or not self._used:
+            return []
+        self._used = False
+        try:
+            here = _state_of(os.stat(self.path))
+            replaced = here[:2] != self._state[:2]
+            problem = "has been replaced" if replaced else "was written to" if here != self._state else ""
+        except OSError:
+            problem = "has been removed"
+        noticed, self._noticed = self._noticed, problem or self._noticed
+        if not problem or problem == noticed:
+            return []
+        how = "it is read on as long as it is the same" if problem == "was written to" else "the open file is read on"
+        return [f"{self.path}: {problem} while it is read; {how}"]
 
     def close(self):
         """Close the file; the next read opens it again."""
@@ -183,41 +204,18 @@ class TokenFile:
     __del__ = close
 
     def ends(self):
-        """CRC-32 of the first and the last 64 KB, as they were at first."""
-        if self._ends is None:
-            try:
-                with open(self.path, "rb", buffering=0) as file:
-                    self._ends = _crc_of_ends(file, self.bytes)
-            except OSError as error:
-                raise self._changed(f"it can no longer be opened ({error.strerror})") from None
-        return self._ends
-
-    def crc_of_samples(self):
-        """CRC-32 of pieces all over the file."""
-        crc = 0
-        with open(self.path, "rb", buffering=0) as file:
-            for i in range(_SAMPLES):
-                crc = zlib.crc32(read_range(file, max(0, self.bytes - _SAMPLE) * i // (_SAMPLES - 1), _SAMPLE), crc)
-        return crc
+        """CRC-32 of the first and the last 64 KB."""
+        size = min(_ENDS, self.bytes)
+        return zlib.crc32(self._bytes(self.bytes - size, size), zlib.crc32(self._bytes(0, size)))
 
     def crc(self):
         """CRC-32 of the complete file."""
-        crc = 0
-        with open(self.path, "rb") as file:
-            while block := file.read(1 << 24):
-                crc = zlib.crc32(block, crc)
-        return crc
+        return self.sums().whole
 
 
 def _state_of(status):
     """(device, inode, date, bytes) of an os.stat_result: if they are the same, so is the file."""
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _crc_of_ends(file, size):
-    """CRC-32 of the first and the last 64 KB of an open, unbuffered file."""
-    crc = zlib.crc32(read_range(file, 0, _ENDS))
-    return zlib.crc32(read_range(file, max(0, size - _ENDS), _ENDS), crc)
+    return status.st_dev, status.st_ino, *date_and_size(status)
 
 
 class MemoryTokens:
@@ -233,6 +231,9 @@ class MemoryTokens:
         """Returns ids start .. stop - 1, a new array of int64."""
         return self.ids[start:stop].astype(np.int64)
 
+    def open(self):
+        """Nothing to open."""
+
     def close(self):
         """Nothing to close."""
 
@@ -244,7 +245,13 @@ class MemoryTokens:
         """CRC-32 of all ids."""
         return zlib.crc32(np.ascontiguousarray(self.ids, dtype=np.int64))
 
-    crc = crc_of_samples = ends
+    crc = ends
+
+    def sums(self):
+        """None: memory does not change."""
+
+    def use_sums(self, sums):
+        """Nothing to compare."""
 
 
 class TokenStream:
@@ -318,7 +325,7 @@ class TokenStream:
         """Keep few files open: a dataset may have more shards than a process may have open files."""
         self._open[file] = None
         self._open.move_to_end(file)
-        if len(self._open) > _MOST_OPEN:
+        if len(self._open) > _most_open():
             oldest, _ = self._open.popitem(last=False)
             oldest.close()
 
@@ -326,15 +333,27 @@ class TokenStream:
         """Lines for the user: what has happened to the files that are open, since the last call."""
         return [line for file in list(self._open) for line in file.notices()]
 
-    def fingerprint(self):
-        """Hex digits that change with the ids: "number, position and ends.content", both hashes of 8 digits.
+    def open(self):
+        """Open the files now, as many as stay open: what happens to their names later does not matter."""
+        for file in self.files:
+            file.open()
+            self._note_use(file)
 
-        Of more than _ALL bytes the second is of samples.
-        """
+    def fingerprint(self):
+        """Hex digits that change with the ids: "number, position and ends.content", both hashes of 8 digits."""
         facts = [(file.n, file.ends()) for file in self.files]
-        read_all = sum(file.bytes for file in self.files) <= _ALL
-        content = [file.crc() if read_all else file.crc_of_samples() for file in self.files]
+        content = [file.crc() for file in self.files]
         return ".".join(f"{zlib.crc32(repr(part).encode()):08x}" for part in ((facts, self.start, self.stop), content))
+
+
+@functools.cache
+def _most_open():
+    """How many files a stream keeps open: a part of the file descriptors that the process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 32
+    return min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 
 
 def write_tokens(path, ids):

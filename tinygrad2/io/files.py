@@ -178,6 +178,11 @@ def read_range(file, start, size):
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def user_cache():
+    """The folder of what can be made again: ~/.cache/tinygrad2, or in XDG_CACHE_HOME. It need not exist."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "tinygrad2")
+
+
 def read_json(path):
     """The value in a JSON file. Raises UserError, with the file and the reason, if it cannot be read or parsed."""
     data = read_bytes(path)

@@ -1,9 +1,11 @@
 """RunState: what a training must remember besides weights and moments; state.json of a checkpoint."""
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 
 from tinygrad2.cli import option, saved_values
 from tinygrad2.errors import UserError
+from tinygrad2.system.shell import quote
 from tinygrad2.training.config import TrainConfig
 
 _SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head")
@@ -70,3 +72,11 @@ class RunState:
             if value != self.model.get(name):
                 raise UserError(f"--resume: {option(name)} was {self.model.get(name)} when this training began, and "
                                 f"cannot become {value}")  # fmt: skip
+
+    def refuse_other_data(self, dataset, config):
+        """Raises UserError if this training began on other data than this Dataset."""
+        if self.data and not dataset.has_fingerprint(self.data):
+            weights = os.path.join(config.run_dir, "checkpoints", f"step_{self.step:08d}", "weights.bin")
+            raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
+                            "restore it; to train on this instead, begin another training with the weights: "
+                            f"--init-from {quote(weights)} --run-dir FOLDER")  # fmt: skip
