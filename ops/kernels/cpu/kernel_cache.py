@@ -55,7 +55,7 @@ def _stamp():
     """A hash of the sources of all kernels. Numba itself would look at a kernel's own file only, and miss that exp32
     has changed."""
     folder = pathlib.Path(__file__).parent
-    files = sorted(folder.glob("*.py")) + [folder.parents[1] / "erf.py"]
+    files = sorted(folder.rglob("*.py")) + [folder.parents[1] / "erf.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest(), 0
 
 

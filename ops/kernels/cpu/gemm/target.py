@@ -1,0 +1,70 @@
+"""What Numba's compiler may emit and the operating system permits; which micro-kernel runs.
+
+The compiler's target counts, not the list of the processor (/proc/cpuinfo): LLVM ends the process at an intrinsic that
+its target lacks. Its own detection also asks whether the system saves the registers (XCR0), and NUMBA_CPU_FEATURES can
+take features away. Numba's cache is keyed by this target, so machines that share a cache folder do not share code.
+"""
+
+import ctypes
+import functools
+import platform
+import sys
+
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18    # Linux on x86-64: the system call, its two arguments
+
+
+@functools.cache
+def features():
+    """The names of the target's features, for example "avx512f": a frozenset."""
+    text = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return frozenset(word[1:] for word in text.split(",") if word.startswith("+"))
+
+
+def has(*names):
+    """Does the compiler's target have all of these features?"""
+    return features().issuperset(names)
+
+
+@functools.cache
+def tiles_permitted():
+    """Has Linux given this process the tile registers? They are asked for at the first call.
+
+    The permission holds for all threads, those that run and those to come, and for forked children. Without it the
+    first tile instruction ends the process (SIGILL).
+    """
+    if not has("amx-tile", "amx-bf16") or sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
+
+
+def available(kernel):
+    """Can this micro-kernel run here: "vector", "avx512", "bf16" or "amx"?"""
+    if kernel == "vector":
+        return True
+    if kernel == "avx512":
+        return has("avx512f")
+    if kernel == "bf16":
+        return has("avx512bf16", "avx512bw")
+    return kernel == "amx" and has("avx512bf16", "avx512bw") and tiles_permitted()
+
+
+def fastest(precision):
+    """The micro-kernel for "highest" and "high" (float32 products) or "medium" (one bfloat16 product).
+
+    AVX512-BF16 is chosen on AMD's Zen only: Intel's processors have the instruction at half the rate of float32's.
+    """
+    if precision == "medium":
+        if available("amx"):
+            return "amx"
+        if available("bf16") and _cpu_name().startswith("znver"):
+            return "bf16"
+    return "avx512" if available("avx512") else "vector"
+
+
+def _cpu_name():
+    from llvmlite import binding
+
+    return config.CPU_NAME or binding.get_host_cpu_name()
