@@ -39,7 +39,8 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
-from tinygrad2.io.files import first_bytes, locked, read_bytes
+from tinygrad2.io.file_systems import Lock
+from tinygrad2.io.files import first_bytes, read_bytes
 from tinygrad2.io.outputs import check_output, files_of
 from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.monitor.progress import Meter
@@ -229,12 +230,12 @@ class ResultsFile:
         Raises UserError for any other file, which is not changed, and for one that another run is writing.
         """
         try:
-            self._lock = locked(self.path)
+            self._lock = Lock.of(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another with --results") from None
         if self._lock is None:
             raise UserError(f"{self.path}: another run is writing it; wait for that, or name another with --results")
-        weakref.finalize(self, os.close, self._lock)
+        weakref.finalize(self, self._lock.close)
         content = read_bytes(self.path)
         if self.head.startswith(content):                         # empty, or cut off while it was created
             self._write("wb", self.head)

@@ -7,6 +7,7 @@ import tempfile
 import zlib
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.file_systems import exists, move, retried, sync_file, sync_folder
 from tinygrad2.io.signatures import LOOK, recognize
 
 _SYSTEM = ("/dev/", "/proc/", "/sys/")  # /dev/stdout may be a link to a regular file
@@ -55,21 +56,25 @@ def atomic_write(path):
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates 0600; other users may read results
-        os.replace(temporary, path)
+            sync_file(file)
+        with contextlib.suppress(OSError):  # some file systems of a network have no permissions
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates 0600; other users may read results
+        move(temporary, path)
     except OSError as error:
         _remove(temporary)
         raise UserError(f"{path}: writing failed ({error.strerror}); the old file, if any, is untouched") from error
     except BaseException:
         _remove(temporary)
         raise
-    fsync_folder(folder)
+    try:
+        sync_folder(folder)
+    except OSError as error:
+        problem = f"the file system does not confirm that it is on disk ({error.strerror})"
+        raise UserError(f"{path}: is written, but {problem}; write it again, or choose another path") from error
 
 
 def _remove(path):
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # the error that is reported is the one that came first
         os.remove(path)
 
 
@@ -83,17 +88,6 @@ def _umask():
     return mask
 
 
-def fsync_folder(folder):
-    """Sync a folder's entries to disk: without that a power failure may undo a rename."""
-    if os.name != "posix":  # Windows cannot open folders, and renames there are journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _check_replaceable(path):
     """A rename would silently replace a device or a pipe (as root even /dev/null), and a file without permissions."""
     if os.path.abspath(path).startswith(_SYSTEM) and not os.path.abspath(path).startswith("/dev/shm/"):
@@ -102,8 +96,16 @@ def _check_replaceable(path):
         raise UserError(f"{path}: this is a folder; give the name of a file")
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: this is a device, pipe or socket; give the name of a regular file")
-    if os.path.exists(path) and not os.stat(path).st_mode & 0o222:
+    if may_exist(path) and not os.stat(path).st_mode & 0o222:
         raise UserError(f"{path}: this file is write-protected; choose another path, or allow it by chmod u+w")
+
+
+def may_exist(path):
+    """Is there something of that name? Raises UserError if the file system does not tell."""
+    try:
+        return exists(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be found or ruled out ({error.strerror}); try again") from None
 
 
 def make_folder(path):
@@ -142,7 +144,7 @@ def check_name(path):
     if longest > _MAX_NAME or len(os.fsencode(os.path.abspath(path))) > _MAX_PATH:
         raise UserError(f"{path[:40]}...: the name is too long for a file; choose a shorter one")
     try:
-        os.stat(path)
+        retried(os.stat, path)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -248,23 +250,3 @@ def crc32_of_file(path):
 
 def _checksum(fields):
     return crc32_text(json.dumps(fields, sort_keys=True).encode())
-
-
-def locked(path):
-    """Returns a locked file descriptor, or None if another process holds the lock. Closing it or exiting unlocks it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # a locked range cannot be read, so lock beyond the content
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if os.name == "nt" or isinstance(error, BlockingIOError):
-            os.close(handle)
-            return None  # any other error: a file system without locks; then there is no protection
-    return handle

@@ -9,7 +9,8 @@ that the program also reads, by whatever path. An empty file may be replaced: no
 import os
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import check_writable
+from tinygrad2.io.file_systems import move
+from tinygrad2.io.files import check_writable, may_exist
 
 _ELSEWHERE = "choose another path, or move it away"
 
@@ -32,7 +33,7 @@ def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
     for other, read in inputs:
         if is_same_file(path, read):
             raise UserError(f"{flag} {path}: is what {other} reads, and would be replaced; choose another path")
-    if not os.path.exists(path) or os.path.getsize(path) == 0:
+    if not may_exist(path) or os.path.getsize(path) == 0:
         return False
     if not is_ours(path):
         raise UserError(f"{flag} {path}: exists and is not {what}, so it is not replaced; {_ELSEWHERE}")
@@ -41,10 +42,12 @@ def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
 
 def is_same_file(path, other):
     """Do two paths lead to one file: the same path in another form, a symbolic or a hard link?"""
+    if os.path.realpath(path) == os.path.realpath(other):  # some file systems give a file another number each time
+        return True
     try:
         return os.path.samefile(path, other)
     except OSError:  # one of them does not exist
-        return os.path.realpath(path) == os.path.realpath(other)
+        return False
 
 
 def is_inside(path, folder):
@@ -69,14 +72,14 @@ def set_aside(path, log):
     Raises UserError if that fails.
     """
     path = os.path.realpath(path)
-    if not os.path.exists(path) or os.path.getsize(path) == 0:
+    if not may_exist(path) or os.path.getsize(path) == 0:
         return
     stem, ending = os.path.splitext(path)
     n = 1
     while os.path.lexists(aside := f"{stem}.previous-{n}{ending}"):
         n += 1
     try:
-        os.rename(path, aside)
+        move(path, aside)
     except OSError as error:
         raise UserError(f"{path}: cannot be renamed to {aside} ({error.strerror}); {_ELSEWHERE}") from None
     log(f"note      {path}: what an earlier training wrote is now in {aside}")

@@ -39,12 +39,21 @@ def rename_process(title):
 
 def started_at(pid):
     """The time (as of time.time) at which a process was started, to a hundredth of a second; now if it is unknown."""
-    now = time.time()
-    with contextlib.suppress(OSError, IndexError, ValueError, AttributeError):
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        return now - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    now, ticks = time.time(), start_ticks(pid)
+    with contextlib.suppress(OSError, AttributeError):
+        if ticks is not None:
+            return now - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
     return now
+
+
+def start_ticks(pid):
+    """When a process was started, in clock ticks since the system was: with the pid that identifies it. None if it has
+    ended, or the system does not tell (it is not Linux)."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return int(fields[19]) if fields[0] not in "ZX" else None
+    return None
 
 
 def kill_marked(mark, seconds):

@@ -26,12 +26,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.files import crc32_text, fsync_folder, read_bytes, read_json
+from tinygrad2.io.file_systems import move, retried, sync_file, sync_folder
+from tinygrad2.io.files import crc32_text, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1
 _NAME = re.compile(r"step_(\d{8,})(?:\.(\d+))?$")
 _WRITING, _DELETING = ".writing-", ".deleting-"  # folders that are being written and removed
+_LONG = 5.0  # seconds after which waiting for a checkpoint is reported
 _FILES = {"weights.bin", "optimizer.bin", "state.json", "metrics.jsonl"}
 
 
@@ -74,16 +76,16 @@ def write_checkpoint(folder, checkpoint, keep=False):
     keep    remove_old_checkpoints never removes it
     Raises UserError if it cannot be written (disk full, no permission); nothing that was there before is changed.
     """
-    temporary = os.path.join(folder, f"{_WRITING}{checkpoint.step:08d}-{os.getpid()}")
+    temporary, path = os.path.join(folder, f"{_WRITING}{checkpoint.step:08d}-{os.getpid()}"), None
     try:
         _remove_tree(temporary)
-        os.makedirs(temporary)
+        os.makedirs(temporary, exist_ok=True)  # what could not be removed is not listed in the manifest
         entries = {}
         for name, write in _files_of(checkpoint).items():
             with open(os.path.join(temporary, name), "wb") as raw:
                 checksum = write(raw)
                 entries[name] = {"bytes": raw.tell(), "checksum": checksum}
-                _to_disk(raw)
+                sync_file(raw)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -94,13 +96,17 @@ def write_checkpoint(folder, checkpoint, keep=False):
         manifest["checksum"] = _checksum(manifest)
         with open(os.path.join(temporary, "manifest.json"), "wb") as raw:
             raw.write(json.dumps(manifest, indent=1).encode())
-            _to_disk(raw)
-        fsync_folder(temporary)
-        path = _free_name(folder, checkpoint.step)
-        os.rename(temporary, path)
-        fsync_folder(folder)
+            sync_file(raw)
+        sync_folder(temporary)
+        free = _free_name(folder, checkpoint.step)
+        move(temporary, free)
+        path = free
+        sync_folder(folder)
         return path
     except OSError as error:
+        if path:
+            raise UserError(f"{path}: is written, but the file system does not confirm that it is on disk "
+                            f"({error.strerror}); earlier checkpoints stay") from error  # fmt: skip
         _remove_tree(temporary)
         raise UserError(
             f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); earlier ones "
@@ -205,17 +211,18 @@ def newest_checkpoint(folder, log=print):
             log(f"warning   {error}; trying the one before it")
             damaged.append(path)
     if damaged:
-        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is intact; remove them to start again")
+        raise UserError(f"{folder}: none of the {len(damaged)} checkpoint(s) is intact; if they could be read (see "
+                        "above), move them away to start again, else try again")  # fmt: skip
     return None, []
 
 
 def list_checkpoints(folder):
-    """Paths of all checkpoints, intact or damaged, the newest first."""
+    """Paths of all checkpoints, intact or damaged, the newest first. Raises UserError if the folder cannot be read: it
+    would look like one without checkpoints."""
     checkpoints = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for name in os.listdir(folder):
-            if match := _NAME.match(name):
-                checkpoints.append((int(match[1]), int(match[2] or 1), os.path.join(folder, name)))
+    for name in _names(folder):
+        if match := _NAME.match(name):
+            checkpoints.append((int(match[1]), int(match[2] or 1), os.path.join(folder, name)))
     return [path for _, _, path in sorted(checkpoints, reverse=True)]
 
 
@@ -241,16 +248,16 @@ def remove_old_checkpoints(folder, keep, distrusted=()):
     for path in intact:
         if path not in kept:
             doomed = os.path.join(folder, f"{_DELETING}{os.path.basename(path)}-{os.getpid()}")
-            os.rename(path, doomed)  # first the name: half a checkpoint must not look like a damaged one
+            move(path, doomed)  # first the name: half a checkpoint must not look like a damaged one
             _remove_tree(doomed)
+    sweep(folder, (_DELETING,))  # NFS keeps a file that was open when it was removed, and with it the folder
 
 
-def sweep(folder):
+def sweep(folder, beginnings=(_WRITING, _DELETING)):
     """Remove what a killed process left half-written or half-removed."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for name in os.listdir(folder):
-            if name.startswith((_WRITING, _DELETING)):
-                _remove_tree(os.path.join(folder, name))
+    for name in _names(folder):
+        if name.startswith(beginnings):
+            _remove_tree(os.path.join(folder, name))
 
 
 class CheckpointWriter:
@@ -281,6 +288,9 @@ class CheckpointWriter:
     def join(self, log):
         """Wait until everything is written."""
         if self._thread is not None:
+            self._thread.join(_LONG)
+            if self._thread.is_alive():
+                log(f"note      waiting until the last checkpoint is on disk in {self.folder}")
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
@@ -295,7 +305,7 @@ class CheckpointWriter:
         try:
             forever = self.keep_every > 0 and checkpoint.step % self.keep_every == 0
             self.path = write_checkpoint(self.folder, checkpoint, forever)
-            with contextlib.suppress(OSError):  # what cannot be removed now may be removable next time
+            with contextlib.suppress(OSError, UserError):  # what cannot be removed now may be removable next time
                 remove_old_checkpoints(self.folder, self.keep, self.distrusted)
         except BaseException as error:  # raised again by `join`, on the training's thread
             self._error = error
@@ -309,17 +319,22 @@ def _write(file, data):
     return crc32_text(data)
 
 
-def _to_disk(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _free_name(folder, step):
     path, n = os.path.join(folder, f"step_{step:08d}"), 1
     while os.path.lexists(path):
         n += 1
         path = os.path.join(folder, f"step_{step:08d}.{n}")
     return path
+
+
+def _names(folder):
+    """The names in a folder; none if there is no such folder. Raises UserError if it cannot be read."""
+    try:
+        return retried(os.listdir, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); try again, or give another --run-dir") from None
 
 
 def _remove_tree(path):
@@ -332,7 +347,7 @@ def _checksum(manifest):
 
 def _check_size(path, size):
     try:
-        actual = os.stat(path).st_size
+        actual = retried(os.stat, path).st_size
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
     if actual != size:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import unicodedata
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import check_output, files_of, is_inside, is_same_file
@@ -33,7 +34,8 @@ def check_outputs(config, run_dir, log):
         is_default = flag == "--metrics" and is_same_file(path, run_dir.metrics)
         if path and run_dir.owns(path) and not is_default:
             raise UserError(f"{flag} {path}: --run-dir {run_dir.path} keeps something else there; choose another path")
-    if config.metrics and is_same_file(config.metrics, config.weights_out):
+    if config.metrics and (is_same_file(config.metrics, config.weights_out)
+                           or _plain(config.metrics) == _plain(config.weights_out)):  # fmt: skip
         raise UserError(f"--metrics {config.metrics}: --weights-out is the same file; choose another path")
     if replaced:
         steps = training_of(config.weights_out).get("steps_done")
@@ -63,6 +65,11 @@ def inputs_of(config):
         for file in files_of(path) if path else ():
             if file == path or os.path.basename(file).startswith(names):
                 yield flag, file
+
+
+def _plain(path):
+    """The path as a file system sees it to which upper and lower case, or forms of Unicode, are the same."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def _is_part(path):
