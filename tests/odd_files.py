@@ -146,7 +146,8 @@ class Trials:
     def lost(self):
         """The names of files of the earlier training that are nowhere in the run folder any more."""
         before, places = os.path.join(self.folder, "again", "run"), ["", "previous-1", "previous-2"]
-        names = [os.path.relpath(os.path.join(top, name), before) for top, _, files in os.walk(before) for name in files]
+        paths = [os.path.join(folder, name) for folder, _, files in os.walk(before) for name in files]
+        names = [os.path.relpath(path, before) for path in paths]
         names = [name for name in names if not name.startswith(".") and name != "config.json"]
         return [name for name in names if not any(_same(os.path.join(before, name), self.path(f"run/{place}/{name}"))
                                                   for place in places)]  # fmt: skip
@@ -202,7 +203,7 @@ def _call(argv):
 def main(trials, seed):
     """In the process that was started with odd_files.c."""
     with tempfile.TemporaryDirectory(prefix="odd-files-") as folder:
-        harness, complete, wrong = Trials(folder), 0, 0
+        harness, wrong = Trials(folder), 0
         for n in range(trials):
             text = rules(random.Random(f"{seed} {n}"))
             kind = ("new", "again", "resume")[n % 3]

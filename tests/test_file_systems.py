@@ -12,9 +12,9 @@ import sys
 import time
 
 import numpy as np
+import odd_files
 import pytest
 
-import odd_files
 from tinygrad2.errors import UserError
 from tinygrad2.io import file_systems
 from tinygrad2.io.file_systems import Lock, exists, move, retried, status_of, sync_folder
