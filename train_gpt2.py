@@ -55,6 +55,7 @@ from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
+from tinygrad2.training.disk_plan import check_disk
 from tinygrad2.training.memory_plan import MemoryPlan
 from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
@@ -173,7 +174,7 @@ def main(world, argv=None):
             state.before = report_loss("before")
 
     saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
-    with closing(run_dir), kernels(config.kernels), stop, saved_if_data_changes:
+    with closing(run_dir), closing(log), kernels(config.kernels), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step
             lr = trainer.lr()
             with log.timing():
@@ -201,7 +202,6 @@ def main(world, argv=None):
             report.print_finetuned(state.before, report_loss("after"), trainer.done, world.print)
         peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
         world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
-    log.close()
     return 128 + trainer.stopping if trainer.stopping else 0
 
 
@@ -290,6 +290,8 @@ def configure(argv, world):
     if saved:
         report.print_changes(saved, config, gpt_config, world.print)
     world.on_rank_0("checking what will be written", check_outputs, config, run_dir, world.print)
+    parameters, done = gpt_config.count_parameters(), saved.step if saved else 0
+    world.on_rank_0("checking the room on the disk", check_disk, config, parameters, run_dir, done)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     described = ops.describe_kernels(config.device, config.kernels)

@@ -23,10 +23,10 @@ LAYERS = {  # what the files of a folder may import besides each other; nothing 
     "tinygrad2/system": {"base"},
     "cli": {"base", "tinygrad2/system"},  # tinygrad2/cli.py
     "engine": {"base", "tinygrad2/system"},  # the files at the top of tinygrad2/
-    "tinygrad2/io": ENGINE,
+    "tinygrad2/io": ENGINE | {"tinygrad2/system"},
     "tinygrad2/monitor": ENGINE | {"tinygrad2/io", "tinygrad2/system"},
     "tinygrad2/tokenizers": {"base", "tinygrad2/io", "tinygrad2/system"},
-    "tinygrad2/datasets": {"base", "tinygrad2/io", "tinygrad2/monitor", "tinygrad2/tokenizers"},
+    "tinygrad2/datasets": {"base"} | {f"tinygrad2/{name}" for name in ("io", "monitor", "system", "tokenizers")},
     "tinygrad2/distributed": ENGINE | {"cli", "tinygrad2/io", "tinygrad2/system"},
     "tinygrad2/evaluation": ENGINE | {"tinygrad2/io", "tinygrad2/system", "tinygrad2/tokenizers"},
     "tinygrad2/interop": {"base", "tinygrad2/io", "tinygrad2/tokenizers", "tinygrad2/datasets"},

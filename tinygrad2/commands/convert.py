@@ -27,6 +27,7 @@ from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.pretrained import kind_of_model, open_model
 from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
+from tinygrad2.io.room import Need, check_room
 from tinygrad2.io.signatures import LLMC_FILES
 from tinygrad2.io.weights import save_weights
 from tinygrad2.system.streams import print_error
@@ -116,6 +117,8 @@ def _model(args):
     tokenizer, notes = pretrained.tokenizer, list(pretrained.notes)
     if args.dtype != "float32" and args.to not in ("hf", "llmc"):
         raise UserError(f"--dtype {args.dtype}: only hf and llmc can be written in it")
+    size = (4 if args.dtype == "float32" else 2) * sum(tensor.size for tensor in pretrained.tensors.values())
+    check_room([Need("", args.target, "the model", size, size)])
     if args.to == "hf":
         _check_tokenizer(args.target, tokenizer)
         notes += hf.write_folder(args.target, pretrained.tensors, config, pretrained.ends, args.dtype, pretrained.bos)

@@ -38,6 +38,7 @@ from tinygrad2.system.installation import PROJECT_ROOT
 from tinygrad2.system.process import kill_marked, set_parent_death_signal
 from tinygrad2.system.signals import STOP_SIGNALS
 from tinygrad2.system.streams import write_descriptor
+from tinygrad2.system.temporary import temporary_folder
 
 _REPORT = re.compile(rb"^\[rank \d+ of \d+[^\]\n]*\] .+", re.MULTILINE)  # what ranks and guards print about a failure
 _LEFT_SECONDS = 10.0  # that processes of a job may take to end after mpirun has
@@ -164,10 +165,11 @@ class _Launch:
     def _host_flags(self, files):
         if not self.hosts:
             return []
-        file = files.enter_context(tempfile.NamedTemporaryFile("w", prefix="tinygrad2-hosts-", suffix=".txt"))
-        file.writelines(f"{host}:{slots}\n" for host, slots in self.hosts)
-        file.flush()
-        return ["-f" if self.is_mpich else "--hostfile", file.name]
+        folder = files.enter_context(temporary_folder(tempfile.gettempdir(), "hosts"))
+        path = os.path.join(folder, "hosts.txt")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{host}:{slots}\n" for host, slots in self.hosts)
+        return ["-f" if self.is_mpich else "--hostfile", path]
 
     def _choose_ranks(self):
         """Leave out hosts that do not answer, and one rank if wanted; returns whether there is anything left."""

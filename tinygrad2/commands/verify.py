@@ -47,6 +47,7 @@ from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.io.weights import load_weights
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.streams import can_overwrite
+from tinygrad2.system.temporary import temporary_folder
 from tinygrad2.tensor import no_grad
 
 STEPS = 12
@@ -84,7 +85,7 @@ def main(argv):
     flags = [*flags, "--data", config.data]                       # of a pipe: the file that several trainings can read
     failed, live = 0, can_overwrite(sys.stdout)
     start = "\r\x1b[K" if live else ""
-    with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
+    with temporary_folder(tempfile.gettempdir(), "verify") as folder:
         for name in names:
             if name not in words and (missing := _missing(name)):
                 print(adapt_hint(f"{name:12s} not tried: {missing}"))

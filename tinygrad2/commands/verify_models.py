@@ -23,6 +23,7 @@ from tinygrad2.cli import explanation, refuse_empty_path
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import open_model
+from tinygrad2.system.temporary import temporary_folder
 from tinygrad2.tensor import no_grad
 
 TOLERANCE = 1e-4
@@ -85,7 +86,7 @@ def verify_hf(path):
     ids = np.random.default_rng(0).integers(0, V, (2, T + 1))  # the last of each row is a target only
     begin = max(1, min(4, T // 2))
     new = min(_GREEDY, pretrained.config["block_size"] - begin + 1)  # transformers has no position after these
-    with tempfile.TemporaryDirectory(prefix="tinygrad2-verify-") as folder:
+    with temporary_folder(tempfile.gettempdir(), "verify") as folder:
         if pretrained.kind != "Hugging Face" or not os.path.isdir(path):
             path = os.path.join(folder, "model")
             hf.write_folder(path, pretrained.tensors, config_of(pretrained).to_dict())

@@ -13,6 +13,7 @@ import tempfile
 from tinygrad2.datasets.find_files import TOKENS
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import user_cache
+from tinygrad2.system.temporary import create_file, remove, sweep
 
 _BLOCK = 1 << 20
 
@@ -88,9 +89,10 @@ def _refuse_devices(data, status):
 def _spool(pipe, data):
     """Write the content of a pipe into the cache; returns the path."""
     folder = _folder()
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=folder)
-    digest, size = hashlib.sha256(), 0
+    digest, size, temporary = hashlib.sha256(), 0, ""
     try:
+        sweep(folder)
+        handle, temporary = create_file(folder, "piped", 0o600)
         with os.fdopen(handle, "wb") as file:
             while block := pipe.read(_BLOCK):
                 digest.update(block)
@@ -106,8 +108,7 @@ def _spool(pipe, data):
         problem = f"what comes through the pipe cannot be kept in {folder} ({error.strerror})"
         raise UserError(f"{data}: {problem}; choose another place with XDG_CACHE_HOME") from None
     finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        remove(temporary)
 
 
 def _folder():

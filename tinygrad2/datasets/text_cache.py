@@ -13,6 +13,7 @@ them; interrupted work continues after the last shard.
 Tokens are used again if the text is the one that they were made from, see text_source.py.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,10 @@ from tinygrad2.datasets.text_source import TextSource
 from tinygrad2.datasets.token_files import MemoryTokens, TokenFile, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import read_record, user_cache, write_record
+from tinygrad2.io.room import free_bytes, size_text
 from tinygrad2.monitor.progress import Meter
+from tinygrad2.system.memory import available_bytes
+from tinygrad2.system.temporary import sweep
 from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.tokenizers.parallel import CUT, encode_stream
 from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -46,19 +50,30 @@ def tokens_of_text(paths, tokenizer, vocab_size, log):
     for folder, stem in _cache_places(text):
         try:
             os.makedirs(folder, exist_ok=True)
+            sweep(folder)
             return _open_or_make(text, os.path.join(folder, stem), tokenizer, vocab_size, log)
         except UserError as error:
             if not isinstance(error.__cause__, OSError):
                 raise  # not a problem of the folder
+            log(f"note      {error}")
         except PermissionError:
             pass
         except OSError as error:
             log(f"note      {folder}: cannot be used ({error.strerror})")
+    available = available_bytes()
+    if available is not None and available < 2 * _least_bytes(text):  # ids of four bytes instead of two
+        need = f"its tokens need at least {size_text(_least_bytes(text))} on a disk, or twice that in memory"
+        raise UserError(f"{text.paths[0]}: {need}; set XDG_CACHE_HOME to a folder with room")
     log("note      no folder to keep the tokens in: they stay in memory, and will be computed again next time")
     text.sha256()  # checks it
     tokenizer = tokenizer or _train(text, vocab_size, log)
     ids = [part for part, *_ in _encode(text, tokenizer, (0, 0, False))]
     return [MemoryTokens(np.concatenate(ids))], tokenizer
+
+
+def _least_bytes(text):
+    """What its tokens take at least: two bytes for each, and a token has hardly more than eight bytes of text."""
+    return sum(text.sizes) // 4
 
 
 def _cache_places(text):
@@ -82,6 +97,7 @@ def _open_or_make(text, stem, tokenizer, vocab_size, log):
     key = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:12]
     shards = f"{stem}-{key}"
     os.makedirs(shards, exist_ok=True)
+    sweep(shards)
     return _open_or_make_shards(text, shards, tokenizer, log), tokenizer
 
 
@@ -95,6 +111,10 @@ def _open_or_make_shards(text, folder, tokenizer, log):
     if files is not None and record["done"]:
         return files
     if not files:
+        free = free_bytes(folder)
+        if free is not None and free < _least_bytes(text):
+            problem = f"the tokens need at least {size_text(_least_bytes(text))}, and {size_text(free)} are free"
+            raise UserError(f"{folder}: {problem}") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # "place" is a position; the key keeps its name, so that existing caches stay valid
         files, record = [], text.facts() | {"shards": [], "place": (0, 0, False), "done": False}
     if files:

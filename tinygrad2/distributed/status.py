@@ -17,6 +17,7 @@ import tempfile
 import time
 
 from tinygrad2.errors import to_bytes
+from tinygrad2.system.temporary import create_file, sweep
 
 _ROW = struct.Struct("qqddqqq120s200s")  # number, inside, since, beat, pid, asked, stopping, name, location
 _BEAT, _PID, _ASKED, _STOPPING, _NAME, _LOCATION = 24, 32, 40, 48, 56, 176  # byte offsets in a row
@@ -50,18 +51,17 @@ class StatusTable:
     @staticmethod
     def create_file(rows):
         """Create a file of the required size; returns its path. The caller removes it once all ranks have opened it."""
-        for folder in ["/dev/shm"] * os.access("/dev/shm", os.W_OK) + [None]:
-            handle, path = tempfile.mkstemp(prefix="tinygrad2-status-", dir=folder)
+        for folder in ["/dev/shm"] * os.access("/dev/shm", os.W_OK) + [tempfile.gettempdir()]:
+            sweep(folder)
+            handle, path = create_file(folder, "status", 0o600)  # stays open, and locked: nobody sweeps it
             try:
                 os.posix_fallocate(handle, 0, _ROW.size * rows)  # else a full /dev/shm ends the ranks by SIGBUS
-                break
-            except OSError:
+                return path
+            except OSError as error:
+                problem = error
                 os.unlink(path)
-                if folder is None:
-                    raise
-            finally:
                 os.close(handle)
-        return path
+        raise problem
 
     def _pack(self, row, offset, form, *values):
         struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)

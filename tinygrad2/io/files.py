@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-import tempfile
 import zlib
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import exists, move, retried, sync_file, sync_folder
 from tinygrad2.io.signatures import LOOK, recognize
+from tinygrad2.system.temporary import create_file, remove, sweep
 
 _SYSTEM = ("/dev/", "/proc/", "/sys/")  # /dev/stdout may be a link to a regular file
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes of a part of a path, and of a whole one with a temporary name in it
@@ -49,43 +49,27 @@ def atomic_write(path):
     _check_replaceable(path)
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
+    sweep(folder)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{name[:40]}.", suffix=".tmp", dir=folder)
+        handle, temporary = create_file(folder, name)
     except OSError as error:
         raise UserError(f"{path}: cannot write into {folder} ({error.strerror}); choose another path") from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             sync_file(file)
-        with contextlib.suppress(OSError):  # some file systems of a network have no permissions
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates 0600; other users may read results
         move(temporary, path)
     except OSError as error:
-        _remove(temporary)
+        remove(temporary)
         raise UserError(f"{path}: writing failed ({error.strerror}); the old file, if any, is untouched") from error
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     try:
         sync_folder(folder)
     except OSError as error:
         problem = f"the file system does not confirm that it is on disk ({error.strerror})"
         raise UserError(f"{path}: is written, but {problem}; write it again, or choose another path") from error
-
-
-def _remove(path):
-    with contextlib.suppress(OSError):  # the error that is reported is the one that came first
-        os.remove(path)
-
-
-def _umask():
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="latin-1") as file:
-        for line in file:
-            if line.startswith("Umask:"):  # Linux
-                return int(line.split()[1], 8)
-    mask = os.umask(0)  # elsewhere it must be set to be read; files that other threads make just now get the wrong one
-    os.umask(mask)
-    return mask
 
 
 def _check_replaceable(path):

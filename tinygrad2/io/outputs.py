@@ -11,6 +11,8 @@ import os
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import move
 from tinygrad2.io.files import check_writable, may_exist
+from tinygrad2.io.room import Need, check_room
+from tinygrad2.system.temporary import sweep
 
 _ELSEWHERE = "choose another path, or move it away"
 
@@ -26,8 +28,10 @@ def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
 
     Returns whether there is a file that will be replaced.
     """
+    sweep(os.path.dirname(os.path.realpath(path)))
     try:
         check_writable(path, made_later)
+        check_room([Need("", path, what, 0, 0)])
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
     for other, read in inputs:

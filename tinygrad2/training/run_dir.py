@@ -20,6 +20,7 @@ from tinygrad2.io.file_systems import Lock, move, retried
 from tinygrad2.io.files import check_name, may_exist, write_json
 from tinygrad2.io.outputs import check_output, is_inside
 from tinygrad2.monitor.metrics import is_metrics, is_run_config
+from tinygrad2.system.temporary import sweep as sweep_temporary
 from tinygrad2.training.checkpoint import is_checkpoint_name, newest_checkpoint, sweep
 from tinygrad2.training.owner import FolderInUse, Owner, in_use
 
@@ -96,6 +97,7 @@ class RunDir:
             if self._lock is None and hasattr(self, "_unlock"):
                 self._unlock()
         sweep(self.checkpoints)
+        sweep_temporary(self.path)
 
     def close(self):
         """Release the lock: the training has ended."""

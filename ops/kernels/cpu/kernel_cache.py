@@ -8,6 +8,8 @@ import pathlib
 
 from numba.core import event
 
+from tinygrad2.system.temporary import replacing, sweep
+
 _cached = []  # the kernels that are kept on disk
 
 
@@ -17,8 +19,13 @@ def set_up(kernel):
     with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp counts
         kernel._cache._cache_file._source_stamp = _stamp()
         kernel._cache.save_overload = _save_if_possible(kernel._cache.save_overload)
+        kernel._cache._cache_file._open_for_write = replacing     # what a killed process leaves is swept away later
+        _sweep(kernel._cache.cache_path)
     _cached.append(kernel)
     return kernel
+
+
+_sweep = functools.cache(sweep)  # most kernels share a folder
 
 
 def _save_if_possible(save):
