@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -106,14 +107,21 @@ def test_a_training_on_a_disk_that_fills_up_continues_and_reports_it(tmp_path):
         pytest.skip("this container may not mount a small disk")
     try:
         (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
-        result = train(tmp_path, f"--steps 30 --checkpoint-every 1 --keep-checkpoints 20 --run-dir {small / 'run'}")
+        flags = f"--steps 30 --checkpoint-every 1 --run-dir {small / 'run'}"
+        refused = train(tmp_path, f"{flags} --keep-checkpoints 20")
+        assert refused.returncode == 2 and not os.listdir(small)
+        assert "21 checkpoint(s) 5.7" in refused.stderr and "2.10 MB are free on the disk of" in refused.stderr
+        filler = subprocess.Popen(["bash", "-c", f"until ls {small}/run/checkpoints/step_*2; do sleep 0.02; done; "
+                                   f"cat /dev/zero > {small}/zeros"], stderr=subprocess.DEVNULL)  # fmt: skip
+        result = train(tmp_path, f"{flags} --keep-checkpoints 3")
+        filler.wait()
         assert result.returncode == 0, result.stderr
         warnings = [line for line in result.stdout.splitlines() if line.startswith("warning")]
         assert warnings and all("No space left on device" in line for line in warnings)
         written = steps(small / "run" / "checkpoints")
-        assert 3 <= len(written) < 20
+        assert 1 <= len(written) <= 5 and written[0] < 30
         assert not [name for name in os.listdir(small / "run" / "checkpoints") if not name.startswith("step_")]
-        (small / "run" / "metrics.jsonl").write_text("")  # some room
+        (small / "zeros").unlink()
         again = train(tmp_path, f"--resume --run-dir {small / 'run'} --weights-out {tmp_path / 'w'}")
         assert again.returncode == 0 and f"step_{written[0]:08d}" in again.stdout
         full = train(tmp_path, f"--steps 2 --run-dir {tmp_path / 'r'} --weights-out {small / 'w.bin'}")
@@ -184,10 +192,19 @@ def test_the_writer_works_in_parallel_and_reports_failures(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        writer.save(checkpoint(6), said.append)
+        writer.join(said.append)
+    assert len(said) == 1 and "step 6 cannot be written" in said[0] and steps(folder) == [5, 4]
+
+    def none_left(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
     writer.save(checkpoint(6), said.append)
     writer.join(said.append)
-    assert len(said) == 1 and "step 6 cannot be written" in said[0] and steps(folder) == [5, 4]
+    assert len(said) == 1 and steps(folder) == [6, 5]
 
 
 def test_manifests_with_impossible_fields_are_refused_even_with_a_right_checksum(folder):

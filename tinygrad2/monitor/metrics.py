@@ -10,6 +10,8 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.files import first_bytes, read_json
 
 _BEGIN = re.compile(rb'\{"step": \d+, "(l|lo|los|loss|loss".*)?')  # of a line
+_STEP = re.compile(rb'^\{"step": (\d+),', re.MULTILINE)
+_MOST_KEPT = 100_000  # lines, 20 MB
 MAX_LINE = 100_000  # characters; those of a training have about 200
 
 
@@ -134,45 +136,104 @@ class MetricsFile:
 
     path       "" means no file
     resumed    True: the existing lines stay, except an incomplete last one; False: the file starts empty
-    history    of a resumed training: the lines, if the file is missing
+    history    of a resumed training: its lines so far; those of steps that the file lacks are added to it
 
-    Raises UserError if it cannot be written to at first; later a full disk is reported by log(line), once, and lines
-    are lost until there is room again. A file that was removed is created again.
+    Raises UserError if it cannot be written to at first. Later lines that cannot be written, on a full disk for
+    example, are written when there is room again; log(line) reports that once, and once when they have been written. A
+    file that was removed is made again, and its folder. For both the last lines, 20 MB of them, are in memory.
     """
 
     def __init__(self, path, resumed=False, history=b"", log=print):
-        self.path, self.log, self._failing = path, log, False
-        content = self.content() if resumed else b""
-        complete = content[: content.rfind(b"\n") + 1]
-        if not resumed or complete != content or not complete:
-            self._write("wb", complete or (history if resumed else b""))
+        self.path, self.log = path, log
+        self._lines, self._unwritten, self._lost = [], 0, 0  # how many of the last ones are not in the file, or nowhere
+        if not path:
+            return
+        try:
+            if not resumed:
+                with open(path, "wb"):
+                    return
+            content = self._read()
+            complete = content[: content.rfind(b"\n") + 1]
+            if complete != content:
+                os.truncate(path, len(complete))
+            missing = _without(history, complete)
+            self._append(missing)
+        except OSError as error:
+            raise self._error(error) from None
+        self._lines = [*complete.splitlines(True), *missing.splitlines(True)][-_MOST_KEPT:]
 
     def append(self, record):
         """Add one line."""
-        size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
-        try:
-            self._write("ab", json.dumps(record).encode() + b"\n")
-            self._failing = False
-        except UserError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)  # no incomplete line
-            if not self._failing:  # a line per step would hide everything else
-                self.log(f"warning   {error}; the training goes on, without these lines")
-            self._failing = True
+        if not self.path:
+            return
+        self._lines.append(json.dumps(record).encode() + b"\n")
+        self._unwritten += 1
+        if len(self._lines) > _MOST_KEPT:
+            del self._lines[0]
+        if self._unwritten > len(self._lines):
+            self._unwritten, self._lost = len(self._lines), self._lost + 1
+        self._write()
 
     def content(self):
         """All lines so far, as bytes."""
+        content = self._read() if self.path else b""
+        return content + b"".join(self._new_lines()) if content else b"".join(self._lines)
+
+    def close(self):
+        """Write what is left; what cannot be written is counted by log(line)."""
+        if self._unwritten:
+            self._write()
+        if n := self._unwritten + self._lost:
+            self.log(f"warning   {self.path}: {n:,} line(s) could not be written, and are lost")
+
+    def _new_lines(self):
+        return self._lines[len(self._lines) - self._unwritten :]
+
+    def _write(self):
+        """Write the lines that are not in the file yet; all, if it was removed."""
+        late, before = self._unwritten - 1, len(self._lines) - self._unwritten
+        try:
+            removed = before > 0 and not (os.path.exists(self.path) and os.path.getsize(self.path))
+            self._append(b"".join(self._lines if removed else self._new_lines()))
+        except OSError as error:
+            if late < 1:  # a line per step would hide everything else
+                self.log(f"warning   {self._error(error)}; the training goes on, and its lines are kept in memory")
+            return
+        self._unwritten = 0
+        if removed:
+            self.log(f"warning   {self.path}: was removed; made again, with its last {len(self._lines):,} lines")
+        elif late > 0:
+            self.log(f"note      {self.path}: is written again, with {late:,} lines that were kept")
+
+    def _append(self, data):
+        """Raises OSError; then no part of it is in the file."""
+        try:
+            file = open(self.path, "ab", buffering=0)
+        except FileNotFoundError:  # its folder was removed
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            file = open(self.path, "ab", buffering=0)
+        with file:
+            size, left = os.fstat(file.fileno()).st_size, memoryview(data)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)
+                raise
+
+    def _read(self):
         try:
             with open(self.path, "rb") as file:
                 return file.read()
         except OSError:
             return b""
 
-    def _write(self, mode, data):
-        if not self.path:
-            return
-        try:
-            with open(self.path, mode) as file:
-                file.write(data)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+    def _error(self, error):
+        return UserError(f"{self.path}: cannot be written ({error.strerror})")
+
+
+def _without(history, content):
+    """The lines of `history` about steps of which `content` has none."""
+    known = set(_STEP.findall(content))
+    return b"".join(line for line in history.splitlines(True) if not known.issuperset(_STEP.findall(line)))

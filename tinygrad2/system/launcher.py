@@ -1,8 +1,14 @@
 """What mpirun or srun have started, from their environment variables: before MPI can be asked, and without it."""
 
+import functools
 import os
+import stat
 
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
+_LAUNCHERS = {b"mpirun", b"mpiexec", b"mpiexec.hydra", b"orterun", b"prterun"}  # names of the process
+_GENERATIONS = 6  # a rank, its guard, a proxy, mpirun
+_MARGIN = 1 << 16  # bytes: what other ranks may have written that mpirun has not read yet
+_DEV_FULL = os.makedev(1, 7) if hasattr(os, "makedev") else None
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 _OWN_VARIABLES = ("PMI", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PRTE_", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 
@@ -16,6 +22,40 @@ def own_rank():
     """Which of them this process is. Under srun alone, SLURM_PROCID says it."""
     ranks = [number for number in map(_number, _RANKS) if number is not None]
     return ranks[0] if ranks else _number("SLURM_PROCID") or 0
+
+
+def launcher_has_room(number, size):
+    """Can mpirun write so many bytes to its own standard output (1) or error (2), to which it copies that of the ranks?
+
+    MPICH's mpirun kills the job when it cannot. So a rank that would fill the disk had better not print. True where it
+    cannot be told: without mpirun, on another host than mpirun's, for pipes and terminals.
+    """
+    if not ranks_started() or (path := _path_of_launcher(number)) is None:
+        return True
+    try:
+        status, disk = os.stat(path), os.statvfs(path)
+    except (OSError, AttributeError):
+        return True
+    if not stat.S_ISREG(status.st_mode):
+        return not stat.S_ISCHR(status.st_mode) or status.st_rdev != _DEV_FULL
+    return disk.f_bavail * disk.f_frsize >= size + _MARGIN
+
+
+@functools.cache
+def _path_of_launcher(number):
+    """/proc/PID/fd/NUMBER of the mpirun that has started this process; None if there is none on this host."""
+    pid = os.getpid()
+    for _ in range(_GENERATIONS):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read()
+        except OSError:
+            return None
+        name, _, rest = fields.partition(b"(")[2].rpartition(b")")
+        if name in _LAUNCHERS:
+            return f"/proc/{pid}/fd/{number}"
+        pid = int(rest.split()[1])
+    return None
 
 
 def without_launcher(environment):

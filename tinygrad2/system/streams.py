@@ -9,12 +9,15 @@ lost, which is reported on stderr once and by the exit code. Imports nothing tha
 """
 
 import contextlib
+import errno
 import os
 import stat
 import sys
 import time
+from functools import partial
 
 from tinygrad2.errors import UserError
+from tinygrad2.system.launcher import launcher_has_room, ranks_started
 
 
 def is_session():
@@ -120,13 +123,15 @@ class ProtectedStream:
 
     unprotected       the stream; None: there is none, text goes nowhere
     error             the first exception by which text was lost, or None
+    lost              how many lines were lost
+    has_room          has_room(n): can n bytes be written? False: they are not, as on a full disk. None: it is tried
     on_error          called with it, once
     on_broken_pipe    called when nobody reads the stream any more; text then goes nowhere. None: BrokenPipeError
     """
 
-    def __init__(self, stream, on_error=None, on_broken_pipe=None):
-        self.unprotected, self.on_error, self.error = stream, on_error, None
-        self.on_broken_pipe = on_broken_pipe
+    def __init__(self, stream, on_error=None, on_broken_pipe=None, has_room=None):
+        self.unprotected, self.on_error, self.error, self.lost = stream, on_error, None, 0
+        self.on_broken_pipe, self.has_room = on_broken_pipe, has_room
 
     def write(self, text):
         try:
@@ -150,6 +155,8 @@ class ProtectedStream:
         if self.unprotected is None:
             return
         try:
+            if args and self.has_room and not self.has_room(len(args[0])):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             getattr(self.unprotected, method)(*args)
         except UnicodeEncodeError:
             raise
@@ -159,6 +166,7 @@ class ProtectedStream:
             _discard_pending(self.unprotected)                    # from here on it leads to /dev/null
             self.on_broken_pipe()
         except (OSError, ValueError) as error:                    # ValueError: the stream is closed
+            self.lost += "".join(args).count("\n")
             if self.error is None:
                 self.error = error
                 if self.on_error:
@@ -176,7 +184,7 @@ def protected_streams(name):
     """
     _open_missing_descriptors()
     before = sys.stdout, sys.stderr
-    out, err = map(_protect, before)
+    out, err = (_protect(stream, number) for number, stream in enumerate(before, start=1))
     if out is not before[0]:
         out.on_error = lambda error: print_error(
             f"{name}: standard output cannot be written ({_reason(error)}): what is printed is lost, all else goes on"
@@ -189,16 +197,18 @@ def protected_streams(name):
     finally:
         if out.error is not None:
             _discard_pending(out.unprotected)
+            if out.lost and out is not before[0]:
+                print_error(f"{name}: {out.lost:,} line(s) of standard output were lost")
         if (sys.stdout, sys.stderr) == (out, err):                # not if another thread has replaced them meanwhile
             sys.stdout, sys.stderr = before
 
 
-def _protect(stream):
+def _protect(stream, number):
     if isinstance(stream, ProtectedStream):
         return stream
     if stream in (sys.__stdout__, sys.__stderr__) and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")                      # a terminal that cannot show a character
-    return ProtectedStream(stream)
+    return ProtectedStream(stream, has_room=partial(launcher_has_room, number) if ranks_started() else None)
 
 
 def _open_missing_descriptors():

@@ -29,6 +29,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import move, retried, sync_file, sync_folder
 from tinygrad2.io.files import crc32_text, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
+from tinygrad2.system.temporary import is_mine
 
 FORMAT, VERSION = "tinygrad2-checkpoint", 1
 _NAME = re.compile(r"step_(\d{8,})(?:\.(\d+))?$")
@@ -256,8 +257,10 @@ def remove_old_checkpoints(folder, keep, distrusted=()):
 def sweep(folder, beginnings=(_WRITING, _DELETING)):
     """Remove what a killed process left half-written or half-removed."""
     for name in _names(folder):
-        if name.startswith(beginnings):
-            _remove_tree(os.path.join(folder, name))
+        path = os.path.join(folder, name)
+        with contextlib.suppress(FileNotFoundError):
+            if name.startswith(beginnings) and is_mine(os.lstat(path)):
+                _remove_tree(path)
 
 
 class CheckpointWriter:
@@ -282,8 +285,12 @@ class CheckpointWriter:
         """Start to write a checkpoint, once the one before it is written. Failures are reported by log(line): a full
         disk should not end a training, and the earlier checkpoints are still there."""
         self.join(log)
-        self._thread = threading.Thread(target=self._write, args=(checkpoint,), name="tinygrad2 checkpoint")
-        self._thread.start()
+        self._thread = threading.Thread(target=self._write_later, args=(checkpoint,), name="tinygrad2 checkpoint")
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system allows no more threads
+            self._thread = None
+            self._write(checkpoint)
 
     def join(self, log):
         """Wait until everything is written."""
@@ -294,14 +301,17 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if isinstance(error, UserError):
-            log(f"warning   {error}")
+        if isinstance(error, (UserError, MemoryError)):
+            log(f"warning   {error or 'no memory is left to write a checkpoint'}")
         elif error:
             raise error
 
-    def _write(self, checkpoint):
+    def _write_later(self, checkpoint):
         with contextlib.suppress(AttributeError, OSError):  # Linux only: the training goes first if cores are few
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        self._write(checkpoint)
+
+    def _write(self, checkpoint):
         try:
             forever = self.keep_every > 0 and checkpoint.step % self.keep_every == 0
             self.path = write_checkpoint(self.folder, checkpoint, forever)

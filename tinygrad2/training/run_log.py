@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import set_aside
 from tinygrad2.monitor.metrics import MetricsFile
 from tinygrad2.monitor.outliers import WINDOW, Outliers
@@ -124,11 +125,17 @@ class RunLog:
         restored = self.run_dir and self.run_dir.restore(self.note)
         for board in self.boards:
             if restored:
-                board.open()
+                self._open_again(board)
             if record:
                 board.append(record)
         if record:
             self.metrics.append(record)
+
+    def _open_again(self, board):
+        try:
+            board.open()
+        except UserError as error:                                # telling must not end a training
+            self.note(f"warning   {error}")
 
     def history(self):
         """All records so far, as the bytes of metrics.jsonl; empty on all ranks but 0."""
@@ -136,5 +143,6 @@ class RunLog:
 
     def close(self):
         """The training is over."""
+        self.metrics.close()
         for board in self.boards:
             board.close()
