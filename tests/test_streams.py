@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -128,6 +129,26 @@ def test_missing_descriptors_are_opened():
               "call(lambda: os.write(1, str(os.open('/dev/null', os.O_RDONLY)).encode()), 'p')")  # fmt: skip
     command = ["bash", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, script]
     assert int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout) > 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and /dev/full")
+@pytest.mark.parametrize("output, printed", [("/dev/full", False), ("/dev/null", True), ("log", True)])
+def test_ranks_print_nothing_that_mpirun_could_not_write(tmp_path, output, printed):
+    """MPICH's ends the job if it cannot. It reads what ranks print from a pipe, here cat's."""
+    (tmp_path / "mpirun").symlink_to(shutil.which("bash"))
+    (tmp_path / "rank.py").write_text(
+        "from tinygrad2.cli import call\ncode = call(lambda: print('step 1', flush=True))\n"
+        "open('code', 'w').write(str(code))"
+    )
+    command = f'"{sys.executable}" rank.py 2> errors | cat > piped; true'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PMI_SIZE": "2", "PMI_RANK": "0"}
+    with open(tmp_path / "log", "w") as log:
+        stdout = log if output == "log" else open(output, "w")
+        subprocess.run([tmp_path / "mpirun", "-c", command], cwd=tmp_path, env=environment, stdout=stdout, check=True)
+        stdout.close()
+    assert (tmp_path / "piped").read_text() == "step 1\n" * printed
+    assert (tmp_path / "code").read_text() == ("None" if printed else "1")
+    assert ("1 line(s) of standard output were lost" in (tmp_path / "errors").read_text()) == (not printed)
 
 
 # -- stand-ins ---------------------------------------------------------------------------------------------------------

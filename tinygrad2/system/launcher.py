@@ -38,7 +38,7 @@ def launcher_has_room(number, size):
         return True
     if not stat.S_ISREG(status.st_mode):
         return not stat.S_ISCHR(status.st_mode) or status.st_rdev != _DEV_FULL
-    return disk.f_bavail * disk.f_frsize >= size + _MARGIN
+    return not disk.f_blocks or disk.f_bavail * disk.f_frsize >= size + _MARGIN
 
 
 @functools.cache
