@@ -67,8 +67,15 @@ def tokens_of_text(paths, tokenizer, vocab_size, log):
     log("note      no folder to keep the tokens in: they stay in memory, and will be computed again next time")
     text.sha256()  # checks it
     tokenizer = tokenizer or _train(text, vocab_size, log)
-    ids = [part for part, *_ in _encode(text, tokenizer, (0, 0, False))]
-    return [MemoryTokens(np.concatenate(ids))], tokenizer
+    shards = [MemoryTokens(ids) for ids, *_ in _encode(text, tokenizer, (0, 0, False)) if len(ids)]
+    return _some(shards, text), tokenizer
+
+
+def _some(files, text):
+    """The files. Raises UserError if there are none."""
+    if not files:
+        raise UserError(f"{text.paths[0]}: it contains no text; give one to train on with --data FILE")
+    return files
 
 
 def _least_bytes(text):
@@ -128,9 +135,7 @@ def _open_or_make_shards(text, folder, tokenizer, log):
             record["shards"].append({"name": name, "tokens": shard.n, "crc": shard.crc()})
         record |= {"place": position, "done": done}
         write_record(path, record)
-    if not files:
-        raise UserError(f"{text.paths[0]}: it contains no text; give one to train on with --data FILE")
-    return files
+    return _some(files, text)
 
 
 def _shards(record, folder):

@@ -242,10 +242,14 @@ class MemoryTokens:
         return []
 
     def ends(self):
-        """CRC-32 of all ids."""
-        return zlib.crc32(np.ascontiguousarray(self.ids, dtype=np.int64))
+        """That of the file that write_tokens would write: a training may go on with it, once there is room for it."""
+        data = b"".join(_encode(self.ids))
+        return zlib.crc32(data[-_ENDS:], zlib.crc32(data[:_ENDS]))
 
-    crc = ends
+    def crc(self):
+        """The same for CRC-32 of the complete file."""
+        header, data = _encode(self.ids)
+        return zlib.crc32(data, zlib.crc32(header))
 
     def sums(self):
         """None: memory does not change."""
@@ -362,15 +366,20 @@ def write_tokens(path, ids):
     Raises ValueError for more than 2^31 - 1 ids, UserError if the file cannot be written.
     """
     ids = np.asarray(ids)
-    magic = 20240520 if not len(ids) or ids.max() < 1 << 16 else 20240801
-    version, _, dtype = HEADERED[magic]
     if len(ids) >= 1 << 31:
         raise ValueError(f"{len(ids):,} ids do not fit into one file; its header counts up to 2^31 - 1")
+    with atomic_write(path) as file:
+        for part in _encode(ids):
+            file.write(part)
+
+
+def _encode(ids):
+    """(header, ids) as bytes, as llm.c stores them."""
+    magic = 20240520 if not len(ids) or ids.max() < 1 << 16 else 20240801
+    version, _, dtype = HEADERED[magic]
     header = np.zeros(_HEADER // 4, "<i4")
     header[:3] = magic, version, len(ids)
-    with atomic_write(path) as file:
-        file.write(header.tobytes())
-        file.write(ids.astype(dtype).tobytes())
+    return header.tobytes(), ids.astype(dtype).tobytes()
 
 
 def write_raw(path, ids, dtype=np.uint16):
