@@ -487,6 +487,47 @@ def test_the_cache_of_a_kernel_depends_on_the_sources_of_all():
     assert stamps == {kernel_cache._stamp()} and len(kernel_cache._stamp()[0]) == 64
 
 
+@pytest.fixture
+def files_of_a_kernel(tmp_path):
+    from numba.core.caching import IndexDataCacheFile
+
+    from ops.kernels.cpu import kernel_cache
+
+    def make():
+        file = IndexDataCacheFile(str(tmp_path), "kernel-1.py311", ("stamp", 0))
+        kernel_cache._one_pair_per_key(file)
+        return file
+
+    return make
+
+
+def test_hosts_that_compile_at_once_into_one_folder_do_not_load_each_others_code(files_of_a_kernel, monkeypatch):
+    """One host has read the index when the other one had not written it yet."""
+    first, second = files_of_a_kernel(), files_of_a_kernel()
+    first.save(("float32", "znver3"), "code for znver3")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(second), "_load_index", lambda self: {})
+        second.save(("float32", "skylake"), "code for skylake")
+        second.save(("int8", "znver3"), "code for int8")
+    for file in (first, second, files_of_a_kernel()):
+        assert file.load(("float32", "znver3")) == "code for znver3"
+        assert file.load(("float32", "skylake")) == "code for skylake"
+        assert file.load(("int8", "znver3")) == "code for int8"
+        assert file.load(("int8", "skylake")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80", None])
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+def test_code_on_disk_that_cannot_be_read_is_compiled_again(files_of_a_kernel, tmp_path, ending, content):
+    file = files_of_a_kernel()
+    file.save("key", "code")
+    assert file.load("key") == "code"
+    (path,) = tmp_path.glob("*" + ending)
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert file.load("key") is None
+
+
 # -- the same bits from the first process on --------------------------------------------------------------------------
 
 _BITS = """

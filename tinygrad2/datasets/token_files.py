@@ -17,6 +17,7 @@ compared with what it was when the file was opened (io/block_sums.py): one that 
 has happened to the file is a note (see `TokenStream.notices`).
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -27,6 +28,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.block_sums import BlockSums, date_and_size
+from tinygrad2.io.file_systems import retried, status_of
 from tinygrad2.io.files import atomic_write
 from tinygrad2.io.signatures import recognize
 
@@ -128,15 +130,24 @@ class TokenFile:
 
     def _bytes(self, start, size):
         sums = self.sums()
-        self.open()
         try:
-            content, problem = sums.read(self._file, start, size)
+            content, problem = retried(self._with_file, lambda: sums.read(self._file, start, size))
         except OSError as error:
             raise self._changed(f"it can no longer be read ({error.strerror})") from None
         if problem:
             raise self._changed(problem)
         self._used = True
         return content
+
+    def _with_file(self, call):
+        """call() with the file open. After an OSError the next try opens it anew: on NFS the open file can no longer be
+        read once another host has replaced it. Whether it is still the same is seen by its blocks."""
+        self.open()
+        try:
+            return call()
+        except OSError:
+            self.close()
+            raise
 
     def open(self):
         """Open the file, if it is closed. Raises ChangedData if that is impossible."""
@@ -145,7 +156,7 @@ class TokenFile:
         try:
             if not os.path.isfile(self.path) and os.path.exists(self.path):  # opening a pipe may block indefinitely
                 raise self._changed("it is no longer a regular file")
-            self._file = open(self.path, "rb", buffering=0)
+            self._file = retried(open, self.path, "rb", 0)
         except OSError as error:
             raise self._changed(f"it can no longer be opened ({error.strerror})") from None
 
@@ -159,17 +170,19 @@ class TokenFile:
         Raises UserError if the file has changed since it was examined.
         """
         if self._sums is None:
-            self.open()
             try:
-                sums = BlockSums.of_file(self._file)
-                if _state_of(os.fstat(self._file.fileno())) != self._state:
-                    raise self._changed("another file has taken its place, or it was written to")
-                self._sums = sums
+                self._sums = retried(self._with_file, self._make_sums)
             except OSError as error:
                 raise self._changed(f"it can no longer be read ({error.strerror})") from None
             finally:
                 self.close()
         return self._sums
+
+    def _make_sums(self):
+        sums = BlockSums.of_file(self._file)
+        if date_and_size(os.fstat(self._file.fileno())) != self._state[2:]:  # some file systems have no lasting numbers
+            raise self._changed("another file has taken its place, or it was written to")
+        return sums
 
     def use_sums(self, sums):
         """Compare with these, rank 0's. Raises UserError if this file has another size."""
@@ -184,11 +197,13 @@ class TokenFile:
             return []
         self._used = False
         try:
-            here = _state_of(os.stat(self.path))
-            replaced = here[:2] != self._state[:2]
-            problem = "has been replaced" if replaced else "was written to" if here != self._state else ""
-        except OSError:
-            problem = "has been removed"
+            status = status_of(self.path)
+            here = _state_of(status) if status else None
+            changed = here is None or here[2:] != self._state[2:]  # its number alone means nothing on some file systems
+            replaced = "has been replaced" if here and here[:2] != self._state[:2] else "was written to"
+            problem = "" if not changed else replaced if here else "has been removed"
+        except OSError:  # it cannot be told
+            problem = ""
         noticed, self._noticed = self._noticed, problem or self._noticed
         if not problem or problem == noticed:
             return []
@@ -197,9 +212,10 @@ class TokenFile:
 
     def close(self):
         """Close the file; the next read opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # nothing was written
+                file.close()
 
     __del__ = close
 

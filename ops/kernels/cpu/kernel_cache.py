@@ -1,7 +1,9 @@
 """Compiled kernels on disk, where Numba keeps them for the next run, and what the user is told about compiling."""
 
 import contextlib
+import copy
 import functools
+import glob
 import hashlib
 import os
 import pathlib
@@ -21,11 +23,42 @@ def set_up(kernel):
         kernel._cache.save_overload = _save_if_possible(kernel._cache.save_overload)
         kernel._cache._cache_file._open_for_write = replacing     # what a killed process leaves is swept away later
         _sweep(kernel._cache.cache_path)
+        _one_pair_per_key(kernel._cache._cache_file)
     _cached.append(kernel)
     return kernel
 
 
 _sweep = functools.cache(sweep)  # most kernels share a folder
+
+
+def _one_pair_per_key(file):
+    """Let Numba's IndexDataCacheFile keep each piece of machine code in files of its own, named after its key: the
+    types of the arguments, and the processor.
+
+    By itself it has one index per kernel, and numbers the pieces. Several processes that compile at once, on hosts that
+    share the folder, may then give one number to two pieces: machine code for another processor, or for other types.
+    And of a file that is damaged, or not visible yet, the code is compiled again.
+    """
+    save, load = type(file).save, type(file).load
+
+    def load_if_possible(key):
+        with contextlib.suppress(Exception):                      # whatever reading such a file raises
+            return load(_file_of(file, key), key)
+
+    file.load = load_if_possible
+    file.save = lambda key, data: save(_file_of(file, key), key, data)
+
+
+def _file_of(file, key):
+    own, digest = copy.copy(file), hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    base = f"{_base(file)}-{digest}"
+    own._index_path = base + ".nbi"
+    own._data_name_pattern = os.path.basename(base).replace("{", "{{") + ".{number:d}.nbc"
+    return own
+
+
+def _base(file):
+    return os.path.splitext(file._index_path)[0]
 
 
 def _save_if_possible(save):
@@ -53,8 +86,17 @@ def is_compiled():
     found = 0
     for kernel in _cached:
         with contextlib.suppress(Exception):  # Numba's private names, and whatever is in its files
-            found += bool(kernel._cache._cache_file._load_index())
+            found += _has_code(kernel._cache._cache_file)
     return found > len(_cached) // 3
+
+
+def _has_code(file):
+    for path in glob.glob(glob.escape(_base(file)) + "-*.nbi"):
+        own = copy.copy(file)
+        own._index_path = path
+        if own._load_index():
+            return True
+    return False
 
 
 @functools.cache
