@@ -15,6 +15,9 @@ import numpy as np
 import odd_files
 import pytest
 
+from tinygrad2.datasets import text_cache, token_files
+from tinygrad2.datasets.text_cache import tokens_of_text
+from tinygrad2.datasets.token_files import ChangedData, TokenFile, TokenStream, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.io import file_systems
 from tinygrad2.io.file_systems import Lock, exists, move, retried, status_of, sync_folder
@@ -230,6 +233,53 @@ def test_a_run_folder_in_which_an_open_file_is_left(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / ".nfs0001").write_text("")
     RunDir(str(tmp_path / "run")).check()
+
+
+def test_tokens_that_cannot_be_kept_are_the_data_of_those_that_can(tmp_path, monkeypatch):
+    """The cache's folder is full or cannot be written today: a training is resumed all the same."""
+    ids = np.arange(100_000) % 300
+    for content in (ids, ids[:10], ids + 70_000):
+        write_tokens(tmp_path / "tokens.bin", content)
+        kept, in_memory = TokenStream([TokenFile(tmp_path / "tokens.bin")]), TokenStream.of(content)
+        assert kept.fingerprint() == in_memory.fingerprint()
+        assert TokenStream.of(content[::-1]).fingerprint() != in_memory.fingerprint()
+    monkeypatch.setattr(text_cache, "SHARD", 1000)
+    monkeypatch.setattr(text_cache, "BLOCK", 1 << 12)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("Tom saw 17 birds.\n" * 2000)
+    kept, tokenizer = tokens_of_text([str(tmp_path / "text.txt")], None, 280, print)
+    failing(monkeypatch, "makedirs", errno.EDQUOT)
+    lines = []
+    in_memory, _ = tokens_of_text([str(tmp_path / "text.txt")], tokenizer, 280, lines.append)
+    assert len(kept) > 1 and "they stay in memory" in lines[-1]
+    assert TokenStream(kept).fingerprint() == TokenStream(in_memory).fingerprint()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_token_files_that_cannot_be_read_for_a_moment(tmp_path, monkeypatch, number):
+    """On NFS an open file becomes stale when another host replaces it: it is opened again, and compared."""
+    write_tokens(tmp_path / "tokens.bin", np.arange(5000) % 300)
+    file = TokenFile(tmp_path / "tokens.bin")
+    expected = file.read(10, 20)
+    for times in (1, 3):
+        failed = failing(monkeypatch, "pread", number, times=times)
+        assert np.array_equal(file.read(10, 20), expected) and len(failed) == times
+        monkeypatch.undo()
+    monkeypatch.setattr(file_systems, "_WAITS", (0.0,))
+    write_tokens(tmp_path / "tokens.bin", np.arange(5000)[::-1] % 300)
+    failing(monkeypatch, "pread", number, times=1)
+    with pytest.raises(ChangedData, match="it has other content now"):
+        file.read(10, 20)
+
+
+def test_files_whose_numbers_do_not_last(tmp_path, monkeypatch):
+    write_tokens(tmp_path / "tokens.bin", np.arange(5000) % 300)
+    numbers = iter(range(10**6))
+    real = token_files._state_of
+    monkeypatch.setattr(token_files, "_state_of", lambda status: (0, next(numbers), *real(status)[2:]))
+    file = TokenFile(tmp_path / "tokens.bin")
+    file.read(0, 10)
+    assert file.notices() == []
 
 
 # -- two trainings in one folder ---------------------------------------------------------------------------------------
