@@ -15,7 +15,7 @@ import numpy as np
 import odd_files
 import pytest
 
-from tinygrad2.datasets import text_cache, token_files
+from tinygrad2.datasets import dataset, text_cache, token_files
 from tinygrad2.datasets.text_cache import tokens_of_text
 from tinygrad2.datasets.token_files import ChangedData, TokenFile, TokenStream, write_tokens
 from tinygrad2.errors import UserError
@@ -253,6 +253,28 @@ def test_tokens_that_cannot_be_kept_are_the_data_of_those_that_can(tmp_path, mon
     in_memory, _ = tokens_of_text([str(tmp_path / "text.txt")], tokenizer, 280, lines.append)
     assert len(kept) > 1 and "they stay in memory" in lines[-1]
     assert TokenStream(kept).fingerprint() == TokenStream(in_memory).fingerprint()
+
+
+def test_tokens_of_rank_0_that_another_host_does_not_see_at_once(tmp_path, monkeypatch):
+    path = str(tmp_path / "tokens.bin")
+    write_tokens(path, range(1000))
+    whole = pathlib.Path(path).read_bytes()
+    states, real, seen = [None, b"", whole[:1500], whole], dataset._has_ids, []
+
+    def later(path, n):
+        state = states.pop(0)
+        pathlib.Path(path).unlink(missing_ok=True)
+        if state is not None:
+            pathlib.Path(path).write_bytes(state)
+        seen.append(real(path, n))
+        return seen[-1]
+
+    monkeypatch.setattr(dataset, "_has_ids", later)
+    dataset.wait_until_visible([(path, 1000), ("the text", 5)])
+    assert seen == [False, False, False, True]
+    monkeypatch.setattr(dataset, "_has_ids", lambda path, n: False)
+    monkeypatch.setattr(dataset, "_PATIENCE", 0.01)
+    dataset.wait_until_visible([(path, 1000)] * 3)  # a copy of the text on a host of its own
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])

@@ -13,6 +13,7 @@ sources and are ignored. Files are told by their content to be text, compressed 
 """
 
 import os
+import time
 from dataclasses import dataclass, field
 
 from tinygrad2.datasets.find_files import find_files, split_of
@@ -24,6 +25,8 @@ from tinygrad2.io.text_file import examine
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import AnyTokenizer, load_tokenizer
 from tinygrad2.tokenizers.nanogpt_meta import META
+
+_PATIENCE = 10.0  # seconds that another rank waits for the files of rank 0 to appear on its host
 
 
 @dataclass
@@ -128,6 +131,9 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
     for split in sorted(splits):  # "train" first: its text trains the tokenizer
         arguments = splits[split], tokenizer, vocab_size, world.print
         tokens = world.on_rank_0("making tokens", tokens_of_text, *arguments)
+        made = world.broadcast_object(tokens and [(file.path, file.n) for file in tokens[0]])
+        if not tokens:
+            wait_until_visible(made)
         files, tokenizer = tokens or tokens_of_text(*arguments)  # the other ranks read what rank 0 has written
         streams[split] = TokenStream(files, vocab_size)
         size += sum(os.path.getsize(path) for path in splits[split])
@@ -143,6 +149,23 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
         lines.append(f"note      not read: {len(paths) - count} other text(s) that do not belong to the dataset")
     train, val = _split_or_pair(train, streams.get("val"), val_fraction, data)
     return Dataset(train, val, tokenizer, lines)
+
+
+def wait_until_visible(files):
+    """Wait until token files (path, number of ids) that another process has written can be read here: a file system
+    of a network may show a new file on another host some seconds later, or show it empty. Not longer than _PATIENCE: a
+    host with a copy of the text makes its own tokens."""
+    end = time.monotonic() + _PATIENCE
+    for path, n in files:
+        while os.path.isabs(path) and not _has_ids(path, n) and time.monotonic() < end:
+            time.sleep(0.2)
+
+
+def _has_ids(path, n):
+    try:
+        return TokenFile(path).n == n
+    except UserError:
+        return False
 
 
 def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer):
