@@ -417,6 +417,12 @@ def test_trainings_on_odd_file_systems(library):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
+def test_more_trainings_on_odd_file_systems(library):
+    ended = odd_files.start(library, "75", "8")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def odd(library, folder, rules, *flags, **more):
     environment = {**os.environ, "LD_PRELOAD": library, "ODD_PATH": str(folder), "ODD_RULES": rules}
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *SMALL, *flags]
