@@ -103,10 +103,15 @@ def in_part():
 
 
 class Pool:
-    """Threads that sleep until there is work. Compiled kernels release Python's lock, so they run in parallel."""
+    """Threads that sleep until there is work, which must be such that releases Python's lock: NumPy on large arrays.
+
+    team    runs compiled kernels, which need neither Python's lock nor these threads (ops/kernels/cpu/team.py); None
+            without Numba
+    """
 
     def __init__(self):
         self.threads = None  # including the calling one; None: not planned yet
+        self.team = None
         self._workers = []
         self._busy = threading.Lock()
         if hasattr(os, "register_at_fork"):
@@ -137,7 +142,10 @@ class Pool:
             _thread.is_part = True
             try:
                 with within:
-                    self._split(parts, function, n, args)
+                    if self.team and getattr(function, "spreads", False):
+                        self.team.run(function, n, args, parts)
+                    else:
+                        self._split(parts, function, n, args)
             finally:
                 _thread.is_part = False
 

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import is_float32, jit
+from ops.kernels.cpu.team import spread
 from tinygrad2.dispatch import register_kernel
 from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.system.threads import POOL
@@ -27,6 +28,8 @@ def adam_update_cpu(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_dec
 
 @jit
 def _adam(lo, hi, p, g, m, v, scale, lr, gain1, gain2, unbias1, unbias2, eps, decay):
+    if spread(lo, hi):
+        return
     p, g, m, v = p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi]
     for i in range(p.size):
         grad = g[i] * scale
@@ -46,6 +49,8 @@ def block_square_sums_cpu(grad):
 
 @jit
 def _square_sums(lo, hi, grad, sums):
+    if spread(lo, hi):
+        return
     for block in range(lo, hi):
         part = grad[block * NORM_BLOCK : (block + 1) * NORM_BLOCK]
         total = np.float32(0)

@@ -7,7 +7,8 @@
 import numpy as np
 
 from ops.add import Add
-from ops.kernels.cpu.numba_jit import packed
+from ops.kernels.cpu.numba_jit import jit, packed
+from ops.kernels.cpu.team import spread
 from tinygrad2.system.threads import POOL
 
 
@@ -24,5 +25,10 @@ class AddCPU(Add, backend="numpy"):
         return out
 
 
+@jit
 def _add(lo, hi, a, b, out):
-    np.add(a[lo:hi], b[lo:hi], out=out[lo:hi])
+    if spread(lo, hi):
+        return
+    a, b, out = a[lo:hi], b[lo:hi], out[lo:hi]
+    for i in range(out.size):
+        out[i] = a[i] + b[i]

@@ -20,6 +20,7 @@ from ops.kernels.cpu.blas_gemm import address, available, switch_for
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import helper, is_float32, jit
+from ops.kernels.cpu.team import spread
 from tinygrad2.system.threads import POOL
 
 _BLOCK, _ZERO = 64, np.float32(0)
@@ -98,6 +99,8 @@ def _ds_block(w, dw, seen, logsum, average, scale):
 
 @jit
 def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
+    if spread(lo, hi):
+        return
     (nh, Tq), Tk = q.shape[1:3], k.shape[2]
     scores, step = np.empty(_BLOCK * Tk, np.float32), np.uint64(Tk)
     for head in range(lo, hi):
@@ -115,6 +118,8 @@ def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
 
 @jit
 def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, key, first):
+    if spread(lo, hi):
+        return
     (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
     scores, dscores = np.empty(_BLOCK * Tk, np.float32), np.empty(_BLOCK * Tk, np.float32)
     average, step = np.empty(_BLOCK, np.float32), np.uint64(Tk)

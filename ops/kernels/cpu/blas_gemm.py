@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 from ops.attention import Attention
 from ops.kernels.cpu.blas_library import find
 from ops.kernels.cpu.blas_threads import ThreadSwitch
-from ops.kernels.cpu.numba_jit import helper
+from ops.kernels.cpu.numba_jit import helper, jit
+from ops.kernels.cpu.team import spread
 from ops.linear import Linear
 from ops.linear_cross_entropy import LinearCrossEntropy
 from ops.linear_int8 import LinearInt8
@@ -31,7 +32,7 @@ from ops.mlp import MLP
 from tinygrad2.dispatch import AROUND
 from tinygrad2.system.threads import POOL
 
-_ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112                   # the enums of cblas.h
+_ROW_MAJOR = 101                                                  # as in cblas.h
 
 
 # Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
@@ -47,10 +48,6 @@ _EDGE = 32                                                        # parts end at
 _sgemm, _set_threads, vendor = find()
 available = _sgemm is not None
 address = ctypes.cast(_sgemm, ctypes.c_void_p).value if available else 0
-if available:
-    _int, _enum, _float, _pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
-    _sgemm.argtypes = [_enum] * 3 + [_int] * 3 + [_float, _pointer, _int, _pointer, _int, _float, _pointer, _int]
-    _sgemm.restype = None
 NOTHING = ONE_THREAD = ALL_THREADS = contextlib.nullcontext()     # around products of ours, and of NumPy
 if vendor == "OpenBLAS":                                          # that NumPy computes with, too: blas_threads.py
     _switch = ThreadSwitch(_set_threads)
@@ -76,8 +73,9 @@ def gemm(a, b, out, add=False, scale=1.0):
     (M, K), N = a.shape, b.shape[1]
     units = max(M, N) // _EDGE                                    # the last one takes in what is left
     grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
-    cut = _rows if M >= N else _columns
-    POOL.split(cut, units, a, b, out, add, scale, units, grain=grain, within=switch_for(M * N * K))
+    how = (*_layout(a), *_layout(b), max(N, out.strides[0] // 4), float(scale), float(add))
+    addresses = address, a.ctypes.data, b.ctypes.data, out.ctypes.data
+    POOL.split(_parts, units, units, M, N, K, *how, *addresses, grain=grain, within=switch_for(M * N * K))
     return out
 
 
@@ -86,34 +84,12 @@ def switch_for(multiplications):
     return NOTHING if multiplications <= _SMALL else ONE_THREAD
 
 
-def _rows(lo, hi, a, b, out, add, scale, units):
-    part = _part(lo, hi, units)
-    _product(a[part], b, out[part], add, scale)
-
-
-def _columns(lo, hi, a, b, out, add, scale, units):
-    part = _part(lo, hi, units)
-    _product(a, b[:, part], out[:, part], add, scale)
-
-
-def _part(lo, hi, units):
-    return slice(lo * _EDGE, None if hi == units else hi * _EDGE)  # units may be 0: all of it
-
-
-def _product(a, b, out, add, scale):
-    (M, K), N = a.shape, b.shape[1]
-    how_a, lda = _layout(a)
-    how_b, ldb = _layout(b)
-    _sgemm(_ROW_MAJOR, how_a, how_b, M, N, K, scale, a.ctypes.data, lda, b.ctypes.data, ldb, float(add),
-           out.ctypes.data, max(N, out.strides[0] // 4))
-
-
 def _layout(matrix):
-    """(cblas's constant for the layout, distance of its rows or columns in elements)."""
+    """(is it transposed, distance of its rows or columns in elements)."""
     rows, columns = matrix.strides
     if columns == 4 or matrix.shape[1] == 1:
-        return _PLAIN, max(1, rows // 4, matrix.shape[1])
-    return _TRANSPOSED, max(1, columns // 4, matrix.shape[0])
+        return False, max(1, rows // 4, matrix.shape[1])
+    return True, max(1, columns // 4, matrix.shape[0])
 
 
 def readable(*matrices):
@@ -145,3 +121,19 @@ def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, 
     how_a = np.int32(112) if a_transposed else np.int32(111)
     how_b = np.int32(112) if b_transposed else np.int32(111)
     _call(function, how_a, how_b, M, N, K, np.float32(alpha), a, lda, b, ldb, np.float32(beta), c, ldc)
+
+
+@jit
+def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, scale, beta, function, a, b, c):
+    if spread(lo, hi):
+        return
+    first, rows, columns = lo * _EDGE, M, N
+    if M >= N:                                                    # parts of the rows of a and c
+        rows = (M if hi == units else hi * _EDGE) - first         # units may be 0: all of it
+        a += 4 * first * (1 if a_transposed else lda)
+        c += 4 * first * ldc
+    else:                                                         # or of the columns of b and c
+        columns = (N if hi == units else hi * _EDGE) - first
+        b += 4 * first * (ldb if b_transposed else 1)
+        c += 4 * first
+    sgemm(function, a_transposed, b_transposed, rows, columns, K, scale, a, lda, b, ldb, beta, c, ldc)

@@ -14,6 +14,7 @@ from ops.cross_entropy import CrossEntropy
 from ops.embedding import check_ids
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import is_float32, jit, split_rows
+from ops.kernels.cpu.team import spread
 
 
 class CrossEntropyCPU(CrossEntropy, backend="numpy"):
@@ -52,6 +53,8 @@ def softmax_loss(z, t, weight, need_grad):
 
 @jit
 def _softmax_loss(lo, hi, z, t, weight, losses, need_grad):
+    if spread(lo, hi):
+        return
     for n in range(lo, hi):
         row = z[n]
         largest = row[0]

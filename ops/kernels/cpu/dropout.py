@@ -8,6 +8,7 @@ import numpy as np
 
 from ops.dropout import Dropout
 from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
+from ops.kernels.cpu.team import spread
 from tinygrad2.prng import FACTOR_1, FACTOR_2, GOLDEN
 from tinygrad2.system.threads import POOL
 
@@ -38,6 +39,8 @@ def drop_block(w, p, key, position, step):
 
 @jit
 def _dropout(lo, hi, x, out, p, key, first):
+    if spread(lo, hi):
+        return
     x, out = x[lo:hi], out[lo:hi]
     for i in range(out.size):
         out[i] = x[i] * keep32(p, key, first + np.uint64(lo + i))

@@ -9,7 +9,8 @@
 import numpy as np
 
 from ops.embedding import Embedding
-from ops.kernels.cpu.numba_jit import jit
+from ops.kernels.cpu.numba_jit import jit, split_rows
+from ops.kernels.cpu.team import spread
 from tinygrad2.function import DeferredGradient
 from tinygrad2.system.threads import POOL
 
@@ -28,14 +29,23 @@ class EmbeddingCPU(Embedding, backend="numpy"):
 def _writer(rows, ids):
     def write_to(out, accumulate):
         if not accumulate:
-            POOL.split(lambda lo, hi: out[lo:hi].fill(0), len(out), grain=4096)
+            split_rows(_clear, *out.shape, out)
         POOL.split(_add_rows, rows.shape[1], rows, ids, out, grain=max(16, (1 << 16) // max(1, len(ids))))
 
     return write_to
 
 
 @jit
+def _clear(lo, hi, out):
+    if spread(lo, hi):
+        return
+    out[lo:hi] = 0
+
+
+@jit
 def _add_rows(lo, hi, rows, ids, out):
+    if spread(lo, hi):
+        return
     for n in range(len(ids)):
         source, target = rows[n][lo:hi], out[ids[n]][lo:hi]
         for j in range(source.size):

@@ -16,6 +16,7 @@ from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
 from ops.kernels.cpu.fast_math import exp32
 from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
+from ops.kernels.cpu.team import spread
 from tinygrad2.system.threads import POOL
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
@@ -93,11 +94,15 @@ def gelu_row_backward(x, d, exact):
 
 @jit
 def _forward(lo, hi, x, out, exact):
+    if spread(lo, hi):
+        return
     gelu_row(x[lo:hi], out[lo:hi], exact)
 
 
 @jit
 def _backward(lo, hi, x, dout, dx, exact):
+    if spread(lo, hi):
+        return
     scratch = np.empty(4096, np.float32)                          # gelu(x) is not needed here, and x must stay
     for start in range(lo, hi, 4096):
         end = min(start + 4096, hi)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ops.add_layernorm import AddLayerNorm
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.team import spread
 from ops.layernorm import LayerNorm
 
 
@@ -75,6 +76,8 @@ def gradients(x, weight, mean, rstd, dout, dresidual):
 
 @jit
 def _forward(lo, hi, x, delta, s, out, add, weight, bias, eps, mean, rstd):
+    if spread(lo, hi):
+        return
     C = np.float32(weight.size)
     for n in range(lo, hi):
         row, target = x[n], out[n]
@@ -97,6 +100,8 @@ def _forward(lo, hi, x, delta, s, out, add, weight, bias, eps, mean, rstd):
 
 @jit
 def _backward(lo, hi, x, dout, dresidual, dx, add, weight, mean, rstd, partial):
+    if spread(lo, hi):
+        return
     C = np.float32(weight.size)
     for block in range(lo, hi):
         dweight, dbias = partial[0, block], partial[1, block]

@@ -11,10 +11,10 @@ import numpy as np
 
 from ops.kernels.cpu import skinny_gemm
 from ops.kernels.cpu.blas_gemm import gemm, readable
-from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.team import spread
 from ops.linear import Linear
 from tinygrad2.function import DeferredGradient
-from tinygrad2.system.threads import POOL
 
 
 class LinearCPU(Linear, backend="numpy"):
@@ -50,7 +50,7 @@ def product(rows, weight, bias=None):
     if skinny_gemm.fits(rows, weight):
         return skinny_gemm.product(rows, weight, bias, out)
     if bias is not None:
-        POOL.split(lambda lo, hi: np.copyto(out[lo:hi], bias), len(out), grain=max(1, 65536 // out.shape[1]))
+        split_rows(_copy_to_rows, *out.shape, np.asarray(bias, order="C"), out)
     return gemm(rows, weight, out, add=bias is not None)
 
 
@@ -68,7 +68,19 @@ def column_sums(rows):
 
 
 @jit
+def _copy_to_rows(lo, hi, row, out):
+    if spread(lo, hi):
+        return
+    for n in range(lo, hi):
+        target = out[n]
+        for j in range(row.size):
+            target[j] = row[j]
+
+
+@jit
 def _column_sums(lo, hi, rows, partial):
+    if spread(lo, hi):
+        return
     for block in range(lo, hi):
         total = partial[block]
         for i in range(block_edge(len(rows), block), block_edge(len(rows), block + 1)):

@@ -8,6 +8,7 @@
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import is_float32, jit
+from ops.kernels.cpu.team import spread
 from ops.linear_int8 import LinearInt8
 from tinygrad2.system.threads import POOL
 
@@ -32,6 +33,8 @@ class LinearInt8CPU(LinearInt8, backend="numpy"):
 
 @jit
 def _int8(lo, hi, a, q, scale, bias, out):
+    if spread(lo, hi):
+        return
     for j in range(lo, hi):
         row = q[j]
         for i in range(len(a)):

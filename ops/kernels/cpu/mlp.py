@@ -12,6 +12,7 @@ from ops.kernels.cpu.blas_gemm import gemm, readable
 from ops.kernels.cpu.gelu import gelu_row, gelu_row_backward
 from ops.kernels.cpu.linear import column_sums, product, weight_gradient
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.team import spread
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
 from tinygrad2.function import DeferredGradient
@@ -54,11 +55,15 @@ def _holding(lease, write_to):
 
 @jit
 def _gelu(lo, hi, h, g, exact):
+    if spread(lo, hi):
+        return
     gelu_row(h[lo:hi].reshape(-1), g[lo:hi].reshape(-1), exact)
 
 
 @jit
 def _gelu_backward(lo, hi, h, dg, partial, exact):
+    if spread(lo, hi):
+        return
     for block in range(lo, hi):
         total = partial[block]
         for i in range(block_edge(len(h), block), block_edge(len(h), block + 1)):

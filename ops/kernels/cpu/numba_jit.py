@@ -2,7 +2,8 @@
 
 The rules of every kernel here, each measured (docs/kernels.md):
 
-- A kernel works on a range of rows, lo .. hi, and releases Python's lock; `POOL.split` runs several ranges at once.
+- A kernel works on a range of rows, lo .. hi, and releases Python's lock; `POOL.split` runs several ranges at once, for
+  which each kernel begins with `spread` (team.py).
 - Slice first, then `for j in range(row.size)`: only then does the compiler know that no index is negative or shared.
 - Constants are float32, or the loop runs in float64.
 - exp is a polynomial in plain arithmetic: a call of the C library per element would stop vectorisation.
@@ -21,7 +22,7 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 ROW_BLOCKS = 16  # partial sums over rows: fixed, so that their edges do not depend on the number of threads
 
 
-def jit(function):
+def compiled(function):
     """Compile on first call, per types of the arguments; kept on disk for the next run, if there is room for it."""
     options = dict(nogil=True, error_model="numpy", fastmath=_FAST)
     try:
@@ -30,6 +31,13 @@ def jit(function):
         kernel_cache.explain_missing()
         return numba.njit(**options)(function)
     return kernel_cache.set_up(compiled)
+
+
+def jit(function):
+    """A compiled kernel: function(lo, hi, ...), which begins with `spread` (team.py)."""
+    kernel = compiled(function)
+    kernel.spreads = True  # POOL.split lets the team of compiled threads run it
+    return kernel
 
 
 def helper(function):

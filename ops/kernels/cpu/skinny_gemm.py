@@ -14,6 +14,7 @@ with the length of what is summed, and so they stay below BLAS's.
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import helper, jit
+from ops.kernels.cpu.team import spread
 from tinygrad2.system.threads import POOL
 
 MOST = 8
@@ -41,6 +42,8 @@ def product(rows, weight, bias, out):
 
 @jit
 def _strips(lo, hi, x, weight, bias, out):
+    if spread(lo, hi):
+        return
     n_in, n_out = weight.shape
     for strip in range(lo, hi):
         a, b = strip * _STRIP, min(n_out, (strip + 1) * _STRIP)
@@ -112,6 +115,8 @@ def _add_to_one(x, w, lo, hi, out):
 
 @jit
 def _dots(lo, hi, x, rows, bias, out):
+    if spread(lo, hi):
+        return
     for j in range(lo, hi):
         row = rows[j]
         for i in range(len(x)):

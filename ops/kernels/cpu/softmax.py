@@ -7,6 +7,7 @@ import numpy as np
 
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import is_float32, jit, split_rows
+from ops.kernels.cpu.team import spread
 from ops.softmax import Softmax
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-69)                  # e^-69 = 1e-30
@@ -36,6 +37,8 @@ class SoftmaxCPU(Softmax, backend="numpy"):
 
 @jit
 def _forward(lo, hi, x, p):
+    if spread(lo, hi):
+        return
     for n in range(lo, hi):
         row, target = x[n], p[n]
         largest = row[0]
@@ -54,6 +57,8 @@ def _forward(lo, hi, x, p):
 
 @jit
 def _backward(lo, hi, p, dout, dx):
+    if spread(lo, hi):
+        return
     for n in range(lo, hi):
         row, drow, target = p[n], dout[n], dx[n]
         average = np.float32(0)
