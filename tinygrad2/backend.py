@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad2.errors import UserError
+from tinygrad2.system import huge_pages
 
 DEVICES = ("cpu", "cuda")
 Array = Any  # in type hints: a NumPy or CuPy array
@@ -87,6 +88,11 @@ def choose_gpu(xp, number=None):
 
 
 _gpu = ContextVar("gpu", default=0)
+
+
+def large_zeros(xp, n, dtype):
+    """xp.zeros(n, dtype), for arrays of the model's size."""
+    return (huge_pages if xp is np else xp).zeros(n, dtype)
 
 
 def pinned_empty(n, dtype):

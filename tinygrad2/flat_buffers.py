@@ -1,6 +1,6 @@
 """The flat buffers: all parameters of a model in one array, all of their gradients in another."""
 
-from tinygrad2.backend import array_module, to_device, xp_of
+from tinygrad2.backend import array_module, large_zeros, to_device, xp_of
 from tinygrad2.errors import UserError
 
 _ALIGN = 16  # floats: every parameter starts on a 64-byte boundary of the flat buffer, for BLAS
@@ -31,8 +31,8 @@ class FlatBuffers:
             if parameter.ndim >= 2:
                 self.n_decay = end
         dtype = named[0][1].dtype
-        self.data = xp.zeros(end, dtype=dtype)  # the gaps between parameters stay zero
-        gradients = xp.zeros(end, dtype=dtype)
+        self.data = large_zeros(xp, end, dtype)  # the gaps between parameters stay zero
+        gradients = large_zeros(xp, end, dtype)
         for name, parameter in named:
             view = self.data[self.slices[name]].reshape(parameter.shape)
             view[...] = to_device(parameter.data, device)

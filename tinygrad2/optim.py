@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from tinygrad2.backend import device_of, to_device, xp_of
+from tinygrad2.backend import device_of, large_zeros, to_device, xp_of
 from tinygrad2.dispatch import has_kernels
 from tinygrad2.writes import wrote
 
@@ -58,8 +58,7 @@ class Adam:
         self.flat, self.betas, self.eps, self.weight_decay = flat, betas, eps, weight_decay
         self.parts = [slice(0, flat.size)] if parts is None else parts
         xp, size = xp_of(flat.data), sum(part.stop - part.start for part in self.parts)
-        self.m = xp.zeros(size, dtype=flat.data.dtype)
-        self.v = xp.zeros(size, dtype=flat.data.dtype)
+        self.m, self.v = (large_zeros(xp, size, flat.data.dtype) for _ in range(2))
         self.t, self.missed = 0, {}
 
     def step(self, lr, grad_scale=1.0):
