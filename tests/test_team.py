@@ -17,7 +17,8 @@ from tinygrad2.system.threads import POOL
 pytest.importorskip("numba")
 
 from ops.kernels.cpu.numba_jit import jit  # noqa: E402
-from ops.kernels.cpu.team import _JOB, _JOBS, _PARTS, _WAIT, Team, spread  # noqa: E402
+from ops.kernels.cpu.spread import _JOBS, JOB, PARTS, WAIT, spread  # noqa: E402
+from ops.kernels.cpu.team import Team  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 
@@ -83,7 +84,7 @@ def test_threads_that_sleep_or_never_come_are_not_waited_for(monkeypatch):
     monkeypatch.setattr(team, "_start", lambda: setattr(team, "threads", team.threads + 1))  # none will come
     for n in (1, 5, 100):
         assert (visited(lambda kernel, n, *args: team.run(kernel, n, args, 4), n) == 1).all()
-    assert team.words[_PARTS] == 4
+    assert team.words[PARTS] == 4
 
 
 def test_threads_sleep_when_nothing_comes_and_are_called_again():
@@ -99,10 +100,10 @@ def test_threads_sleep_when_nothing_comes_and_are_called_again():
 
 def test_numbers_of_jobs_begin_again():
     team = Team()
-    team.words[_JOB] = (_JOBS - 3) << 32
+    team.words[JOB] = (_JOBS - 3) << 32
     for n in range(1, 12):
         assert (visited(lambda kernel, n, *args: team.run(kernel, n, args, 3), n) == 1).all()
-    assert team.words[_JOB] >> 32 < 10
+    assert team.words[JOB] >> 32 < 10
 
 
 def test_a_part_without_memory_is_an_error_and_the_next_job_is_sound():
@@ -122,7 +123,7 @@ def test_a_process_that_has_more_threads_than_cores_does_not_spin(monkeypatch):
     try:
         team = Team()
         assert (visited(lambda kernel, n, *args: team.run(kernel, n, args, 2), 9) == 1).all()
-        assert team.words[_WAIT] == 0
+        assert team.words[WAIT] == 0
     finally:
         POOL.resize(before)
 
@@ -144,7 +145,7 @@ import os, sys
 from test_team import POOL, visited
 POOL.resize(2)
 visited(POOL.split, 100)
-POOL.team.words[{_WAIT}] = 10**12  # for ever
+POOL.team.words[{WAIT}] = 10**12  # for ever
 visited(POOL.split, 100)
 print("done", flush=True)
 {end}

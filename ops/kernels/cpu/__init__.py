@@ -19,4 +19,5 @@ from ops.kernels.cpu import (  # noqa: F401
     mlp,
     softmax,
     split_heads,
+    team,
 )

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import is_float32, jit
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.dispatch import register_kernel
 from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.system.threads import POOL

@@ -8,7 +8,7 @@ import numpy as np
 
 from ops.add import Add
 from ops.kernels.cpu.numba_jit import jit, packed
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 

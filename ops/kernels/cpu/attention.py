@@ -20,7 +20,7 @@ from ops.kernels.cpu.blas_gemm import address, available, switch_for
 from ops.kernels.cpu.dropout import drop_block
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import helper, is_float32, jit
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 _BLOCK, _ZERO = 64, np.float32(0)

@@ -23,7 +23,7 @@ from ops.attention import Attention
 from ops.kernels.cpu.blas_library import find
 from ops.kernels.cpu.blas_threads import ThreadSwitch
 from ops.kernels.cpu.numba_jit import helper, jit
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
 from ops.linear_cross_entropy import LinearCrossEntropy
 from ops.linear_int8 import LinearInt8

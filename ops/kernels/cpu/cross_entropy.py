@@ -14,7 +14,7 @@ from ops.cross_entropy import CrossEntropy
 from ops.embedding import check_ids
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import is_float32, jit, split_rows
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 
 
 class CrossEntropyCPU(CrossEntropy, backend="numpy"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ops.dropout import Dropout
 from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.prng import FACTOR_1, FACTOR_2, GOLDEN
 from tinygrad2.system.threads import POOL
 

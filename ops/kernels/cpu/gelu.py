@@ -16,7 +16,7 @@ from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
 from ops.kernels.cpu.fast_math import exp32
 from ops.kernels.cpu.numba_jit import helper, inlined, jit, packed
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ops.add_layernorm import AddLayerNorm
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.layernorm import LayerNorm
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ops.kernels.cpu import skinny_gemm
 from ops.kernels.cpu.blas_gemm import gemm, readable
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
 from tinygrad2.function import DeferredGradient
 

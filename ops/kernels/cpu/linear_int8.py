@@ -8,7 +8,7 @@
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import is_float32, jit
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.linear_int8 import LinearInt8
 from tinygrad2.system.threads import POOL
 

@@ -12,7 +12,7 @@ from ops.kernels.cpu.blas_gemm import gemm, readable
 from ops.kernels.cpu.gelu import gelu_row, gelu_row_backward
 from ops.kernels.cpu.linear import column_sums, product, weight_gradient
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
 from tinygrad2.function import DeferredGradient

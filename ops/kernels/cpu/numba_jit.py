@@ -3,7 +3,7 @@
 The rules of every kernel here, each measured (docs/kernels.md):
 
 - A kernel works on a range of rows, lo .. hi, and releases Python's lock; `POOL.split` runs several ranges at once, for
-  which each kernel begins with `spread` (team.py).
+  which each kernel begins with `spread` (spread.py).
 - Slice first, then `for j in range(row.size)`: only then does the compiler know that no index is negative or shared.
 - Constants are float32, or the loop runs in float64.
 - exp is a polynomial in plain arithmetic: a call of the C library per element would stop vectorisation.
@@ -34,7 +34,7 @@ def compiled(function):
 
 
 def jit(function):
-    """A compiled kernel: function(lo, hi, ...), which begins with `spread` (team.py)."""
+    """A compiled kernel: function(lo, hi, ...), which begins with `spread` (spread.py)."""
     kernel = compiled(function)
     kernel.spreads = True  # POOL.split lets the team of compiled threads run it
     return kernel

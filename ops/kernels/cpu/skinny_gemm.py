@@ -14,7 +14,7 @@ with the length of what is summed, and so they stay below BLAS's.
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import helper, jit
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 MOST = 8

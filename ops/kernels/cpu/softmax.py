@@ -7,7 +7,7 @@ import numpy as np
 
 from ops.kernels.cpu.fast_math import exp32, max32
 from ops.kernels.cpu.numba_jit import is_float32, jit, split_rows
-from ops.kernels.cpu.team import spread
+from ops.kernels.cpu.spread import spread
 from ops.softmax import Softmax
 
 _ZERO, _NOTHING = np.float32(0), np.float32(-69)                  # e^-69 = 1e-30
