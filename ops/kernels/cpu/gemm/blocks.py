@@ -13,7 +13,7 @@ from ops.kernels.cpu.gemm.microkernel import (
     vector_4x16,
 )
 from ops.kernels.cpu.gemm.packing import CORNER_BYTES, TILE, copy_float, pack
-from ops.kernels.cpu.numba_jit import inlined, jit
+from ops.kernels.cpu.numba_jit import inlined
 
 VECTOR, AVX512, BF16, AMX = range(4)                              # the micro-kernels, as numbers
 NUMBER = {"vector": VECTOR, "avx512": AVX512, "bf16": BF16, "amx": AMX}
@@ -84,7 +84,7 @@ def _multiply_packed(kernel, M, N, steps, a, b, panel_bytes, start, start_stride
                 _copy(height, width, edge, _EDGE_STRIDE, to, stride)
 
 
-@jit
+@compiled
 def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, unit, depth, a, b, start, start_stride, c, stride, scratch):
     """C[m_lo:m_hi, n_lo:n_hi] = start + A B by one thread.
 

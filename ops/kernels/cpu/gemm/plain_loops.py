@@ -5,12 +5,12 @@ They are here to be read and measured (`python -m benchmarks.ops gemm --ladder`)
 
 import numpy as np
 
-from ops.kernels.cpu.numba_jit import helper, jit
+from ops.kernels.cpu.numba_jit import compiled, helper
 
 _ROWS, _COLUMNS, _DEPTH = 64, 96, 64                              # of a block: of b they are 24 KiB: the L1 cache
 
 
-@jit
+@compiled
 def three_loops(a, b, out):
     """out = a b, as the formula is written: each element of out a row of a times a column of b.
 
@@ -26,7 +26,7 @@ def three_loops(a, b, out):
             out[i, j] = total
 
 
-@jit
+@compiled
 def blocked(a, b, out):
     """out = a b, block by block: each block of b is read into the cache once and meets 64 rows of a there.
 
@@ -46,7 +46,7 @@ def blocked(a, b, out):
                             total[j] += x * row[j]
 
 
-@jit
+@compiled
 def packed(a, b, out):
     """out = a b with a copy of each block of b, whose rows then follow each other in memory.
 
