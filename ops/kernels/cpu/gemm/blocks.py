@@ -13,7 +13,7 @@ from ops.kernels.cpu.gemm.microkernel import (
     vector_4x16,
 )
 from ops.kernels.cpu.gemm.packing import CORNER_BYTES, TILE, copy_float, pack
-from ops.kernels.cpu.numba_jit import inlined
+from ops.kernels.cpu.numba_jit import compiled, inlined
 
 VECTOR, AVX512, BF16, AMX = range(4)                              # the micro-kernels, as numbers
 NUMBER = {"vector": VECTOR, "avx512": AVX512, "bf16": BF16, "amx": AMX}
