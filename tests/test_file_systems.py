@@ -23,6 +23,7 @@ from tinygrad2.io import file_systems
 from tinygrad2.io.file_systems import Lock, exists, move, retried, status_of, sync_folder
 from tinygrad2.io.files import atomic_write, write_json
 from tinygrad2.io.outputs import check_output, is_same_file
+from tinygrad2.system import temporary
 from tinygrad2.training import checkpoint as checkpoints
 from tinygrad2.training import owner
 from tinygrad2.training.checkpoint import (
@@ -302,6 +303,21 @@ def test_files_whose_numbers_do_not_last(tmp_path, monkeypatch):
     file = TokenFile(tmp_path / "tokens.bin")
     file.read(0, 10)
     assert file.notices() == []
+
+
+def test_a_clock_of_the_server_that_is_late_does_not_make_files_old(tmp_path, monkeypatch):
+    """What another host is writing, where locks do not work, on a server whose clock is days behind ours."""
+    monkeypatch.setattr(temporary, "_lock", lambda handle: None)
+    path = tmp_path / ".w.bin.tinygrad2-node7-4711-0123abcd.tmp"
+    path.write_text("half of it")
+    past = time.time() - 10 * 86_400
+    for touched in (path, tmp_path):
+        os.utime(touched, (past, past))
+    temporary.sweep(str(tmp_path))
+    assert path.exists()
+    os.utime(tmp_path)
+    temporary.sweep(str(tmp_path))
+    assert not path.exists()
 
 
 # -- two trainings in one folder ---------------------------------------------------------------------------------------

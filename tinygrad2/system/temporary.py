@@ -15,7 +15,6 @@ import re
 import shutil
 import socket
 import stat
-import time
 
 _NAME = re.compile(r"\.tinygrad2-(?P<host>[\w.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 _OLD = 86_400  # seconds without a change after which nobody writes any more
@@ -97,7 +96,8 @@ def _remove_if_abandoned(entry, host, pid):
     handle = _open_folder(entry.path) if is_folder else os.open(entry.path, os.O_RDWR)
     try:
         is_free = None if handle is None else _lock(handle)
-        is_old = time.time() - status.st_mtime > _OLD
+        now = os.stat(os.path.dirname(entry.path) or ".").st_mtime  # of its last change, by the clock of the server
+        is_old = now - status.st_mtime > _OLD
         if is_free is False or not (is_old or (host == _host() and (is_free or not _exists(pid)))):
             return
         if is_folder:
