@@ -279,10 +279,9 @@ def _call(main, name, abort):
 
 
 def exit_code(error):
-    """The exit code of a job that one rank ends by this exception: never 0, also after sys.exit(0) on one rank."""
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
-        return error.code
-    return 1
+    """The exit code, 1 to 255, of a job that one rank ends by this exception: never 0, also after sys.exit(0) or
+    sys.exit(256) on one rank: the system keeps the lowest eight bits."""
+    return (error.code & 255 if isinstance(error, SystemExit) and isinstance(error.code, int) else 1) or 1
 
 
 def program():

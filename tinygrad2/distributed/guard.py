@@ -18,6 +18,7 @@ The child goes on as the rank. The parent, the process that mpirun knows, waits 
 
 Signals that mpirun or the user send to the guard are passed on to the rank. The two are connected by a socket that ends
 with the rank, through which it says that it will end (`Guard.ending`), and hands over the status table (watchdog.py).
+What the rank's MPICH tells mpirun goes through the guard as well (pmi_relay.py).
 
 The fork comes before threads, NumPy and MPI; a guard takes 10 MB of memory. Without os.fork there are no guards, and
 the watchdogs report what they can. Imports nothing that loads NumPy.
@@ -33,16 +34,19 @@ import threading
 import time
 
 from tinygrad2.distributed.launch import end_job
+from tinygrad2.distributed.pmi_relay import Relay
 from tinygrad2.distributed.status import StatusTable, describe_death
 from tinygrad2.distributed.witness import start_witness
 from tinygrad2.errors import to_bytes
-from tinygrad2.system.process import end_with, rename_process
+from tinygrad2.system.launcher import is_first_on_host
+from tinygrad2.system.process import end_with, parents, rename_process, wake
 from tinygrad2.system.signals import STOP_SIGNALS, leave_now
 from tinygrad2.system.streams import write_descriptor
 
 _ENDING, _LEAVING, _TABLE = b"ending", b"leaving", b"table"  # messages of the rank
-_NAMES = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGTSTP", "SIGCONT")
-_FORWARDED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_KEPT = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGPIPE", "SIGTTIN", "SIGTTOU")  # signals that are not passed on
+_KEPT += ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")  # a crash of the guard itself
+_FORWARDED = tuple(sorted(signal.valid_signals() - {getattr(signal, name, 0) for name in _KEPT}))
 _POLL_SECONDS = 0.2
 _EXEC_SECONDS = 1.0  # a rank whose socket is closed has either ended by then, or become another program
 
@@ -66,10 +70,10 @@ class Guard:
             os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it, the job would never end
 
     def share(self, path, own, rows, hosts):
-        """Give the guard the status table, in which this rank has row `own`, and let it start the host's witness.
+        """Give the guard the status table, in which this rank has row `own`; it passes it on to the host's witness.
 
         path     of the table's file
-        rows     (rank, process, process of its guard) of each rank of this host; (): another guard starts the witness
+        rows     (rank, process, process of its guard) of each rank of this host
         hosts    how many there are
         """
         with open(path, "r+b") as file:
@@ -92,6 +96,7 @@ def start_guard(rank, size):
         sys.stdout.flush()
         sys.stderr.flush()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    relay = Relay()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     parent = os.getpid()
     try:
@@ -101,16 +106,18 @@ def start_guard(rank, size):
         return None
     if child == 0:
         ours.close()
+        relay.connect()
         end_with(parent)
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)  # signals to the guard's process group arrive once, through the guard
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return Guard(theirs, parent)
     theirs.close()
-    rename_process(f"tinygrad2 guard of rank {rank} (process {child})")
     code = 1
     try:
-        code = _Watch(rank, size, child, ours).run(before)
+        watch = _Watch(rank, size, child, ours, relay)
+        rename_process(f"tinygrad2 guard of rank {rank} (process {child})")
+        code = watch.run(before)
     finally:
         leave_now(code)  # not through the exit of Python, which belongs to the rank
 
@@ -118,8 +125,11 @@ def start_guard(rank, size):
 class _Watch:
     """The guard's life: waits for process `child`, rank `rank` of `size`, whose messages come through `connection`."""
 
-    def __init__(self, rank, size, child, connection):
-        self.rank, self.size, self.child, self.connection = rank, size, child, connection
+    def __init__(self, rank, size, child, connection, relay):
+        self.rank, self.size, self.child, self.connection, self.relay = rank, size, child, connection, relay
+        self.command = _command_line(os.getpid())  # the rank's as well
+        self.witness = start_witness(size) if is_first_on_host() else None  # a socket
+        self.told = False  # has the witness been told the name of the job?
         self.table, self.row = None, 0
         self.ending, self.alone, self.received, self.closed = False, False, set(), None
 
@@ -127,18 +137,24 @@ class _Watch:
         """Returns the exit code, or dies of the signal that killed the rank. mask: signals that were blocked."""
         wakeup = self._catch_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        parent, status = os.getppid(), None
+        above, status = parents(os.getpid()), None  # mpirun's process on this host, and mpirun
+        parent = os.getppid()
         while status is None:
             sources = [wakeup] if self.closed else [wakeup, self.connection]
-            ready, _, _ = select.select(sources, [], [], _POLL_SECONDS)
+            ready, _, _ = select.select([*sources, *self.relay.sources], [], [], _POLL_SECONDS)
             if wakeup in ready:
                 self._forward(os.read(wakeup, 64))
             if self.connection in ready:
                 self._take_message()
+            self.relay.forward(ready)
+            if self.relay.job and not self.told:
+                self._tell_witness(b"job " + self.relay.job)
+                self.told = True
             pid, code = os.waitpid(self.child, os.WNOHANG)
             if pid:
                 status = code
             elif self.closed and time.monotonic() - self.closed > _EXEC_SECONDS:
+                wake(above)
                 return self._end_other_program()
             elif os.getppid() != parent:
                 self._say("mpirun has exited; ending this rank")
@@ -146,6 +162,8 @@ class _Watch:
                 return 1
         while not self.closed:  # what it said last
             self._take_message()
+        self.relay.forward(self.relay.sources)
+        wake(above)  # if somebody has stopped them, the job would never end
         return self._exit_code(os.waitstatus_to_exitcode(status))
 
     def _catch_signals(self):
@@ -175,15 +193,19 @@ class _Watch:
         elif word in (_ENDING, _LEAVING):
             self.ending, self.alone = True, word == _LEAVING
         elif word == _TABLE:
-            (self.row, hosts), *rows = (tuple(map(int, row.split(b","))) for row in rest)
+            self.row = int(rest[0].partition(b",")[0])
             self.table = StatusTable(descriptors[0], self.row + 1, self.row)
-            if rows:
-                start_witness(descriptors[0], rows, self.size, hosts)
+            self._tell_witness(message, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
+    def _tell_witness(self, message, descriptors=()):
+        if self.witness:
+            with contextlib.suppress(OSError):
+                socket.send_fds(self.witness, [message], descriptors)
+
     def _exit_code(self, code):
-        asked = {-code, code - 128} & self.received  # it has obeyed a signal that was meant for all ranks
+        asked = {-code, code - 128} & self.received & {*STOP_SIGNALS}  # it has obeyed a signal to all ranks
         if not (self.ending or asked):
             self._say(describe_death(code, self.table and self.table.read(self.row)))
         if self.alone or not (self.ending or asked):
@@ -193,10 +215,9 @@ class _Watch:
         return code if self.ending else code or 1
 
     def _end_other_program(self):
-        name = ""
-        with contextlib.suppress(OSError), open(f"/proc/{self.child}/cmdline", "rb") as file:
-            name = file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip()
-        self._say(f"has become another program ({name or 'unknown'}); ending the job")
+        name = _command_line(self.child)
+        what = f"has become another program ({name or 'unknown'})"
+        self._say(f"{what if name != self.command else 'has closed its files'}; ending the job")
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, signal.SIGKILL)
         end_job(1)
@@ -215,3 +236,10 @@ class _Watch:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
         leave_now(128 + number)  # the signal was ignored
+
+
+def _command_line(pid):
+    """The beginning of a process's command line; "" if it is unknown."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read(200).replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    return ""

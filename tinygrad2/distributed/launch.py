@@ -87,18 +87,15 @@ def report_hard_exits(rank, size, announce_exit):
 
     announce_exit() is called before that. Exit code 0 becomes 1: the job has not been completed.
     """
-    own_pid = os.getpid()
 
     def report_and_exit(status):
-        code = status
-        if os.getpid() == own_pid:  # not in a forked child, which ends by os._exit normally
-            code = status or 1
-            announce_exit(alone=True)
-            frame = sys._getframe(1)
-            location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-            write_descriptor(2, to_bytes(f"[rank {rank} of {size}] ended by os._exit({status}) at {location}\n"))
-            wait_until_read(2)
-            time.sleep(0.1)  # for mpirun to forward it
+        code = status & 255 or 1  # a TypeError, as of os._exit, if it is no number
+        announce_exit(alone=True)
+        frame = sys._getframe(1)
+        location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        write_descriptor(2, to_bytes(f"[rank {rank} of {size}] ended by os._exit({status}) at {location}\n"))
+        wait_until_read(2)
+        time.sleep(0.1)  # for mpirun to forward it
         leave_now(code)
 
     os._exit = report_and_exit

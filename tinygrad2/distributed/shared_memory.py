@@ -3,6 +3,7 @@
 MPICH creates a file of about 1 MB per rank there, and removes it when the job ends in order. After a job that was
 killed or aborted it would stay, and /dev/shm fill up: in a container it often has 64 MB. In a full one MPICH crashes
 without a message (SIGBUS). So the ranks remove the file as soon as all have mapped it, and check the room before that.
+If they are killed in between, the witness does (witness.py).
 """
 
 import contextlib
@@ -24,6 +25,21 @@ def unlink_mpi_memory(maps="/proc/self/maps", folder=_FOLDER):
             if os.path.dirname(path) == folder and _MPICH_FILE.fullmatch(os.path.basename(path)):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+def unlink_files_of_job(name, folder=_FOLDER):
+    """Remove MPICH's files of a job whose processes have ended: those that were killed while MPI started.
+
+    name    of the job, as mpirun gives it to its ranks (bytes): MPICH names the files by its hash (FNV-1a, 32 bits)
+    """
+    code = 2166136261
+    for byte in name:
+        code = (code ^ byte) * 16777619 & 0xFFFFFFFF
+    with contextlib.suppress(OSError):
+        for file in os.listdir(folder):
+            if re.fullmatch(rf"mpich_(shm|vci)_{code:x}_\d+", file):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, file))
 
 
 def describe(folder=_FOLDER):

@@ -5,7 +5,12 @@ of them can report anything. The witness is a process that mpirun does not know:
 for the processes of its host in the order in which they end, and reports the first guard that ended before its rank,
 unless the ranks had said that they would end. Then it kills what is left (a stopped rank, for example) and ends, at the
 latest a few seconds after the guards. mpirun waits until the last process that can write to its stderr has ended, so
-the line arrives.
+the line arrives. It removes the shared memory of ranks that were killed while MPI started.
+
+It also sees to mpirun's exit code. MPICH's mpirun kills all ranks after a second Ctrl-C. It waits for the end of its
+process on each host (the proxy), and looks at its exit code only as long as the proxy's output is open: sometimes it is
+closed a moment earlier, and mpirun returns 0. So the witness keeps it open until mpirun has ended, and sends it a third
+Ctrl-C if that takes longer than a second.
 
 Needs Linux (pidfd, epoll); elsewhere there is no witness.
 """
@@ -17,9 +22,10 @@ import signal
 import socket
 import time
 
+from tinygrad2.distributed.shared_memory import unlink_files_of_job
 from tinygrad2.distributed.status import EXITING, StatusTable, describe_death
 from tinygrad2.errors import to_bytes
-from tinygrad2.system.process import rename_process
+from tinygrad2.system.process import parents, rename_process, set_parent_death_signal, wake
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import write_descriptor
 
@@ -27,28 +33,33 @@ _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
-def start_witness(descriptor, rows, size, hosts):
-    """Fork: the child watches, and never returns.
+def start_witness(size):
+    """Fork: the child watches, and never returns. Called by the guard of the first rank of a host.
 
-    descriptor    of the status table
-    rows          (rank, process, process of its guard) of each rank of this host, in the order of the table
-    size, hosts   how many ranks and hosts there are in all
+    size    how many ranks there are in all
+
+    Returns a socket for what the guard learns later: b"job NAME", the name that mpirun gives the job, and the message
+    of Guard.share with the status table. None where there can be no witness.
     """
     if not hasattr(os, "pidfd_open") or not hasattr(select, "epoll"):
-        return
+        return None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    guard = os.getpid()
     with contextlib.suppress(OSError):
         if os.fork() == 0:
             try:
-                table = StatusTable(descriptor, len(rows))
-                _detach()
-                rename_process(f"tinygrad2 witness of {len(rows)} ranks")
-                _Witness(table, rows, size, hosts).run()
+                connection = _detach(theirs)
+                rename_process("tinygrad2 witness")
+                _Witness(connection, size, parents(guard)).run()
             finally:
                 leave_now(0)
+    theirs.close()
+    return ours
 
 
-def _detach():
-    """Keep only stderr, ignore what ends other processes, and leave the guard's session."""
+def _detach(connection):
+    """Keep only stderr and this socket, which is returned, ignore what ends other processes, and leave the session."""
+    set_parent_death_signal(signal.SIGCONT)  # if somebody has stopped it, it would stay
     signal.set_wakeup_fd(-1)
     for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGTSTP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -56,25 +67,57 @@ def _detach():
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 1 << 16)
+    os.dup2(connection.fileno(), 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 1 << 16)
+    connection.detach()
+    return socket.socket(fileno=3)
 
 
 class _Witness:
-    def __init__(self, table, rows, size, hosts):
-        self.table, self.rows, self.size, self.hosts = table, rows, size, hosts
+    """above: mpirun's process on this host (the proxy), and mpirun."""
+
+    def __init__(self, connection, size, above):
+        self.connection, self.size, self.above = connection, size, above
+        self.job, self.table, self.rows, self.hosts = b"", None, [], 1
+        self.proxy = _open_process(above[0]) if above else None
+        self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
+        self.interrupted = False  # have the ranks been killed by mpirun after a second Ctrl-C?
         self.epoll = select.epoll()
         self.handles = {}  # what the system makes readable when a process ends -> (row, is it a guard?)
         self.ranks, self.guards = set(), set()  # rows of those that are alive
-        for i, (_, rank, guard) in enumerate(rows):
-            for pid, is_guard in ((rank, False), (guard, True)):
-                with contextlib.suppress(ProcessLookupError):
-                    handle = os.pidfd_open(pid)
-                    self.handles[handle] = i, is_guard
-                    (self.guards if is_guard else self.ranks).add(i)
-                    self.epoll.register(handle, select.EPOLLIN)
 
     def run(self):
         """Until all guards have ended."""
+        while self.table is None and self._take_message():
+            pass
+        if self.table is None:  # the guard has ended
+            self.interrupted = bool(self.mpirun) and self.mpirun.has_left_its_ranks()
+        else:
+            self._watch()
+        self._clean_up()
+
+    def _take_message(self):
+        """Returns whether there was one: not if the guard has ended."""
+        message, descriptors = b"", []
+        with contextlib.suppress(OSError):
+            message, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1)
+        word, *rest = message.split() or [b""]
+        if word == b"job":
+            self.job = rest[0]
+        elif word:
+            (_, self.hosts), *self.rows = (tuple(map(int, row.split(b","))) for row in rest)
+            self.table = StatusTable(descriptors[0], len(self.rows))
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return bool(word)
+
+    def _watch(self):
+        for i, (_, rank, guard) in enumerate(self.rows):
+            for pid, is_guard in ((rank, False), (guard, True)):
+                if handle := _open_process(pid):
+                    self.handles[handle] = i, is_guard
+                    (self.guards if is_guard else self.ranks).add(i)
+                    self.epoll.register(handle, select.EPOLLIN)
         killed = self._first_killed()
         if killed is not None and not (self.hosts > 1 and self._all_end_together()):
             self._report(killed)
@@ -86,10 +129,21 @@ class _Witness:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
 
+    def _clean_up(self):
+        os.close(2)  # the proxy waits for its end
+        if self.proxy:
+            select.select([self.proxy], [], [], _LAST_SECONDS)
+        unlink_files_of_job(self.job)
+        if self.interrupted:
+            self.mpirun.end()
+
     def _first_killed(self):
         """The row of the guard whose death ends the job; None if the job ends in another way, which is reported."""
         while self.guards:
             for i, is_guard in self._next_events(None):
+                if is_guard and i in self.ranks and self.mpirun and self.mpirun.has_left_its_ranks():
+                    self.interrupted = True
+                    return None
                 expected = i not in self.ranks or any(
                     row.name == EXITING or row.stopping for row in map(self.table.read, range(len(self.rows)))
                 )
@@ -103,6 +157,7 @@ class _Witness:
         ended = [self.handles[handle] for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1)]
         for i, is_guard in ended:
             (self.guards if is_guard else self.ranks).discard(i)
+            wake([*self.above, *(self.rows[i][2:] * (not is_guard and i in self.guards))])  # if they have been stopped
         for handle in [handle for handle, what in self.handles.items() if what in ended]:
             self.epoll.unregister(handle)
             del self.handles[handle]
@@ -121,3 +176,47 @@ class _Witness:
         text = f"{describe_death(None, self.table.read(i))} (its guard, process {guard}, was killed)"
         who = f"[rank {rank} of {self.size}, {socket.gethostname()} pid {pid}]"
         write_descriptor(2, to_bytes(f"{who} {text}\n"))
+
+
+class _Mpirun:
+    """MPICH's mpirun, of which this host's part is the process `proxy`."""
+
+    def __init__(self, proxy, pid):
+        self.process, self.pid, self.sockets = _open_process(pid), pid, _sockets(pid)
+        with contextlib.suppress(OSError):
+            self.output = os.open(f"/proc/{proxy}/fd/2", os.O_WRONLY | os.O_NONBLOCK)  # kept open: see above
+
+    def has_left_its_ranks(self):
+        """Has it closed its connection to the proxy, as it does after a second Ctrl-C before it kills the ranks?"""
+        return bool(self.process) and not self.sockets <= _sockets(self.pid)
+
+    def end(self):
+        """Wait until it has ended, with an exit code other than 0."""
+        if not select.select([self.process], [], [], 1.0)[0]:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.process, signal.SIGINT)
+            select.select([self.process], [], [], _LAST_SECONDS)
+
+
+def _open_process(pid):
+    """What the system makes readable when a process ends; None if it has ended."""
+    with contextlib.suppress(OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def _is_mpirun(pid):
+    """Not if mpirun has started this host's process through ssh, for example."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return os.path.basename(file.read(4096).split(b"\0")[0]).startswith((b"mpirun", b"mpiexec"))
+    return False
+
+
+def _sockets(pid):
+    """The sockets of a process."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return {name for name in found if name.startswith("socket:")}

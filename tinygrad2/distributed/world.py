@@ -23,6 +23,7 @@ import atexit
 import contextlib
 import faulthandler
 import os
+import signal
 import socket
 import sys
 import threading
@@ -106,6 +107,7 @@ class World:
         faulthandler.enable()
         atexit.register(watchdog.announce_exit)
         report_hard_exits(comm.rank, comm.size, watchdog.announce_exit)
+        os.register_at_fork(after_in_child=world._leave)
         watchdog.start()
         with world.collective("dividing the cores"):
             cores = available_cores()
@@ -119,7 +121,7 @@ class World:
             rows = host_comm.allgather((comm.rank, os.getpid(), guard.pid if guard else 0))
             watchdog.attach(StatusTable(path, host_comm.size, host_comm.rank), rows)
             if guard:
-                guard.share(path, host_comm.rank, rows if host_comm.rank == 0 else (), world.hosts)
+                guard.share(path, host_comm.rank, rows, world.hosts)
             host_comm.Barrier()
             if host_comm.rank == 0:  # no file is left, however the job ends
                 os.unlink(path)
@@ -306,6 +308,16 @@ class World:
 
     # -- ending the job ------------------------------------------------------------------------------------------------
 
+    def _leave(self):
+        """In a process that a rank has forked: it is no rank, and does not end the job."""
+        atexit.unregister(self.watchdog.announce_exit)
+        if self.watchdog.guard:
+            atexit.unregister(self.watchdog.guard.ending)
+        self.watchdog = None
+        sys.excepthook, threading.excepthook, os._exit = sys.__excepthook__, threading.__excepthook__, leave_now
+        with contextlib.suppress(ValueError):  # of another thread
+            signal.set_wakeup_fd(-1)
+
     def _die(self, error):
         """End all ranks because of an exception in this one."""
         if isinstance(error[1], KeyboardInterrupt):  # while modules are imported
@@ -314,6 +326,9 @@ class World:
 
     def _abort(self, text, code, at_once=False):
         """Print the text and end all ranks with this exit code. Never returns."""
+        if self.watchdog is None:  # in a process that a rank has forked
+            write_descriptor(2, to_bytes(text))
+            leave_now(code)
         if not self._ending.acquire(blocking=False):
             time.sleep(10)  # another thread of this process is already aborting
         self.watchdog.announce_exit()
@@ -328,9 +343,12 @@ class World:
         time.sleep(0.2)  # mpirun forwards the text before it is asked to kill
         timer = threading.Timer(3, leave_now, [code])  # Abort may return, or hang on a dead network
         timer.daemon = True
-        timer.start()
-        self._mpi.COMM_WORLD.Abort(code)
-        leave_now(code)
+        try:
+            timer.start()
+            self._mpi.COMM_WORLD.Abort(code)
+        finally:  # neither works without memory: then the guard ends the job
+            self.watchdog.announce_exit(alone=True)
+            leave_now(code)
 
 
 def _start_mpi(tasks, announce_exit):

@@ -10,6 +10,7 @@ _GENERATIONS = 6  # a rank, its guard, a proxy, mpirun
 _MARGIN = 1 << 16  # bytes: what other ranks may have written that mpirun has not read yet
 _DEV_FULL = os.makedev(1, 7) if hasattr(os, "makedev") else None
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+_HOST_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 _OWN_VARIABLES = ("PMI", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PRTE_", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 
 
@@ -56,6 +57,11 @@ def _path_of_launcher(number):
             return f"/proc/{pid}/fd/{number}"
         pid = int(rest.split()[1])
     return None
+
+
+def is_first_on_host():
+    """Is this process the first rank of its host? False if that is unknown."""
+    return any(_number(name) == 0 for name in _HOST_RANKS)
 
 
 def without_launcher(environment):

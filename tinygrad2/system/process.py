@@ -24,6 +24,26 @@ def end_with(parent):
         leave_now(1)
 
 
+def parents(pid, count=2):
+    """The ids of a process's parent, its parent's parent, ...: at most so many, and not that of process 1."""
+    found = []
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        while len(found) < count:
+            with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+            if pid <= 1:
+                break
+            found.append(pid)
+    return found
+
+
+def wake(pids):
+    """Continue those of these processes that somebody has stopped."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def rename_process(title):
     """Show another command line in `ps`, cut to the length of the present one. Does nothing where that is impossible.
 
@@ -57,10 +77,10 @@ def start_ticks(pid):
 
 
 def kill_marked(mark, seconds):
-    """Wait until no process of this machine has the variable `mark` ("NAME=value") in its environment any more; kill
-    those that have not ended after so many seconds."""
+    """Wait until no process of this machine has this mark any more; kill those that have not ended after so many
+    seconds."""
     end = time.monotonic() + seconds
-    while pids := _marked(mark.encode()):
+    while pids := marked(mark):
         if time.monotonic() > end:
             for pid in pids:
                 with contextlib.suppress(OSError):
@@ -69,11 +89,12 @@ def kill_marked(mark, seconds):
         time.sleep(0.05)
 
 
-def _marked(mark):
+def marked(mark):
+    """The ids of all processes of this machine that have the variable `mark` ("NAME=value") in their environment."""
     pids = []
     with contextlib.suppress(OSError):
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
+                if mark.encode() in file.read().split(b"\0"):
                     pids.append(int(name))
     return pids
