@@ -78,6 +78,16 @@ def test_it_gives_up_after_so_many_restarts(mpirun, tmp_path, flags, code, count
     assert len(starts(tmp_path)) == count
 
 
+def test_starts_that_end_alike_at_the_same_step_are_enough(mpirun, tmp_path, capfd):
+    for flags in ([], ["--run-dir", "other"], ["--run-dir=other"]):
+        (tmp_path / "starts").unlink(missing_ok=True)
+        ends = [(9, f"[rank 1 of 4, vm pid {pid}] was killed by SIGSEGV, in #{12 if pid else 8}") for pid in range(9)]
+        mpirun(*ends)
+        assert launch.main(["-n", "2", "--max-restarts", "100", "--", "program.py", *flags]) == 9
+        assert len(starts(tmp_path)) == 5  # the first one ended elsewhere
+        assert "not started again: the last 4 starts have ended in this way" in capfd.readouterr().err
+
+
 def test_an_error_in_flags_is_not_tried_again(mpirun, tmp_path):
     mpirun((2, "program.py: --lr must be positive"))
     assert launch.main(["-n", "2", "--", "program.py"]) == 2

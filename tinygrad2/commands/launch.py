@@ -10,9 +10,10 @@ are lines on stderr, which begin with "launch", and with --log also in a file, o
 
 With -f, hosts that do not answer (`ssh HOST true`) are left out of the next start.
 
-Not started again: after Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to this program (they are passed on: the ranks save and
-end), and after exit code 2, an error in flags or files. Exit code 0: the training is complete, after however many
-restarts. Else the code of the last start, or 128 and the number of the signal that ended it.
+Not started again: after four starts that ended in the same way, without a new checkpoint; after Ctrl-C, SIGTERM,
+SIGUSR1 or SIGHUP to this program (they are passed on: the ranks save and end), and after exit code 2, an error in flags
+or files. Exit code 0: the training is complete, after however many restarts. Else the code of the last start, or 128
+and the number of the signal that ended it.
 """
 
 import argparse
@@ -31,18 +32,21 @@ import uuid
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.commands.hosts import answers, read_hostfile
 from tinygrad2.distributed.mpirun import environment, find_mpirun
+from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.errors import UserError, one_line, to_bytes
 from tinygrad2.io.files import first_bytes
 from tinygrad2.io.outputs import check_output
 from tinygrad2.system.installation import PROJECT_ROOT
-from tinygrad2.system.process import kill_marked, set_parent_death_signal
+from tinygrad2.system.process import kill_marked, marked, set_parent_death_signal, wake
 from tinygrad2.system.signals import STOP_SIGNALS
 from tinygrad2.system.streams import write_descriptor
 from tinygrad2.system.temporary import temporary_folder
 
 _REPORT = re.compile(rb"^\[rank \d+ of \d+[^\]\n]*\] .+", re.MULTILINE)  # what ranks and guards print about a failure
 _LEFT_SECONDS = 10.0  # that processes of a job may take to end after mpirun has
+_ALIKE = 4  # starts that end in the same way, at the same step, are enough
 _USER_ERROR = 2
+_FAILED = (1, _USER_ERROR, TIMED_OUT)  # codes of a job that could not obey a signal
 
 
 def main(argv):
@@ -104,7 +108,7 @@ class _Launch:
         self.max_restarts, self.mpirun = max_restarts, find_mpirun()
         version = subprocess.run([self.mpirun, "--version"], capture_output=True, env=environment())
         self.is_mpich = b"HYDRA" in version.stdout
-        self.process, self.stops = None, []
+        self.process, self.mark, self.stops, self.ends = None, "", [], []
 
     def run(self):
         """Returns the exit code."""
@@ -120,14 +124,17 @@ class _Launch:
                     if restarts:
                         self._say(f"complete, after {restarts} restart(s)")
                     return 0
-                if self.stops:  # 255, 0: MPICH's mpirun, after two signals; 143: it got SIGTERM instead of SIGHUP
-                    stopped = code in (0, 255) or code - 128 in STOP_SIGNALS
-                    return 128 + self.stops[0] if stopped else code
+                if self.stops:  # of ranks that were starting, and after two signals, mpirun's code may be anything
+                    return code if code in _FAILED else 128 + self.stops[0]
                 if code == _USER_ERROR:
                     self._say("exit code 2, an error in flags or files: not started again")
                     return code
                 if restarts == self.max_restarts:
                     self._say(f"{reason}; not started again: --max-restarts is {self.max_restarts}")
+                    return code
+                if report and self._ended_alike(code, report):
+                    self._say(f"{reason}; not started again: the last {_ALIKE} starts have ended in this way, without "
+                              "a new checkpoint")  # fmt: skip
                     return code
                 if not self._choose_ranks():
                     self._say(f"{reason}; not started again: no host answers")
@@ -137,15 +144,25 @@ class _Launch:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _ended_alike(self, code, report):
+        """Has this start ended as the ones before it, at the same step? Then the next one would, too."""
+        from tinygrad2.training.checkpoint import list_checkpoints  # late: it imports NumPy
+
+        words = dict(zip(self.command, self.command[1:]))  # --run-dir X
+        words |= dict(word.split("=", 1) for word in self.command if word.startswith("--run-dir="))
+        saved = list_checkpoints(os.path.join(words.get("--run-dir", "run"), "checkpoints"))
+        self.ends.append((code, re.sub(r"\bpid \d+", "", report), saved[:1]))
+        return len(self.ends) >= _ALIKE and len({repr(end) for end in self.ends[-_ALIKE:]}) == 1
+
     # -- one start -----------------------------------------------------------------------------------------------------
 
     def _start(self, restarts):
         """Run the job once; returns (exit code, the first report of a rank or "", seconds)."""
         resume = ["--resume"] if restarts and "--resume" not in self.command else []
-        mark, begin = f"TINYGRAD2_LAUNCH={uuid.uuid4()}", time.monotonic()
+        self.mark, begin = f"TINYGRAD2_LAUNCH={uuid.uuid4()}", time.monotonic()
         with contextlib.ExitStack() as files:
             command = [self.mpirun, "-n", str(self.ranks), *self._host_flags(files), *self.command, *resume]
-            name, _, value = mark.partition("=")
+            name, _, value = self.mark.partition("=")
             self.process = subprocess.Popen(
                 command, env={**environment(), name: value}, stderr=subprocess.PIPE,
                 start_new_session=True,                           # Ctrl-C comes through this process, and once
@@ -157,7 +174,7 @@ class _Launch:
             reader = threading.Thread(target=_copy_errors, args=(self.process.stderr, reports))
             reader.start()
             code = self.process.wait()
-            kill_marked(mark, _LEFT_SECONDS)                      # if mpirun itself was killed, for example
+            kill_marked(self.mark, _LEFT_SECONDS)                 # if mpirun itself was killed, for example
             reader.join()
             self.process.stderr.close()
         return code if code >= 0 else 128 - code, reports[0] if reports else "", time.monotonic() - begin
@@ -199,6 +216,7 @@ class _Launch:
         if self.process is not None:
             with contextlib.suppress(OSError):
                 self.process.send_signal(number)
+            wake(marked(self.mark))  # what somebody has stopped would not obey
 
     def _say(self, text):
         write_descriptor(2, to_bytes(one_line(f"launch    {text}") + "\n"))
