@@ -47,9 +47,7 @@ def config_of(pretrained: Pretrained) -> GPTConfig:
 
 def load_into(model: GPT, pretrained: Pretrained) -> None:
     """Copy the weights into a GPT of the same config, in place."""
-    model.load_state_dict(_OneByOne(pretrained.tensors))
-    for tensor in pretrained.tensors.values():
-        tensor.release()
+    model.load_state_dict(pretrained.tensors)
 
 
 def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenizer: str = "") -> GPTConfig:
@@ -67,15 +65,3 @@ def config_for_training(path: str | os.PathLike, flags: dict[str, Any], tokenize
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value}: {path} has {getattr(config, name)}, which can no longer be changed")
     return replace(config, dropout=flags.get("dropout", config.dropout))
-
-
-class _OneByOne(dict):
-    """{name: LazyTensor}; asking for a tensor releases the memory of the one before."""
-
-    last = None
-
-    def __getitem__(self, name):
-        if self.last is not None:
-            self.last.release()
-        self.last = super().__getitem__(name)
-        return self.last

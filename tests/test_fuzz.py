@@ -107,7 +107,7 @@ def a_checkpoint(folder):
 
     def read():
         c = read_checkpoint(path)
-        return [array.tobytes() for array in [*c.weights.values(), *c.moments.values()]], c.state, c.t, c.history
+        return [array.astype().tobytes() for array in [*c.weights.values(), *c.moments.values()]], c.state, c.t, c.history
 
     return [folder / "step_00000002" / name for name in os.listdir(path)], read
 

@@ -123,7 +123,7 @@ class Adam:
     def _copy_to(self, state, m, v):
         for letter, moment in (("m", m), ("v", v)):
             for name, part in self.flat.slices.items():
-                values = state[f"{letter}.{name}"].reshape(-1).astype(moment.dtype, copy=False)
+                values = state[f"{letter}.{name}"].astype(moment.dtype, copy=False).reshape(-1)
                 moment[part] = to_device(values, device_of(moment))
 
     def _check(self, state):

@@ -17,14 +17,14 @@ https://github.com/karpathy/llm.c
 """
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.file_bytes import FileBytes
 from tinygrad2.io.files import atomic_write
-from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, map_file, write_elements
+from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, write_elements
 
 MODEL, DEBUG_STATE = 20240326, 20240327
 _HEADER = 1024  # bytes
@@ -59,12 +59,9 @@ def layout(n_layer, C, rows, T):
 def read_model(path):
     """(tensors {our name: LazyTensor}, fields of GPTConfig). Raises UserError, one line, for a file that is not a
     complete model of version 1, 3 or 5."""
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < _HEADER:
-            raise _corrupt(path, f"only {size} bytes long")
-        buffer, _ = map_file(file)
-    magic, version, T, V, L, heads, C, padded = np.frombuffer(buffer[:32], "<i4").tolist()
+    buffer = _opened(path, "model")
+    size = len(buffer)
+    magic, version, T, V, L, heads, C, padded = np.frombuffer(bytes(buffer[:32]), "<i4").tolist()
     if magic != MODEL:
         raise _corrupt(path, f"its magic is {magic}, not {MODEL}")
     if version not in _VERSIONS:
@@ -178,13 +175,9 @@ def read_debug_state(path, config):
     """The DebugState of a model with this config. Raises UserError, one line, for a file that is not complete, or of a
     model with another config."""
     V, L, C = (config[name] for name in ("vocab_size", "n_layer", "n_embd"))
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(_HEADER)
-        if len(head) < _HEADER:
-            raise _corrupt(path, f"only {size} bytes long", "debug state")
-        buffer, _ = map_file(file)
-    magic, version, B, T = np.frombuffer(head[:16], "<i4").tolist()
+    buffer = _opened(path, "debug state")
+    size = len(buffer)
+    magic, version, B, T = np.frombuffer(bytes(buffer[:16]), "<i4").tolist()
     if magic != DEBUG_STATE or version not in (1, 2):
         raise _corrupt(path, f"magic {magic}, version {version}, not {DEBUG_STATE}, 1 or 2", "debug state")
     if not (0 < B < 1 << 20 and 0 < T <= config["block_size"]):
@@ -195,13 +188,13 @@ def read_debug_state(path, config):
     more, ragged = divmod(size - expected, 4 * C)  # wte may be padded to another number of rows
     if ragged or rows + more < V or version == 1 and more:
         raise _corrupt(path, f"{size:,} bytes long instead of {expected:,} for this model", "debug state")
-    ids = np.frombuffer(buffer[_HEADER : _HEADER + 8 * B * T], "<i4").reshape(2, B, T)
+    ids = np.frombuffer(bytes(buffer[_HEADER : _HEADER + 8 * B * T]), "<i4").reshape(2, B, T)
     if ids.min() < 0 or ids.max() >= V:
         raise _corrupt(path, f"ids from {ids.min()} to {ids.max()} in a vocabulary of {V}", "debug state")
     start = _HEADER + 8 * B * T
     stop = start + 4 * B * T * V
-    logits = np.frombuffer(buffer[start:stop], "<f4").reshape(B, T, V)
-    loss = float(np.frombuffer(buffer[stop : stop + 4], "<f4")[0])
+    logits = np.frombuffer(bytes(buffer[start:stop]), "<f4").reshape(B, T, V)
+    loss = float(np.frombuffer(bytes(buffer[stop : stop + 4]), "<f4")[0])
     tensors = _tensors(buffer[stop + 4 :], "F32", layout(L, C, rows + more, config["block_size"]))
     tensors["wte.weight"] = tensors["wte.weight"].first(V)
     return DebugState(ids[0], ids[1], logits, loss, {name: tensor.astype() for name, tensor in tensors.items()})
@@ -223,11 +216,15 @@ def write_debug_state(path, state, config):
         _write_tensors(file, state.grads, entries, "F32")
 
 
-def _opened(path):
+def _opened(path, what):
+    """A FileBytes with a header at least."""
     try:
-        return open(path, "rb")
+        buffer = FileBytes.open(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(buffer) < _HEADER:
+        raise _corrupt(path, f"only {len(buffer)} bytes long", what)
+    return buffer
 
 
 def _corrupt(path, problem, what="model"):

@@ -91,8 +91,7 @@ def open_model(path: str | os.PathLike, tokenizer: str = "") -> Pretrained:
     kind = "Hugging Face" if os.path.isdir(path) else kind_of_model(path)
     if kind == "tinygrad2":
         weights = load_weights(path)
-        tensors = {name: LazyTensor.of(array) for name, array in weights.tensors.items()}
-        pretrained = Pretrained(path, kind, tensors, weights.config, training=weights.training)
+        pretrained = Pretrained(path, kind, weights.tensors.lazy(), weights.config, training=weights.training)
         eos, V = weights.training.get("eos"), weights.config.get("vocab_size")
         eos = eos if isinstance(eos, list) else [eos]
         pretrained.eos = tuple(id for id in eos if type(id) is type(V) is int and 0 <= id < V)

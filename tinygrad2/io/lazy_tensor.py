@@ -1,11 +1,11 @@
-"""Tensors in mapped files: read, converted to another dtype and transposed only when they are used."""
+"""Tensors in files: read, converted to another dtype and transposed only when they are used."""
 
-import mmap
+import math
 
 import numpy as np
 
-from tinygrad2.errors import UserError
 from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.io.file_bytes import FileBytes, content_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtypes that weights may have
 _RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16
@@ -25,19 +25,23 @@ def is_shape(shape):
 
 
 class LazyTensor:
-    """A tensor in a file, with the part of an array's interface that `Module.load_state_dict` needs: `shape`, `astype`.
+    """A tensor in a file, with the part of an array's interface that loading weights needs: shape, size, `astype`.
 
-    buffer       bytes of the tensor, usually a slice of a memoryview of a mapped file
+    buffer       bytes of the tensor: a FileBytes, or a memoryview of bytes in memory
     code         "F64", "F32", "F16" or "BF16"
     shape        as in the file
     transposed   present it transposed: (in, out) if the file has (out, in)
     rows         present only so many of the first axis (None: all)
+
+    Reading raises UserError if the file has been cut off or written to.
     """
 
     def __init__(self, buffer, code, shape, transposed=False, rows=None):
-        self.raw = np.frombuffer(buffer, _RAW[code]).reshape(shape)
-        self.raw = self.raw if rows is None else self.raw[:rows]
-        self.code, self.transposed = code, transposed
+        self.buffer, self.code, self.stored, self.transposed = buffer, code, tuple(shape), transposed
+        if math.prod(self.stored) * BYTES[code] != len(buffer):
+            raise ValueError(f"{len(buffer):,} bytes are not {code} of shape {self.stored}")
+        if rows is not None:
+            self.stored = (min(rows, self.stored[0]), *self.stored[1:])
 
     @classmethod
     def of(cls, array):
@@ -48,104 +52,70 @@ class LazyTensor:
     @property
     def shape(self):
         """The shape that `astype` returns."""
-        return self.raw.shape[::-1] if self.transposed else self.raw.shape
+        return self.stored[::-1] if self.transposed else self.stored
 
     @property
     def size(self):
         """Number of elements."""
-        return self.raw.size
+        return math.prod(self.stored)
 
     def first(self, rows):
         """Returns only the first rows, still in the file."""
-        part = LazyTensor.__new__(LazyTensor)
-        part.raw, part.code, part.transposed = self.raw[:rows], self.code, self.transposed
+        part = self._copy()
+        part.stored = (min(rows, self.stored[0]), *self.stored[1:])
         return part
 
     def transpose(self):
         """Returns the transposed tensor, still in the file."""
+        part = self._copy()
+        part.transposed = not self.transposed
+        return part
+
+    def _copy(self):
         part = LazyTensor.__new__(LazyTensor)
-        part.raw, part.code, part.transposed = self.raw, self.code, not self.transposed
+        part.__dict__.update(self.__dict__)
         return part
 
     def astype(self, dtype=np.float32, copy=False):
-        """Returns an array of `shape`: a read-only view of the file if that is float32 and so is dtype, else a new one.
-
-        A new one is converted piece by piece, so that the memory holds no second copy.
-        """
+        """Returns an array of `shape`, read and converted piece by piece; of bytes in memory a read-only view, if that
+        is possible and no copy is asked for."""
         dtype = np.dtype(dtype)
-        self._check_complete()
-        if self.code == "F32" and dtype == np.float32 and not copy:
-            return self.raw.T if self.transposed else self.raw
+        if self.code == "F32" and dtype == np.float32 and not copy and not isinstance(self.buffer, FileBytes):
+            raw = next(self._pieces(self.size))[1].reshape(self.stored)
+            return raw.T if self.transposed else raw
         out = np.empty(self.shape, dtype)
         target = out.T if self.transposed else out
-        if not self.raw.ndim:
-            target[...] = self._values(self.raw.reshape(1))[0]
+        if not self.stored:
+            target[...] = self._values(next(self._pieces(1))[1])[0]
             return out
-        step = max(1, _PIECE // max(1, self.raw[:1].size))
-        for start in range(0, len(self.raw), step):
-            self._check_complete()
-            target[start : start + step] = self._values(self.raw[start : start + step])
+        for rows, part in self._pieces(_PIECE):
+            target[rows] = self._values(part)
         return out
+
+    def __array__(self, dtype=None, copy=None):
+        return self.astype(dtype or np.float32, copy=bool(copy))
 
     def equals(self, other):
         """Do both have the same dtype, shape and values? Compares no values if both are the same part of a file."""
-        if (self.code, self.transposed, self.raw.shape) != (other.code, other.transposed, other.raw.shape):
+        if (self.code, self.transposed, self.stored) != (other.code, other.transposed, other.stored):
             return False
-        if self.raw.ctypes.data == other.raw.ctypes.data:
+        if isinstance(self.buffer, FileBytes) and self.buffer.same_as(other.buffer):
             return True
-        if not self.raw.ndim:
-            return bool(self.raw == other.raw)
-        step = max(1, _PIECE // max(1, self.raw[:1].size))
-        parts = (slice(i, i + step) for i in range(0, len(self.raw), step))
-        return all(np.array_equal(self.raw[part], other.raw[part]) for part in parts)
+        return all(np.array_equal(a, b) for (_, a), (_, b) in zip(self._pieces(_PIECE), other._pieces(_PIECE)))
 
-    def release(self):
-        """Release the memory that reading the file has taken; later accesses read it again."""
-        if (mapped := self._map()) is not None:
-            release(mapped)
-
-    def _check_complete(self):
-        if (mapped := self._map()) is not None:
-            check_complete(mapped)
-
-    def _map(self):
-        """The mapped file that it is in, or None."""
-        base = self.raw
-        while isinstance(base, (np.ndarray, memoryview)):
-            base = base.base if isinstance(base, np.ndarray) else base.obj
-        return base if isinstance(base, mmap.mmap) else None
+    def _pieces(self, size):
+        """Yields (slice of rows, these rows as in the file) with about `size` elements; of no axis: one element."""
+        rows, *rest = self.stored or (1,)
+        row = max(1, math.prod(rest))
+        step = max(1, size // row)
+        for start in range(0, max(1, rows), step):
+            part = slice(start, min(start + step, rows))
+            width = row * BYTES[self.code] if 0 not in rest else 0
+            content = content_of(self.buffer[part.start * width : part.stop * width])
+            yield part, np.frombuffer(content, _RAW[self.code]).reshape(part.stop - part.start, *rest)
 
     def _values(self, part):
-        return unpack(np.ascontiguousarray(part)) if self.code == "BF16" else part
-
-
-def map_file(file):
-    """Returns a memoryview of an open file, whose bytes are read on access, and the map itself, for `release`."""
-    mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.name = file.name
-    return memoryview(mapped), mapped
-
-
-class MappedFile(mmap.mmap):
-    """A mapped file that knows its name."""
-
-    name = ""
-
-
-def check_complete(mapped):
-    """Raises UserError if a mapped file is shorter than when it was mapped: touching what is missing would end the
-    process with SIGBUS, without a message. Called before each piece that is read; a file that is cut off while a piece
-    is read (16 MB, some milliseconds) is not noticed in time."""
-    if mapped.size() < len(mapped):
-        name = getattr(mapped, "name", "the file")
-        sizes = f"{mapped.size():,} bytes, {len(mapped):,} at first"
-        raise UserError(f"{name}: was cut off while it is read: {sizes}; copy it again")
-
-
-def release(mapped):
-    """Release the memory that a mapped file takes; later accesses read it again."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+        return unpack(part) if self.code == "BF16" else part
 
 
 def write_elements(file, array, code):

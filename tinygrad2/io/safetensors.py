@@ -10,12 +10,12 @@ https://github.com/huggingface/safetensors#format
 
 import json
 import math
-import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
+from tinygrad2.io.file_bytes import FileBytes
 from tinygrad2.io.files import CorruptFile, unique_names
-from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape, map_file, release
+from tinygrad2.io.lazy_tensor import BYTES, LazyTensor, is_shape
 from tinygrad2.io.signatures import LOOK, recognize
 
 MAX_HEADER = 100_000_000  # as in the safetensors library
@@ -26,20 +26,18 @@ _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E
 
 @dataclass
 class Container:
-    """A mapped file whose header has been checked.
+    """An open file whose header has been checked.
 
     entries    {name: Entry}
     metadata   {str: str}
     header     the parsed header without its metadata
     data       the bytes after the header
-    map        the mapped file, for `release`
     """
 
     entries: dict
     metadata: dict
     header: dict
-    data: memoryview
-    map: object
+    data: FileBytes
 
     def tensor(self, name):
         """The tensor as a LazyTensor. Raises CorruptFile for a dtype that weights cannot have."""
@@ -47,10 +45,6 @@ class Container:
         if entry.code not in BYTES:
             raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not one of {', '.join(BYTES)}")
         return LazyTensor(self.data[entry.start : entry.stop], entry.code, entry.shape)
-
-    def release(self):
-        """Release the memory that reading the file has taken; later accesses read it again."""
-        release(self.map)
 
 
 @dataclass
@@ -64,16 +58,14 @@ class Entry:
 
 
 def open_container(path):
-    """The Container at `path`, mapped into memory.
+    """The Container at `path`.
 
     Raises CorruptFile if it is incomplete or inconsistent, OSError if it cannot be read.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            raise CorruptFile(f"only {size} bytes long")
-        buffer, mapped = map_file(file)
-    N = int.from_bytes(buffer[:8], "little")
+    buffer = FileBytes.open(path)
+    if len(buffer) < 8:
+        raise CorruptFile(f"only {len(buffer)} bytes long")
+    N = int.from_bytes(bytes(buffer[:8]), "little")
     if N > min(MAX_HEADER, len(buffer) - 8):
         kind = recognize(bytes(buffer[:LOOK]))
         if kind and kind.role in ("stand-in", "packed"):
@@ -93,7 +85,7 @@ def open_container(path):
         if not isinstance(value, str):
             raise CorruptFile(f"metadata field {short(name)} is not a string")
     data = buffer[8 + N :]
-    return Container(_entries(header, len(data)), metadata, header, data, mapped)
+    return Container(_entries(header, len(data)), metadata, header, data)
 
 
 def _entries(header, size):

@@ -4,8 +4,8 @@
     archive/data/0 ...    the storages: raw elements
     archive/byteorder     "little"
 
-It is a zip file with uncompressed members, so the tensors can be mapped: nothing is read until it is used. The program
-of the pickle is run by pickle_machine.py; its result, with tensors as recorded calls, becomes the value here.
+It is a zip file with uncompressed members, so the tensors are parts of the file: none is read until it is used. The
+program of the pickle is run by pickle_machine.py; its result, with tensors as recorded calls, becomes the value here.
 
 https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
@@ -16,8 +16,9 @@ import os
 import numpy as np
 
 from tinygrad2.errors import UserError, short
+from tinygrad2.io.file_bytes import FileBytes
 from tinygrad2.io.files import CorruptFile
-from tinygrad2.io.lazy_tensor import LazyTensor, is_shape, map_file, release
+from tinygrad2.io.lazy_tensor import LazyTensor, is_shape
 from tinygrad2.io.pickle_machine import TENSOR, Call, Name, UnknownNameInPickle, run_pickle
 from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.io.zip_archive import members_of
@@ -52,8 +53,8 @@ class UnknownName(UserError):
 
 
 def read_torch_file(path, wanted=None):
-    """Returns the value that torch.save wrote: dicts, lists, tuples, strings, numbers, and tensors as views of
-    the file.
+    """Returns the value that torch.save wrote: dicts, lists, tuples, strings, numbers, and tensors, which are
+    read when they are used.
 
     wanted(keys)    whether an entry of a dict is read; keys is the tuple of keys that lead to it (None: all are)
 
@@ -64,14 +65,14 @@ def read_torch_file(path, wanted=None):
     torch.save: one line with the file, what is wrong and what to do.
     """
     try:
-        view, mapped = _open(path)
+        view = _open(path)
         members = members_of(view)
         root = _root(members)
         if f"{root}/byteorder" in members and members[f"{root}/byteorder"].read(view) != b"little":
             raise CorruptFile("its byteorder is not 'little'", "save it again on a little-endian machine")
         program = members[f"{root}/data.pkl"].read(view)
         result = run_pickle(program, _KINDS)
-        return _Value(view, mapped, members, f"{root}/data/", wanted or (lambda keys: True)).of(result)
+        return _Value(view, members, f"{root}/data/", wanted or (lambda keys: True)).of(result)
     except UnknownNameInPickle as error:
         raise UnknownName(path, str(error)) from None
     except CorruptFile as error:
@@ -80,24 +81,24 @@ def read_torch_file(path, wanted=None):
 
 
 def _open(path):
-    """A memoryview of the file, and the mapped file itself."""
+    """The FileBytes of the file."""
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe may block indefinitely
         raise CorruptFile("it is not a regular file", "give the name of a file")
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < 22:
-                raise CorruptFile("it is too short")
-            view, mapped = map_file(file)
+        view = FileBytes.open(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the name of a file of torch.save") from None
-    if view[: len(_OLD)] == _OLD:
+    if len(view) < 22:
+        raise CorruptFile("it is too short")
+    head = bytes(view[:LOOK])
+    if head.startswith(_OLD):
         raise CorruptFile("it has PyTorch's format from before version 1.6", "load and save it with a newer PyTorch")
-    if view[:4] != b"PK\x03\x04":
-        kind = recognize(bytes(view[:LOOK]))
+    if not head.startswith(b"PK\x03\x04"):
+        kind = recognize(head)
         if kind and kind.role in ("stand-in", "packed"):
             raise CorruptFile(f"it is {kind.what}", kind.remedy)
         raise CorruptFile("it is not a zip file", "give a file that torch.save wrote")
-    return view, mapped
+    return view
 
 
 def _root(members):
@@ -114,8 +115,8 @@ def _root(members):
 class _Value:
     """Turns the program's result into a tree of plain values and tensors, of bounded size however values are shared."""
 
-    def __init__(self, view, mapped, members, folder, wanted):
-        self.view, self.mapped, self.members, self.folder = view, mapped, members, folder
+    def __init__(self, view, members, folder, wanted):
+        self.view, self.members, self.folder = view, members, folder
         self.wanted, self.checked, self.room = wanted, set(), _MAX_VALUE
 
     def of(self, value, keys=()):
@@ -157,11 +158,10 @@ class _Value:
             raise CorruptFile("its elements are not contiguous", "save it again with .contiguous()")
         if member.name not in self.checked:
             member.check(self.view)
-            release(self.mapped)
             self.checked.add(member.name)
         buffer = self.view[member.start + start : member.start + stop]
         if code not in ("F64", "F32", "F16", "BF16"):
-            array = np.frombuffer(buffer, "u1" if code == "?" else code).reshape(shape)
+            array = np.frombuffer(bytes(buffer), "u1" if code == "?" else code).reshape(shape)
             array = array != 0 if code == "?" else array  # a bool must be 0 or 1, a byte of the file need not
             return array.T if transposed else array[()]
         if shape:

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from tinygrad2.errors import UserError, short
+from tinygrad2.io.file_bytes import pieces
 from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
-from tinygrad2.io.lazy_tensor import check_complete
+from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.safetensors import MAX_HEADER, open_container, pack_header
 
 VERSION = "1"
-_PIECE = 16 << 20  # bytes that are checked at a time
 _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
@@ -31,7 +31,7 @@ _DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 class Weights:
     """The content of a weights file: tensors {name: float32 array}, and the decoded metadata."""
 
-    tensors: dict[str, np.ndarray]
+    tensors: "StoredTensors"
     config: dict
     tokenizer: str
     training: dict
@@ -63,16 +63,14 @@ def write_weights(file, tensors, config, tokenizer, training):
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Read and check a file written by save_weights; returns Weights, whose tensors are read-only views of the file.
+    """Read and check a file written by save_weights; returns Weights, whose tensors are read when they are used.
 
     Raises UserError, one line with the file, what is wrong and what to do, if it is anything but a valid file.
     """
     tensors, metadata = read_tensors(path, ("config", "tokenizer", "training"))
     try:
         config, training = _object(metadata, "config"), _object(metadata, "training")
-        for name, array in tensors.items():
-            if array.dtype != np.float32:
-                raise CorruptFile(f"tensor {short(name)} is {array.dtype}, not float32")
+        tensors.lazy()
     except CorruptFile as error:
         raise _corrupt(path, error) from None
     return Weights(tensors, config, metadata["tokenizer"], training, metadata["checksum"])
@@ -125,7 +123,7 @@ def write_tensors(file, tensors, **metadata):
 
 
 def read_tensors(path, fields=()):
-    """Returns (tensors, metadata) of a file written by write_tensors, checked; tensors are read-only views of the file.
+    """Returns (StoredTensors, metadata) of a file written by write_tensors, checked.
 
     `fields` names the metadata that must be present. Raises UserError, one line, if it is anything but a valid file.
     """
@@ -153,24 +151,41 @@ def _verified(container, fields):
     for name in (*fields, "checksum"):
         if name not in metadata:
             raise CorruptFile(f"metadata field {name!r} is missing")
-    tensors = {}
     for name, entry in container.entries.items():
-        dtype = _DTYPES.get(entry.code)
-        if dtype is None:
+        if entry.code not in _DTYPES:
             raise CorruptFile(f"tensor {short(name)} has dtype {entry.code}, not F32 or I64")
-        tensors[name] = np.frombuffer(container.data[entry.start : entry.stop], dtype=dtype).reshape(entry.shape)
     claimed = metadata.pop("checksum")
-    if claimed != _checksum({"__metadata__": metadata, **container.header}, _pieces(container)):
+    if claimed != _checksum({"__metadata__": metadata, **container.header}, pieces(container.data)):
         raise CorruptFile("the checksum does not match, the file is damaged")
-    container.release()
-    return tensors, metadata | {"checksum": claimed}
+    return StoredTensors(container), metadata | {"checksum": claimed}
 
 
-def _pieces(container):
-    """The bytes of a container's tensors, a few MB at a time."""
-    for start in range(0, len(container.data), _PIECE):
-        check_complete(container.map)
-        yield container.data[start : start + _PIECE]
+class StoredTensors(Mapping):
+    """{name: array} of a checked file; each time one is asked for, it is read (a read-only array).
+
+    Raises UserError if the file is no longer what was checked.
+    """
+
+    def __init__(self, container):
+        self._container = container
+
+    def __getitem__(self, name):
+        entry = self._container.entries[name]
+        content = bytes(self._container.data[entry.start : entry.stop])
+        return np.frombuffer(content, _DTYPES[entry.code]).reshape(entry.shape)
+
+    def __iter__(self):
+        return iter(self._container.entries)
+
+    def __len__(self):
+        return len(self._container.entries)
+
+    def lazy(self) -> dict[str, LazyTensor]:
+        """The same as LazyTensors. Raises CorruptFile if one is not of float32."""
+        for name, entry in self._container.entries.items():
+            if entry.code != "F32":
+                raise CorruptFile(f"tensor {short(name)} is {_DTYPES[entry.code]}, not float32")
+        return {name: self._container.tensor(name) for name in self}
 
 
 def _checksum(header, parts):

@@ -1,4 +1,4 @@
-"""Zip files with uncompressed members, which can be mapped: the container of torch.save.
+"""Zip files with uncompressed members, parts of which can be read: the container of torch.save.
 
 Reading trusts nothing: every field of the directory is checked against the file before it is used, members may not be
 compressed and may not overlap, and a member's checksum is verified before its content is used. Writing follows what
@@ -12,10 +12,12 @@ import zlib
 from dataclasses import dataclass
 
 from tinygrad2.errors import short
+from tinygrad2.io.file_bytes import crc32_of
 from tinygrad2.io.files import CorruptFile
 
 MAX_SMALL = 16 << 20  # bytes of a member that is read at once; the pickle of the largest GPT-2 has less than a million
 _MAX_MEMBERS = 200_000
+_MAX_DIRECTORY = 64 << 20  # bytes
 _NARROW = 0xFFFFFFFF  # sizes and offsets from here on are in the extra field of the zip64 form
 _ALIGN = 64
 _UTF8 = 1 << 11
@@ -39,30 +41,33 @@ class Member:
 
     def check(self, view):
         """Raises CorruptFile if the checksum of the bytes does not match."""
-        if zlib.crc32(view[self.start : self.start + self.size]) != self.crc:
+        if crc32_of(view[self.start : self.start + self.size]) != self.crc:
             raise CorruptFile(f"the checksum of {short(self.name)} does not match, the file is damaged")
 
 
 def members_of(view):
-    """Returns {name: Member} of a zip file, every field of its directory checked against the file.
+    """Returns {name: Member} of a zip file (FileBytes or memoryview), every field of its directory checked against it.
 
     APPNOTE.TXT, sections 4.3.7 (header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end). Raises CorruptFile.
     """
     count, start, stop = _directory(view)
     if count > _MAX_MEMBERS:
         raise CorruptFile(f"{count:,} members are more than {_MAX_MEMBERS:,}")
-    members, at = {}, start
+    if stop - start > _MAX_DIRECTORY:
+        raise CorruptFile(f"its directory has {stop - start:,} bytes, more than {_MAX_DIRECTORY:,}")
+    members, at, entries = {}, 0, bytes(view[start:stop])
     for _ in range(count):
-        if at + 46 > stop or view[at : at + 4] != b"PK\x01\x02":
+        if at + 46 > len(entries) or entries[at : at + 4] != b"PK\x01\x02":
             raise CorruptFile("its directory is damaged")
-        flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment = struct.unpack_from("<4H3L3H", view, at + 8)
-        header = struct.unpack_from("<L", view, at + 42)[0]
+        fields = struct.unpack_from("<4H3L3H", entries, at + 8)
+        flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment = fields
+        header = struct.unpack_from("<L", entries, at + 42)[0]
         extra_at = at + 46 + n_name
         at = extra_at + n_extra + n_comment
-        if at > stop:
+        if at > len(entries):
             raise CorruptFile("its directory is damaged")
-        name = text(view[extra_at - n_name : extra_at])
-        size, packed, header = _zip64_values(bytes(view[extra_at : extra_at + n_extra]), [size, packed, header])
+        name = text(entries[extra_at - n_name : extra_at])
+        size, packed, header = _zip64_values(entries[extra_at : extra_at + n_extra], [size, packed, header])
         if method or flags & 1 or packed != size:
             raise CorruptFile(f"{short(name)} is compressed or encrypted, which torch.save never does")
         if name in members:
@@ -85,14 +90,16 @@ def _directory(view):
     if at < 0 or at + 22 > len(tail) or at + 22 + tail[at + 20] + 256 * tail[at + 21] != len(tail):
         raise CorruptFile("its end is missing")
     end = len(view) - len(tail) + at
-    count, size, start = struct.unpack_from("<H2L", view, end + 10)
+    count, size, start = struct.unpack_from("<H2L", tail, at + 10)
     if count == 0xFFFF or 0xFFFFFFFF in (size, start):  # the zip64 form, for files of more than 4 GiB
-        if end < 20 or view[end - 20 : end - 16] != b"PK\x06\x07":
+        locator = bytes(view[end - 20 : end])
+        if end < 20 or locator[:4] != b"PK\x06\x07":
             raise CorruptFile("its end is damaged")
-        end = struct.unpack_from("<Q", view, end - 12)[0]
-        if end + 56 > len(view) or view[end : end + 4] != b"PK\x06\x06":
+        end = struct.unpack_from("<Q", locator, 8)[0]
+        record = bytes(view[end : end + 56])
+        if len(record) < 56 or record[:4] != b"PK\x06\x06":
             raise CorruptFile("its end is damaged")
-        count, size, start = struct.unpack_from("<3Q", view, end + 32)
+        count, size, start = struct.unpack_from("<3Q", record, 32)
     if start + size > end:
         raise CorruptFile("its directory is damaged")
     return count, start, start + size
@@ -110,11 +117,13 @@ def _zip64_values(extra, values):
 
 
 def _data_start(view, header, name):
-    if header + 30 > len(view) or view[header : header + 4] != b"PK\x03\x04":
+    encoded = name.encode()
+    own = bytes(view[header : header + 30 + len(encoded)])
+    if len(own) < 30 or own[:4] != b"PK\x03\x04":
         raise CorruptFile(f"{short(name)} is not at the offset in the directory")
-    flags, method = struct.unpack_from("<2H", view, header + 6)
-    n_name, n_extra = struct.unpack_from("<2H", view, header + 26)
-    if method or flags & 1 or view[header + 30 : header + 30 + n_name] != name.encode():
+    flags, method = struct.unpack_from("<2H", own, 6)
+    n_name, n_extra = struct.unpack_from("<2H", own, 26)
+    if method or flags & 1 or n_name != len(encoded) or own[30:] != encoded:
         raise CorruptFile(f"{short(name)} has another name in its own header")
     return header + 30 + n_name + n_extra
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import move, retried, sync_file, sync_folder
-from tinygrad2.io.files import crc32_text, read_bytes, read_json
+from tinygrad2.io.files import CorruptFile, crc32_text, read_bytes, read_json
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 from tinygrad2.system.temporary import is_mine
 
@@ -138,9 +138,12 @@ def read_checkpoint(path):
     try:  # the first two contain checksums, which must be those in the manifest
         weights = load_weights(os.path.join(path, "weights.bin"))
         moments, metadata = read_tensors(os.path.join(path, "optimizer.bin"), ("t",))
+        moments = moments.lazy()
         state, history = (read_bytes(os.path.join(path, name)) for name in ("state.json", "metrics.jsonl"))
     except UserError as error:
         raise UserError(f"{error} (damaged checkpoint)") from None
+    except CorruptFile as error:
+        raise _damaged(os.path.join(path, "optimizer.bin"), error) from None
     checksums = {"weights.bin": weights.checksum, "optimizer.bin": metadata["checksum"],
                  "state.json": crc32_text(state), "metrics.jsonl": crc32_text(history)}  # fmt: skip
     for name, checksum in checksums.items():
@@ -153,8 +156,8 @@ def read_checkpoint(path):
         raise _damaged(path, "state.json is not of the step in manifest.json")
     frozen, missed = _read_frozen_fields(metadata, path)
     return Checkpoint(
-        weights.tensors, moments, int(metadata["t"]), state, weights.tokenizer, weights.config, history, frozen, missed,
-        path,
+        weights.tensors.lazy(), moments, int(metadata["t"]), state, weights.tokenizer, weights.config, history, frozen,
+        missed, path,
     )  # fmt: skip
 
 
