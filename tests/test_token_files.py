@@ -38,7 +38,6 @@ def write(path, kind, ids=IDS):
 KINDS = ("llm.c", "llm.c, llama-3", "llm.c, legacy", "nanoGPT", "npy")
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_tokens_in_memory_have_the_fingerprint_of_the_file(tmp_path):
     for ids in (np.arange(50_000), np.arange(70_000, dtype=np.int32), np.array([7])):
         write_tokens(tmp_path / "t.bin", ids)
@@ -46,6 +45,7 @@ def test_tokens_in_memory_have_the_fingerprint_of_the_file(tmp_path):
         assert len({stream.fingerprint() for stream in streams}) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_recognized_by_content_and_read_exactly(tmp_path, kind):
     file = TokenFile(write(tmp_path / "x.bin", kind))
     assert (file.kind, file.n) == (kind, 5000)
