@@ -42,8 +42,8 @@ from tinygrad2.distributed.world import World  # noqa: E402
 from tinygrad2.io.weights import load_weights  # noqa: E402
 
 STEPS = 10
-FLAGS = """--batch-size 4 --micro-batch-size 2 --warmup-steps 2 --sample-every 0 --sample-tokens 1 --eval-every 4 --eval-batches 2
-           --threads 1 --checkpoint-every 3 --seed 1""".split() + ["--steps", str(STEPS)]
+FLAGS = """--batch-size 4 --micro-batch-size 2 --warmup-steps 2 --sample-every 0 --sample-tokens 1 --eval-every 4
+           --eval-batches 2 --threads 1 --checkpoint-every 3 --seed 1""".split() + ["--steps", str(STEPS)]
 SHAPE = "--n-layer 1 --n-head 2 --n-embd 16 --block-size 16 --vocab-size 300".split()
 WORDS = "the cat sat on a mat and the dog saw it run to some other place where birds sing all day".split()
 
@@ -311,7 +311,7 @@ def main(count=100, seed=1, ranks=1):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--rank":
+    if sys.argv[1:2] == ["--rank"]:
         task = json.loads(sys.argv[2])
         world = World.join()
         with Planted(task["when"], act(task["action"])):

@@ -107,7 +107,8 @@ def a_checkpoint(folder):
 
     def read():
         c = read_checkpoint(path)
-        return [array.astype().tobytes() for array in [*c.weights.values(), *c.moments.values()]], c.state, c.t, c.history
+        arrays = [tensor.astype().tobytes() for tensor in [*c.weights.values(), *c.moments.values()]]
+        return arrays, c.state, c.t, c.history
 
     return [folder / "step_00000002" / name for name in os.listdir(path)], read
 
