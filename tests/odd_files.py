@@ -11,7 +11,6 @@ earlier training lost, and a training that resumes it on an ordinary file system
 Each trial is a process forked from this one, in which everything has been imported. Needs Linux and gcc.
 """
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
@@ -117,7 +117,7 @@ class Trials:
         flags = f"{FLAGS} --data {self.path('text.txt')} --run-dir {self.path('run')} {more}"
         child = os.fork()
         if child == 0:
-            with contextlib.suppress(BaseException):
+            try:
                 out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(out, 1), os.dup2(out, 2)
                 os.environ["XDG_CACHE_HOME"] = self.path("cache")
@@ -125,7 +125,9 @@ class Trials:
                 code = _call([*flags.split(), "--weights-out", self.path("weights.bin")])
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
-            os._exit(99)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(99)
         end = time.monotonic() + 120
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             time.sleep(0.01)
