@@ -15,6 +15,11 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 from tinygrad2.distributed.launch import exit_with_line
 from tinygrad2.system.installation import refuse_name_clash, require_libraries
 from tinygrad2.system.threads import plan_threads, threads_flag

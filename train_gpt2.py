@@ -8,6 +8,11 @@
 Trainer.step is one step of the training, and main right after it the whole: configuration, data, model, loop, results.
 """
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 from tinygrad2.distributed.launch import exit_with_line
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit, UserError

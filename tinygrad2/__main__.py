@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from tinygrad2.cli import call, leave_to_rank_0
+from tinygrad2.cli import call, install_hooks, leave_to_rank_0
 from tinygrad2.commands import COMMANDS
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
@@ -46,4 +46,5 @@ def _dispatch(name, rest):
 
 
 if __name__ == "__main__":
+    install_hooks("tinygrad2")
     sys.exit(main(sys.argv[1:]))

@@ -6,17 +6,21 @@
 
 A field that is True by default gets a pair, --bias and --no-bias; one that is False shows just --greedy in the help.
 
-And the error boundary of every program, `run(main)`. This file imports nothing that loads NumPy.
+And the error boundary of every program: `run(main)`, and `install_hooks` for what happens outside of it. This file
+imports nothing that loads NumPy.
 """
 
 import argparse
 import functools
 import os
 import sys
+import threading
 import traceback
+import warnings
 from dataclasses import field, fields
 
 from tinygrad2.errors import EarlyExit, UserError, one_line
+from tinygrad2.system.failures import explain
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.launcher import own_rank, ranks_started
 from tinygrad2.system.streams import arguments, discard_output, is_session, print_error, protected_streams
@@ -207,6 +211,7 @@ def run(main, name=None, abort=None, is_rank=False):
     if not is_session():
         if not is_rank:
             leave_to_rank_0(name or program())
+            install_hooks(name)
         sys.exit(call(main, name, abort))
     return callable_main(main)()
 
@@ -231,6 +236,7 @@ def call(main, name=None, abort=None):
     """main() inside the error boundary; returns the exit code.
 
     UserError, MemoryError    one line on stderr, code 2
+    OSError, and others       the same, if the system is the cause (system/failures.py)
     EarlyExit                 code 0
     BrokenPipeError           code 1: the reader of our output has exited, as in `... | head`
     KeyboardInterrupt         code 130
@@ -257,25 +263,62 @@ def _call(main, name, abort):
         return 0
     except UserError as error:
         text, code = one_line(f"{name}: {error}"), 2
-    except MemoryError as error:
-        reason = str(error) or "no more is available"
-        text, code = (f"{name}: out of memory ({reason}); python -m tinygrad2 plan, with the same flags, prints what "
-                      "takes how much, and which flag saves how much"), 2  # fmt: skip
     except BrokenPipeError:
         discard_output()
         text, code = "output pipe closed" if abort else "", 1
     except KeyboardInterrupt:
         text, code = "interrupted" if abort else "\ninterrupted", 130
     except BaseException as error:
-        if abort:
+        line = explain(error)
+        if line is None and abort:
             abort("".join(traceback.format_exception(error)), exit_code(error))
-        raise
+        if line is None:
+            raise
+        text, code = one_line(f"{name}: {line}"), 2
     text = adapt_hint(text)
     if abort:
         abort(text + "\n", code)
     if text:
         print_error(text)
     return code
+
+
+def install_hooks(name=None):
+    """From now on such an exception is one line, which begins with `name`, also while modules are imported (exit code
+    2), in a thread, and where Python cannot raise it (in __del__, at exit). Ctrl-C is the line "interrupted", code 130.
+    Warnings, which are for programmers, are ignored. A program calls this before it imports anything large. Nothing
+    happens in a notebook, which has hooks of its own.
+    """
+    if is_session():
+        return
+    warnings.simplefilter("ignore")
+    name, told = name or program(), []
+
+    def tell(error):
+        """Print the line, if there is one and none has been printed; returns whether there is one."""
+        line = str(error) if isinstance(error, UserError) else explain(error)
+        if line and not told:
+            told.append(line)
+            print_error(one_line(f"{name}: {adapt_hint(line)}"))
+        return line is not None
+
+    def end(kind, error, trace):
+        if isinstance(error, KeyboardInterrupt):
+            print_error("\ninterrupted")
+            raise SystemExit(130)
+        if tell(error):
+            raise SystemExit(2)  # becomes the exit code of the process
+        traceback.print_exception(kind, error, trace)
+
+    def end_thread(args):
+        if args.exc_type is not SystemExit and not tell(args.exc_value):
+            threading.__excepthook__(args)
+
+    def ignore(args):
+        if not tell(args.exc_value):
+            sys.__unraisablehook__(args)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = end, end_thread, ignore
 
 
 def exit_code(error):

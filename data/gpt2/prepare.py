@@ -15,6 +15,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 from data.download import add_common_flags, fetch_all, hub_files, hub_url, list_missing, state_needs
 from data.prepared import check_folder
 from tinygrad2.cli import Parser, run, summary

@@ -16,6 +16,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 import numpy as np
 
 from data.download import add_common_flags, gpt2_tokenizer, state_needs

@@ -10,6 +10,11 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 from data.download import add_common_flags, fetch_all, state_needs
 from data.prepared import claim, writing
 from tinygrad2.cli import Parser, PathAction, run, summary

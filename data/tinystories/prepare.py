@@ -15,6 +15,11 @@ from functools import partial
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
+from tinygrad2.cli import install_hooks
+
+if __name__ == "__main__":
+    install_hooks()
+
 from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
 from data.prepared import check_folder, writing
 from tinygrad2.cli import Parser, PathAction, run, summary

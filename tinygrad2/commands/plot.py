@@ -10,7 +10,7 @@ import os
 
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.commands.plot_picture import is_picture, write_picture
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, one_line
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.metrics import mean_around, read_metrics, thin
@@ -120,7 +120,8 @@ def _rounded(value):
 
 def _write_page(names, panels, path, width):
     """One self-contained file: plot.html with the data inserted."""
-    data = {"smooth": width, "panels": panels, "runs": names, "colours": len(LIGHT), "dashes": DASHES}
+    shown = [one_line(name, 200) for name in names]
+    data = {"smooth": width, "panels": panels, "runs": shown, "colours": len(LIGHT), "dashes": DASHES}
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # no name can end the script
     with open(_TEMPLATE, encoding="utf-8") as file:
         page = file.read()

@@ -4,6 +4,7 @@ import math
 import warnings
 
 from tinygrad2.commands.ticks import linear_ticks, log_ticks, spread, tick_labels, value_range
+from tinygrad2.errors import one_line
 from tinygrad2.io.files import atomic_write, first_bytes
 
 _SOFTWARE = "tinygrad2 plot"  # in the file's metadata: how a picture of ours is recognized
@@ -57,9 +58,8 @@ def is_picture(path):
 
 def _plain(name, number):
     """A run's name as text without mathematics, of at most 60 characters, with its number."""
-    short = name if len(name) <= 60 else f"{name[:28]} ... {name[-28:]}"
-    short = "".join(c if c.isprintable() else "?" for c in short).replace("$", r"\$")
-    return short if number is None else f"{number}  {short}"
+    text = one_line(name, 60).replace("$", r"\$")
+    return text if number is None else f"{number}  {text}"
 
 
 def _draw(axis, panel, styles):

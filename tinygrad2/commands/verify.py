@@ -46,7 +46,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.io.weights import load_weights
 from tinygrad2.system.installation import adapt_hint
-from tinygrad2.system.streams import can_overwrite
+from tinygrad2.system.streams import ERASE, can_overwrite
 from tinygrad2.system.temporary import temporary_folder
 from tinygrad2.tensor import no_grad
 
@@ -84,7 +84,7 @@ def main(argv):
     config = replace(config, data=file_of(config.data, print))
     flags = [*flags, "--data", config.data]                       # of a pipe: the file that several trainings can read
     failed, live = 0, can_overwrite(sys.stdout)
-    start = "\r\x1b[K" if live else ""
+    start = ERASE if live else ""
     with temporary_folder(tempfile.gettempdir(), "verify") as folder:
         for name in names:
             if name not in words and (missing := _missing(name)):

@@ -45,7 +45,8 @@ from tinygrad2.distributed.shared_memory import unlink_mpi_memory
 from tinygrad2.distributed.status import StatusTable
 from tinygrad2.distributed.transport import Transport
 from tinygrad2.distributed.watchdog import END_OF_PROGRAM, Watchdog
-from tinygrad2.errors import EarlyExit, UserError, to_bytes
+from tinygrad2.errors import EarlyExit, UserError, one_line, to_bytes
+from tinygrad2.system.failures import explain
 from tinygrad2.system.launcher import own_rank, ranks_started
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import print_error, wait_until_read, write_descriptor
@@ -322,6 +323,8 @@ class World:
         """End all ranks because of an exception in this one."""
         if isinstance(error[1], KeyboardInterrupt):  # while modules are imported
             self._abort("interrupted\n", 130)
+        if line := explain(error[1]):
+            self._abort(one_line(line) + "\n", 2)
         self._abort("".join(traceback.format_exception(*error)), cli.exit_code(error[1]))
 
     def _abort(self, text, code, at_once=False):

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 
-from tinygrad2.system.streams import can_overwrite, is_read_live
+from tinygrad2.system.streams import ERASE, can_overwrite, is_read_live
 
 _BAR = 12  # characters
 _PAUSE = 10  # seconds
@@ -55,7 +55,7 @@ class Progress:
         self._last, keep = now, keep or self.sparse
         if not keep:
             line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps could not be overwritten
-        erase = "\r\x1b[K" if self.live else ""
+        erase = ERASE if self.live else ""
         self.stream.write(erase + line + ("\n" if keep else ""))
         self.stream.flush()
         self._open = not keep
@@ -73,7 +73,7 @@ class Progress:
         """Print a separate line between those of the steps."""
         if not self.enabled:
             return
-        self.stream.write(("\r\x1b[K" if self._open else "") + text + "\n")
+        self.stream.write((ERASE if self._open else "") + text + "\n")
         self.stream.flush()
         self._open = False
 
@@ -109,7 +109,7 @@ class Meter:
         left = duration(max(0, self.total - self.done) / rate)
         parts = [f"{self.what} {self._amount()} ({self.done / max(1, self.total):.0%})", text, self._rate(rate)]
         line = " | ".join([*filter(None, parts), f"{left} left"])
-        self.stream.write(f"\r\x1b[K{line}" if self.live else line + "\n")
+        self.stream.write(f"{ERASE}{line}" if self.live else line + "\n")
         self.stream.flush()
 
     def _amount(self):
@@ -125,6 +125,6 @@ class Meter:
         if self._shown:
             n = self.done - self.start
             amount = f"{n / 1e6 if self.unit == 'MB' else n:,.0f} {self.unit}"
-            erase = "\r\x1b[K" if self.live else ""
+            erase = ERASE if self.live else ""
             self.stream.write(f"{erase}{self.what} {amount} took {duration(time.perf_counter() - self.begin)}\n")
             self.stream.flush()

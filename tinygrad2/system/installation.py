@@ -9,10 +9,14 @@ import re
 import sys
 
 from tinygrad2.errors import UserError
+from tinygrad2.system.failures import is_exhausted
+from tinygrad2.system.memory import require_limits
+from tinygrad2.system.threads import planned_threads, require_threads
 
 PROJECT_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of tinygrad2/, ops/
 _BUNDLED = os.path.join(PROJECT_ROOT, "tinygrad2", "bundled")  # only in a wheel: setup.py puts data/ there
 PACKAGES = "ops", "models"
+_NUMPY_MEMORY = 200 << 20  # bytes of address space, measured: 115 MB with one thread, and 40 MB for each further one
 LIBRARIES = "numpy", "regex", "numba", "cupy", "mpi4py"  # folders; a file of that name is another program
 
 
@@ -94,6 +98,8 @@ def require_libraries(leave=None):
         try:
             problem = load()
         except Exception as error:  # a broken installation raises anything
+            if is_exhausted(error):
+                raise  # nothing is wrong with the library
             cause = re.search(r"Original error was: (.*)", str(error))  # NumPy's own message has 30 lines
             text = cause[1] if cause else (str(error).strip() or type(error).__name__).splitlines()[0]
             problem = f"{name} cannot be imported ({text})"
@@ -106,6 +112,8 @@ def require_libraries(leave=None):
 
 
 def _load_numpy():
+    require_limits(_NUMPY_MEMORY, _NUMPY_MEMORY // 2, "starting NumPy and its BLAS")
+    require_threads(planned_threads())
     import numpy
 
     is_old = int(numpy.__version__.split(".")[0]) < 2

@@ -1,6 +1,7 @@
 """Memory of this process and of the machine, as the operating system reports it, and glibc's malloc settings."""
 
 import ctypes
+import math
 import os
 import sys
 
@@ -60,7 +61,33 @@ def available_bytes():
                 limits.append(int(total.read()) - int(taken.read()))
         except (OSError, ValueError):  # no such limit ("max")
             pass
+    limits += [left for left, _ in _limits_left() if left < math.inf]
     return min(limits, default=None)
+
+
+def require_limits(address_space, data, purpose):
+    """Raises MemoryError if the limits of this process (ulimit -v and -d) leave less than so many bytes.
+
+    For what does not raise one itself: OpenBLAS and LLVM end the process, with a message of their own or none.
+    """
+    for (left, name), needed in zip(_limits_left(), (address_space, data)):
+        if left < needed:
+            raise MemoryError(f"{name} leaves {megabytes(max(0, left))}; {purpose} takes {megabytes(needed)}")
+
+
+def _limits_left():
+    """[(bytes left, name)] of the limits of address space and of data; infinity where there is none."""
+    left = []
+    for limit, used, name in (("RLIMIT_AS", "VmSize", "ulimit -v"), ("RLIMIT_DATA", "VmData", "ulimit -d")):
+        try:
+            import resource
+
+            most, _ = resource.getrlimit(getattr(resource, limit))
+            is_limited = most not in (resource.RLIM_INFINITY, -1)
+        except (ImportError, AttributeError, OSError, ValueError):  # Windows
+            is_limited = False
+        left.append((most - (_status(used) or 0) if is_limited else math.inf, name))
+    return left
 
 
 def _status(name):

@@ -16,8 +16,10 @@ import sys
 import time
 from functools import partial
 
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, printable
 from tinygrad2.system.launcher import launcher_has_room, ranks_started
+
+ERASE = "\r\x1b[K"  # an escape sequence that may be written: the line of the terminal begins again
 
 
 def is_session():
@@ -87,7 +89,7 @@ def print_error(line):
     """Print a line to stderr, if there is one that can be written."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def write_descriptor(number, data):
@@ -119,7 +121,7 @@ def _unread(number):
 
 class ProtectedStream:
     """A text stream whose write and flush do not raise if the disk is full, the stream is closed, or its encoding lacks
-    a character (which becomes "?").
+    a character (which becomes "?"). What is written to it is made `printable`, except ERASE at its beginning.
 
     unprotected       the stream; None: there is none, text goes nowhere
     error             the first exception by which text was lost, or None
@@ -134,6 +136,8 @@ class ProtectedStream:
         self.on_broken_pipe, self.has_room = on_broken_pipe, has_room
 
     def write(self, text):
+        erase = ERASE if text.startswith(ERASE) else ""
+        text = erase + printable(text[len(erase) :])
         try:
             self._try("write", text)
         except UnicodeEncodeError:

@@ -80,6 +80,21 @@ def plan_threads(threads=None, default=None):
     return threads
 
 
+def require_threads(number):
+    """Raises RuntimeError, as Thread.start does, if this process cannot have so many threads. For OpenBLAS, which goes
+    on without those that it could not start, and crashes at its end."""
+    gate, started = threading.Event(), []
+    try:
+        for _ in range(number - 1):
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        gate.set()
+        for thread in started:
+            thread.join()
+
+
 def threads_flag(argv):
     """The value of --threads in a command line, the last one as for the parser, or None: it is needed before the flags
     are parsed. Values that the parser will refuse count as None."""
@@ -150,18 +165,21 @@ class Pool:
                 _thread.is_part = False
 
     def _split(self, parts, function, n, args):
-        while len(self._workers) < parts - 1:
-            self._workers.append(_Worker())
+        with contextlib.suppress(RuntimeError):  # the system refuses more threads: the rest is done here, in turn
+            while len(self._workers) < parts - 1:
+                self._workers.append(_Worker())
         done = queue.SimpleQueue()  # of this job only: one interrupted by Ctrl-C leaves no results to later jobs
-        for i, worker in enumerate(self._workers[: parts - 1]):
+        workers = self._workers[: parts - 1]
+        for i, worker in enumerate(workers):
             context = contextvars.copy_context()  # one for each: two threads cannot be in the same
             worker.jobs.put((context, function, n * i // parts, n * (i + 1) // parts, args, done))
         error = None
         try:
-            function(n * (parts - 1) // parts, n, *args)
+            for i in range(len(workers), parts):
+                function(n * i // parts, n * (i + 1) // parts, *args)
         except BaseException as own_error:
             error = own_error
-        for _ in range(parts - 1):
+        for _ in workers:
             error = done.get() or error
         if error:
             raise error

@@ -8,6 +8,10 @@ import os
 import re
 import warnings
 
+from tinygrad2.system.failures import is_exhausted
+from tinygrad2.system.memory import require_limits
+
+_ADDRESS_SPACE, _DATA = 450 << 20, 300 << 20  # bytes; measured: 420 and 265 MB for the kernels of a training
 _FEATURES = re.compile(r"([+-][\w.-]+(,[+-][\w.-]+)*)?")  # LLVM aborts the process if this has another form
 
 
@@ -32,6 +36,7 @@ def load_numba():
     """The module numba. Raises ImportError."""
     if not _FEATURES.fullmatch(os.environ.get("NUMBA_CPU_FEATURES", "")):
         raise UnusableNumba.by_setting("NUMBA_CPU_FEATURES", "is not a list like +avx2,-fma")
+    require_limits(_ADDRESS_SPACE, _DATA, "compiling kernels")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -41,6 +46,8 @@ def load_numba():
             raise
         raise _broken(error) from None
     except Exception as error:
+        if is_exhausted(error):  # nothing is wrong with the library
+            raise MemoryError(str(error)) if isinstance(error, ImportError) else error from None
         threads = os.environ.get("NUMBA_NUM_THREADS", "1")
         if not threads.isdecimal() or int(threads) == 0:
             raise UnusableNumba.by_setting("NUMBA_NUM_THREADS", "is not a number of threads") from None
