@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import time
 import urllib.error
@@ -25,7 +26,7 @@ import numpy as np
 from data.prepared import claim, writing
 from tinygrad2.cli import PathAction
 from tinygrad2.datasets.token_files import write_tokens
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.io.files import crc32_text, make_folder, read_bytes, read_record, write_record
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
@@ -37,6 +38,8 @@ GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/v
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 _BLOCK = 1 << 18
 _TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
+_MOST = 8 << 30  # bytes of a file of unknown size
+_LISTING, _LISTING_SECONDS = 50_000_000, 120  # at most, of a listing
 
 
 def add_common_flags(parser, out):
@@ -71,23 +74,30 @@ def fetch(url, path, sha256=None, size=None, mirror=""):
     part = path + ".part"
     for attempt in range(_TRIES):
         try:
-            _download(url, part)
+            _download(url, part, size)
             break
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 or attempt == _TRIES - 1:
-                raise UserError(f"{url}: the server answers {error.code} {error.reason}; try --mirror URL, or download "
-                                f"it by hand and put it at {path}") from None
+                raise UserError(f"{url}: the server answers {error.code} {_reason(error)}; try --mirror URL, or "
+                                f"download it by hand and put it at {path}") from None
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (28, 122):  # disk or quota full
                 raise UserError(f"{part}: {error.strerror}; free some space and run this again to resume") from None
             if attempt == _TRIES - 1:
-                reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-                raise UserError(f"{url}: no connection ({reason}); run this again to resume") from None
+                raise UserError(f"{url}: no connection ({_reason(error)}); run this again to resume") from None
+        except ValueError as error:  # a redirect to what is no address, for example
+            raise UserError(f"{url}: cannot be used ({_reason(error)}); try --mirror URL") from None
         time.sleep(_pause(attempt))
     _check(part, path, sha256, size)
     os.replace(part, path)
     return path
+
+
+def _reason(error):
+    """What an exception of urllib says, on one line of at most 200 characters."""
+    text = getattr(error, "reason", None) or error
+    return one_line(" ".join(str(text).split()), 200) or type(error).__name__
 
 
 def _pause(attempt):
@@ -95,8 +105,11 @@ def _pause(attempt):
     return 2**attempt
 
 
-def _download(url, part):
-    """Download what is missing of the .part file; <name>.part.json has the ETag of the complete file."""
+def _download(url, part, size=None):
+    """Download what is missing of the .part file; <name>.part.json has the ETag of the complete file.
+
+    Raises UserError if the server sends it compressed, or more than the `size` of the file.
+    """
     have = os.path.getsize(part) if os.path.exists(part) else 0
     etag = (read_record(part + ".json") or {}).get("etag")
     request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
@@ -106,21 +119,25 @@ def _download(url, part):
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing, or the file has changed: the checks decide
+        if error.code == 416 and have:  # nothing is missing, or the file has changed: the checks decide
             error.close()
             return
         raise
     with response:
         have = have if response.status == 206 else 0  # 200: the server starts again
+        _refuse_compressed(url, response)
         write_record(part + ".json", {"etag": response.headers.get("ETag")})
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdecimal() else None
+        total = have + response.length if response.length is not None else None
+        most = size if size is not None else _MOST if total is None else total
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
         with open(part, "r+b" if have else "wb") as file:
             file.seek(have)
             while block := response.read(_BLOCK):
                 file.write(block)
                 meter.add(len(block))
+                if file.tell() > most:
+                    os.remove(part)
+                    raise UserError(f"{url}: the server sends more than {most:,} bytes; try --mirror URL")
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
@@ -129,6 +146,13 @@ def _download(url, part):
         meter.close()
     if os.path.exists(part + ".json"):
         os.remove(part + ".json")
+
+
+def _refuse_compressed(url, response):
+    """Nothing has asked for that: a file that is compressed on the way would be another one."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise UserError(f"{url}: the server sends it as {short(encoding)}, compressed; try --mirror URL")
 
 
 def _check(path, name, sha256, size):
@@ -200,16 +224,45 @@ def hub_files(repo, folder, revision="main", mirror="", ending="", kind="dataset
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            listing = json.loads(response.read(50_000_000))
-        files = [(entry["path"], int(entry["size"]), entry.get("lfs", {}).get("oid")) for entry in listing
-                 if entry["type"] == "file" and entry["path"].endswith(ending)]  # fmt: skip
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{url}: cannot be listed ({getattr(error, 'reason', error)}); try --mirror URL") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+            _refuse_compressed(url, response)
+            text = _read_listing(response)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"{url}: cannot be listed ({_reason(error)}); try --mirror URL") from None
+    try:
+        listing = json.loads(text)
+        entries = [entry for entry in listing if entry["type"] == "file" and entry["path"].endswith(ending)]
+        files = [_checked(entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid")) for entry in entries]
+        if len({path for path, _, _ in files}) < len(files):
+            raise ValueError("a path occurs twice")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{url}: the response is not a list of files; has the hub changed? Try --mirror URL") from None
     if not files:
         raise UserError(f"{url}: there are no {ending} files")
     return sorted(files)
+
+
+def _read_listing(response):
+    """The bytes of a response, which must be complete soon."""
+    end, text = time.monotonic() + _LISTING_SECONDS, bytearray()
+    while block := response.read1(_BLOCK):
+        text += block
+        if len(text) > _LISTING or time.monotonic() > end:
+            raise ValueError(f"it is not complete after {_LISTING_SECONDS} s or {_LISTING:,} bytes")
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return bytes(text)
+
+
+def _checked(path, size, sha256):
+    """What a listing says of a file, if it is possible; raises ValueError if not, as for a path to another folder."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or len(part.encode()) > 200 or not part.isprintable() for part in parts):
+        raise ValueError(f"{path!r} is not the path of a file")
+    if type(size) is not int or not 0 <= size < 1 << 50:
+        raise ValueError(f"{size!r} is not the size of a file")
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sha256!r} is not a SHA-256")
+    return path, size, sha256
 
 
 def hub_url(repo, path, revision="main", kind="datasets"):

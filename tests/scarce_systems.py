@@ -77,7 +77,7 @@ def command_lines():
     }
     if find_mpirun():
         programs["mpirun"] = [*train, "--data", "text.txt", *SHAPE, "--timeout", "20"]
-        programs["launch"] = [*command, "launch", "-n", "2", "--", "--data", "text.txt", *SHAPE, "--timeout", "20"]
+        programs["launch"] = [*command, "launch", "-n", "2", "--", *programs["mpirun"]]
     return programs
 
 
@@ -94,7 +94,7 @@ def _limit(attempt, rng):
         ("RLIMIT_NOFILE", (6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)),
         ("RLIMIT_AS", [n << 20 for n in (60, 90, 100, 120, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 1000)]),
         ("RLIMIT_DATA", [n << 20 for n in (10, 20, 40, 60, 100, 150, 200, 250, 300, 400, 500, 700)]),
-        ("RLIMIT_NPROC", (1, 2, 3, 4, 6, 8)),
+        ("RLIMIT_NPROC", (2, 3, 4, 6, 8)),
         ("RLIMIT_FSIZE", (0, 1, 100, 1000, 4096, 10_000, 50_000, 100_000, 500_000)),
         ("RLIMIT_CPU", (1, 2, 3, 5)),
         ("RLIMIT_STACK", [n << 10 for n in (128, 256, 512, 1024, 4096, 65536, 1 << 20)]),
@@ -118,6 +118,8 @@ def _variable(attempt, rng):
     value = rng.choice(values)
     if name in ("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONHASHSEED") and value not in ("ascii", "latin-1", "0", "1"):
         value = {"PYTHONIOENCODING": "ascii"}.get(name, "0")      # Python itself refuses others
+    if name == "PYTHONWARNINGS":
+        value = "error"
     if name in ("PMI_SIZE", "OMPI_COMM_WORLD_RANK") and value.strip().isdecimal():
         value = "abc"                                             # a job whose other ranks never come
     attempt.environment[name] = value
@@ -157,7 +159,7 @@ def make_folder(folder):
         file.write(TEXT)
     for i in range(100):
         ids = np.random.default_rng(i).integers(1, 250, 300)
-        np.save(os.path.join(folder, "shards", f"part_{i:03d}.npy"), ids.astype(np.uint16))
+        np.save(os.path.join(folder, "shards", f"train_{i:03d}.npy"), ids.astype(np.uint16))
     question = '{"ind": 1, "ctx": "The cat", "label": 0, "endings": ["sat", "ran", "is", "on"], "split": "val"}\n'
     with open(os.path.join(folder, "questions.jsonl"), "w", encoding="utf-8") as file:
         file.write(question * 3)

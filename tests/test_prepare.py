@@ -144,15 +144,93 @@ def test_a_server_that_falls_silent_is_given_up(server, tmp_path, monkeypatch):
 
 
 def test_listings_of_the_hub_are_checked(server):
-    entry = {"type": "file", "path": "d/a.parquet", "size": 5, "lfs": {"oid": "ab"}}
+    entry = {"type": "file", "path": "d/a.parquet", "size": 5, "lfs": {"oid": "ab" * 32}}
     place = "/api/datasets/someone/set/tree/refs%2Fconvert/d"
     server.files[place] = json.dumps([entry, {"type": "directory", "path": "d/x"}]).encode()
-    assert hub_files("someone/set", "d", "refs/convert", server.url, ".parquet") == [("d/a.parquet", 5, "ab")]
+    assert hub_files("someone/set", "d", "refs/convert", server.url, ".parquet") == [("d/a.parquet", 5, "ab" * 32)]
     for bad in (b"{", b"[1]", b"[]", b'{"error": "gone"}', b'[{"type": "file"}]'):
         server.files[place] = bad
         with pytest.raises(UserError) as error:
             hub_files("someone/set", "d", "refs/convert", server.url, ".parquet")
         assert "\n" not in str(error.value)
+
+
+BAD_ENTRIES = {  # what a listing may say instead of a size, a path or a SHA-256
+    "size": ["1e999", "NaN", "9" * 400, "9" * 5000, "-1", '"5"', "1.5", "true", "null", "[]", "1e5"],
+    "path": ['"../a.parquet"', '"/etc/a.parquet"', '"a//b.parquet"', '"./a.parquet"', '"a/../../b.parquet"', "5",
+             '"\\u001b[2J.parquet"', '"a\\n.parquet"', '"\\u0000.parquet"', '"\\ud800.parquet"', '"\\u202e.parquet"',
+             '"' + "a" * 100_000 + '.parquet"', "null", "[]"],
+    "lfs": ['{"oid": 5}', '{"oid": "ab"}', '{"oid": "' + "Z" * 64 + '"}', "5", "[1]", '"x"'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", BAD_ENTRIES)
+def test_impossible_entries_of_a_listing_are_one_line(server, field):
+    place = "/api/datasets/s/t/tree/main/d"
+    for value in BAD_ENTRIES[field]:
+        entry = {"type": '"file"', "path": '"d/a.parquet"', "size": "5"} | {field: value}
+        text = ", ".join(f'"{name}": {value}' for name, value in entry.items())
+        server.files[place] = f"[{{{text}}}]".encode()
+        with pytest.raises(UserError, match="is not a list of files") as error:
+            hub_files("s/t", "d", "main", server.url, ".parquet")
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [
+    b"[" * 2_000_000, b'{"a":' * 500_000, b"<html>sign in</html>", b"null", b"5", b"\xff\xfe", b"",
+    b'[{"type": "file", "path": "a.parquet", "size": 5}, {"type": "file", "path": "a.parquet", "size": 6}]',
+])  # fmt: skip
+def test_a_response_that_is_no_listing_is_one_line(server, text):
+    server.files["/api/datasets/s/t/tree/main/d"] = text
+    with pytest.raises(UserError, match="is not a list of files"):
+        hub_files("s/t", "d", "main", server.url, ".parquet")
+
+
+RESPONSES = {  # what a server may answer, as the bytes on the wire; {here} is the path that was asked for
+    "redirect loop": b"HTTP/1.1 302 Found\r\nLocation: {here}x\r\nContent-Length: 0\r\n\r\n",
+    "redirect to itself": b"HTTP/1.1 301 Moved\r\nLocation: {here}\r\nContent-Length: 0\r\n\r\n",
+    "redirect to a file": b"HTTP/1.1 301 Moved\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    "redirect to no address": b"HTTP/1.1 302 Found\r\nLocation: http://[::1\r\nContent-Length: 0\r\n\r\n",
+    "redirect to no port": b"HTTP/1.1 302 Found\r\nLocation: http://localhost:abc/\r\nContent-Length: 0\r\n\r\n",
+    "compressed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[",
+    "huge length": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n[",
+    "bad length": b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\n[",
+    "too much": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 500_000,
+    "bad chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n",
+    "control characters": b"HTTP/1.1 404 \x1b[31mred\x07\r\nContent-Length: 0\r\n\r\n",
+    "long reason": b"HTTP/1.1 404 " + b"x" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n",
+    "long header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    "no HTTP": b"\0\1\2\3" * 100,
+    "nothing": b"",
+    "nothing missing": b"HTTP/1.1 416 Range\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_odd_responses_are_one_line(server, tmp_path, monkeypatch, kind):
+    """Both of a file and of a listing; no file of another content is left under its name."""
+    monkeypatch.setattr(download, "_TRIES", 2)
+
+    def answer(handler):
+        handler.wfile.write(RESPONSES[kind].replace(b"{here}", handler.path.encode()))
+        handler.close_connection = True
+
+    monkeypatch.setattr(Handler, "do_GET", answer)
+    for ask in (lambda: get(server, tmp_path, sha256=SHA256, size=len(CONTENT)),
+                lambda: hub_files("s/t", "d", "main", server.url, ".parquet")):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            ask()
+        assert len(str(error.value)) < 1000 and str(error.value).isprintable()
+        assert "\\n" not in str(error.value)
+    assert not (tmp_path / "file.bin").exists()
+
+
+def test_a_listing_that_never_ends_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, "_LISTING", 100_000)
+    server.files["/api/datasets/s/t/tree/main/d"] = b"[" * 1_000_000
+    with pytest.raises(UserError, match="not complete after 120 s or 100,000 bytes"):
+        hub_files("s/t", "d", "main", server.url, ".parquet")
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------

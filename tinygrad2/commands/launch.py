@@ -90,6 +90,8 @@ def _program(words):
         raise UserError("--ranks: launch starts the ranks itself; leave this flag out, and give their number as -n")
     if words[0] == "-m":
         return [sys.executable, *words]
+    if words[0].startswith("-"):
+        raise UserError(f"{words[0]}: is not a program; its name comes first: launch -n 4 -- train_gpt2.py {words[0]}")
     if words[0].endswith(".py"):
         path = words[0]
         if not os.path.exists(path) and path == os.path.basename(path):

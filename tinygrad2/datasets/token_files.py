@@ -18,6 +18,7 @@ has happened to the file is a note (see `TokenStream.notices`).
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -158,6 +159,8 @@ class TokenFile:
                 raise self._changed("it is no longer a regular file")
             self._file = retried(open, self.path, "rb", 0)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):       # nothing has happened to the file
+                raise
             raise self._changed(f"it can no longer be opened ({error.strerror})") from None
 
     def _changed(self, problem):
@@ -373,7 +376,7 @@ def _most_open():
         import resource
     except ImportError:  # Windows
         return 32
-    return min(1000, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    return min(1000, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4 - 4))
 
 
 def write_tokens(path, ids):

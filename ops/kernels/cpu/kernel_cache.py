@@ -64,12 +64,12 @@ def _base(file):
     return os.path.splitext(file._index_path)[0]
 
 
-def _with_enough_memory(compile):
+def _with_enough_memory(method):
     """Numba's method that compiles a kernel, or loads it from the cache."""
 
     def compile_or_raise(signature):
         require_limits(_COMPILING, _COMPILING, "compiling a kernel")
-        return compile(signature)
+        return method(signature)
 
     return compile_or_raise
 

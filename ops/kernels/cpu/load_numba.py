@@ -36,6 +36,8 @@ def load_numba():
     """The module numba. Raises ImportError."""
     if not _FEATURES.fullmatch(os.environ.get("NUMBA_CPU_FEATURES", "")):
         raise UnusableNumba.by_setting("NUMBA_CPU_FEATURES", "is not a list like +avx2,-fma")
+    if not re.fullmatch(r"[\w.-]{0,40}", os.environ.get("NUMBA_CPU_NAME", "")):
+        raise UnusableNumba.by_setting("NUMBA_CPU_NAME", "is not the name of a processor")
     require_limits(_ADDRESS_SPACE, _DATA, "compiling kernels")
     try:
         with warnings.catch_warnings(record=True) as caught:
