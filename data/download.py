@@ -137,7 +137,9 @@ def _download(url, part, size=None):
                 meter.add(len(block))
                 if file.tell() > most:
                     os.remove(part)
-                    raise UserError(f"{url}: the server sends more than {most:,} bytes; try --mirror URL")
+                    os.remove(part + ".json")
+                    raise UserError(f"{url}: the download is another file (more than {most:,} bytes long); it has been "
+                                    "removed, run this again, or try --mirror URL")  # fmt: skip
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
@@ -227,6 +229,8 @@ def hub_files(repo, folder, revision="main", mirror="", ending="", kind="dataset
             _refuse_compressed(url, response)
             text = _read_listing(response)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise UserError(f"{url}: cannot be listed ({_reason(error)}); try --mirror URL") from None
     try:
         listing = json.loads(text)
