@@ -10,17 +10,16 @@ import pathlib
 
 from numba.core import event
 
-from tinygrad2.system.memory import require_limits
+from ops.kernels.cpu.load_numba import with_enough_memory
 from tinygrad2.system.temporary import replacing, sweep
 
-_COMPILING = 128 << 20  # bytes; measured: 80 MB for the first kernel, which loads Numba's own functions, then less
 _cached = []  # the kernels that are kept on disk
 
 
 def set_up(kernel):
     """Returns the kernel, compiled with cache=True: valid as long as no kernel's source changes, and usable if the disk
     is full. Without enough memory for LLVM, which would abort the process, calling it raises MemoryError."""
-    kernel.compile = _with_enough_memory(kernel.compile)
+    kernel.compile = with_enough_memory(kernel.compile)
     with contextlib.suppress(AttributeError):  # another Numba may keep it elsewhere; then its own stamp counts
         kernel._cache._cache_file._source_stamp = _stamp()
         kernel._cache.save_overload = _save_if_possible(kernel._cache.save_overload)
@@ -62,16 +61,6 @@ def _file_of(file, key):
 
 def _base(file):
     return os.path.splitext(file._index_path)[0]
-
-
-def _with_enough_memory(method):
-    """Numba's method that compiles a kernel, or loads it from the cache."""
-
-    def compile_or_raise(signature):
-        require_limits(_COMPILING, _COMPILING, "compiling a kernel")
-        return method(signature)
-
-    return compile_or_raise
 
 
 def _save_if_possible(save):

@@ -12,6 +12,7 @@ from tinygrad2.system.failures import is_exhausted
 from tinygrad2.system.memory import require_limits
 
 _ADDRESS_SPACE, _DATA = 450 << 20, 300 << 20  # bytes; measured: 420 and 265 MB for the kernels of a training
+_COMPILING = 128 << 20  # bytes; measured: 80 MB for the first kernel, which loads Numba's own functions, then less
 _FEATURES = re.compile(r"([+-][\w.-]+(,[+-][\w.-]+)*)?")  # LLVM aborts the process if this has another form
 
 
@@ -72,6 +73,16 @@ def load_numba():
 def _broken(error):
     text = " ".join(str(error).split())
     return UnusableNumba(f"Numba cannot be imported ({type(error).__name__}: {text})", "pip install -U numba llvmlite")
+
+
+def with_enough_memory(method):
+    """Numba's method that compiles a kernel, or loads it from the cache."""
+
+    def compile_or_raise(signature):
+        require_limits(_COMPILING, _COMPILING, "compiling a kernel")
+        return method(signature)
+
+    return compile_or_raise
 
 
 load_numba()
