@@ -2,6 +2,7 @@
 disk. odd_files.py has random trainings; here are the single facts."""
 
 import errno
+import io
 import json
 import os
 import pathlib
@@ -81,6 +82,27 @@ def test_a_rename_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypa
     write_json(tmp_path / "a.json", [2])
     assert len(refused) == 3 and json.loads((tmp_path / "a.json").read_bytes()) == [2]
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO])
+def test_errors_of_closing_are_a_line(tmp_path, monkeypatch, number):
+    failing(monkeypatch, "close", number, first=True)
+    failing(monkeypatch, "fsync", number)
+    with pytest.raises(UserError, match="the checkpoint of step 1 cannot be written"):
+        write_checkpoint(str(tmp_path), small_checkpoint(1))
+
+
+def test_a_text_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("Tom saw 17 birds.\n" * 2000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    class Stale(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(text_cache.TextSource, "open", lambda self, i, start=0: Stale())
+    with pytest.raises(UserError, match="text.txt: cannot be read .Stale file handle."):
+        tokens_of_text([str(tmp_path / "text.txt")], None, 280, print)
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ESTALE, errno.EEXIST])

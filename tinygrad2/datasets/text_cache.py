@@ -65,9 +65,13 @@ def tokens_of_text(paths, tokenizer, vocab_size, log):
         need = f"its tokens need at least {size_text(_least_bytes(text))} on a disk, or twice that in memory"
         raise UserError(f"{text.paths[0]}: {need}; set XDG_CACHE_HOME to a folder with room")
     log("note      no folder to keep the tokens in: they stay in memory, and will be computed again next time")
-    text.sha256()  # checks it
-    tokenizer = tokenizer or _train(text, vocab_size, log)
-    shards = [MemoryTokens(ids) for ids, *_ in _encode(text, tokenizer, (0, 0, False)) if len(ids)]
+    try:
+        text.sha256()  # checks it
+        tokenizer = tokenizer or _train(text, vocab_size, log)
+        shards = [MemoryTokens(ids) for ids, *_ in _encode(text, tokenizer, (0, 0, False)) if len(ids)]
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); try again, or copy it to a disk"
+        raise UserError(f"{text.paths[0]}: {problem}") from None
     return _some(shards, text), tokenizer
 
 

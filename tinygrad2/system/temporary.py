@@ -43,7 +43,8 @@ def temporary_folder(parent, name):
             _lock(handle)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Python 3.11 raises those of closing a folder all the same
+            shutil.rmtree(path, ignore_errors=True)
         if handle is not None:
             close(handle)
 

@@ -351,7 +351,8 @@ def _names(folder):
 
 
 def _remove_tree(path):
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Python 3.11 raises those of closing a folder all the same
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _checksum(manifest):
