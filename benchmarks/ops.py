@@ -2,6 +2,7 @@
 
     python -m benchmarks.ops                              all of them
     python -m benchmarks.ops --only attention,gelu        some
+    python -m benchmarks.ops gemm --ladder                the matrix product, rung by rung, with its roofline picture
 
 Forward and backward are timed separately. For ops that consist of matrix products the speed of the kernel is printed in
 GFLOP/s, with its share of the best matrix product; for all others in GB/s, with its share of the memory bandwidth. Both
@@ -12,6 +13,7 @@ import argparse
 import math
 import statistics
 
+from benchmarks import ladder
 from benchmarks.harness import Side, installed, load_average, machine, save
 from benchmarks.ops_side import CASES
 from tinygrad2.system.threads import available_cores
@@ -41,12 +43,22 @@ def bytes_of(op, shapes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["gemm"], help="gemm: matrix products of our own; needs --ladder")
+    parser.add_argument("--ladder", action="store_true", help="the product from three loops to tile registers")
+    parser.add_argument("--picture", metavar="PNG", help="of --ladder: write its roofline picture (needs matplotlib)")
     parser.add_argument("--only", default="", help="run the cases whose names start with one of these, comma-separated")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=3, help="turns per side (default: 3)")
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn (default: 0.3)")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
+    if bool(args.what) != args.ladder:
+        parser.error("gemm and --ladder go together")
+    if args.ladder:
+        rows, limits = ladder.main(args.turns, args.seconds, args.picture)
+        if args.save:
+            save("ladder", rows, **{name.replace(" ", "_"): round(value / 1e9, 1) for name, value in limits.items()})
+        return
     names = ["ours", "reference"] + (["torch"] if installed("torch") else [])
     sides = [Side(name, "benchmarks.ops_side", name, args.threads) for name in names]
     gemm, memory = machine(args.threads)

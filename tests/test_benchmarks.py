@@ -1,5 +1,6 @@
 """The benchmarks run and print what they should; their figures are not judged here."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -41,6 +42,17 @@ def test_ops_times_references_and_kernels():
     lines = [line for line in out.splitlines() if line.startswith(("layernorm", "linear"))]
     assert len(lines) == 4
     assert all("GB/s" in line for line in lines[:2]) and all("GFLOP/s" in line for line in lines[2:])
+
+
+@pytest.mark.slow
+def test_the_ladder_of_products(tmp_path):
+    picture = tmp_path / "roofline.png"
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    out = run("ops", "gemm --ladder --turns 1 --seconds 0.01" + (f" --picture {picture}" if drawn else ""))
+    rungs = [line.split()[0] for line in out.splitlines() if line.endswith(("e-07", "e-03"))]
+    assert rungs[:4] == ["three_loops", "blocked", "packed", "vector"]
+    assert "vector peak" in out and "L1 cache" in out
+    assert not drawn or picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ if not ops.have_cpu_kernels():
     pytest.skip("Numba is not installed", allow_module_level=True)
 
 import numba
+from tile_registers import StandInTiles
 
 from ops.bfloat16 import operand
 from ops.kernels.cpu.gemm import amx, blocks, microkernel, packing, plain_loops, target
 from ops.kernels.cpu.gemm.product import product
-from tests.tile_registers import StandInTiles
 from tinygrad2.system.threads import POOL
 
 KERNELS = ["vector", "avx512", "bf16", "amx"]

@@ -63,11 +63,13 @@ def packed(a, b, out):
         depth = min(_DEPTH, K - k0)
         for j0 in range(0, N, _COLUMNS):
             width = min(_COLUMNS, N - j0)
-            block[:] = 0
-            block[:depth, :width] = b[k0 : k0 + depth, j0 : j0 + width]
+            for k in range(_DEPTH):                               # beyond K: zeros, so that eight rows can be added
+                row = block[k]
+                for j in range(width):
+                    row[j] = b[k0 + k, j0 + j] if k < depth else np.float32(0)
             for i in range(M):
-                x[depth:] = 0
-                x[:depth] = a[i, k0 : k0 + depth]
+                for k in range(_DEPTH):
+                    x[k] = a[i, k0 + k] if k < depth else np.float32(0)
                 total = out[i, j0 : j0 + width]
                 for k in range(0, depth, 8):
                     _add_eight_rows(x[k:], block[k:], total)
