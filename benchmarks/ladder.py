@@ -1,7 +1,8 @@
 """The rungs of the matrix product, from three loops to tile registers: python -m benchmarks.ops gemm --ladder
 
-One thread, all rungs and limits in turns in one process. Each figure is the fastest of all runs: what another program
-takes away of a shared machine is in the others. `of its peak`: the speed of the same instruction on registers alone.
+One thread, all rungs and limits in turns in one process, in time that the thread had a core: what other programs take of
+a shared machine is not counted (but they empty its caches). Each figure is the fastest of all runs. `of its peak`: the
+speed of the same instruction on registers alone.
 """
 
 import os
@@ -66,18 +67,18 @@ def _fastest(work, limits, turns, seconds):
     jobs = {name: (run, 1, amount) for name, (run, amount) in work.items()}
     for name, (run, amount) in limits.items():
         run(10)
-        start = time.perf_counter()
+        start = time.thread_time()
         run(1000)
-        rounds = max(1000, int(1e6 * 1e-3 / (time.perf_counter() - start)))  # a millisecond
+        rounds = max(1000, int(1.0 / (time.thread_time() - start)))  # a millisecond
         jobs[name if name == "L1" else name + " peak"] = run, rounds, rounds * amount
     best = dict.fromkeys(jobs, 0.0)
     for _ in range(turns):
         for name, (run, rounds, amount) in jobs.items():
-            begin = time.perf_counter()
+            begin = time.thread_time()
             while True:
-                start = time.perf_counter()
+                start = time.thread_time()
                 run(rounds)
-                now = time.perf_counter()
+                now = time.thread_time()
                 best[name] = max(best[name], amount / (now - start))
                 if now - begin > seconds / len(jobs):
                     break

@@ -26,7 +26,7 @@ def nearest(x):
     candidates = [below, below + 0x10000]
     values = []
     for candidate in candidates:
-        if candidate & 0x7F800000 == 0x7F800000:                  # where infinity would be, were there one more exponent
+        if candidate & 0x7F800000 == 0x7F800000:                  # infinity: the number that one more exponent would be
             values.append(Fraction(2) ** 128 * (-1 if candidate >> 31 else 1))
         else:
             values.append(Fraction(float(np.uint32(candidate).view(np.float32))))

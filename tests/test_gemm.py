@@ -16,12 +16,13 @@ if not ops.have_cpu_kernels():
 import numba
 from tile_registers import StandInTiles
 
-from ops.bfloat16 import operand
-from ops.kernels.cpu.gemm import amx, blocks, microkernel, packing, plain_loops, target
+from ops.bfloat16 import operand, split
+from ops.kernels.cpu.gemm import amx, blocks, microkernel, packing, plain_loops, target, tiles
 from ops.kernels.cpu.gemm.product import product
+from ops.kernels.cpu.gemm.splittable import can_be_split, largest_of_lines
 from tinygrad2.system.threads import POOL
 
-KERNELS = ["vector", "avx512", "bf16", "amx"]
+KERNELS = list(blocks.KERNELS)
 FLOAT32 = ["vector", "avx512"]
 SHAPES = [(1, 1, 1), (8, 48, 16), (33, 70, 50), (17, 15, 33), (5, 1100, 31), (97, 31, 800), (130, 500, 1),
           (64, 64, 1537), (1000, 49, 40), (1, 300, 200), (200, 1, 7)]  # fmt: skip
@@ -36,7 +37,7 @@ def kernel(request):
 
 def rounded(kernel, *matrices):
     """The numbers that the kernel multiplies, in float64."""
-    exact = kernel in FLOAT32
+    exact = kernel not in ("bf16", "amx")
     return [np.asarray(m if exact else operand(np, m), np.float64, order="C") for m in matrices]
 
 
@@ -61,9 +62,9 @@ def matrix(rng, rows, columns, layout):
 LAYOUTS = ["plain", "transposed", "sliced", "reversed", "unaligned"]
 
 
-def close(out, exact, K, size=1.0):
-    """Is the difference within a few roundings of sums of K products of that size?"""
-    return np.abs(out - exact).max(initial=0) <= 8e-6 * size * max(1, K) ** 0.5
+def close(out, exact, K, size=8e-6):
+    """Is the difference within `size` for one product, some roundings of float32, and as sums of K products grow?"""
+    return np.abs(out - exact).max(initial=0) <= size * max(1, K) ** 0.5
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -141,24 +142,23 @@ def test_the_smallest_and_largest_numbers(kernel):
     tiny = (rng.uniform(1, 2, (9, 40)) * 1e-40).astype(np.float32)
     out = product(tiny, b * 2**100, np.empty((9, 50), np.float32), kernel=kernel)
     exact = np.matmul(*rounded(kernel, tiny, b * 2**100))
-    assert np.allclose(out, exact, rtol=1e-5, atol=0) and (exact > 0).all() == (kernel in FLOAT32)
+    assert np.allclose(out, exact, rtol=1e-5, atol=0) and (exact > 0).all() == (kernel not in ("bf16", "amx"))
     largest = np.full((9, 40), 3.4e38, np.float32)
     out = product(largest, b * 2**-30, np.empty((9, 50), np.float32), kernel=kernel)
-    assert np.isfinite(out).all() == (kernel in FLOAT32)
+    assert np.isfinite(out).all() == (kernel not in ("bf16", "amx"))
 
 
 def test_bits_do_not_depend_on_the_threads(kernel):
     rng, before = np.random.default_rng(0), POOL.threads
     try:
-        for M, K, N in ((96, 700, 1000), (1000, 300, 100), (333, 77, 334)):
+        for M, K, N in ((96, 700, 1000), (1000, 300, 100), (333, 77, 334), (5, 700, 3000), (1, 700, 3000)):
             a, b = rng.standard_normal((M, K), dtype=np.float32), rng.standard_normal((N, K), dtype=np.float32).T
-            results = set()
-            for threads in (1, 2, 3, 5):
+            results = {False: set(), True: set()}
+            for threads, add in itertools.product((1, 2, 3, 5), results):
                 POOL.resize(threads)
                 out = np.ones((M, N), np.float32)
-                product(a, b, out, add=True, kernel=kernel)
-                results.add(out.tobytes())
-            assert len(results) == 1
+                results[add].add(product(a, b, out, add=add, kernel=kernel).tobytes())
+            assert len(results[False]) == len(results[True]) == 1
     finally:
         POOL.resize(before)
 
@@ -179,71 +179,112 @@ def test_the_plain_loops(name):
         a, b = rng.standard_normal((M, K), dtype=np.float32), rng.standard_normal((K, N), dtype=np.float32)
         out = np.full((M, N), 7, np.float32)
         getattr(plain_loops, name)(a, b, out)
-        assert close(out, a.astype(np.float64) @ b, K, size=5)
+        assert close(out, a.astype(np.float64) @ b, K, size=4e-5)
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
 
 
 @numba.njit
-def pack(unit, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner):
-    packing.pack(unit, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner)
+def pack(parts, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner):
+    packing.pack(parts, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner)
 
 
-def tiles_of(x, is_b, unit):
-    """The panels of packing.py, made by NumPy from x (width, depth): (panels, steps, 16, 16) of 32 bits."""
-    length = 16 * unit
+def tiles_of(x, is_b, parts):
+    """The panels of packing.py, made by NumPy from x (width, depth): (panels, steps, parts, 16, 16) of 32 bits."""
+    length = 32 if parts else 16
     width, depth = -(-x.shape[0] // 16) * 16, -(-x.shape[1] // length) * length
     whole = np.zeros((width, depth), np.float32)
     whole[: x.shape[0], : x.shape[1]] = x
-    if unit == 2:
-        units = (operand(np, whole).view(np.uint32) >> 16).astype(np.uint16).view(np.uint32)
-    else:
-        units = whole.view(np.uint32)
-    tiles = units.reshape(width // 16, 16, depth // length, 16).swapaxes(1, 2)
-    return tiles.swapaxes(2, 3) if is_b else tiles
+    numbers = split(np, whole, parts) if parts else [whole]
+    found = []
+    for part in numbers:
+        units = (part.view(np.uint32) >> 16).astype(np.uint16).view(np.uint32) if parts else part.view(np.uint32)
+        tile = units.reshape(width // 16, 16, depth // length, 16).swapaxes(1, 2)
+        found.append(tile.swapaxes(2, 3) if is_b else tile)
+    return np.stack(found, 2)
 
 
-@pytest.mark.parametrize("unit", [1, 2])
-@pytest.mark.parametrize("is_b", [False, True])
-def test_packed_tiles(is_b, unit):
-    if unit == 2 and not target.available("bf16"):
+@pytest.fixture
+def as_with_tiles(monkeypatch):
+    """Compile what processors with AMX have, its tile instructions replaced by others that do the same."""
+    if not target.available("bf16"):
         pytest.skip("this processor cannot convert to bfloat16")
+    monkeypatch.setattr(amx, "Tiles", StandInTiles)
+    monkeypatch.setattr(amx, "has", lambda *names: True)
+    monkeypatch.setattr(tiles, "has", lambda *names: True)
+    monkeypatch.setattr(microkernel, "has", lambda *names: False)  # saves time: the other kernels
+
+
+def check_packed_tiles(pack, parts):
     rng = np.random.default_rng(0)
     corner = np.empty(packing.CORNER_BYTES, np.uint8)
+    special = [1e-40, 2.0**-120, 1e37, 1 + 2**-8, 1 + 3 * 2**-8] + ([3.4e38, -np.inf] if parts < 2 else [])
     for width, depth in ((16, 32), (64, 96), (17, 33), (1, 1), (50, 31), (31, 64), (257, 69)):
-        for layout in LAYOUTS:
+        for is_b, layout in itertools.product((False, True), LAYOUTS):
             x = matrix(rng, width, depth, layout)
-            x.flat[rng.integers(0, x.size, 5)] = [1e-40, 3.4e38, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8]
-            want = tiles_of(x, is_b, unit)
+            x.flat[rng.integers(0, x.size, len(special))] = special
+            want = tiles_of(x, is_b, parts)
             memory = np.full(want.nbytes + 64, 7, np.uint8)
             skipped = -memory.ctypes.data % 64
-            pack(unit, is_b, x.ctypes.data, *x.strides, width, depth, memory.ctypes.data + skipped,
-                 want[0].nbytes, corner.ctypes.data)  # fmt: skip
+            pack(parts, is_b, x.ctypes.data, *x.strides, width, depth, memory.ctypes.data + skipped, want[0].nbytes,
+                 corner.ctypes.data)  # fmt: skip
             got = memory[skipped : skipped + want.nbytes].view(np.uint32).reshape(want.shape)
-            assert (got == want).all(), (width, depth, layout)
+            assert (got == want).all(), (width, depth, is_b, layout)
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_packed_tiles(parts):
+    if parts and not target.available("bf16"):
+        pytest.skip("this processor cannot convert to bfloat16")
+    check_packed_tiles(pack, parts)
 
 
 # -- other processors -------------------------------------------------------------------------------------------------
 
 
-def test_the_tile_kernel_on_a_stand_in(monkeypatch):
-    """The AMX kernel with all that is around it, its instructions replaced by others that do the same."""
-    if not target.available("bf16"):
-        pytest.skip("this processor cannot convert to bfloat16")
-    monkeypatch.setattr(amx, "Tiles", StandInTiles)
-    monkeypatch.setattr(amx, "has", lambda *names: True)
-    monkeypatch.setattr(microkernel, "has", lambda *names: False)  # saves time: the other kernels
+def test_the_tile_kernels_on_a_stand_in(as_with_tiles):
+    """The AMX kernels with all that is around them."""
     part = numba.njit(blocks.multiply_part.py_func)               # compiled anew, not kept
     array, scratch = blocks.aligned_scratch()
     rng = np.random.default_rng(0)
-    for M, N, K in ((32, 32, 32), (1, 1, 1), (33, 70, 50), (65, 31, 800), (10, 1030, 40), (1000, 35, 33)):
+    for (M, N, K), parts in itertools.product(
+        [(32, 32, 32), (1, 1, 1), (33, 70, 50), (65, 31, 800), (10, 1030, 40), (1000, 35, 33)], (1, 2, 3)
+    ):
         a, b = matrix(rng, M, K, "sliced"), matrix(rng, K, N, "transposed")
         out, bias = np.empty((M, N), np.float32), rng.standard_normal(N, dtype=np.float32)
-        exact = np.matmul(*rounded("amx", a, b)) + bias
-        args = (K, blocks.AMX, 2, blocks.depth_at_a_time(K, 2), blocks.addresses(a, 1), blocks.addresses(b, 0))
-        part(0, M, 0, N, *args, bias.ctypes.data, 0, out.ctypes.data, out.strides[0], scratch)
-        assert close(out, exact, K)
+        exact = np.matmul(*rounded("amx" if parts == 1 else "amx x6", a, b)) + bias
+        part(0, M, 0, N, K, blocks.AMX, parts, blocks.depth_at_a_time(K, parts), blocks.addresses(a, 1),
+             blocks.addresses(b, 0), bias.ctypes.data, 0, out.ctypes.data, out.strides[0], scratch)  # fmt: skip
+        assert close(out, exact, K, size=4e-5 if parts == 2 else 8e-6)
+
+
+def test_packed_parts(as_with_tiles):
+    anew = numba.njit(pack.py_func)
+    for parts in (2, 3):
+        check_packed_tiles(anew, parts)
+
+
+def test_what_can_be_split():
+    rng = np.random.default_rng(0)
+    a, b = matrix(rng, 70, 40, "plain"), matrix(rng, 40, 300, "transposed")
+    assert can_be_split(a, b) and can_be_split(b.T, a.T) and can_be_split(a[::-2, ::3], b[:14])
+    for x, value in itertools.product((a, b), (np.nan, -np.inf, 3.39e38)):
+        changed = x.copy(order="K")
+        changed[7, 9] = value
+        assert not can_be_split(*((changed, b) if x is a else (a, changed)))
+    for value in (0, 1e-45, -1e-30):                              # beside larger numbers: lost in any float32 sum
+        a[7, 9] = value
+        assert can_be_split(a, b)
+    a[7] = 0
+    assert can_be_split(a, b)
+    a[7, 3] = 1e-36
+    assert not can_be_split(a, b)
+    a[7, 3] = b[:, 5] = 1e-16
+    assert not can_be_split(a, b)
+    for layout in LAYOUTS:
+        x = matrix(rng, 70, 300, layout)
+        assert (largest_of_lines(x) == np.abs(x).max(1)).all()
 
 
 COMPILE = """

@@ -40,9 +40,10 @@ float32; what is lost is the rounding of A and B to 8 bits (ops/bfloat16.py does
     vector                         microkernel.py    8 numbers per instruction: AVX2, and any other processor
     avx512                                           16 numbers
     bf16                                             32 numbers, bfloat16
-    amx                            amx.py            8,192 numbers, bfloat16
+    amx                            amx.py            8,192 products, bfloat16
+    amx x3, amx x6                                   float32 numbers as sums of two or three bfloat16 numbers
 
-`product` (product.py) runs any of the last four. emit.py writes their instructions; target.py tells which of them the
+`product` (product.py) runs any from "vector" on. emit.py writes their instructions; target.py tells which of them the
 compiler and the operating system permit. A processor without AVX-512 or AMX never sees such instructions.
 
 **Every thread count gives the same bits.** An element of C is the sum over K in one order, whoever computes it: threads

@@ -8,6 +8,10 @@ Registers 0 to 3 hold the sums of 2 x 2 tiles of C, 4 and 5 two tiles of B, 6 an
 products, each loaded tile used twice. The instruction takes 16 cycles, and so do the two loads that go with it, which
 come from the L1 and L2 caches.
 
+**float32 from bfloat16.** A float32 number is nearly the sum of two bfloat16 numbers, and wholly of three. Three
+products of two parts have an error of 4e-6, six of three parts float32's own, and on tiles even six are faster than
+float32 arithmetic. Neighbouring products share an operand, which then is not loaded again.
+
 The instruction computes as AVX512-BF16 does: exact products, sums in float32, subnormal numbers taken as zeros. Where
 there are no tiles, the tests run this file on a stand-in for the registers (tests/tile_registers.py).
 """
@@ -16,9 +20,10 @@ import struct
 
 from llvmlite import ir
 
+from ops.bfloat16 import PRODUCTS
 from ops.kernels.cpu.gemm.emit import emitted, i8, void
-from ops.kernels.cpu.gemm.packing import TILE
 from ops.kernels.cpu.gemm.target import has
+from ops.kernels.cpu.gemm.tiles import TILE
 
 # ldtilecfg: palette 1, first row 0; bytes per line and lines of the eight registers
 _SHAPES = struct.pack("<BB14x8H16x8B8x", 1, 0, *[64] * 8, *[16] * 8)
@@ -71,10 +76,18 @@ def end_tiles(e):
 
 
 @emitted
-def amx_32x32(e, a, a_panel, b, b_panel, steps, start, start_stride, c, stride):
-    """C = start + A B for 32 x 32 of C: two panels of A, a_panel bytes apart; the rest is as in microkernel.py."""
-    if not has("amx-tile", "amx-bf16"):
-        return  # never called there
+def amx_32x32(e, parts, a, a_panel, b, b_panel, steps, start, start_stride, c, stride):
+    """C = start + A B for 32 x 32 of C: two panels of A, a_panel bytes apart; the rest is as in microkernel.py.
+
+    parts: 1, 2 or 3 bfloat16 numbers stand for each float32, in neighbouring tiles. All their products go into the same
+    sums, the smallest first.
+    """
+    if has("amx-tile", "amx-bf16"):                               # never called elsewhere
+        block = (a, a_panel, b, b_panel, steps, start, start_stride, c, stride)
+        e.switch(parts, PRODUCTS, lambda n: _block(e, n, *block))
+
+
+def _block(e, parts, a, a_panel, b, b_panel, steps, start, start_stride, c, stride):
     tiles, line = Tiles(e), e.number(64)
 
     def each_sum(move, base, distance):
@@ -84,13 +97,21 @@ def amx_32x32(e, a, a_panel, b, b_panel, steps, start, start_stride, c, stride):
                 move(2 * m + n, e.add(row, 64 * n), distance)
 
     def step(i, state):
-        a_tile, b_tile = (e.add(base, e.mul(i, TILE)) for base in (a, b))
-        for n in (0, 1):
-            tiles.load(4 + n, e.add(b_tile, e.mul(b_panel, n)), line)
-        for m in (0, 1):
-            tiles.load(6 + m, e.add(a_tile, e.mul(a_panel, m)), line)
-            for n in (0, 1):
-                tiles.multiply_add(2 * m + n, 6 + m, 4 + n)
+        offset, held = e.mul(i, parts * TILE), {}
+
+        def hold(register, base, panel, number, part):
+            """Load a part of the first or second panel, unless the register has it already."""
+            if held.get(register) != part:
+                held[register] = part
+                at = e.add(e.add(base, offset), e.mul(panel, number))
+                tiles.load(register, e.add(at, part * TILE), line)
+
+        for a_part, b_part in PRODUCTS[parts]:
+            for m in (0, 1):
+                hold(6 + m, a, a_panel, m, a_part)
+                for n in (0, 1):
+                    hold(4 + n, b, b_panel, n, b_part)
+                    tiles.multiply_add(2 * m + n, 6 + m, 4 + n)
         return []
 
     each_sum(tiles.load, start, start_stride)

@@ -12,15 +12,21 @@ from ops.kernels.cpu.gemm.microkernel import (
     bf16_8x48,
     vector_4x16,
 )
-from ops.kernels.cpu.gemm.packing import CORNER_BYTES, TILE, copy_float, pack
+from ops.kernels.cpu.gemm.packing import CORNER_BYTES, copy_float, pack
+from ops.kernels.cpu.gemm.tiles import LINES, TILE
 from ops.kernels.cpu.numba_jit import compiled, inlined
 
 VECTOR, AVX512, BF16, AMX = range(4)                              # the micro-kernels, as numbers
-NUMBER = {"vector": VECTOR, "avx512": AVX512, "bf16": BF16, "amx": AMX}
 
-# A block of C has (rows, columns); a unit has so many numbers along K.
-BLOCK = {"vector": (4, 16), "avx512": (8, 48), "bf16": (8, 48), "amx": (32, 32)}
-UNIT = {"vector": 1, "avx512": 1, "bf16": 2, "amx": 2}
+# kernel -> (micro-kernel, parts: see packing.py, rows and columns of a block of C)
+KERNELS = {
+    "vector": (VECTOR, 0, 4, 16),
+    "avx512": (AVX512, 0, 8, 48),
+    "bf16": (BF16, 1, 8, 48),
+    "amx": (AMX, 1, 32, 32),
+    "amx x3": (AMX, 2, 32, 32),                                   # three products of two parts
+    "amx x6": (AMX, 3, 32, 32),                                   # six of three
+}
 
 # What is packed at a time. DEPTH units along K of one block of rows of A are 12 KiB (8 rows) to 48 KiB (32): the L1
 # cache. DEPTH x STRIP units of B are 720 KiB: the L2 cache. DEPTH x ROWS units of A are 1.4 MiB: the L3 cache.
@@ -34,9 +40,9 @@ SCRATCH_BYTES = CORNER_BYTES + _EDGE_BYTES + A_BYTES + B_BYTES
 
 
 @inlined
-def _multiply_block(kernel, columns, a, b, panel, steps, start, start_stride, c, stride):
+def _multiply_block(kernel, parts, columns, a, b, panel, steps, start, start_stride, c, stride):
     if kernel == AMX:
-        amx_32x32(a, panel, b, panel, steps, start, start_stride, c, stride)
+        amx_32x32(parts, a, panel, b, panel, steps, start, start_stride, c, stride)
     elif kernel == VECTOR:
         vector_4x16(a, b, panel, steps, start, start_stride, c, stride)
     elif kernel == AVX512:
@@ -62,7 +68,7 @@ def _copy(rows, columns, source, source_stride, to, stride):
 
 
 @inlined
-def _multiply_packed(kernel, M, N, steps, a, b, panel_bytes, start, start_stride, c, stride, edge):
+def _multiply_packed(kernel, parts, M, N, steps, a, b, panel_bytes, start, start_stride, c, stride, edge):
     """C (M, N) = start + A B from packed panels. A block of rows of A meets all of B before the next one comes."""
     rows = 32 if kernel == AMX else 4 if kernel == VECTOR else 8
     columns = 32 if kernel == AMX else 16 if kernel == VECTOR else 48
@@ -78,14 +84,14 @@ def _multiply_packed(kernel, M, N, steps, a, b, panel_bytes, start, start_stride
                 _copy(height, width, start_at, start_stride, edge, _EDGE_STRIDE)
                 first, first_stride, goal, goal_stride = edge, _EDGE_STRIDE, edge, _EDGE_STRIDE
             _multiply_block(
-                kernel, width, at_a, at_b, panel_bytes, steps, first, first_stride, goal, goal_stride
+                kernel, parts, width, at_a, at_b, panel_bytes, steps, first, first_stride, goal, goal_stride
             )  # fmt: skip
             if not whole:
                 _copy(height, width, edge, _EDGE_STRIDE, to, stride)
 
 
 @compiled
-def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, unit, depth, a, b, start, start_stride, c, stride, scratch):
+def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, parts, depth, a, b, start, start_stride, c, stride, scratch):
     """C[m_lo:m_hi, n_lo:n_hi] = start + A B by one thread.
 
     a, b                (address, distance along M or N, distance along K) of the float32 matrices, in bytes
@@ -95,6 +101,7 @@ def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, unit, depth, a, b, start, s
     """
     a_at, a_row, a_k = a
     b_at, b_column, b_k = b
+    length = 2 * LINES if parts else LINES                        # numbers along K in a tile
     corner, edge = scratch, scratch + CORNER_BYTES
     packed_a = edge + _EDGE_BYTES
     packed_b = packed_a + A_BYTES
@@ -104,26 +111,27 @@ def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, unit, depth, a, b, start, s
         M = min(ROWS, m_hi - m)
         for k in range(0, K, depth):
             here = min(depth, K - k)
-            steps = (here + 16 * unit - 1) // (16 * unit)
-            panel_bytes = steps * TILE
+            steps = (here + length - 1) // length
+            panel_bytes = steps * TILE * max(1, parts)
             first, first_stride = (start, start_stride) if k == 0 else (c, stride)
-            pack(unit, False, a_at + m * a_row + k * a_k, a_row, a_k, M, here, packed_a, panel_bytes, corner)
+            pack(parts, False, a_at + m * a_row + k * a_k, a_row, a_k, M, here, packed_a, panel_bytes, corner)
             for n in range(n_lo, n_hi, STRIP):
                 N = min(STRIP, n_hi - n)
-                pack(unit, True, b_at + n * b_column + k * b_k, b_column, b_k, N, here, packed_b, panel_bytes, corner)
+                pack(parts, True, b_at + n * b_column + k * b_k, b_column, b_k, N, here, packed_b, panel_bytes, corner)
                 at, to = first + m * first_stride + 4 * n, c + m * stride + 4 * n
                 _multiply_packed(
-                    kernel, M, N, steps, packed_a, packed_b, panel_bytes, at, first_stride, to, stride, edge
+                    kernel, parts, M, N, steps, packed_a, packed_b, panel_bytes, at, first_stride, to, stride, edge
                 )  # fmt: skip
     if kernel == AMX:
         end_tiles()
 
 
-def depth_at_a_time(K, unit):
-    """K cut evenly into pieces of at most DEPTH units, each a whole number of tiles."""
-    length = 16 * unit
-    pieces = -(-K // (DEPTH * unit))
-    return -(-K // (length * max(1, pieces))) * length
+def depth_at_a_time(K, parts):
+    """K cut evenly into pieces whose parts have at most DEPTH units, each a whole number of tiles."""
+    length = 2 * LINES if parts else LINES
+    most = DEPTH // LINES // max(1, parts) * length
+    pieces = max(1, -(-K // most))
+    return -(-K // (length * pieces)) * length
 
 
 def addresses(matrix, along_k):

@@ -135,3 +135,9 @@ class Emit:
         b.cbranch(b.icmp_signed("<", following, self.number(n)), head, after)
         b.position_at_end(after)
         return new
+
+    def switch(self, value, cases, write):
+        """Write write(case) for each of these integers, to run where value is that case; nothing runs for others."""
+        for case in cases:
+            with self.builder.if_then(self.builder.icmp_signed("==", value, self.number(case))):
+                write(case)

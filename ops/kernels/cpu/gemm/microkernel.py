@@ -15,9 +15,8 @@ The instruction of AVX512-BF16 multiplies bfloat16 exactly, adds in float32, and
 """
 
 from ops.kernels.cpu.gemm.emit import bf16, emitted, f32, i32, vector
-from ops.kernels.cpu.gemm.packing import TILE
 from ops.kernels.cpu.gemm.target import has
-from ops.kernels.cpu.gemm.tiles import LINES
+from ops.kernels.cpu.gemm.tiles import LINES, TILE
 
 
 def _float32_unit(e, sums, a, b):

@@ -1,7 +1,8 @@
 """Packing: a part of a float32 matrix of any layout becomes tiles, in the order in which the micro-kernels read them.
 
 A tile has 16 lines of 16 *units* of 32 bits, 1 KiB: a unit is one float32 number (depth 16), or two neighbours along K
-as bfloat16 (depth 32). So one packer serves all kernels.
+as bfloat16 (depth 32). So one packer serves all kernels. A number that is to be more exact than one bfloat16 becomes
+two or three of them, its *parts*, each in a tile of its own, side by side.
 
     tile of A   line r: row r, 16 units along K        the bytes of a row that is read
     tile of B   line p: unit p of 16 columns           the bytes that meet one unit of A
@@ -19,10 +20,9 @@ made. Any other layout, and the edges, are first copied to a small corner of zer
 """
 
 from ops.kernels.cpu.gemm.emit import emitted, f32
-from ops.kernels.cpu.gemm.tiles import LINES, pack_tile
+from ops.kernels.cpu.gemm.tiles import LINES, TILE, pack_tile
 from ops.kernels.cpu.numba_jit import inlined
 
-TILE = 1024
 CORNER_BYTES = 2 * TILE                                           # 16 x 32 float32
 
 @emitted
@@ -50,16 +50,17 @@ def _corner(source, i_stride, k_stride, rows, depth, length, to):
 
 
 @inlined
-def pack(unit, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner):
+def pack(parts, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, corner):
     """Pack A[:width, :depth], or B[:depth, :width] with is_b.
 
-    unit                numbers in a unit: 1 (float32) or 2 (pairs of bfloat16)
+    parts               bfloat16 numbers that stand for one of the matrix: 1, 2 or 3; 0 for float32
     source              address of the first number; its neighbours along M (or N) and along K are i_stride and k_stride
                         bytes away
     to, panel_bytes     where the first panel goes, and how far apart panels are; a multiple of 64
     corner              CORNER_BYTES of memory for what is not a whole tile
     """
-    length = LINES * unit
+    length = 2 * LINES if parts else LINES
+    step_bytes = TILE * max(1, parts)
     panels, steps = (width + 15) // 16, (depth + length - 1) // length
     for t in range(panels * steps):
         if k_stride == 4:                                         # follow the memory of the source
@@ -67,11 +68,12 @@ def pack(unit, is_b, source, i_stride, k_stride, width, depth, to, panel_bytes, 
         else:
             step, panel = t // panels, t % panels
         rows, columns = min(16, width - 16 * panel), min(length, depth - length * step)
-        at, goal = source + 16 * panel * i_stride + length * step * k_stride, to + panel * panel_bytes + step * TILE
+        at = source + 16 * panel * i_stride + length * step * k_stride
+        goal = to + panel * panel_bytes + step * step_bytes
         along, stride = k_stride == 4, i_stride
         if rows < 16 or columns < length or not (along or i_stride == 4):
             _corner(at, i_stride, k_stride, rows, columns, length, corner)
             at, along, stride = corner, True, 4 * length
         elif not along:
             stride = k_stride
-        pack_tile(unit, along, is_b == along, at, stride, goal)
+        pack_tile(parts, along, is_b == along, at, stride, goal)

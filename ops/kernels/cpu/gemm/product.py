@@ -4,8 +4,11 @@ import threading
 
 import numpy as np
 
-from ops.kernels.cpu.gemm.blocks import BLOCK, NUMBER, UNIT, addresses, aligned_scratch, depth_at_a_time, multiply_part
-from ops.kernels.cpu.gemm.target import available, fastest
+from ops.kernels.cpu import skinny_gemm
+from ops.kernels.cpu.gemm.blocks import KERNELS, addresses, aligned_scratch, depth_at_a_time, multiply_part
+from ops.kernels.cpu.gemm.splittable import can_be_split
+from ops.kernels.cpu.gemm.target import available, fastest_float32
+from ops.kernels.cpu.gemm.tiles import LINES
 from tinygrad2.system.threads import POOL
 
 _PART = 1 << 20                                                   # multiplications for which waking a thread pays
@@ -24,12 +27,15 @@ _scratch = _Scratch()
 def product(a, b, out, add=False, bias=None, kernel=None):
     """out = a b, or out += a b, or out = a b + bias: float32 (M, K), (K, N), (M, N), (N,). Returns out.
 
-    The arrays may have any strides; out must not overlap a or b. kernel: "vector", "avx512" (float32), "bf16" or "amx"
-    (a and b rounded to bfloat16, sums in float32); the fastest one for float32 if None. The bits of the result do not
-    depend on the number of threads. Raises ValueError for shapes or types that do not fit, and where the processor
-    lacks what the kernel needs.
+    The arrays may have any strides; out must not overlap a or b. The bits of the result do not depend on the number of
+    threads. Raises ValueError for shapes or types that do not fit, and where the processor lacks what the kernel needs.
+
+    kernel    "vector", "avx512"      float32; one of them if None
+              "bf16", "amx"           a and b rounded to bfloat16, sums in float32
+              "amx x3", "amx x6"      a and b as sums of bfloat16 numbers: errors of 4e-6, and of float32. Where such
+                                      sums cannot be exact (splittable.py) a float32 kernel computes instead
     """
-    kernel = kernel or fastest("highest")
+    kernel = kernel or fastest_float32()
     _check(a, b, out, add, bias, kernel)
     (M, K), N = a.shape, b.shape[1]
     if M == 0 or N == 0 or K == 0:
@@ -43,23 +49,27 @@ def product(a, b, out, add=False, bias=None, kernel=None):
             return out
         product(b.T, a.T, out.T, add, None, kernel)               # the transpose has rows that we can write
         return out
+    micro_kernel, parts, rows, columns = KERNELS[kernel]
+    if M <= skinny_gemm.MOST and parts == 0 and not add and _can_be_read_in_place(b, out):
+        return skinny_gemm.product(np.asarray(a, order="C"), b, bias, out)
+    if parts > 1 and not can_be_split(a, b):
+        micro_kernel, parts, rows, columns = KERNELS[fastest_float32()]
     if not add:
         bias = np.zeros(N, np.float32) if bias is None else np.ascontiguousarray(bias)
     start, start_stride = (out.ctypes.data, out.strides[0]) if add else (bias.ctypes.data, 0)
     by_rows = M > N
-    units, edge = _units(M, N, kernel, by_rows)
+    edge = max(LINES, rows) if by_rows else columns
+    units = -(-(M if by_rows else N) // edge)
     grain = -(-_PART * units // (M * N * K))
-    args = (M, N, K, NUMBER[kernel], UNIT[kernel], depth_at_a_time(K, UNIT[kernel]), addresses(a, 1), addresses(b, 0),
+    args = (M, N, K, micro_kernel, parts, depth_at_a_time(K, parts), addresses(a, 1), addresses(b, 0),
             start, start_stride, out.ctypes.data, out.strides[0])
     POOL.split(_part, units, by_rows, edge, *args, grain=max(1, grain))
     return out
 
 
-def _units(M, N, kernel, by_rows):
-    """(number of parts that may be divided among threads, rows or columns of each)."""
-    rows, columns = BLOCK[kernel]
-    edge = max(16, rows) if by_rows else columns
-    return -(-(M if by_rows else N) // edge), edge
+def _can_be_read_in_place(b, out):
+    """Does this suit skinny_gemm? For few rows of a, packing b takes longer than the product."""
+    return (b.flags.c_contiguous or b.T.flags.c_contiguous) and b.flags.aligned and out.flags.carray
 
 
 def _part(lo, hi, by_rows, edge, M, N, *args):
@@ -69,7 +79,7 @@ def _part(lo, hi, by_rows, edge, M, N, *args):
 
 
 def _check(a, b, out, add, bias, kernel):
-    if kernel not in NUMBER or not available(kernel):
+    if kernel not in KERNELS or not available(kernel):
         raise ValueError(f"the micro-kernel {kernel!r} is not available here")
     arrays = [array for array in (a, b, out, bias) if array is not None]
     if any(array.dtype != np.float32 for array in arrays):

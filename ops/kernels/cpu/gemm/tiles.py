@@ -1,40 +1,48 @@
 """A tile from memory to memory: 16 x 16 units, converted and transposed in registers. packing.py says what a tile is.
 
-There are eight intrinsics: for float32 and for pairs of bfloat16, for numbers that are neighbours along K or across it,
-and for tiles that must be transposed or not. Each is called with (source, stride, to): the address of the first number,
-the distance of rows in bytes (along) or of neighbours along K (across), and where the tile goes, a multiple of 64.
+There are four intrinsics: for numbers that are neighbours along K or across it, and for tiles that must be transposed
+or not. Each is called with (parts, source, stride, to): how many bfloat16 numbers stand for a float32, or 0 for float32
+itself; the address of the first number; the distance of rows in bytes (along) or of neighbours along K (across); and
+where the tile goes, a multiple of 64. Further parts go to further tiles.
 """
 
 from ops.kernels.cpu.gemm.emit import bf16, emitted, f32, i32, vector
 from ops.kernels.cpu.gemm.target import has
 from ops.kernels.cpu.numba_jit import inlined
 
-LINES = 16
+LINES, TILE = 16, 1024
+
 _UNITS, _FLOATS = vector(i32, 16), vector(f32, 16)
 _INTERLEAVED = [lane for pair in zip(range(16), range(16, 32)) for lane in pair]
 
 
-def _to_bfloat16(e, first, second):
-    """Two vectors of 16 float32 as 32 bfloat16: round to nearest, ties to even; subnormal numbers become zero."""
-    both = e.shuffle(first, second, range(32))
-    return e.builder.fptrunc(both, vector(bf16, 32))
+def _to_bfloat16(e, first, second, parts):
+    """Two vectors of 16 float32 as 32 bfloat16, once for each part: the nearest to what the parts before it leave.
+
+    Rounds to nearest, ties to even; subnormal numbers become zero. The subtraction is exact. ops/bfloat16.py: split.
+    """
+    rest, found = e.shuffle(first, second, range(32)), []
+    for _ in range(parts):
+        found.append(e.builder.fptrunc(rest, vector(bf16, 32)))
+        rest = e.builder.fsub(rest, e.builder.fpext(found[-1], rest.type))
+    return found
 
 
-def _line_along(e, unit, source):
-    """16 units of one row whose numbers along K are neighbours."""
-    if unit == 1:
-        return e.load(_UNITS, source, align=1)
+def _line_along(e, parts, source):
+    """16 units of one row whose numbers along K are neighbours: a vector for each part."""
+    if parts == 0:
+        return [e.load(_UNITS, source, align=1)]
     numbers = [e.load(_FLOATS, e.add(source, 64 * half), align=1) for half in (0, 1)]
-    return e.bitcast(_to_bfloat16(e, *numbers), _UNITS)
+    return [e.bitcast(part, _UNITS) for part in _to_bfloat16(e, *numbers, parts)]
 
 
-def _line_across(e, unit, source, k_stride):
-    """One unit of 16 rows (or columns) that are neighbours in memory."""
-    if unit == 1:
-        return e.load(_UNITS, source, align=1)
+def _line_across(e, parts, source, k_stride):
+    """One unit of 16 rows (or columns) that are neighbours in memory: a vector for each part."""
+    if parts == 0:
+        return [e.load(_UNITS, source, align=1)]
     numbers = [e.load(_FLOATS, at, align=1) for at in (source, e.add(source, k_stride))]
-    pairs = _to_bfloat16(e, *numbers)
-    return e.bitcast(e.shuffle(pairs, pairs, _INTERLEAVED), _UNITS)
+    pairs = _to_bfloat16(e, *numbers, parts)
+    return [e.bitcast(e.shuffle(pair, pair, _INTERLEAVED), _UNITS) for pair in pairs]
 
 
 def _transposed(e, lines):
@@ -54,48 +62,41 @@ def _transposed(e, lines):
     return lines
 
 
-def _tile(unit, along, transpose):
+def _tile(along, transpose):
     """The intrinsic for one kind of tile."""
 
-    @emitted
-    def tile(e, source, stride, to):
-        if unit == 2 and not has("avx512bf16", "avx512bw"):
-            return  # never called there
+    def write(e, parts, source, stride, to):
         lines = []
         for _ in range(LINES):
-            lines.append(_line_along(e, unit, source) if along else _line_across(e, unit, source, stride))
-            source = e.add(source, stride if along else e.mul(stride, unit))
-        for r, line in enumerate(_transposed(e, lines) if transpose else lines):
-            e.store(line, e.add(to, 64 * r), align=64)
+            lines.append(_line_along(e, parts, source) if along else _line_across(e, parts, source, stride))
+            source = e.add(source, stride if along else e.mul(stride, 2 if parts else 1))
+        for part, of_part in enumerate(zip(*lines)):
+            for r, line in enumerate(_transposed(e, of_part) if transpose else of_part):
+                e.store(line, e.add(to, TILE * part + 64 * r), align=64)
+
+    @emitted
+    def tile(e, parts, source, stride, to):
+        kinds = [0]
+        if has("avx512bf16", "avx512bw"):                         # never called with others elsewhere
+            kinds += [1, 2, 3] if has("amx-tile") else [1]
+        e.switch(parts, kinds, lambda kind: write(e, kind, source, stride, to))
 
     return tile
 
 
-_float32_along, _float32_across = _tile(1, True, False), _tile(1, False, False)
-_float32_along_turned, _float32_across_turned = _tile(1, True, True), _tile(1, False, True)
-_pairs_along, _pairs_across = _tile(2, True, False), _tile(2, False, False)
-_pairs_along_turned, _pairs_across_turned = _tile(2, True, True), _tile(2, False, True)
+_along, _across = _tile(True, False), _tile(False, False)
+_along_turned, _across_turned = _tile(True, True), _tile(False, True)
 
 
 @inlined
-def pack_tile(unit, along, transpose, at, stride, to):
+def pack_tile(parts, along, transpose, at, stride, to):
     """The intrinsic for this case."""
-    if unit == 1:
-        if along:
-            if transpose:
-                _float32_along_turned(at, stride, to)
-            else:
-                _float32_along(at, stride, to)
-        elif transpose:
-            _float32_across_turned(at, stride, to)
-        else:
-            _float32_across(at, stride, to)
-    elif along:
+    if along:
         if transpose:
-            _pairs_along_turned(at, stride, to)
+            _along_turned(parts, at, stride, to)
         else:
-            _pairs_along(at, stride, to)
+            _along(parts, at, stride, to)
     elif transpose:
-        _pairs_across_turned(at, stride, to)
+        _across_turned(parts, at, stride, to)
     else:
-        _pairs_across(at, stride, to)
+        _across(parts, at, stride, to)
