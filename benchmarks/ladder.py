@@ -1,8 +1,8 @@
 """The rungs of the matrix product, from three loops to tile registers: python -m benchmarks.ops gemm --ladder
 
-One thread, all rungs and limits in turns in one process, in time that the thread had a core: what other programs take of
-a shared machine is not counted (but they empty its caches). Each figure is the fastest of all runs. `of its peak`: the
-speed of the same instruction on registers alone.
+One thread, all rungs and limits in turns in one process, in time that the thread had a core: what other programs take
+of a shared machine is not counted, but they empty its caches. Each figure is the fastest of all runs. `of its peak`:
+the speed of the same instruction on registers alone.
 """
 
 import os

@@ -27,8 +27,9 @@ def write_roofline(rows, limits, path):
     for name, peak in sorted(peaks.items(), key=lambda item: item[1]):
         axis.axhline(peak, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
         beside = any(peak < 1.3 * other for other in heights)     # of another label
-        axis.annotate(f"peak of {name}, {peak:.0f} GFLOP/s", (right / 5 if beside else right, peak), fontsize=8,
-                      color="#555555", ha="right", textcoords="offset points", xytext=(0, 3))  # fmt: skip
+        place = dict(xy=(left * 1.1, peak), ha="left") if beside else dict(xy=(right, peak), ha="right")
+        axis.annotate(f"peak of {name}, {peak:.0f} GFLOP/s", fontsize=8, color="#555555", xytext=(0, 3),
+                      textcoords="offset points", **place)  # fmt: skip
         heights.append(peak)
     lowest = min(row["gflops"] for row in rows)
     for row in rows:

@@ -34,11 +34,11 @@ def split(xp, x, parts):
 
     Each is what the ones before it leave, rounded; the subtraction is exact. Two have 16 significant bits, three 24.
     """
-    found = []
     rest = xp.asarray(x, dtype=xp.float32)
-    for _ in range(parts):
-        found.append(operand(xp, rest))
+    found = [operand(xp, rest)]
+    while len(found) < parts:
         rest = rest - found[-1]
+        found.append(operand(xp, rest))
     return found
 
 

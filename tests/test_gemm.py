@@ -243,6 +243,7 @@ def test_packed_tiles(parts):
 # -- other processors -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_tile_kernels_on_a_stand_in(as_with_tiles):
     """The AMX kernels with all that is around them."""
     part = numba.njit(blocks.multiply_part.py_func)               # compiled anew, not kept
