@@ -116,6 +116,9 @@ def test_arguments_that_do_not_fit():
                             ((a, b, out), dict(bias=out[0], add=True))]:  # fmt: skip
         with pytest.raises(ValueError):
             product(*arrays, **options)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        product(a, b, out)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e-40, -0.0])
@@ -264,6 +267,30 @@ def test_packed_parts(as_with_tiles):
     anew = numba.njit(pack.py_func)
     for parts in (2, 3):
         check_packed_tiles(anew, parts)
+
+
+@pytest.mark.parametrize("has, processor, highest, high, medium", [
+    ("amx avx512 bf16", "sapphirerapids", "amx x6", "amx x3", "amx"),
+    ("avx512 bf16", "znver4", "avx512", "avx512", "bf16"),
+    ("avx512 bf16", "cooperlake", "avx512", "avx512", "avx512"),
+    ("", "znver2", "vector", "vector", "vector"),
+])  # fmt: skip
+def test_the_choice_of_a_kernel(monkeypatch, has, processor, highest, high, medium):
+    monkeypatch.setattr(target, "available", lambda kernel: kernel.split()[0] in has.split())
+    monkeypatch.setattr(target, "_cpu_name", lambda: processor)
+    assert [target.fastest(name) for name in ("highest", "high", "medium")] == [highest, high, medium]
+
+
+def test_tiles_need_the_permission_of_the_system(monkeypatch):
+    """The system is asked in earnest: where the processor has no tiles it refuses."""
+    if target.has("amx-tile") or sys.platform != "linux":
+        pytest.skip("this is about processors without tiles, under Linux")
+    monkeypatch.setattr(target, "has", lambda *names: True)
+    target.tiles_permitted.cache_clear()
+    try:
+        assert not target.tiles_permitted() and not target.available("amx x6")
+    finally:
+        target.tiles_permitted.cache_clear()
 
 
 def test_what_can_be_split():

@@ -91,3 +91,5 @@ def _check(a, b, out, add, bias, kernel):
         raise ValueError(f"the shapes {shapes} do not fit a product")
     if add and bias is not None:
         raise ValueError("either add or bias")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
