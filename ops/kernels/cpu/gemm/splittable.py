@@ -8,6 +8,7 @@
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import jit
+from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 _LARGEST = 3.38e38
@@ -44,6 +45,8 @@ def largest_of_lines(x):
 
 @jit
 def _along_rows(lo, hi, bits, out):
+    if spread(lo, hi):
+        return
     for i in range(lo, hi):
         row, largest = bits[i], np.int32(0)
         for k in range(row.size):
@@ -54,6 +57,8 @@ def _along_rows(lo, hi, bits, out):
 @jit
 def _down_columns(lo, hi, bits, out):
     """The same for the transpose, in strips of 256 columns."""
+    if spread(lo, hi):
+        return
     for strip in range(lo, hi):
         largest = out[256 * strip : 256 * (strip + 1)]
         for k in range(len(bits)):
