@@ -28,6 +28,7 @@ from tinygrad2.cli import PathAction
 from tinygrad2.datasets.token_files import write_tokens
 from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.io.files import crc32_text, make_folder, read_bytes, read_record, write_record
+from tinygrad2.io.open_file import open_file
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.load import load_tokenizer
@@ -130,7 +131,7 @@ def _download(url, part, size=None):
         total = have + response.length if response.length is not None else None
         most = size if size is not None else _MOST if total is None else total
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
-        with open(part, "r+b" if have else "wb") as file:
+        with open_file(part, "r+b" if have else "wb") as file:
             file.seek(have)
             while block := response.read(_BLOCK):
                 file.write(block)
@@ -179,7 +180,7 @@ def _problem(path, sha256, size):
     problem = f"{actual:,} bytes long instead of {size:,}" if size is not None and actual != size else ""
     if not problem and sha256:
         digest = hashlib.sha256()
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             while block := file.read(1 << 24):
                 digest.update(block)
         if digest.hexdigest() != sha256:

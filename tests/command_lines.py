@@ -68,12 +68,14 @@ class Program:
 
 @dataclass
 class Outcome:
-    """What a line did: exit code (negative: ended by that signal), what it printed, and which files it changed."""
+    """What a line did: exit code (negative: ended by that signal), what it printed, which files it changed, and the
+    most memory it had (bytes)."""
 
     code: int
     out: str
     err: str
     changed: list
+    memory: int = 0
 
 
 def flags_of(*dataclasses):
@@ -216,14 +218,14 @@ def run_forked(main, argv, folder, seconds=SECONDS):
             child = os.fork()
         if child == 0:
             _run_child(main, argv, folder, seconds, out, err)
-        _, status = os.waitpid(child, 0)
+        _, status, usage = os.wait4(child, 0)
         texts = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
     after = contents(folder)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    return Outcome(os.waitstatus_to_exitcode(status), *texts, changed)
+    return Outcome(os.waitstatus_to_exitcode(status), *texts, changed, usage.ru_maxrss << 10)
 
 
 def _run_child(main, argv, folder, seconds, out, err):

@@ -290,6 +290,47 @@ def test_public_things_have_docstrings(path):
                 assert ast.get_docstring(node), f"{node.name} says nothing"
 
 
+OPENED = {"open", "os.open", "io.open", "codecs.open", "fileinput.input", "os.fdopen", "mmap.mmap", "MappedFile",
+          "np.load", "np.fromfile", "np.loadtxt", "np.genfromtxt", "np.memmap", "np.lib.format.open_memmap",
+          "gzip.open", "bz2.open", "lzma.open", "tarfile.open", "zipfile.ZipFile", "shutil.copyfile",
+          "shutil.copy"}  # fmt: skip
+OPENERS = {  # the files that open what they are told to, or what no user can name
+    "tinygrad2/io/open_file.py": "the rule itself",
+    "tinygrad2/io/pipes.py": "what is no regular file, with a limit to waiting",
+    "tinygrad2/system/huge_pages.py": "memory without a file",
+    "tinygrad2/io/files.py": "temporary files",
+    "tinygrad2/io/file_systems.py": "folders to be synced, locks",
+    "tinygrad2/system/temporary.py": "files that it creates, and regular ones that it removes",
+    "tinygrad2/datasets/piped.py": "a temporary file",
+    "tinygrad2/commands/verify_models.py": "what its own process has written",
+    "ops/kernels/cpu/kernel_cache.py": "the source of the kernels",
+    "tinygrad2/distributed/guard.py": "memory shared with the ranks, descriptors it has been given",
+    "tinygrad2/distributed/status.py": "the same memory",
+    "tinygrad2/distributed/shared_memory.py": "/proc/self/maps",
+    "tinygrad2/distributed/work.py": "/proc",
+    "tinygrad2/system/threads.py": "cgroups",
+    "tinygrad2/system/memory.py": "cgroups",
+    "data/make_dummy_data.py": "writes the bundled texts, from files beside it",
+}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_files_are_opened_in_one_place(path):
+    """Any name may be that of a pipe, a device or a file without end: io/open_file.py looks before it reads."""
+    calls = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).replace("numpy.", "np.")
+        fixed = node.args and re.match(r"""f?['"]/(proc|sys|dev)/|os.devnull|_TEMPLATE""", ast.unparse(node.args[0]))
+        if name in OPENED and not fixed or name.endswith((".read_bytes", ".read_text", ".write_bytes", ".write_text")):
+            calls.add(f"{name}, line {node.lineno}")
+    if name_of(path) not in OPENERS:
+        assert not calls
+    else:
+        assert calls, "needs no exception"
+
+
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_nothing_is_pickled_or_evaluated(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

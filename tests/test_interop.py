@@ -707,11 +707,11 @@ def test_verify_llmc_of_models_that_llmc_does_not_know(tmp_path):
 
 def test_pipes_and_files_in_the_way_are_reported(trained, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert "pipe or socket" in refused(tmp_path / "pipe")
+    assert "is a pipe" in refused(tmp_path / "pipe")
     (tmp_path / "file").write_text("x")
     for words, message in (
         (["w.bin", "file", "--to", "hf"], "is a file; --to hf writes a folder"),
-        (["pipe", "x", "--to", "hf"], "pipe or socket"),
+        (["pipe", "x", "--to", "hf"], "is a pipe"),
         (["w.bin", "w.bin", "--to", "hf"], "is a file; --to hf writes a folder"),
         (["t.bin", "x", "--to", "llmc", "--block-size", "5"], "--block-size: is for models"),
     ):

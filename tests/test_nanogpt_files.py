@@ -473,7 +473,7 @@ def test_zip_files_that_are_not_like_torchs(tmp_path):
 def test_what_is_no_zip_file(tmp_path):
     path = tmp_path / "a.pt"
     assert "No such file" in refused(path)
-    assert "not a regular file" in refused(tmp_path)
+    assert "is a folder" in refused(tmp_path)
     for content in (b"", b"PK\3\4", b"PK\5\6" + bytes(18), pickle.dumps({}, 2) + bytes(30), b"\x93NUMPY" + bytes(99)):
         path.write_bytes(content)
         refused(path)
@@ -486,7 +486,7 @@ def test_what_is_no_zip_file(tmp_path):
     refused(path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        assert "not a regular file" in refused(tmp_path / "pipe")
+        assert "is a pipe; give the name of a regular file" in refused(tmp_path / "pipe")
 
 
 def entries(raw):

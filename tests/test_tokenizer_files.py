@@ -674,7 +674,7 @@ def test_files_that_ask_for_much(tmp_path):
         one_line_error(lambda: load_tokenizer(path))
     with path.open("wb") as file:
         file.truncate(1 << 33)
-    one_line_error(lambda: load_tokenizer(path), "too large")
+    one_line_error(lambda: load_tokenizer(path), "is not complete")
     if Path("/dev/zero").exists():
-        one_line_error(lambda: load_tokenizer("/dev/zero"), "too large")
+        one_line_error(lambda: load_tokenizer("/dev/zero"), "is a device; give the name of a regular file")
     assert time.perf_counter() - begin < 20

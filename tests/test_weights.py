@@ -162,7 +162,7 @@ def test_an_absurd_header_length_takes_no_memory(saved):
 
 def test_missing_files_folders_and_foreign_files_are_refused(tmp_path):
     assert "no such file; train first" in refused(tmp_path / "nowhere.bin")
-    assert "cannot be read" in refused(tmp_path)
+    assert "is a folder" in refused(tmp_path)
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
     assert "header length" in refused(tmp_path / "picture")
     of_others = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()

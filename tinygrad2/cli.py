@@ -19,7 +19,7 @@ import traceback
 import warnings
 from dataclasses import field, fields
 
-from tinygrad2.errors import EarlyExit, UserError, one_line
+from tinygrad2.errors import EarlyExit, UserError, one_line, short
 from tinygrad2.system.failures import explain
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.launcher import own_rank, ranks_started
@@ -171,17 +171,22 @@ def from_flags(dataclass, args):
 def saved_values(dataclass, values):
     """{field: value} of such a dataclass as a checkpoint holds it, under today's names; fields added since are missing.
 
-    Raises UserError for an unknown field, or one of another type.
+    Raises UserError for an unknown field, or a value that the flag cannot have.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"the checkpoint has {short(values)} in place of its flags")
     former = {f.metadata["former"]: f.name for f in fields(dataclass) if "former" in f.metadata}
     values = {former.get(name, name): value for name, value in values.items()}
-    known = {f.name: f.metadata.get("kind") or type(f.default) for f in fields(dataclass)}
+    known = {f.name: f for f in fields(dataclass)}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"the checkpoint has a flag {name!r} that is unknown here; update tinygrad2")
-        kinds = (float, int) if known[name] is float else (known[name],)
-        if value is not None and type(value) not in kinds:
-            raise UserError(f"the checkpoint has {value!r} for the flag {name!r}; expected {known[name].__name__}")
+            raise UserError(f"the checkpoint has a flag {short(name)} that is unknown here; update tinygrad2")
+        default, metadata = known[name].default, known[name].metadata
+        kind = metadata.get("kind") or type(default)
+        is_kind = type(value) in ((float, int) if kind is float else (kind,)) or value is default is None
+        if not is_kind or value != default and value not in metadata.get("choices", (value,)):
+            expected = "|".join(map(str, metadata.get("choices", (kind.__name__,))))
+            raise UserError(f"the checkpoint has {short(value)} for the flag {name!r}; expected {expected}")
     return values
 
 
@@ -212,6 +217,7 @@ def run(main, name=None, abort=None, is_rank=False):
         if not is_rank:
             leave_to_rank_0(name or program())
             install_hooks(name)
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's: values that are not finite are reported in our words
         sys.exit(call(main, name, abort))
     return callable_main(main)()
 

@@ -98,9 +98,15 @@ class Adam:
     def load_state_dict(self, state, t, missed=None):
         """Load the moments, {"m.<parameter>": array, "v.<parameter>": array}, and the numbers of steps.
 
-        Raises ValueError naming a missing, unknown or wrongly sized entry, before anything is changed.
+        Raises ValueError naming a missing, unknown or wrongly sized entry, or one with values that Adam cannot have,
+        before anything is changed.
         """
         self._check(state)
+        for name, values in state.items():  # v is a mean of squares, and infinite where one overflows
+            values = values.astype(np.float32, copy=False)
+            valid = values >= 0 if name.startswith("v.") else np.isfinite(values)
+            if not valid.all():
+                raise ValueError(f"cannot load these moments: {name} has values that no optimizer writes")
         if unknown := sorted(set(missed or ()) - set(self.flat.slices)):
             raise ValueError(f"cannot load these moments: {unknown[0]} is not a parameter of this model")
         if self.m.size == self.flat.size:

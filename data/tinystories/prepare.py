@@ -25,6 +25,7 @@ from data.prepared import check_folder, writing
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
+from tinygrad2.io.open_file import open_file
 from tinygrad2.system.shell import command_line
 from tinygrad2.tokenizers.load import load_tokenizer
 from tinygrad2.tokenizers.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def _tokenizer(args, text):
     if not args.vocab_size:
         return gpt2_tokenizer(args.out, args.merges, args.mirror)
     if not os.path.exists(path):
-        with open(text, "rb") as file, writing(args.out, "tokenizer.json"):
+        with open_file(text) as file, writing(args.out, "tokenizer.json"):
             Tokenizer.train(split_documents(file.read(TRAIN_ON)), args.vocab_size).save(path)
     tokenizer = load_tokenizer(path)
     if tokenizer.n_vocab > args.vocab_size:
@@ -84,7 +85,7 @@ def _tokenizer(args, text):
 def _stories(path, limit, position):
     """(byte where they begin, stories) of each block of the text from the byte `position` on; no story is cut."""
     start = position or 0
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(start)
         for documents, is_complete, _, end, _ in blocks(file, start):
             if not is_complete:

@@ -4,14 +4,13 @@ With --force it may exist, if its content is of the format that is written there
 It is never what is read, by whatever path.
 """
 
-import json
 import os
 import re
 
 from tinygrad2.datasets.token_files import HEADERED
 from tinygrad2.errors import UserError
 from tinygrad2.interop import llmc
-from tinygrad2.io.files import CorruptFile, check_writable, first_bytes
+from tinygrad2.io.files import CorruptFile, check_writable, first_bytes, read_json
 from tinygrad2.io.outputs import check_output, files_of, is_same_file
 from tinygrad2.io.safetensors import open_container
 from tinygrad2.io.weights import is_weights
@@ -78,7 +77,7 @@ def _magic(path):
 def _is_safetensors(path):
     try:
         return open_container(path) is not None
-    except (CorruptFile, OSError):
+    except (CorruptFile, OSError, UserError):
         return False
 
 
@@ -88,9 +87,8 @@ def _is_json(path):
 
 def _is_own_tokenizer(path):
     try:
-        with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-    except (OSError, ValueError, RecursionError):
+        fields = read_json(path)
+    except UserError:
         return False
     return isinstance(fields, dict) and str(fields.get("format")).startswith("tinygrad2-")
 

@@ -41,6 +41,7 @@ from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
 from tinygrad2.io.file_systems import Lock
 from tinygrad2.io.files import first_bytes, read_bytes
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.outputs import check_output, files_of
 from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.monitor.progress import Meter
@@ -279,7 +280,7 @@ class ResultsFile:
 
     def _write(self, mode, data):
         try:
-            with open(self.path, mode) as file:
+            with open_file(self.path, mode) as file:
                 file.write(data)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another file with --results, or "

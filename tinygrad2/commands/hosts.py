@@ -6,6 +6,7 @@ import socket
 import subprocess
 
 from tinygrad2.errors import UserError, short
+from tinygrad2.io.open_file import open_file
 
 _ANSWER_SECONDS = 15.0
 _LINE = re.compile(r"([A-Za-z0-9_][\w.-]*)(?:\s*(?::|\s+slots\s*=\s*)\s*(\d{1,6}))?", re.ASCII)
@@ -14,7 +15,7 @@ _LINE = re.compile(r"([A-Za-z0-9_][\w.-]*)(?:\s*(?::|\s+slots\s*=\s*)\s*(\d{1,6}
 def read_hostfile(path):
     """[(host, ranks)] of a file with lines HOST, HOST:RANKS or HOST slots=RANKS. Raises UserError if it is none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open_file(path, "r", encoding="utf-8", errors="surrogateescape") as file:
             text = file.read(1 << 20)
     except OSError as error:
         raise UserError(f"-f {path}: cannot be read ({error.strerror}); give a file with lines HOST:RANKS") from None

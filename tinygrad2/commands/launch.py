@@ -35,6 +35,7 @@ from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.errors import UserError, one_line, to_bytes
 from tinygrad2.io.files import first_bytes
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.outputs import check_output
 from tinygrad2.system.installation import PROJECT_ROOT
 from tinygrad2.system.process import kill_marked, marked, set_parent_death_signal, wake
@@ -186,7 +187,7 @@ class _Launch:
             return []
         folder = files.enter_context(temporary_folder(tempfile.gettempdir(), "hosts"))
         path = os.path.join(folder, "hosts.txt")
-        with open(path, "w", encoding="utf-8") as file:
+        with open_file(path, "w", encoding="utf-8") as file:
             file.writelines(f"{host}:{slots}\n" for host, slots in self.hosts)
         return ["-f" if self.is_mpich else "--hostfile", path]
 
@@ -226,10 +227,10 @@ class _Launch:
     def _record(self, **row):
         if self.log:
             try:
-                with open(self.log, "a", encoding="utf-8") as file:
+                with open_file(self.log, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S"), **row}) + "\n")
-            except OSError as error:
-                self._say(f"--log {self.log}: cannot be written ({error.strerror})")
+            except (OSError, UserError) as error:
+                self._say(f"--log {self.log}: cannot be written ({getattr(error, 'strerror', None) or error})")
 
 
 def _copy_errors(stream, reports):

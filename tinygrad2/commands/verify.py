@@ -44,6 +44,7 @@ from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.weights import load_weights
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.streams import ERASE, can_overwrite
@@ -158,7 +159,7 @@ class Trial:
     def outcome(self, name):
         """({step: (loss, gradient norm, validation loss)}, {name: weights})"""
         records = {}
-        with open(self.metrics(name), encoding="utf-8") as file:
+        with open_file(self.metrics(name), "r", encoding="utf-8") as file:
             for line in file:
                 record = json.loads(line)
                 records[record["step"]] = [record.get(key, 0.0) for key in ("loss", "grad_norm", "val_loss")]

@@ -7,15 +7,18 @@ tokenized once, and a training is resumed from it.
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 
 from tinygrad2.datasets.find_files import TOKENS
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import user_cache
+from tinygrad2.io.pipes import Pipe, open_pipe
 from tinygrad2.system.temporary import create_file, remove, sweep
 
 _BLOCK = 1 << 20
+_LEFT_FREE = 1 << 30  # bytes of the disk that a long pipe, which may have no end, must leave free
 
 
 def file_of(data, log):
@@ -24,18 +27,18 @@ def file_of(data, log):
     Folders, patterns and missing files are passed on as they are. `log` is called with a line for the user. Raises
     UserError for devices, sockets, terminals, and for a pipe that is empty.
     """
-    handle = _open(data, log)
-    if not isinstance(handle, int):
-        return handle
+    pipe = _open(data, log)
+    if isinstance(pipe, str):
+        return pipe
     log(f"note      reading {data} to its end")
-    with os.fdopen(handle, "rb") as pipe:
+    with pipe:
         path = _spool(pipe, data)
     log(f"note      kept in {path}, which --resume reads")
     return path
 
 
 def _open(data, log):
-    """A file descriptor of a pipe, or the path of a file."""
+    """A Pipe, or the path of a file."""
     if data in ("-", "/dev/stdin"):
         return _standard_input(data)
     try:
@@ -51,7 +54,7 @@ def _open(data, log):
     else:
         _refuse_devices(data, status)
     try:
-        return os.open(data, os.O_RDONLY)
+        return open_pipe(data)
     except OSError as error:
         raise UserError(f"{data}: cannot be read ({error.strerror})") from None
 
@@ -65,10 +68,10 @@ def _standard_input(data):
         raise UserError(f"{data}: standard input is a terminal; send a text into it (< FILE), or give a file")
     if stat.S_ISREG(status.st_mode):
         own = _own_name("/dev/stdin")
-        return os.dup(0) if own == "/dev/stdin" else own
+        return Pipe(os.dup(0), data) if own == "/dev/stdin" else own
     if not stat.S_ISSOCK(status.st_mode):  # which some launchers use as standard input
         _refuse_devices(data, status)
-    return os.dup(0)
+    return Pipe(os.dup(0), data)
 
 
 def _own_name(link):
@@ -98,6 +101,9 @@ def _spool(pipe, data):
                 digest.update(block)
                 file.write(block)
                 size += len(block)
+                if shutil.disk_usage(folder).free < min(_LEFT_FREE, size):
+                    raise UserError(f"{data}: {size >> 20:,} MB have come through the pipe, and {folder} is almost "
+                                    "full; choose another place with XDG_CACHE_HOME")  # fmt: skip
         if not size:
             raise UserError(f"{data}: is empty, nothing came through the pipe")
         ending = os.path.splitext(data)[1].lower()  # says that bytes without a header are tokens

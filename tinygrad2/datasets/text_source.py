@@ -12,6 +12,7 @@ import os
 from tinygrad2.errors import UserError
 from tinygrad2.io.block_sums import date_and_size, facts_of
 from tinygrad2.io.files import write_record
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.text_file import examine, open_text
 from tinygrad2.io.utf8_check import Utf8Check
 
@@ -112,7 +113,7 @@ class TextSource:
                 return None
             for fact, path, status in zip(facts, self.paths, self._stats):
                 digest = hashlib.sha256()
-                with open(path, "rb") as file:
+                with open_file(path) as file:
                     for i in range(_SAMPLES):
                         file.seek(max(0, status.st_size - _SAMPLE) * i // (_SAMPLES - 1))
                         digest.update(file.read(_SAMPLE))

@@ -31,6 +31,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.block_sums import BlockSums, date_and_size
 from tinygrad2.io.file_systems import retried, status_of
 from tinygrad2.io.files import atomic_write
+from tinygrad2.io.open_file import NotRegular, open_file
 from tinygrad2.io.signatures import recognize
 
 HEADERED = {20240520: (1, "llm.c", "<u2"), 20240801: (7, "llm.c, llama-3", "<u4")}  # magic: version, kind, dtype
@@ -56,7 +57,7 @@ class TokenFile:
         self._file = self._sums = None
         self._used, self._noticed = False, ""
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 self._state = _state_of(os.fstat(file.fileno()))
                 self.bytes = self._state[-1]
                 self._examine(file, file.read(_HEADER))
@@ -155,9 +156,9 @@ class TokenFile:
         if self._file is not None:
             return
         try:
-            if not os.path.isfile(self.path) and os.path.exists(self.path):  # opening a pipe may block indefinitely
-                raise self._changed("it is no longer a regular file")
-            self._file = retried(open, self.path, "rb", 0)
+            self._file = retried(open_file, self.path, "rb", 0)
+        except NotRegular:
+            raise self._changed("it is no longer a regular file") from None
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):       # nothing has happened to the file
                 raise

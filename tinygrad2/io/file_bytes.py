@@ -10,6 +10,7 @@ import zlib
 from tinygrad2.errors import UserError
 from tinygrad2.io.block_sums import date_and_size
 from tinygrad2.io.files import read_range
+from tinygrad2.io.open_file import open_file
 
 PIECE = 16 << 20  # bytes that are in memory at a time
 
@@ -50,7 +51,7 @@ class _Opened:
     """An open file, closed when nothing refers to it any more. state: its date and size when it was opened."""
 
     def __init__(self, path):
-        self.file = open(path, "rb", buffering=0)
+        self.file = open_file(path, buffering=0)
         self.state = date_and_size(os.fstat(self.file.fileno()))
 
     def read(self, start, size):

@@ -7,10 +7,12 @@ import zlib
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import exists, move, retried, sync_file, sync_folder
+from tinygrad2.io.open_file import MOST, open_file, read_bounded
 from tinygrad2.io.signatures import LOOK, recognize
 from tinygrad2.system.temporary import create_file, remove, sweep
 
 _SYSTEM = ("/dev/", "/proc/", "/sys/")  # /dev/stdout may be a link to a regular file
+MOST_JSON = 64 << 20  # bytes; the largest vocabularies have about 35 MB
 _MAX_NAME, _MAX_PATH = 255, 4000  # bytes of a part of a path, and of a whole one with a temporary name in it
 
 
@@ -26,11 +28,9 @@ class CorruptFile(Exception):
 
 
 def first_bytes(path, n=64):
-    """The first n bytes of a regular file. Raises UserError for anything else: a pipe may block indefinitely."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is a folder, device, pipe or socket; give the name of a regular file")
+    """The first n bytes of a regular file. Raises UserError for anything else."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read(n)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
@@ -135,11 +135,12 @@ def check_name(path):
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path") from None
 
 
-def read_bytes(path):
-    """The content of a file. Raises UserError, with the file and the reason, if it cannot be read."""
+def read_bytes(path, most=MOST):
+    """The content of a file. Raises UserError, with the file and the reason, if it cannot be read, or has more than
+    `most` bytes."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open_file(path) as file:
+            return read_bounded(file, path, most)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -171,7 +172,7 @@ def user_cache():
 
 def read_json(path):
     """The value in a JSON file. Raises UserError, with the file and the reason, if it cannot be read or parsed."""
-    data = read_bytes(path)
+    data = read_bytes(path, MOST_JSON)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -226,7 +227,7 @@ def crc32_text(*parts):
 def crc32_of_file(path):
     """The CRC-32 of a file, in the same form."""
     crc = 0
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 24):
             crc = zlib.crc32(block, crc)
     return f"crc32:{crc:08x}"

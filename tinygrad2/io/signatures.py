@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.open_file import open_file
 
 LOOK = 1 << 16  # bytes of a file that decide what it is
 
@@ -107,7 +108,7 @@ def recognize_file(path):
 def read_head(path):
     """The first LOOK bytes of a file. Raises UserError if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return file.read(LOOK)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -8,12 +8,13 @@ import codecs
 import io
 import os
 import re
-import stat
 import unicodedata
 import zlib
 from dataclasses import dataclass
 
 from tinygrad2.errors import UserError
+from tinygrad2.io.open_file import MOST, open_file, read_bounded
+from tinygrad2.io.pipes import open_input
 from tinygrad2.io.signatures import LOOK, Kind, compression, is_binary, read_head, recognize, recognize_binary
 from tinygrad2.io.utf8_check import Utf8Check, incomplete
 
@@ -79,15 +80,11 @@ def read_text(path, refused=("stand-in", "packed")):
 
     Raises UserError, one line that says what it is, if it cannot be read, is binary, or a Kind in a role of `refused`.
     """
-    if path == "-":
-        return text_of(_standard_input(), path, refused)
-    if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder; give the name of a file")
-    with _open(path) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISCHR(mode) and not os.path.samefile(path, os.devnull) and not file.isatty():
-            raise UserError(f"{path}: is a device; give the name of a file")
-        return text_of(file.read(), path, refused)
+    try:
+        with open_input(path) as file:
+            return text_of(read_bounded(file, path), path, refused)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_valid_text(path):
@@ -104,7 +101,9 @@ def text_of(data, source, refused=("stand-in", "packed")):
     """The same of the content of a file; `source` names it in errors."""
     packing = compression(data)
     if packing in _READABLE:
-        data = _read(_decompressor(io.BytesIO(data), packing, source), source, packing)
+        data = _read(_decompressor(io.BytesIO(data), packing, source), source, packing, MOST + 1)
+        if len(data) > MOST:
+            raise UserError(f"{source}: has more than {MOST >> 20:,} MB when it is decompressed; give a shorter text")
     kind = recognize(data[:LOOK], str(source))
     if kind and (kind.role in refused or recognize_binary(data[:LOOK])):
         raise UserError(f"{source}: {kind}")
@@ -119,21 +118,13 @@ def text_of(data, source, refused=("stand-in", "packed")):
 
 def _open(path):
     try:
-        return open(path, "rb")
+        return open_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _standard_input():
-    try:
-        with os.fdopen(os.dup(0), "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"-: standard input cannot be read ({error.strerror})") from None
-
-
 def _decompressor(file, packing, path):
-    """A binary file with the decompressed content of `file`, a path or an open file."""
+    """A binary file with the decompressed content of an open one."""
     try:
         if packing == "gzip":
             import gzip as library  # late: some builds of Python lack these, and few texts need them
@@ -229,7 +220,9 @@ class _Utf8Reader(io.RawIOBase):
 
     def __init__(self, path, form):
         self.path, self.form, self.position = path, form, form.mark
-        self.file = _decompressor(path, form.compression, path) if form.compression else _open(path)
+        self.raw = self.file = _open(path)
+        if form.compression:
+            self.file = _decompressor(self.raw, form.compression, path)
         self.decoder = None if form.encoding == "utf-8" else codecs.getincrementaldecoder(form.encoding)()
         self.rest = b""
         _read(self.file, path, form.compression or "file", form.mark)
@@ -265,4 +258,5 @@ class _Utf8Reader(io.RawIOBase):
     def close(self):
         """Close the file."""
         self.file.close()
+        self.raw.close()
         super().close()

@@ -11,7 +11,6 @@ https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
 import math
-import os
 
 import numpy as np
 
@@ -82,8 +81,6 @@ def read_torch_file(path, wanted=None):
 
 def _open(path):
     """The FileBytes of the file."""
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe may block indefinitely
-        raise CorruptFile("it is not a regular file", "give the name of a file")
     try:
         view = FileBytes.open(path)
     except OSError as error:

@@ -21,6 +21,7 @@ from tinygrad2.errors import UserError, short
 from tinygrad2.io.file_bytes import pieces
 from tinygrad2.io.files import CorruptFile, atomic_write, crc32_text
 from tinygrad2.io.lazy_tensor import LazyTensor
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.safetensors import MAX_HEADER, open_container, pack_header
 
 VERSION = "1"
@@ -90,7 +91,7 @@ def training_of(path):
 
 def _metadata(path):
     """The metadata of a container; {} for any other file."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError, UserError), open_file(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if size <= min(MAX_HEADER, os.fstat(file.fileno()).st_size):
             return dict(json.loads(file.read(size)).get("__metadata__") or {})

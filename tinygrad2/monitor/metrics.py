@@ -1,6 +1,7 @@
 """metrics.jsonl, one JSON object per step: written by a training, read as the curves of a run."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import re
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import first_bytes, read_json
+from tinygrad2.io.open_file import NotRegular, open_file
 
 _BEGIN = re.compile(rb'\{"step": \d+, "(l|lo|los|loss|loss".*)?')  # of a line
 _STEP = re.compile(rb'^\{"step": (\d+),', re.MULTILINE)
@@ -26,7 +28,7 @@ def read_metrics(run):
     path = os.path.join(run, "metrics.jsonl") if os.path.isdir(run) else run
     records = {}
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open_file(path, "r", encoding="utf-8", errors="replace") as file:
             lines = iter(lambda: file.readline(MAX_LINE), "")  # bounded: a line without an end must not fill the memory
             for number, line in enumerate(lines, start=1):
                 record = _parse(line, path, number)
@@ -150,7 +152,7 @@ class MetricsFile:
             return
         try:
             if not resumed:
-                with open(path, "wb"):
+                with open_file(path, "wb"):
                     return
             content = self._read()
             complete = content[: content.rfind(b"\n") + 1]
@@ -208,10 +210,12 @@ class MetricsFile:
     def _append(self, data):
         """Raises OSError; then no part of it is in the file."""
         try:
-            file = open(self.path, "ab", buffering=0)
+            file = open_file(self.path, "ab", buffering=0)
+        except NotRegular:
+            raise OSError(errno.EINVAL, "it is no longer a regular file") from None
         except FileNotFoundError:  # its folder was removed
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            file = open(self.path, "ab", buffering=0)
+            file = open_file(self.path, "ab", buffering=0)
         with file:
             size, left = os.fstat(file.fileno()).st_size, memoryview(data)
             try:
@@ -224,9 +228,9 @@ class MetricsFile:
 
     def _read(self):
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 return file.read()
-        except OSError:
+        except (OSError, UserError):
             return b""
 
     def _error(self, error):

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import stat
 from pathlib import Path
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.io.files import unique_names
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers import char, mapped
 from tinygrad2.tokenizers.formats import LLMC_START, read_third_party
@@ -37,11 +37,11 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
             raise TokenizerError(f"{path}: has no tokenizer; put one of these there: {_KNOWN}")
         path = found
     path = str(path)
-    if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-        raise TokenizerError(f"{path}: is a pipe, and a tokenizer is read more than once; give the name of a file")
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
+    except UserError as error:
+        raise TokenizerError(str(error)) from None
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     if data[8:9] == b"{" and b'"tinygrad2"' in data[:1000]:

@@ -41,7 +41,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinygrad2.errors import UserError, short
-from tinygrad2.io.files import atomic_write, unique_names
+from tinygrad2.io.files import MOST_JSON, atomic_write, read_bytes, unique_names
 from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers.bpe import N_BYTES, Pair, apply_merges, train_merges
 from tinygrad2.tokenizers.pretokenizer import PATTERN, SPLIT, as_text, count_chunks, word_blocks
@@ -331,9 +331,7 @@ class Tokenizer:
 def read_text(path: str | Path) -> str:
     """The text of a file. Raises TokenizerError if it cannot be read or decoded."""
     try:
-        return text_of(Path(path).read_bytes(), path).decode("utf-8")
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        return text_of(read_bytes(path, MOST_JSON), path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: byte {error.start} is not valid UTF-8; {REPLACE}") from error
     except UserError as error:

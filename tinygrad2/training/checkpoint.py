@@ -27,7 +27,8 @@ import numpy as np
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import move, retried, sync_file, sync_folder
-from tinygrad2.io.files import CorruptFile, crc32_text, read_bytes, read_json
+from tinygrad2.io.files import CorruptFile, crc32_text, read_bytes, read_json, unique_names
+from tinygrad2.io.open_file import open_file
 from tinygrad2.io.weights import load_weights, read_tensors, write_tensors, write_weights
 from tinygrad2.system.temporary import is_mine
 
@@ -83,7 +84,7 @@ def write_checkpoint(folder, checkpoint, keep=False):
         os.makedirs(temporary, exist_ok=True)  # what could not be removed is not listed in the manifest
         entries = {}
         for name, write in _files_of(checkpoint).items():
-            with open(os.path.join(temporary, name), "wb") as raw:
+            with open_file(os.path.join(temporary, name), "wb") as raw:
                 checksum = write(raw)
                 entries[name] = {"bytes": raw.tell(), "checksum": checksum}
                 sync_file(raw)
@@ -95,7 +96,7 @@ def write_checkpoint(folder, checkpoint, keep=False):
             "files": entries,
         } | ({"keep": True} if keep else {})
         manifest["checksum"] = _checksum(manifest)
-        with open(os.path.join(temporary, "manifest.json"), "wb") as raw:
+        with open_file(os.path.join(temporary, "manifest.json"), "wb") as raw:
             raw.write(json.dumps(manifest, indent=1).encode())
             sync_file(raw)
         sync_folder(temporary)
@@ -149,7 +150,10 @@ def read_checkpoint(path):
     for name, checksum in checksums.items():
         if checksum != manifest["files"][name]["checksum"]:
             raise _damaged(os.path.join(path, name), "the checksum does not match")
-    state = json.loads(state)
+    try:
+        state = json.loads(state, object_pairs_hook=unique_names)
+    except (ValueError, RecursionError):
+        state = None
     if not metadata["t"].isdecimal() or len(metadata["t"]) > 18:
         raise _damaged(path, f"optimizer.bin: field 't' is {metadata['t'][:20]!r}, not a step count")
     if not isinstance(state, dict) or state.get("step") != manifest["step"]:
@@ -164,7 +168,7 @@ def read_checkpoint(path):
 def _read_frozen_fields(metadata, path):
     try:
         frozen, missed = json.loads(metadata.get("frozen", "[]")), json.loads(metadata.get("missed", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         frozen, missed = None, None
     names = isinstance(frozen, list) and all(isinstance(name, str) for name in frozen)
     if not names or not isinstance(missed, dict) or not all(map(_is_count, missed.values())):

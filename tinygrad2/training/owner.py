@@ -22,6 +22,7 @@ import weakref
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.file_systems import close, retried
+from tinygrad2.io.open_file import open_descriptor
 from tinygrad2.system.process import start_ticks
 
 _RENEW = 5.0  # seconds between two changes of the note
@@ -100,7 +101,7 @@ class Owner:
     def _write(self):
         self._note["beats"] += 1
         text = json.dumps(self._note).encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        handle = open_descriptor(self.path, os.O_WRONLY | os.O_CREAT)
         try:
             os.write(handle, text.ljust(_SIZE - 1) + b"\n")
         finally:

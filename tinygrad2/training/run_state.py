@@ -1,14 +1,16 @@
 """RunState: what a training must remember besides weights and moments; state.json of a checkpoint."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 
 from tinygrad2.cli import option, saved_values
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, short
 from tinygrad2.system.shell import quote
-from tinygrad2.training.config import TrainConfig
+from tinygrad2.training.config import RECIPES, TrainConfig
 
 _SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head")
+_MOST = 1 << 62  # of counts: what NumPy can count with
 
 
 @dataclass
@@ -49,9 +51,18 @@ class RunState:
 
     @classmethod
     def from_checkpoint(cls, checkpoint):
-        """The RunState in a Checkpoint, also in one of an earlier version. Raises UserError for unknown flags."""
+        """The RunState in a Checkpoint, also in one of an earlier version. Raises UserError, naming the field, for
+        values that no training has written: the checksums may be right all the same."""
         values = {f.name: checkpoint.state[f.name] for f in fields(cls) if f.name in checkpoint.state}
-        values["training"] = saved_values(TrainConfig, values["training"])
+        try:
+            _check(values, checkpoint)
+            values["training"] = saved_values(TrainConfig, values["training"])
+            unset = [name for name in RECIPES[values["preset"]] if values["training"].get(name, 0) is None]
+            if unset:
+                raise UserError(f"the flag {unset[0]!r} has no value")
+        except UserError as error:
+            remedy = "remove this folder to go on from the checkpoint before it"
+            raise UserError(f"{checkpoint.path}: damaged checkpoint: {error}; {remedy}") from None
         return cls(**values | {"position": tuple(values["position"]), "tokenizer": checkpoint.tokenizer})
 
     def refuse_changes(self, preset, flags, model_flags):
@@ -80,3 +91,41 @@ class RunState:
             raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
                             "restore it; to train on this instead, begin another training with the weights: "
                             f"--init-from {quote(weights)} --run-dir FOLDER")  # fmt: skip
+
+
+def _check(values, checkpoint):
+    """Raises UserError for fields of state.json that cannot be, or do not belong to the other files."""
+    for name in ("preset", "training", "model", "position"):
+        if name not in values:
+            raise UserError(f"state.json: field {name!r} is missing")
+    for name, value in values.items():
+        if not _IS_VALID.get(name, lambda value: True)(value):
+            raise UserError(f"state.json: field {name!r} is {short(value)}, which no training writes")
+    if {**checkpoint.config, **values["model"]} != checkpoint.config:
+        raise UserError("state.json: field 'model' is another model than that of weights.bin")
+    t, missed = checkpoint.t, max(checkpoint.missed.values(), default=0)
+    if t > checkpoint.step or missed > t:
+        raise UserError(f"optimizer.bin: has made {t} steps ('t'), of which a parameter has missed {missed}; the "
+                        f"training has made {checkpoint.step}")  # fmt: skip
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_loss(value):
+    return value is None or type(value) is float and value >= 0
+
+
+def _is_window(value):
+    return isinstance(value, list) and all(type(x) is float and math.isfinite(x) for x in value)
+
+
+_IS_VALID = {
+    "preset": lambda value: isinstance(value, str) and value in RECIPES,
+    "training": lambda value: isinstance(value, dict), "model": lambda value: isinstance(value, dict),
+    "data": lambda value: isinstance(value, str), "step": _is_count,
+    "position": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
+    "loss": _is_loss, "val_loss": _is_loss, "best": _is_loss, "before": _is_loss,
+    "windows": lambda value: isinstance(value, dict) and all(map(_is_window, value.values())),
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""Files with one thing changed and right checksums, other things in place of files: refused in one line, or harmless.
+
+The lists of all files, and many more tries: forged_files.py and odd_kinds.py.
+"""
+
+import json
+import os
+import random
+import shutil
+
+import forged_files
+import numpy as np
+import odd_kinds
+import pytest
+from forged import _enter, sign_container
+from inputs import READS, STEP, mains, make_inputs, quick
+
+from tinygrad2.errors import UserError
+from tinygrad2.io import pipes
+from tinygrad2.io.open_file import open_file, read_bounded
+from tinygrad2.system import gemm_peak
+from tinygrad2.training.checkpoint import read_checkpoint
+from tinygrad2.training.run_state import RunState
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names, and no fork, here")
+RUN = mains()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        make_inputs(folder)
+    return folder
+
+
+def hurry(patch):
+    """quick(), taken back afterwards."""
+    patch.setattr(os, "fsync", os.fsync)
+    patch.setattr(gemm_peak, "_fastest_product", gemm_peak._fastest_product)
+    quick()
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(pipes, "NO_WRITER", 0.3)
+    hurry(monkeypatch)
+
+
+@pytest.mark.parametrize("n", [pytest.param(5, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("i", range(0, len(forged_files.targets()), 3))
+def test_forged_files_are_refused_or_harmless(base, tmp_path, i, n):
+    rng = random.Random(i)
+    for read, path in forged_files.targets()[i : i + 3]:
+        for _ in range(n):
+            what, outcome, problem = forged_files.attempt(read, path, base, tmp_path / "try", RUN, rng)
+            assert not problem, (str(read), path, what, outcome)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "terabyte", "socket", "folder"])
+@pytest.mark.parametrize("read", READS[:: len(READS) // 6], ids=str)
+def test_other_things_in_place_of_files_are_refused_or_harmless(base, tmp_path, read, kind):
+    for path in read.files:
+        outcome, problem = odd_kinds.attempt(read, path, kind, base, tmp_path / "try", RUN)
+        assert not problem, (path, outcome)
+
+
+def changed_state(base, tmp_path, **fields):
+    """The message about a checkpoint whose state.json has other values, and all checksums right."""
+    folder = tmp_path / "c"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(base / STEP, folder)
+    state = json.loads((folder / "state.json").read_text()) | fields
+    state = {name: value for name, value in state.items() if value != "absent"}
+    (folder / "state.json").write_text(json.dumps(state))
+    _enter(folder / "manifest.json", "state.json", (folder / "state.json").read_bytes())
+    with pytest.raises(UserError) as error:
+        RunState.from_checkpoint(read_checkpoint(folder))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    return str(error.value)
+
+
+def test_a_state_that_no_training_writes_is_refused(base, tmp_path):
+    for position in ([-1, 0], [0, 1.5], ["0", 0], [0], [0, 0, 0], None, [0, 2**70], [True, 0], "absent"):
+        assert "field 'position'" in changed_state(base, tmp_path, position=position)
+    for windows in ({"loss": 1}, {"loss": [float("nan")]}, {"loss": ["1"]}, {"loss": [1]}, [], None):
+        assert "field 'windows'" in changed_state(base, tmp_path, windows=windows)
+    for preset in ("dem", 1, None, [], "x" * 100_000, "absent"):
+        assert "field 'preset'" in changed_state(base, tmp_path, preset=preset)
+    for best in (-1.0, "1", float("nan"), True, [1.0]):
+        assert "field 'best'" in changed_state(base, tmp_path, best=best)
+    state = json.loads((base / STEP / "state.json").read_text())
+    model = state["model"] | {"n_layer": 2}
+    assert "another model than that of weights.bin" in changed_state(base, tmp_path, model=model)
+    for name, value in (("order", "shuffle"), ("steps", None), ("lr", None), ("final_lr", None), ("seed", 1.5),
+                        ("nothing", 1), ("bias", "x" * 100_000)):  # fmt: skip
+        assert name in changed_state(base, tmp_path, training=state["training"] | {name: value})
+    assert "has made 2 steps ('t')" in changed_state(base, tmp_path, step=1)
+
+
+@pytest.mark.parametrize("name, value", [("v", -1.0), ("v", np.nan), ("m", np.nan), ("m", np.inf)])
+def test_moments_that_no_optimizer_writes_are_refused(base, tmp_path, name, value):
+    shutil.copytree(base, tmp_path / "try", symlinks=True)
+    path = tmp_path / "try" / STEP / "optimizer.bin"
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + n]), bytearray(raw[8 + n :])
+    at = header[f"{name}.wte.weight"]["data_offsets"][0]
+    data[at : at + 4] = np.float32(value).tobytes()
+    path.write_bytes(sign_container(raw[8 : 8 + n], bytes(data)))
+    _enter(path.parent / "manifest.json", "optimizer.bin", path.read_bytes())
+    read = next(read for read in READS if "--resume" in read.words)
+    outcome = forged_files.run_forked(RUN[read.program], read.words, tmp_path / "try")
+    assert outcome.code == 2 and f"{name}.wte.weight has values that no optimizer writes" in outcome.err
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("pipe", tmp_path / "link")
+    for mode in ("rb", "ab", "r+b", "wb"):
+        for name, what in (("pipe", "a pipe"), ("link", "a pipe"), ("", "a folder")):
+            with pytest.raises(UserError, match=f"is {what}; give the name of a regular file"):
+                open_file(tmp_path / name, mode)
+    for path, what in (("/dev/zero", "a device"), ("/proc/self/mem", "made by the system")):
+        with pytest.raises(UserError, match=f"is {what}"):
+            open_file(path)
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="is not complete: 1,099,511,627,776 of its 1,099,511,627,776 bytes"):
+        open_file(tmp_path / "large")
+    (tmp_path / "small").write_bytes(b"12345")
+    with open_file(tmp_path / "small") as file, pytest.raises(UserError, match="has more than 0 MB"):
+        read_bounded(file, "small", 4)
+    with open_file(tmp_path / "small") as file:
+        assert read_bounded(file, "small", 5) == b"12345"
+
+
+def test_a_pipe_is_waited_for_with_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pipes.open_pipe(path) as pipe, pytest.raises(UserError, match="nobody has opened for writing"):
+        pipe.read()
+    monkeypatch.setattr(pipes, "SILENT", 0.2)
+    with pipes.open_pipe(path) as pipe:
+        writer = os.open(path, os.O_WRONLY)
+        with pytest.raises(UserError, match="nothing has come through this pipe"):
+            pipe.read(1)
+        os.write(writer, b"abc")
+        assert pipe.read(3) == b"abc"
+        os.close(writer)
+        assert pipe.read() == b""
