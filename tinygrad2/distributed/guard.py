@@ -36,7 +36,7 @@ import time
 from tinygrad2.distributed.launch import end_job
 from tinygrad2.distributed.pmi_relay import Relay
 from tinygrad2.distributed.status import StatusTable, describe_death
-from tinygrad2.distributed.witness import start_witness
+from tinygrad2.distributed.witness import connect_to_witness, start_witness
 from tinygrad2.errors import to_bytes
 from tinygrad2.system.launcher import is_first_on_host
 from tinygrad2.system.process import end_with, parents, rename_process, wake
@@ -129,7 +129,7 @@ class _Watch:
         self.rank, self.size, self.child, self.connection, self.relay = rank, size, child, connection, relay
         self.command = _command_line(os.getpid())  # the rank's as well
         self.witness = start_witness(size) if is_first_on_host() else None  # a socket
-        self.told = False  # has the witness been told the name of the job?
+        self.lifeline, self.told = None, False  # told: has the witness been told the name of the job?
         self.table, self.row = None, 0
         self.ending, self.alone, self.received, self.closed = False, False, set(), None
 
@@ -193,9 +193,10 @@ class _Watch:
         elif word in (_ENDING, _LEAVING):
             self.ending, self.alone = True, word == _LEAVING
         elif word == _TABLE:
-            self.row = int(rest[0].partition(b",")[0])
+            (self.row, _), *rows = (tuple(map(int, row.split(b","))) for row in rest)
             self.table = StatusTable(descriptors[0], self.row + 1, self.row)
             self._tell_witness(message, descriptors)
+            self.lifeline = connect_to_witness(rows, self.row)  # closed by the system when this guard ends
         for descriptor in descriptors:
             os.close(descriptor)
 

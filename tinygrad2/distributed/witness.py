@@ -12,6 +12,9 @@ process on each host (the proxy), and looks at its exit code only as long as the
 closed a moment earlier, and mpirun returns 0. So the witness keeps it open until mpirun has ended, and sends it a third
 Ctrl-C if that takes longer than a second.
 
+On a busy machine the ends of processes may be reported in another order: others overtake one that is ending. So each
+guard is connected to the witness by a socket, its lifeline, which is closed before mpirun can notice the guard's end.
+
 Needs Linux (pidfd, epoll); elsewhere there is no witness.
 """
 
@@ -29,7 +32,9 @@ from tinygrad2.system.process import parents, rename_process, set_parent_death_s
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import write_descriptor
 
+_RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
+_ACCEPT_SECONDS = 2.0   # within which the guards must have connected
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
@@ -50,11 +55,27 @@ def start_witness(size):
             try:
                 connection = _detach(theirs)
                 rename_process("tinygrad2 witness")
-                _Witness(connection, size, parents(guard)).run()
+                _Witness(connection, size, guard).run()
             finally:
                 leave_now(0)
     theirs.close()
     return ours
+
+
+def connect_to_witness(rows, own):
+    """The socket that ends with this guard, whose rank has row `own` of the rows of Guard.share; None if there is no
+    witness. The caller keeps it."""
+    with contextlib.suppress(OSError):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(_address(rows[0][2]))
+        connection.send(b"%d" % own)
+        return connection
+    return None
+
+
+def _address(guard):
+    """Where the witness that was started by this guard, that of the first rank of its host, listens: no file."""
+    return b"\0tinygrad2 witness of guard %d" % guard
 
 
 def _detach(connection):
@@ -74,16 +95,21 @@ def _detach(connection):
 
 
 class _Witness:
-    """above: mpirun's process on this host (the proxy), and mpirun."""
+    """guard: the process that has started it."""
 
-    def __init__(self, connection, size, above):
-        self.connection, self.size, self.above = connection, size, above
+    def __init__(self, connection, size, guard):
+        self.connection, self.size, self.above = connection, size, parents(guard)
+        above = self.above  # mpirun's process on this host (the proxy), and mpirun
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(_address(guard))
+        self.listener.listen(4096)
+        self.connections = []  # the lifelines
         self.job, self.table, self.rows, self.hosts = b"", None, [], 1
         self.proxy = _open_process(above[0]) if above else None
         self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
         self.interrupted = False  # have the ranks been killed by mpirun after a second Ctrl-C?
         self.epoll = select.epoll()
-        self.handles = {}  # what the system makes readable when a process ends -> (row, is it a guard?)
+        self.handles = {}  # descriptor that the system makes readable when a process ends -> (row, RANK or ...)
         self.ranks, self.guards = set(), set()  # rows of those that are alive
 
     def run(self):
@@ -113,21 +139,33 @@ class _Witness:
 
     def _watch(self):
         for i, (_, rank, guard) in enumerate(self.rows):
-            for pid, is_guard in ((rank, False), (guard, True)):
+            for pid, kind, alive in ((rank, _RANK, self.ranks), (guard, _GUARD, self.guards)):
                 if handle := _open_process(pid):
-                    self.handles[handle] = i, is_guard
-                    (self.guards if is_guard else self.ranks).add(i)
+                    self.handles[handle] = i, kind
+                    alive.add(i)
                     self.epoll.register(handle, select.EPOLLIN)
+        self._accept_guards()
         killed = self._first_killed()
         if killed is not None and not (self.hosts > 1 and self._all_end_together()):
             self._report(killed)
         last = time.monotonic() + _LAST_SECONDS
         while self.guards and (killed is None or time.monotonic() < last):
             self._next_events(1.0)
-        for handle, (i, is_guard) in self.handles.items():
-            if not is_guard and i in self.ranks:
+        for handle, (i, kind) in self.handles.items():
+            if kind == _RANK and i in self.ranks:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+    def _accept_guards(self):
+        self.listener.settimeout(_ACCEPT_SECONDS)
+        with contextlib.suppress(OSError):  # a guard that has been killed by now, or is stopped
+            for _ in self.rows:
+                connection, _ = self.listener.accept()
+                connection.settimeout(_ACCEPT_SECONDS)
+                self.connections.append(connection)
+                if row := connection.recv(16):
+                    self.handles[connection.fileno()] = int(row), _LIFELINE
+                    self.epoll.register(connection, select.EPOLLHUP)
 
     def _clean_up(self):
         os.close(2)  # the proxy waits for its end
@@ -140,28 +178,30 @@ class _Witness:
     def _first_killed(self):
         """The row of the guard whose death ends the job; None if the job ends in another way, which is reported."""
         while self.guards:
-            for i, is_guard in self._next_events(None):
-                if is_guard and i in self.ranks and self.mpirun and self.mpirun.has_left_its_ranks():
-                    self.interrupted = True
-                    return None
+            for i, kind in self._next_events(None):
                 expected = i not in self.ranks or any(
                     row.name == EXITING or row.stopping for row in map(self.table.read, range(len(self.rows)))
                 )
-                if not is_guard or expected:
-                    return None
-                return i
+                if kind != _RANK and i in self.ranks and self.mpirun and self.mpirun.has_left_its_ranks():
+                    self.interrupted = True
+                elif kind != _RANK and not expected:
+                    return i
+                return None
         return None
 
     def _next_events(self, seconds):
-        """[(row, is it a guard?)] of the processes that have ended, in the order in which they did."""
+        """[(row, kind)] of what has ended, in the order in which it did."""
         ended = [self.handles[handle] for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1)]
-        for i, is_guard in ended:
-            (self.guards if is_guard else self.ranks).discard(i)
-            wake([*self.above, *(self.rows[i][2:] * (not is_guard and i in self.guards))])  # if they have been stopped
-        for handle in [handle for handle, what in self.handles.items() if what in ended]:
-            self.epoll.unregister(handle)
-            del self.handles[handle]
-            os.close(handle)
+        for i, kind in ended:
+            if kind != _LIFELINE:
+                (self.guards if kind == _GUARD else self.ranks).discard(i)
+            wake([*self.above, *(self.rows[i][2:] * (kind == _RANK and i in self.guards))])  # if they have been stopped
+        for handle, what in [*self.handles.items()]:
+            if what in ended:
+                self.epoll.unregister(handle)
+                del self.handles[handle]
+                if what[1] != _LIFELINE:
+                    os.close(handle)
         return ended
 
     def _all_end_together(self):
