@@ -142,6 +142,8 @@ def test_what_programs_print_is_cleaned(capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.platform != "linux", reason="limits of Linux")
-@pytest.mark.parametrize("number, seed", [pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(100, 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number, seed", [
+    pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(100, 2, marks=pytest.mark.long),
+])  # fmt: skip
 def test_programs_on_scarce_systems(number, seed):
     assert scarce_systems.explore(number, seed, ["train", "inference", "plan", "shards"] if number < 100 else ()) == 0
