@@ -6,9 +6,11 @@ something planted before a step."""
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 
+import change_files
 import numpy as np
 import pytest
 from test_train import SMALL, TEXT, metrics
@@ -350,3 +352,15 @@ def test_weights_that_are_cut_off_while_they_are_read(folder, monkeypatch, capsy
     os.truncate(path, 5000)
     with pytest.raises(UserError, match=r"m.*: was cut off while it is read: 5,000 bytes, [\d,]+ at first"):
         load_into(model, opened)
+
+
+# -- random changes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs signals and pipes of POSIX")
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=[pytest.mark.slow] if i > 3 else []) for i in range(1, 31)])
+def test_random_changes_of_random_files(tmp_path, monkeypatch, seed):
+    """Those of `python tests/change_files.py 30`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    what, problem = change_files.attempt_in(tmp_path, seed)
+    assert not problem, f"{what}: {problem}"
