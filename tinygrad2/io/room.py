@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import UserError
-from tinygrad2.system.temporary import close, create_file, remove
+from tinygrad2.system.temporary import close, create_file, remove, sweep
 
 _TOO_LITTLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -43,6 +43,8 @@ def check_room(needs):
     disks = {}
     for need in needs:
         folder = existing_folder(need.path)
+        sweep(folder)
+        sweep(os.path.dirname(folder))  # where such a file was created when this folder did not exist yet
         disks.setdefault(_device(folder), []).append((need, folder))
     for group in disks.values():
         first, folder = max(group, key=lambda pair: pair[0].size)

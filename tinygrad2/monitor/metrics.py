@@ -159,7 +159,7 @@ class MetricsFile:
             if complete != content:
                 os.truncate(path, len(complete))
             missing = _without(history, complete)
-            self._append(missing)
+            self._append([missing], [missing])
         except OSError as error:
             raise self._error(error) from None
         self._lines = [*complete.splitlines(True), *missing.splitlines(True)][-_MOST_KEPT:]
@@ -195,8 +195,7 @@ class MetricsFile:
         """Write the lines that are not in the file yet; all, if it was removed."""
         late, before = self._unwritten - 1, len(self._lines) - self._unwritten
         try:
-            removed = before > 0 and not (os.path.exists(self.path) and os.path.getsize(self.path))
-            self._append(b"".join(self._lines if removed else self._new_lines()))
+            removed = self._append(self._new_lines(), self._lines) and before > 0
         except OSError as error:
             if late < 1:  # a line per step would hide everything else
                 self.log(f"warning   {self._error(error)}; the training goes on, and its lines are kept in memory")
@@ -207,8 +206,9 @@ class MetricsFile:
         elif late > 0:
             self.log(f"note      {self.path}: is written again, with {late:,} lines that were kept")
 
-    def _append(self, data):
-        """Raises OSError; then no part of it is in the file."""
+    def _append(self, new, everything):
+        """Add the lines `new`, or `everything` to an empty file; returns whether it was empty. Raises OSError; then no
+        part of them is in the file."""
         try:
             file = open_file(self.path, "ab", buffering=0)
         except NotRegular:
@@ -217,7 +217,8 @@ class MetricsFile:
             os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
             file = open_file(self.path, "ab", buffering=0)
         with file:
-            size, left = os.fstat(file.fileno()).st_size, memoryview(data)
+            size = os.fstat(file.fileno()).st_size
+            left = memoryview(b"".join(new if size else everything))
             try:
                 while left:
                     left = left[file.write(left) :]
@@ -225,6 +226,7 @@ class MetricsFile:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, size)
                 raise
+        return size == 0
 
     def _read(self):
         try:
