@@ -19,6 +19,7 @@ from tile_registers import StandInTiles
 from ops.bfloat16 import operand, split
 from ops.kernels.cpu.gemm import amx, blocks, microkernel, packing, plain_loops, target, tiles
 from ops.kernels.cpu.gemm.product import product
+from ops.kernels.cpu.gemm.shares import Scratch
 from ops.kernels.cpu.gemm.splittable import can_be_split, largest_of_lines
 from tinygrad2.system.threads import POOL
 
@@ -250,7 +251,7 @@ def test_packed_tiles(parts):
 def test_the_tile_kernels_on_a_stand_in(as_with_tiles):
     """The AMX kernels with all that is around them."""
     part = numba.njit(blocks.multiply_part.py_func)               # compiled anew, not kept
-    array, scratch = blocks.aligned_scratch()
+    scratch = Scratch().address(1)
     rng = np.random.default_rng(0)
     for (M, N, K), parts in itertools.product(
         [(32, 32, 32), (1, 1, 1), (33, 70, 50), (65, 31, 800), (10, 1030, 40), (1000, 35, 33)], (1, 2, 3)

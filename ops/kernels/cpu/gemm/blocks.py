@@ -1,7 +1,5 @@
 """The loops around a micro-kernel: blocks of A, of K and of B, each packed into the cache that it fits."""
 
-import numpy as np
-
 from ops.kernels.cpu.gemm.amx import amx_32x32, begin_tiles, end_tiles
 from ops.kernels.cpu.gemm.microkernel import (
     avx512_8x16,
@@ -14,7 +12,7 @@ from ops.kernels.cpu.gemm.microkernel import (
 )
 from ops.kernels.cpu.gemm.packing import CORNER_BYTES, copy_float, pack
 from ops.kernels.cpu.gemm.tiles import LINES, TILE
-from ops.kernels.cpu.numba_jit import compiled, inlined
+from ops.kernels.cpu.numba_jit import inlined
 
 VECTOR, AVX512, BF16, AMX = range(4)                              # the micro-kernels, as numbers
 
@@ -90,7 +88,7 @@ def _multiply_packed(kernel, parts, M, N, steps, a, b, panel_bytes, start, start
                 _copy(height, width, edge, _EDGE_STRIDE, to, stride)
 
 
-@compiled
+@inlined
 def multiply_part(m_lo, m_hi, n_lo, n_hi, K, kernel, parts, depth, a, b, start, start_stride, c, stride, scratch):
     """C[m_lo:m_hi, n_lo:n_hi] = start + A B by one thread.
 
@@ -137,9 +135,3 @@ def depth_at_a_time(K, parts):
 def addresses(matrix, along_k):
     """What multiply_part wants to know of a matrix whose axis `along_k` is K."""
     return matrix.ctypes.data, matrix.strides[1 - along_k], matrix.strides[along_k]
-
-
-def aligned_scratch():
-    """An array and the address in it at which SCRATCH_BYTES begin; of 4 MiB: NumPy then asks for huge pages."""
-    array = np.empty(max(SCRATCH_BYTES, 1 << 22) + 64, np.uint8)
-    return array, array.ctypes.data + -array.ctypes.data % 64

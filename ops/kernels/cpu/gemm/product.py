@@ -1,27 +1,17 @@
 """A matrix product by our own kernels: C = A B, C += A B, C = A B + bias, for float32 matrices of any layout."""
 
-import threading
-
 import numpy as np
 
 from ops.kernels.cpu import skinny_gemm
-from ops.kernels.cpu.gemm.blocks import KERNELS, addresses, aligned_scratch, depth_at_a_time, multiply_part
+from ops.kernels.cpu.gemm.blocks import KERNELS, addresses, depth_at_a_time
+from ops.kernels.cpu.gemm.shares import Scratch, multiply_shares
 from ops.kernels.cpu.gemm.splittable import can_be_split
 from ops.kernels.cpu.gemm.target import available, fastest_float32
 from ops.kernels.cpu.gemm.tiles import LINES
-from tinygrad2.system.threads import POOL
+from tinygrad2.system.threads import POOL, plan_threads
 
 _PART = 1 << 20                                                   # multiplications for which waking a thread pays
-
-
-class _Scratch(threading.local):
-    """Each thread's memory for packed blocks, made when it is first needed."""
-
-    def __init__(self):
-        self.array, self.address = aligned_scratch()
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def product(a, b, out, add=False, bias=None, kernel=None):
@@ -60,22 +50,19 @@ def product(a, b, out, add=False, bias=None, kernel=None):
     by_rows = M > N
     edge = max(LINES, rows) if by_rows else columns
     units = -(-(M if by_rows else N) // edge)
-    grain = -(-_PART * units // (M * N * K))
+    grain = max(1, -(-_PART * units // (M * N * K)))
+    if POOL.threads is None:
+        plan_threads()
+    shares = min(POOL.threads, max(1, units // grain))            # as POOL.split divides them
     args = (M, N, K, micro_kernel, parts, depth_at_a_time(K, parts), addresses(a, 1), addresses(b, 0),
-            start, start_stride, out.ctypes.data, out.strides[0])
-    POOL.split(_part, units, by_rows, edge, *args, grain=max(1, grain))
+            start, start_stride, out.ctypes.data, out.strides[0], _scratch.address(shares))
+    POOL.split(multiply_shares, units, shares, units, edge, by_rows, *args, grain=grain)
     return out
 
 
 def _can_be_read_in_place(b, out):
     """Does this suit skinny_gemm? For few rows of a, packing b takes longer than the product."""
     return (b.flags.c_contiguous or b.T.flags.c_contiguous) and b.flags.aligned and out.flags.carray
-
-
-def _part(lo, hi, by_rows, edge, M, N, *args):
-    lo, hi = lo * edge, min(M if by_rows else N, hi * edge)
-    part = (lo, hi, 0, N) if by_rows else (0, M, lo, hi)
-    multiply_part(*part, *args, _scratch.address)
 
 
 def _check(a, b, out, add, bias, kernel):
