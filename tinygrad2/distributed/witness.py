@@ -34,7 +34,7 @@ from tinygrad2.system.streams import write_descriptor
 
 _RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
-_ACCEPT_SECONDS = 2.0   # within which the guards must have connected
+_ACCEPT_SECONDS = 2.0   # that a guard may take from its connecting to its first message
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
@@ -144,7 +144,7 @@ class _Witness:
                     self.handles[handle] = i, kind
                     alive.add(i)
                     self.epoll.register(handle, select.EPOLLIN)
-        self._accept_guards()
+        self.epoll.register(self.listener, select.EPOLLIN)
         killed = self._first_killed()
         if killed is not None and not (self.hosts > 1 and self._all_end_together()):
             self._report(killed)
@@ -156,16 +156,15 @@ class _Witness:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
 
-    def _accept_guards(self):
-        self.listener.settimeout(_ACCEPT_SECONDS)
-        with contextlib.suppress(OSError):  # a guard that has been killed by now, or is stopped
-            for _ in self.rows:
-                connection, _ = self.listener.accept()
-                connection.settimeout(_ACCEPT_SECONDS)
+    def _accept_guard(self):
+        connection, _ = self.listener.accept()
+        connection.settimeout(_ACCEPT_SECONDS)
+        with contextlib.suppress(OSError):
+            row = int(connection.recv(16) or len(self.rows))
+            if row < len(self.rows):
                 self.connections.append(connection)
-                if row := connection.recv(16):
-                    self.handles[connection.fileno()] = int(row), _LIFELINE
-                    self.epoll.register(connection, select.EPOLLHUP)
+                self.handles[connection.fileno()] = row, _LIFELINE
+                self.epoll.register(connection, select.EPOLLHUP)
 
     def _clean_up(self):
         os.close(2)  # the proxy waits for its end
@@ -191,7 +190,10 @@ class _Witness:
 
     def _next_events(self, seconds):
         """[(row, kind)] of what has ended, in the order in which it did."""
-        ended = [self.handles[handle] for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1)]
+        ready = [handle for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1)]
+        if self.listener.fileno() in ready:
+            self._accept_guard()
+        ended = [self.handles[handle] for handle in ready if handle in self.handles]
         for i, kind in ended:
             if kind != _LIFELINE:
                 (self.guards if kind == _GUARD else self.ranks).discard(i)
