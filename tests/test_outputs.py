@@ -9,6 +9,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -518,3 +520,37 @@ def test_the_bundled_texts_are_not_written_over_others(tmp_path, text):
     else:
         for _ in range(2):
             make_dummy_data.write(str(tmp_path / "dummy_data.txt"), "ours\n")
+
+
+# -- files that a rename cannot replace --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["chattr +i", "chattr +a", "mount --bind"])
+def fixed(request, tmp_path):
+    """Makes a file one that cannot be replaced by a rename, as this system can."""
+    undo = []
+
+    def fix(path):
+        how = request.param.split()
+        if how[0] == "chattr":
+            commands = [*how, path], ["chattr", how[1].replace("+", "-"), path]
+        else:
+            (tmp_path / "source").write_bytes(pathlib.Path(path).read_bytes())
+            commands = [*how, tmp_path / "source", path], ["umount", path]
+        if not shutil.which(how[0]) or subprocess.run(commands[0], capture_output=True).returncode:
+            pytest.skip(f"{how[0]} is not possible here")
+        undo.append(commands[1])
+
+    yield fix
+    for command in undo:
+        subprocess.run(command, check=True)
+
+
+def test_a_file_that_cannot_be_replaced_is_refused_before_the_first_step(tmp_path, monkeypatch, capsys, fixed):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    assert PROGRAMS["train_gpt2"](TRAIN) == 0
+    fixed("trained_weights.bin")
+    line = refused(capsys, "train_gpt2", [*TRAIN, "--run-dir", "other"])
+    assert "--weights-out" in line and "cannot be replaced" in line
+    assert not os.path.exists("other")

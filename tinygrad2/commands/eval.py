@@ -141,7 +141,7 @@ def _hellaswag(config):
     if config.results:
         inputs = [("--data", path), ("--weights", config.weights)]
         inputs += [("--tokenizer", file) for file in files_of(config.tokenizer)] if config.tokenizer else []
-        check_output("--results", config.results, "a file of answers", is_results, inputs)
+        check_output("--results", config.results, "a file of answers", is_results, inputs, appended=True)
     model, tokenizer = _load(config)
     examples = load_examples(path, tokenizer, config.limit)
     _report(config, f"data      {path}: {len(examples):,} questions")

@@ -66,7 +66,8 @@ def main(argv):
                         help="the program, train_gpt2.py for example, and its flags")  # fmt: skip
     args = parser.parse_args(argv)
     if args.log:
-        check_output("--log", args.log, "a log of launch", _is_log, [("-f", args.f)] if args.f else [])
+        inputs = [("-f", args.f)] if args.f else []
+        check_output("--log", args.log, "a log of launch", _is_log, inputs, appended=True)
     hosts = read_hostfile(args.f) if args.f else []
     ranks = sum(slots for _, slots in hosts) if args.n is None else args.n
     if ranks < 1:

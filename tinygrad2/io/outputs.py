@@ -6,18 +6,21 @@ Nothing is replaced that tinygrad2 has not written itself, which a file's conten
 that the program also reads, by whatever path. An empty file may be replaced: nothing is lost with it.
 """
 
+import contextlib
+import errno
 import os
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.file_systems import move
+from tinygrad2.io.file_systems import move, retried
 from tinygrad2.io.files import check_writable, may_exist
 from tinygrad2.io.room import Need, check_room
-from tinygrad2.system.temporary import sweep
+from tinygrad2.system.temporary import sweep, temporary_folder
 
+_REFUSED = (errno.EPERM, errno.EACCES, errno.EBUSY)
 _ELSEWHERE = "choose another path, or move it away"
 
 
-def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
+def check_output(flag, path, what, is_ours, inputs=(), made_later="", appended=False):
     """Raises UserError if `path` cannot be written, or must not be: it is an input, or it exists and is not ours.
 
     flag          the flag or argument that named it, for messages
@@ -25,6 +28,7 @@ def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
     is_ours       is_ours(path): is an existing file such a thing? Told by its content
     inputs        pairs (flag, path of a file that is read)
     made_later    a folder that need not exist yet: the program itself makes it
+    appended      an existing file is not replaced: lines are added to it
 
     Returns whether there is a file that will be replaced.
     """
@@ -41,7 +45,39 @@ def check_output(flag, path, what, is_ours, inputs=(), made_later=""):
         return False
     if not is_ours(path):
         raise UserError(f"{flag} {path}: exists and is not {what}, so it is not replaced; {_ELSEWHERE}")
+    if not appended:
+        _check_rename(flag, os.path.realpath(path))
     return True
+
+
+def _check_rename(flag, path):
+    """Raises UserError if a rename cannot replace this existing file, although a file can be created beside it: another
+    user's in a folder like /tmp, one with the attributes of `chattr +i` or `+a`, one that is mounted by itself (a
+    container's).
+
+    To see it, a folder is renamed to it. That never succeeds: with ENOTDIR, or before that with the reason.
+    """
+    parent, name = os.path.split(path)
+    problem = "it is mounted by itself" if _mount_of(path) != _mount_of(parent) else ""
+    with contextlib.suppress(OSError), temporary_folder(parent, name) as folder:
+        try:
+            retried(os.rename, folder, path, more=_REFUSED)
+        except OSError as error:
+            problem = error.strerror if error.errno in _REFUSED else problem
+    if problem:
+        raise UserError(f"{flag} {path}: cannot be replaced ({problem}); choose another path")
+
+
+def _mount_of(path):
+    """Linux's number of the mount that a file or folder belongs to; None if it is unknown."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as file:
+                return next((line for line in file if line.startswith("mnt_id:")), None)
+        finally:
+            os.close(handle)
+    return None
 
 
 def is_same_file(path, other):

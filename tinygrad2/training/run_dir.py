@@ -55,8 +55,9 @@ class RunDir:
             existing = os.path.dirname(existing)
         if not os.path.isdir(existing) or not os.access(existing, os.W_OK):
             raise UserError(f"{self.path}: cannot be written to (see {existing}); choose another --run-dir")
-        for path, is_ours in ((self.config, is_run_config), (self.metrics, is_metrics)):
-            check_output("--run-dir:", path, "of a training of tinygrad2", is_ours, inputs, self.path)
+        what = "of a training of tinygrad2"
+        check_output("--run-dir:", self.config, what, is_run_config, inputs, self.path)
+        check_output("--run-dir:", self.metrics, what, is_metrics, inputs, self.path, appended=True)
         names = self._names(self.checkpoints) if os.path.isdir(self.checkpoints) else []
         is_other = os.path.lexists(self.checkpoints) and not os.path.isdir(self.checkpoints)
         visible = [name for name in names if not name.startswith(".")]  # .nfs0001 is a file that was removed
