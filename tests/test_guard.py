@@ -188,6 +188,26 @@ def test_messages_take_any_bytes(tmp_path, code, printed):
     assert to_bytes("é\udce9\n") == "é\\udce9\n".encode()
 
 
+ALONE = {
+    "ctypes.CDLL(None).exit(0)": (1, "ended with exit code 0, without a message: a library called exit"),
+    "os._exit(0)": (1, "ended by os._exit(0) at job.py:"),
+    "sys.exit(0)": (1, "ended by sys.exit(0) before it was complete"),
+    "os.execv('/bin/sh', ['sh', '-c', 'sleep 100'])": (1, "has become another program (sh -c sleep 100)"),
+    "os.kill(os.getpid(), 9)": (9, "was killed by SIGKILL"),
+    "subprocess.run(['true'], preexec_fn=lambda: None, check=True)": (0, ""),
+    "multiprocessing.get_context('fork').Process(target=int).start()": (0, ""),
+}
+
+
+@pytest.mark.parametrize("code", ALONE)
+def test_a_job_of_one_rank_that_is_not_complete_never_ends_with_0(tmp_path, code):
+    path = script(tmp_path, f"import ctypes, multiprocessing, subprocess\nworld.run(lambda: {code} and None)")
+    result = mpirun(1, path, cwd=tmp_path)
+    expected, line = ALONE[code]
+    assert result.returncode == expected and line in result.stderr
+    assert result.stderr.count("\n") == (line > "")
+
+
 @pytest.mark.slow
 def test_ranks_that_are_killed_are_named():
     """A short form of the measurement in docs/robustness.md."""

@@ -246,6 +246,7 @@ def call(main, name=None, abort=None):
     EarlyExit                 code 0
     BrokenPipeError           code 1: the reader of our output has exited, as in `... | head`
     KeyboardInterrupt         code 130
+    SystemExit with code 0    one line, code 1: main has returned nothing, so it is not complete
     anything else             is raised again: Python prints the traceback
 
     Where stdout cannot be written (system/streams.py) main goes on without it, and code 0 becomes 1.
@@ -278,9 +279,12 @@ def _call(main, name, abort):
         line = explain(error)
         if line is None and abort:
             abort("".join(traceback.format_exception(error)), exit_code(error))
-        if line is None:
+        if line is None and isinstance(error, SystemExit) and not error.code:
+            text, code = f"{name}: ended by sys.exit({error.code}) before it was complete", 1
+        elif line is None:
             raise
-        text, code = one_line(f"{name}: {line}"), 2
+        else:
+            text, code = one_line(f"{name}: {line}"), 2
     text = adapt_hint(text)
     if abort:
         abort(text + "\n", code)

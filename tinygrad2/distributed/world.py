@@ -87,11 +87,15 @@ class World:
         Exits with code 2 and one line if mpi4py is missing or belongs to another MPI than mpirun.
         """
         tasks = ranks_started()
-        if tasks <= 1:
+        if not tasks:
             return cls(threads=plan_threads(threads))
         guard = start_guard(own_rank(), tasks)
         announce_exit = guard.ending if guard else lambda alone=False: None
         atexit.register(announce_exit)
+        if tasks == 1:  # without MPI; but `launch` takes exit code 0 of one rank, too, for the end of the training
+            report_hard_exits(0, 1, announce_exit)
+            os.register_at_fork(after_in_child=lambda: _is_no_rank(announce_exit))
+            return cls(threads=plan_threads(threads))
         try:
             refuse_small_shared_memory(announce_exit)
             MPI = _start_mpi(tasks, announce_exit)
@@ -311,11 +315,11 @@ class World:
 
     def _leave(self):
         """In a process that a rank has forked: it is no rank, and does not end the job."""
-        atexit.unregister(self.watchdog.announce_exit)
+        _is_no_rank(self.watchdog.announce_exit)
         if self.watchdog.guard:
             atexit.unregister(self.watchdog.guard.ending)
         self.watchdog = None
-        sys.excepthook, threading.excepthook, os._exit = sys.__excepthook__, threading.__excepthook__, leave_now
+        sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
         with contextlib.suppress(ValueError):  # of another thread
             signal.set_wakeup_fd(-1)
 
@@ -352,6 +356,12 @@ class World:
         finally:  # neither works without memory: then the guard ends the job
             self.watchdog.announce_exit(alone=True)
             leave_now(code)
+
+
+def _is_no_rank(announce_exit):
+    """In a process that a rank has forked: its end is not announced as the rank's."""
+    atexit.unregister(announce_exit)
+    os._exit = leave_now
 
 
 def _start_mpi(tasks, announce_exit):

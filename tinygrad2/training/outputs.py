@@ -27,7 +27,8 @@ def check_outputs(config, run_dir, log):
     made = run_dir.path
     replaced = check_output("--weights-out", config.weights_out, "weights of tinygrad2", is_weights, inputs, made)
     if config.metrics:
-        check_output("--metrics", config.metrics, "metrics of tinygrad2", is_metrics, inputs, made, appended=config.resume)
+        what, added = "metrics of tinygrad2", config.resume
+        check_output("--metrics", config.metrics, what, is_metrics, inputs, made, appended=added)
     for flag, path in (("--weights-out", config.weights_out), ("--metrics", config.metrics)):
         if path and (is_same_file(path, run_dir.path) or is_inside(run_dir.path, path)):
             raise UserError(f"{flag} {path}: --run-dir {run_dir.path} needs a folder there; choose another path")
