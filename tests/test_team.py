@@ -87,6 +87,21 @@ def test_threads_that_sleep_or_never_come_are_not_waited_for(monkeypatch):
     assert team.words[PARTS] == 4
 
 
+def test_where_the_system_refuses_threads_the_others_do_all_parts(monkeypatch):
+    team, start = Team(), threading.Thread.start
+    allowed = iter([start, start])
+
+    def refuse(thread):
+        if (begin := next(allowed, None)) is None:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for n in (1, 5, 100):
+        assert (visited(lambda kernel, n, *args: team.run(kernel, n, args, 8), n) == 1).all()
+    assert team.threads == 2
+
+
 def test_threads_sleep_when_nothing_comes_and_are_called_again():
     team = Team()
     for _ in range(3):

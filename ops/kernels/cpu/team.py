@@ -5,6 +5,7 @@ A thread that has waited in vain for `_PATIENCE` seconds sleeps, on a queue of P
 """
 
 import atexit
+import contextlib
 import os
 import queue
 import threading
@@ -36,8 +37,9 @@ class Team:
 
     def run(self, kernel, n, args, parts):
         """kernel(lo, hi, *args) for all parts of range(n). Raises MemoryError if a part of it had no memory."""
-        while self.threads < parts - 1:
-            self._start()
+        with contextlib.suppress(RuntimeError):                   # the system refuses more threads: fewer do all parts
+            while self.threads < parts - 1:
+                self._start()
         self.words[PARTS] = parts
         for _ in range(min(parts - 1, len(self.asleep))):
             self.asleep.pop().put(None)
