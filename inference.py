@@ -231,11 +231,22 @@ def print_texts(requests, pieces, num_samples):
     """Print prompts and their texts as they come; if there are several, each has a heading."""
     openings = [_heading(n, len(requests), num_samples) + request.prompt for n, request in enumerate(requests)]
     write(openings[0])
-    for piece in pieces:
-        write(piece.text)
-        if piece.finish_reason:
-            is_last = piece.index + 1 == len(requests)
-            write("\n" if is_last else "\n" + openings[piece.index + 1])
+    with errors_on_their_own_line():
+        for piece in pieces:
+            write(piece.text)
+            if piece.finish_reason:
+                is_last = piece.index + 1 == len(requests)
+                write("\n" if is_last else "\n" + openings[piece.index + 1])
+
+
+@contextlib.contextmanager
+def errors_on_their_own_line():
+    """Ends the line of a text that is not complete when a UserError is raised."""
+    try:
+        yield
+    except UserError:
+        write("\n")
+        raise
 
 
 def _heading(n, n_texts, num_samples):
@@ -278,7 +289,7 @@ def converse(encode, stream):
             print_error(error)
             continue
         write(prompt)
-        with StopRequest(verbose=False) as stop:                  # the text ends after the current token
+        with errors_on_their_own_line(), StopRequest(verbose=False) as stop:  # the text ends after the current token
             for piece in stream([ids], samples=[number], interrupted=lambda: stop.signal):
                 ids = ids if piece.token is None else [*ids, piece.token]
                 write(piece.text)

@@ -720,6 +720,7 @@ def test_broken_weights_are_one_line(folder):
     save_weights(folder / "nan.bin", tensors, weights.config, weights.tokenizer, {})
     result = python(ROOT / "inference.py", "--weights", "nan.bin", cwd=folder)
     assert result.returncode == 2 and "weights are damaged" in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout.endswith("\n")  # the error is on a line of its own
 
 
 @pytest.mark.parametrize("flag", ["--num-samples=1", "--json"])
