@@ -201,6 +201,7 @@ def test_alone_no_mpi_and_no_cupy_is_imported(folder):
         ("--tokenizer text.txt", "text.txt"),
         ("--tokenizer nowhere.json", "nowhere.json"),
         ("--lr 1e30 --warmup-steps 0 --grad-clip 0 --steps 9", "the training has diverged"),
+        ("--lr 1e38 --warmup-steps 0 --grad-clip 0 --steps 1", "validation loss nan: the training has diverged"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(folder, flags, says):

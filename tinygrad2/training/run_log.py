@@ -107,9 +107,13 @@ class RunLog:
         return lines
 
     def validation(self, val_loss):
-        """The validation loss after this step."""
+        """The validation loss after this step. Raises UserError, on all ranks, if it is not finite: after the last step
+        nothing else would notice."""
         self._record["val_loss"] = self.state.val_loss = val_loss
         self.note(f"validation loss {val_loss:.4f} after {self._record['step'] + 1} steps")
+        if not math.isfinite(val_loss):
+            raise UserError(f"step {self._record['step'] + 1}: validation loss {val_loss}: the training has diverged; "
+                            "try a smaller --lr or a longer --warmup-steps; the checkpoints before it are kept")
         self.is_best = self.state.best is None or val_loss < self.state.best
         if self.is_best:
             self.state.best = val_loss
