@@ -39,7 +39,7 @@ def forge(path, rng):
         file.write(changed)
     manifest = os.path.join(os.path.dirname(path), "manifest.json")
     if os.path.exists(manifest) and os.path.basename(path) != "manifest.json":
-        _enter(manifest, os.path.basename(path), changed)
+        enter(manifest, os.path.basename(path), changed)
     return what
 
 
@@ -195,7 +195,7 @@ def sign_container(text, data):
     return len(text).to_bytes(8, "little") + text + data
 
 
-def _enter(manifest, name, content):
+def enter(manifest, name, content):
     """Enter a changed file of a checkpoint into its manifest."""
     with open(manifest, "rb") as file:
         tree = json.load(file)

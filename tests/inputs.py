@@ -143,7 +143,8 @@ def make_inputs(folder):
         if "--resume" not in read.words and (read.program in WRITERS or "--results" in read.words):
             outcome = run_forked(run[read.program], read.words, folder, seconds=600)
             assert outcome.code == 0, (read, outcome)
-    run_forked(run["launch"], READS[-2].words, folder, seconds=1)
+    with open(os.path.join(folder, "launch.jsonl"), "w", encoding="ascii") as file:
+        file.write('{"time": "2026-01-01 00:00:00", "start": 1, "ranks": 1, "step": 0}\n')
 
 
 def _write_files():

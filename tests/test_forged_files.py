@@ -1,6 +1,6 @@
 """Files with one thing changed and right checksums, other things in place of files: refused in one line, or harmless.
 
-The lists of all files, and many more tries: forged_files.py and odd_kinds.py.
+The lists of all files, and many more tries: forged_readers.py, forged_files.py and odd_kinds.py.
 """
 
 import json
@@ -9,10 +9,11 @@ import random
 import shutil
 
 import forged_files
+import forged_readers
 import numpy as np
 import odd_kinds
 import pytest
-from forged import _enter, sign_container
+from forged import enter, sign_container
 from inputs import READS, STEP, mains, make_inputs, quick
 
 from tinygrad2.errors import UserError
@@ -66,6 +67,16 @@ def test_other_things_in_place_of_files_are_refused_or_harmless(base, tmp_path, 
         assert not problem, (path, outcome)
 
 
+@pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reader", forged_readers.READERS)
+def test_readers_refuse_forged_files_in_a_line_or_read_them(base, monkeypatch, reader, n):
+    monkeypatch.chdir(base)
+    rng = random.Random(f"{reader} {n}")
+    for _ in range(n):
+        path, what, _, problem = forged_readers.attempt(reader, rng)
+        assert not problem, (path, what, problem)
+
+
 def changed_state(base, tmp_path, **fields):
     """The message about a checkpoint whose state.json has other values, and all checksums right."""
     folder = tmp_path / "c"
@@ -74,7 +85,7 @@ def changed_state(base, tmp_path, **fields):
     state = json.loads((folder / "state.json").read_text()) | fields
     state = {name: value for name, value in state.items() if value != "absent"}
     (folder / "state.json").write_text(json.dumps(state))
-    _enter(folder / "manifest.json", "state.json", (folder / "state.json").read_bytes())
+    enter(folder / "manifest.json", "state.json", (folder / "state.json").read_bytes())
     with pytest.raises(UserError) as error:
         RunState.from_checkpoint(read_checkpoint(folder))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
@@ -99,20 +110,37 @@ def test_a_state_that_no_training_writes_is_refused(base, tmp_path):
     assert "has made 2 steps ('t')" in changed_state(base, tmp_path, step=1)
 
 
-@pytest.mark.parametrize("name, value", [("v", -1.0), ("v", np.nan), ("m", np.nan), ("m", np.inf)])
-def test_moments_that_no_optimizer_writes_are_refused(base, tmp_path, name, value):
+def resume_with(base, tmp_path, file, tensor, value):
+    """Outcome of a resumed training whose checkpoint has another first value in a tensor, and right checksums."""
     shutil.copytree(base, tmp_path / "try", symlinks=True)
-    path = tmp_path / "try" / STEP / "optimizer.bin"
+    path = tmp_path / "try" / STEP / file
     raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
     header, data = json.loads(raw[8 : 8 + n]), bytearray(raw[8 + n :])
-    at = header[f"{name}.wte.weight"]["data_offsets"][0]
+    at = header[tensor]["data_offsets"][0]
     data[at : at + 4] = np.float32(value).tobytes()
     path.write_bytes(sign_container(raw[8 : 8 + n], bytes(data)))
-    _enter(path.parent / "manifest.json", "optimizer.bin", path.read_bytes())
+    enter(path.parent / "manifest.json", file, path.read_bytes())
     read = next(read for read in READS if "--resume" in read.words)
-    outcome = forged_files.run_forked(RUN[read.program], read.words, tmp_path / "try")
+    return forged_files.run_forked(RUN[read.program], read.words, tmp_path / "try", seconds=120)
+
+
+@pytest.mark.parametrize("name, value", [("v", -1.0), ("v", np.nan), ("m", np.nan), ("m", np.inf)])
+def test_moments_that_no_optimizer_writes_are_refused(base, tmp_path, name, value):
+    outcome = resume_with(base, tmp_path, "optimizer.bin", f"{name}.wte.weight", value)
     assert outcome.code == 2 and f"{name}.wte.weight has values that no optimizer writes" in outcome.err
+
+
+@pytest.mark.parametrize("file, tensor, value", [
+    ("optimizer.bin", "m.wte.weight", 1e38), ("optimizer.bin", "m.ln_f.bias", -3e38),
+    ("weights.bin", "wpe.weight", 1e30), ("weights.bin", "wte.weight", np.inf), ("weights.bin", "ln_f.weight", np.nan),
+])  # fmt: skip
+def test_a_last_step_that_spoils_the_weights_is_an_error(base, tmp_path, file, tensor, value):
+    outcome = resume_with(base, tmp_path, file, tensor, value)
+    assert outcome.code == 2 and "new.bin" not in outcome.changed
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert "run/checkpoints/step_00000002" in outcome.err or "checkpoints before it are kept" in outcome.err
+    assert not (tmp_path / "try" / "run" / "checkpoints" / "step_00000003").exists()
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path):

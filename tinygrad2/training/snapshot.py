@@ -4,6 +4,7 @@ A `trainer` here is a Trainer of train_gpt2.py: model, flat, optimizer, reducer,
 """
 
 import contextlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ import numpy as np
 from tinygrad2.backend import to_host
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.errors import UserError
-from tinygrad2.training.checkpoint import Checkpoint
+from tinygrad2.training.checkpoint import Checkpoint, list_checkpoints
 
 
 def save(trainer, writer, state, log):
-    """Write a checkpoint of the current state while the training continues. A collective: every rank calls it.
+    """Write a checkpoint of the current state while the training continues. A collective: every rank calls it. Raises
+    UserError if the weights are of no use: such a checkpoint would take the place of a good one.
 
     writer    CheckpointWriter
     state     RunState
@@ -23,10 +25,25 @@ def save(trainer, writer, state, log):
     """
     world, buffers = trainer.world, None
     world.on_rank_0("writing the last checkpoint", writer.join, log.note)     # it still reads the buffers
+    world.on_rank_0("checking the weights", refuse_useless_weights, trainer.flat, trainer.done, writer.folder)
     if world.rank == 0 and not trainer.finished:
         buffers = writer.buffers(trainer.flat.size, trainer.flat.data.dtype)
     checkpoint = snapshot(trainer, state, log.history(), buffers)
     world.on_rank_0(f"starting a checkpoint of step {trainer.done}", writer.save, checkpoint, log.note)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def refuse_useless_weights(flat, done, folder):
+    """Raises UserError if the sum of the squares of all weights is not finite: the last step has spoilt them, and only
+    the next one would notice. `folder` has the checkpoints."""
+    if math.isfinite(float(flat.data @ flat.data)):
+        return
+    name = next((name for name, part in flat.slices.items()
+                 if not math.isfinite(float(flat.data[part] @ flat.data[part]))), "all of them together")  # fmt: skip
+    good = next(iter(list_checkpoints(folder)), None)
+    last = f"the last checkpoint is {good}: continue with --resume" if good else "there is no checkpoint of it"
+    raise UserError(f"after step {done} the weights are infinite, not numbers, or too large to be used: first {name}; "
+                    f"they are not written; try a smaller --lr or a longer --warmup-steps; {last}")  # fmt: skip
 
 
 @contextlib.contextmanager
