@@ -368,7 +368,8 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     sample = validation.sample_text(model, tokenizer, config)
     skipped = trainer.done - trainer.optimizer.t                  # by --skip-outliers, from the first step on
     report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample, skipped)
-    run = dict(asdict(config), steps_done=trainer.done, loss=state.loss, ranks=trainer.world.size)
+    flags = {name: value for name, value in asdict(config).items() if name not in OF_THIS_START}
+    run = dict(flags, steps_done=trainer.done, loss=state.loss)  # the same file after any restart, by any ranks
     writer.join(print)
     try:
         save_weights(config.weights_out, model.state_dict(copy=False), model.config.to_dict(), state.tokenizer, run)

@@ -554,3 +554,16 @@ def test_a_file_that_cannot_be_replaced_is_refused_before_the_first_step(tmp_pat
     line = refused(capsys, "train_gpt2", [*TRAIN, "--run-dir", "other"])
     assert "--weights-out" in line and "cannot be replaced" in line
     assert not os.path.exists("other")
+
+
+def test_the_weights_of_a_resumed_training_are_the_same_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    train = [*FLAGS, "--steps", "3", "--checkpoint-every", "1"]
+    assert PROGRAMS["train_gpt2"](train) == 0
+    before = pathlib.Path("trained_weights.bin").read_bytes()
+    shutil.rmtree("run/checkpoints/step_00000003")
+    os.remove("trained_weights.bin")
+    assert PROGRAMS["train_gpt2"]([*train, "--resume"]) == 0
+    assert "resume    from" in capsys.readouterr().out
+    assert pathlib.Path("trained_weights.bin").read_bytes() == before
