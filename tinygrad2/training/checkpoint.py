@@ -195,7 +195,7 @@ def read_manifest(path):
         raise _damaged(name, "the checksum does not match")
     if not _is_count(manifest.get("step")):
         raise _damaged(name, f"field 'step' is {str(manifest.get('step'))[:20]}")
-    if manifest.get("val_loss") is not None and type(manifest["val_loss"]) is not float:
+    if manifest.setdefault("val_loss", None) is not None and type(manifest["val_loss"]) is not float:
         raise _damaged(name, f"field 'val_loss' is {str(manifest['val_loss'])[:20]}")
     if not isinstance(manifest.get("files"), dict) or set(manifest["files"]) != _FILES:
         raise _damaged(name, "field 'files' does not list the files of a checkpoint")
