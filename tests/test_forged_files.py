@@ -1,6 +1,7 @@
 """Files with one thing changed and right checksums, other things in place of files: refused in one line, or harmless.
+And files under odd names.
 
-The lists of all files, and many more tries: forged_readers.py, forged_files.py and odd_kinds.py.
+The lists of all files, and many more tries: forged_readers.py, forged_files.py, odd_kinds.py and odd_paths.py.
 """
 
 import json
@@ -12,8 +13,9 @@ import forged_files
 import forged_readers
 import numpy as np
 import odd_kinds
+import odd_paths
 import pytest
-from forged import enter, sign_container
+from forged import enter, sign_container, sign_record
 from inputs import READS, STEP, mains, make_inputs, quick
 
 from tinygrad2.errors import UserError
@@ -75,6 +77,39 @@ def test_readers_refuse_forged_files_in_a_line_or_read_them(base, monkeypatch, r
     for _ in range(n):
         path, what, _, problem = forged_readers.attempt(reader, rng)
         assert not problem, (path, what, problem)
+
+
+@pytest.mark.parametrize("n", [pytest.param(12, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
+def test_odd_paths_are_used_like_others_or_refused_in_a_line(base, tmp_path, n):
+    places, kinds = list(odd_paths.places(base)), [*odd_paths.spellings(), *odd_paths.REFUSED]
+    rng, expected = random.Random(n), {}
+    for _ in range(n):
+        place, what = rng.choice(places), rng.choice(kinds)
+        words, outcome, problem = odd_paths.fault_of(*place, what, base, tmp_path / "try", RUN, expected)
+        assert not problem, (words, what, outcome)
+
+
+def test_a_dump_without_its_finding_is_refused(base, monkeypatch):
+    monkeypatch.chdir(base)
+    before = (base / "dump" / "dump.json").read_text()
+    for field, value in (("size", "3"), ("inf", []), ("nan", None), ("layer", 1), ("phase", None), ("op", 2)):
+        dump = json.loads(before)
+        dump["finding"][field] = value
+        (base / "dump" / "dump.json").write_text(json.dumps(dump))
+        with pytest.raises(UserError, match=f"field '{field}' of 'finding'"):
+            forged_readers.READERS["dump"][1]()
+    (base / "dump" / "dump.json").write_text(before)
+
+
+def test_a_cache_without_shards_is_made_again(base, monkeypatch):
+    monkeypatch.chdir(base)
+    path = next((base / "data" / ".tinygrad2").glob("*/progress.json"))
+    before = json.loads(path.read_text())
+    del before["checksum"]
+    for shards in ([], [before["shards"][0] | {"name": "a\0"}]):
+        path.write_bytes(sign_record(json.dumps(before | {"shards": shards}).encode()))
+        forged_readers.READERS["cached tokens"][1]()
+        assert json.loads(path.read_text())["shards"] == before["shards"]
 
 
 def changed_state(base, tmp_path, **fields):
@@ -153,6 +188,9 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
     for path, what in (("/dev/zero", "a device"), ("/proc/self/mem", "made by the system")):
         with pytest.raises(UserError, match=f"is {what}"):
             open_file(path)
+    for name in ("a\0b", "a\ud800"):
+        with pytest.raises(UserError, match="is not the name of a file"):
+            open_file(tmp_path / name)
     with open(tmp_path / "large", "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match="is not complete: 1,099,511,627,776 of its 1,099,511,627,776 bytes"):

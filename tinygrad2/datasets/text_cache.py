@@ -150,7 +150,7 @@ def _shards(record, folder):
         valid = all(file.n == shard["tokens"] and file.crc() == shard["crc"]
                     for file, shard in zip(files, record["shards"]))  # fmt: skip
         valid &= len(position) == 3 and all(isinstance(n, int) and n >= 0 for n in position) and "done" in record
-        return files if valid else None
+        return files if valid and files else None
     except (UserError, OSError, KeyError, TypeError, AttributeError):
         return None
 

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, short
 
 MOST = 1 << 30  # bytes of a file that is read into the memory as a whole
 _PIECE = 1 << 22
@@ -34,8 +34,14 @@ def kind_of(mode):
 def open_file(path, mode="rb", buffering=-1, **more):
     """Open a regular file as Python's `open` does, without ever waiting for somebody at its other end.
 
-    Raises NotRegular if the name leads to anything else, OSError as `open` does.
+    Raises NotRegular if the name leads to anything else, or cannot be one; OSError as `open` does.
     """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair, from JSON
+        possible = False
+    if not possible:
+        raise NotRegular(f"{short(str(path))}: is not the name of a file: no system has such characters in names")
     return open(path, mode, buffering, opener=open_descriptor, **more)
 
 

@@ -14,7 +14,7 @@ import os
 import numpy as np
 
 from tinygrad2.backend import to_host
-from tinygrad2.errors import UserError
+from tinygrad2.errors import UserError, short
 from tinygrad2.function import observe
 from tinygrad2.io.files import atomic_write, read_json, write_json
 from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
@@ -122,6 +122,11 @@ def read_dump(path):
                         ("kernels", str), ("finding", dict)):  # fmt: skip
         if type(dump.get(field)) is not kind:
             raise UserError(f"{name}: field {field!r} is {str(dump.get(field))[:40]}; the dump is damaged")
+    for field, kind in (("phase", str), ("op", str), ("layer", str), ("value", str), ("nan", int), ("inf", int),
+                        ("size", int)):  # fmt: skip
+        if type(dump["finding"].get(field)) is not kind:
+            found = short(dump["finding"].get(field))
+            raise UserError(f"{name}: field {field!r} of 'finding' is {found}; the dump is damaged")
     dump.setdefault("frozen", [])  # earlier versions did not write it
     if not isinstance(dump["frozen"], list) or not all(isinstance(entry, str) for entry in dump["frozen"]):
         raise UserError(f"{name}: field 'frozen' is {str(dump['frozen'])[:40]}; the dump is damaged")
