@@ -188,7 +188,7 @@ def kill_one(rng, kind):
         job.timer.cancel()
         job.kill()
         job.process.stdout.close()
-        problems += ["shared memory is left"] * any(map(os.path.exists, files))
+        problems += [f"{path} is left" for path in files if os.path.exists(path)]
         problems += wrong_report(kind, found["rank"], rank, number, code, printed)
         said = []
         checkpoint, damaged = newest_checkpoint(os.path.join(folder, "run", "checkpoints"), said.append)

@@ -118,7 +118,7 @@ def plant(folder, kind, n, rank, step):
         watchdog.start()
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("step "):
+            if line.startswith(("step ", "compiling", "sample:")):
                 last = time.monotonic()
         code = process.wait()
         watchdog.cancel()

@@ -128,8 +128,8 @@ class _Watch:
     def __init__(self, rank, size, child, connection, relay):
         self.rank, self.size, self.child, self.connection, self.relay = rank, size, child, connection, relay
         self.command = _command_line(os.getpid())  # the rank's as well
-        self.witness = start_witness(size) if is_first_on_host() else None  # a socket
-        self.lifeline, self.told = None, False  # told: has the witness been told the name of the job?
+        self.witness = start_witness(size, child) if is_first_on_host() else None  # a socket
+        self.lifeline = None
         self.table, self.row = None, 0
         self.ending, self.alone, self.received, self.closed = False, False, set(), None
 
@@ -147,9 +147,8 @@ class _Watch:
             if self.connection in ready:
                 self._take_message()
             self.relay.forward(ready)
-            if self.relay.job and not self.told:
-                self._tell_witness(b"job " + self.relay.job)
-                self.told = True
+            while self.relay.job:
+                self._tell_witness(self.relay.job.pop())
             pid, code = os.waitpid(self.child, os.WNOHANG)
             if pid:
                 status = code

@@ -12,6 +12,7 @@ import select
 import socket
 
 _JOB = re.compile(rb"cmd=my_kvsname [^\n]*kvsname=(\S+)")
+_MACHINE_FILE = re.compile(rb"cmd=get_result [^\n]*value=(/\S*/hydra_hwloc_xmlfile_\w+)")
 _ABORT = re.compile(rb"(cmd=abort[ ;]exitcode=)(-?\d+)")
 
 
@@ -19,11 +20,12 @@ class Relay:
     """Made before the fork; then the rank calls connect(), and the guard forward().
 
     sources    what the guard waits for: the rank's socket and mpirun's
-    job        the name that mpirun has given the job; b"" until the rank has asked for it
+    job        what the rank has learned of it: its name (b"job NAME"), and a file in which mpirun describes the machine
+               (b"file PATH"), which MPICH leaves when a job is aborted; to be taken
     """
 
     def __init__(self):
-        self.sources, self.job = [], b""
+        self.sources, self.job = [], []
         number = os.environ.get("PMI_FD", "")
         if number.isdecimal() and "HYDI_CONTROL_FD" in os.environ:
             with contextlib.suppress(OSError):
@@ -50,8 +52,8 @@ class Relay:
                 if not data:
                     self.sources = []
                     return
-                if match := _JOB.search(data):
-                    self.job = match[1]
+                self.job += [b"job " + name for name in _JOB.findall(data)]
+                self.job += [b"file " + path for path in _MACHINE_FILE.findall(data)]
                 with contextlib.suppress(OSError):
                     other.sendall(_ABORT.sub(_not_0, data))
 

@@ -9,6 +9,8 @@
 Imports nothing that loads NumPy.
 """
 
+import contextlib
+import glob
 import mmap
 import os
 import signal
@@ -21,6 +23,7 @@ from tinygrad2.system.temporary import create_file, sweep
 
 _ROW = struct.Struct("qqddqqq120s200s")  # number, inside, since, beat, pid, asked, stopping, name, location
 _BEAT, _PID, _ASKED, _STOPPING, _NAME, _LOCATION = 24, 32, 40, 48, 56, 176  # byte offsets in a row
+_FILE = "tinygrad2-status-"  # the name of the table's file begins so
 EXITING = "exiting"  # the name in the row of a rank that ends, and has reported why
 
 
@@ -62,6 +65,14 @@ class StatusTable:
                 os.unlink(path)
                 os.close(handle)
         raise problem
+
+    @staticmethod
+    def remove_file(creator):
+        """Remove what a process has created that was killed before it could do so itself."""
+        for folder in ("/dev/shm", tempfile.gettempdir()):
+            for path in glob.glob(os.path.join(glob.escape(folder), f"{_FILE}{creator}-*")):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
     def _pack(self, row, offset, form, *values):
         struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)

@@ -5,7 +5,8 @@ of them can report anything. The witness is a process that mpirun does not know:
 for the processes of its host in the order in which they end, and reports the first guard that ended before its rank,
 unless the ranks had said that they would end. Then it kills what is left (a stopped rank, for example) and ends, at the
 latest a few seconds after the guards. mpirun waits until the last process that can write to its stderr has ended, so
-the line arrives. It removes the shared memory of ranks that were killed while MPI started.
+the line arrives. It removes what is left of a job that has not ended in order: shared memory of ranks that were killed
+while MPI started, a file of mpirun.
 
 It also sees to mpirun's exit code. MPICH's mpirun kills all ranks after a second Ctrl-C. It waits for the end of its
 process on each host (the proxy), and looks at its exit code only as long as the proxy's output is open: sometimes it is
@@ -13,7 +14,8 @@ closed a moment earlier, and mpirun returns 0. So the witness keeps it open unti
 Ctrl-C if that takes longer than a second.
 
 On a busy machine the ends of processes may be reported in another order: others overtake one that is ending. So each
-guard is connected to the witness by a socket, its lifeline, which is closed before mpirun can notice the guard's end.
+guard is connected to the witness by a socket, its lifeline, which is closed before mpirun can notice the guard's end:
+Linux closes the descriptors of a killed process from the highest number down.
 
 Needs Linux (pidfd, epoll); elsewhere there is no witness.
 """
@@ -32,19 +34,21 @@ from tinygrad2.system.process import parents, rename_process, set_parent_death_s
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import write_descriptor
 
+_HIGH_NUMBER = 200  # higher than the descriptors of a guard
 _RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
 _ACCEPT_SECONDS = 2.0   # that a guard may take from its connecting to its first message
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
-def start_witness(size):
+def start_witness(size, rank):
     """Fork: the child watches, and never returns. Called by the guard of the first rank of a host.
 
     size    how many ranks there are in all
+    rank    the process of that rank, which creates the status table
 
-    Returns a socket for what the guard learns later: b"job NAME", the name that mpirun gives the job, and the message
-    of Guard.share with the status table. None where there can be no witness.
+    Returns a socket for what the guard learns later: the messages of Relay.job, and that of Guard.share with the status
+    table. None where there can be no witness.
     """
     if not hasattr(os, "pidfd_open") or not hasattr(select, "epoll"):
         return None
@@ -55,7 +59,7 @@ def start_witness(size):
             try:
                 connection = _detach(theirs)
                 rename_process("tinygrad2 witness")
-                _Witness(connection, size, guard).run()
+                _Witness(connection, size, guard, rank).run()
             finally:
                 leave_now(0)
     theirs.close()
@@ -66,7 +70,11 @@ def connect_to_witness(rows, own):
     """The socket that ends with this guard, whose rank has row `own` of the rows of Guard.share; None if there is no
     witness. The caller keeps it."""
     with contextlib.suppress(OSError):
+        import fcntl  # late: not on Windows
+
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(OSError):  # a limit of fewer descriptors
+            connection = socket.socket(fileno=fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_NUMBER))
         connection.connect(_address(rows[0][2]))
         connection.send(b"%d" % own)
         return connection
@@ -95,16 +103,17 @@ def _detach(connection):
 
 
 class _Witness:
-    """guard: the process that has started it."""
+    """guard, rank: the process that has started it, and its rank's."""
 
-    def __init__(self, connection, size, guard):
+    def __init__(self, connection, size, guard, rank):
+        self.first_rank = rank
         self.connection, self.size, self.above = connection, size, parents(guard)
         above = self.above  # mpirun's process on this host (the proxy), and mpirun
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(_address(guard))
         self.listener.listen(4096)
         self.connections = []  # the lifelines
-        self.job, self.table, self.rows, self.hosts = b"", None, [], 1
+        self.job, self.file, self.table, self.rows, self.hosts = b"", b"", None, [], 1
         self.proxy = _open_process(above[0]) if above else None
         self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
         self.interrupted = False  # have the ranks been killed by mpirun after a second Ctrl-C?
@@ -130,6 +139,8 @@ class _Witness:
         word, *rest = message.split() or [b""]
         if word == b"job":
             self.job = rest[0]
+        elif word == b"file":
+            self.file = rest[0]
         elif word:
             (_, self.hosts), *self.rows = (tuple(map(int, row.split(b","))) for row in rest)
             self.table = StatusTable(descriptors[0], len(self.rows))
@@ -171,6 +182,9 @@ class _Witness:
         if self.proxy:
             select.select([self.proxy], [], [], _LAST_SECONDS)
         unlink_files_of_job(self.job)
+        StatusTable.remove_file(self.first_rank)
+        with contextlib.suppress(OSError):
+            os.unlink(self.file)
         if self.interrupted:
             self.mpirun.end()
 

@@ -112,7 +112,8 @@ class World:
         faulthandler.enable()
         atexit.register(watchdog.announce_exit)
         report_hard_exits(comm.rank, comm.size, watchdog.announce_exit)
-        os.register_at_fork(after_in_child=world._leave)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=world._leave)
         watchdog.start()
         with world.collective("dividing the cores"):
             cores = available_cores()
