@@ -9,8 +9,10 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import re
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -37,8 +39,9 @@ from tinygrad2.tokenizers.parallel import encode_stream
 HUB = "https://huggingface.co"
 GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 _TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
+_PATIENCE = 60  # seconds for an answer, and for each block: below 1 KB/s a connection counts as broken
 _MOST = 8 << 30  # bytes of a file of unknown size
 _LISTING, _LISTING_SECONDS = 50_000_000, 120  # at most, of a listing
 
@@ -95,6 +98,30 @@ def fetch(url, path, sha256=None, size=None, mirror=""):
     return path
 
 
+def _within(seconds, what, function, *args, **more):
+    """What the function returns or raises; TimeoutError (`what`) if it has not ended by then.
+
+    The timeout of a socket begins again with each byte, so it does not end a server that sends one per second. The
+    function goes on in a thread, which ends with the process.
+    """
+    results = queue.SimpleQueue()
+
+    def work():
+        try:
+            results.put((function(*args, **more), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"{what} within {seconds} s") from None
+    if error:
+        raise error
+    return result
+
+
 def _reason(error):
     """What an exception of urllib says, on one line of at most 200 characters."""
     text = getattr(error, "reason", None) or error
@@ -118,7 +145,7 @@ def _download(url, part, size=None):
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", etag)
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = _within(_PATIENCE, "no answer", urllib.request.urlopen, request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is missing, or the file has changed: the checks decide
             error.close()
@@ -133,7 +160,7 @@ def _download(url, part, size=None):
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
         with open_file(part, "r+b" if have else "wb") as file:
             file.seek(have)
-            while block := response.read(_BLOCK):
+            while block := _within(_PATIENCE, f"less than {_BLOCK:,} bytes", response.read, _BLOCK):
                 file.write(block)
                 meter.add(len(block))
                 if file.tell() > most:
@@ -226,9 +253,7 @@ def hub_files(repo, folder, revision="main", mirror="", ending="", kind="dataset
     url = mirror.rstrip("/") + urllib.parse.urlsplit(url).path if mirror else url
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            _refuse_compressed(url, response)
-            text = _read_listing(response)
+        text = _within(_LISTING_SECONDS, "not complete", _read_listing, url, request)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -246,16 +271,16 @@ def hub_files(repo, folder, revision="main", mirror="", ending="", kind="dataset
     return sorted(files)
 
 
-def _read_listing(response):
-    """The bytes of a response, which must be complete soon."""
-    end, text = time.monotonic() + _LISTING_SECONDS, bytearray()
-    while block := response.read1(_BLOCK):
-        text += block
-        if len(text) > _LISTING or time.monotonic() > end:
-            raise ValueError(f"it is not complete after {_LISTING_SECONDS} s or {_LISTING:,} bytes")
-    if response.length:
-        raise http.client.IncompleteRead(b"", response.length)
-    return bytes(text)
+def _read_listing(url, request):
+    """The bytes of a response, which must be short."""
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        _refuse_compressed(url, response)
+        text = response.read(_LISTING + 1)
+        if len(text) > _LISTING:
+            raise ValueError(f"it is not complete after {_LISTING:,} bytes")
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+    return text
 
 
 def _checked(path, size, sha256):

@@ -1,5 +1,6 @@
 """The prepare scripts: complete files or none, whatever the server does; interrupted work ends with the same bytes."""
 
+import contextlib
 import gc
 import hashlib
 import http.server
@@ -144,6 +145,31 @@ def test_a_server_that_falls_silent_is_given_up(server, tmp_path, monkeypatch):
         get(server, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n",
+                                  b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"])  # fmt: skip
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, tmp_path, monkeypatch, head):
+    """In the status, in a header, in the content, in the length of a chunk; of a file and of a listing."""
+    for name, value in (("_PATIENCE", 0.3), ("_LISTING_SECONDS", 0.3), ("_TRIES", 2)):
+        monkeypatch.setattr(download, name, value)
+
+    def trickle(handler):
+        handler.wfile.write(head)
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                handler.wfile.write(b"1")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        handler.close_connection = True
+
+    monkeypatch.setattr(Handler, "do_GET", trickle)
+    with pytest.raises(UserError, match=r"no connection \((no answer|less than 65,536 bytes) within 0.3 s\)"):
+        get(server, tmp_path)
+    with pytest.raises(UserError, match=r"cannot be listed \(not complete within 0.3 s\)"):
+        hub_files("s/t", "d", "main", server.url, ".parquet")
+    assert not (tmp_path / "file.bin").exists()
+
+
 def test_listings_of_the_hub_are_checked(server):
     entry = {"type": "file", "path": "d/a.parquet", "size": 5, "lfs": {"oid": "ab" * 32}}
     place = "/api/datasets/someone/set/tree/refs%2Fconvert/d"
@@ -232,7 +258,7 @@ def test_odd_responses_are_one_line(server, tmp_path, monkeypatch, kind):
 def test_a_listing_that_never_ends_is_given_up(server, monkeypatch):
     monkeypatch.setattr(download, "_LISTING", 100_000)
     server.files["/api/datasets/s/t/tree/main/d"] = b"[" * 1_000_000
-    with pytest.raises(UserError, match="not complete after 120 s or 100,000 bytes"):
+    with pytest.raises(UserError, match="not complete after 100,000 bytes"):
         hub_files("s/t", "d", "main", server.url, ".parquet")
 
 
