@@ -55,7 +55,7 @@ from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
-from tinygrad2.system.signals import StopRequest
+from tinygrad2.system.signals import SIGXCPU, StopRequest
 from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
@@ -365,7 +365,8 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     config, model, state = trainer.config, trainer.model, log.state
     steps = trainer.done - state.step                             # of this process
     seconds, total_seconds = log.seconds(), time.perf_counter() - start
-    sample = validation.sample_text(model, tokenizer, config)
+    in_time = trainer.stopping != SIGXCPU                         # if not, the system kills it soon
+    sample = validation.sample_text(model, tokenizer, config) if in_time else ""
     skipped = trainer.done - trainer.optimizer.t                  # by --skip-outliers, from the first step on
     report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample, skipped)
     flags = {name: value for name, value in asdict(config).items() if name not in OF_THIS_START}

@@ -46,7 +46,7 @@ KINDS = {
     "its guard aborted": ((6, 134), [DIED.replace("{signal}", "SIGABRT")]),
     "its guard stopped and killed": ((9, 137), [DIED.replace("killed by {signal}", "killed from outside")]),
     **{f"signal {number}": ((number, 128 + number), [DIED.replace("{signal}", signal.Signals(number).name)])
-       for number in (signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGXCPU, signal.SIGALRM, signal.SIGUSR2)},
+       for number in (signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGALRM, signal.SIGUSR2)},
     "stack overflow": ((11, 139), [CRASHED]),
     "recursion": ((1,), [TRACEBACK + "RecursionError"]),
     "memory": ((2, 124), [WHO + "planted.py: out of memory"]),

@@ -36,7 +36,7 @@ def exits(monkeypatch):
     return codes
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU"])
 def test_a_signal_ends_after_the_step_with_its_state_saved(folder, monkeypatch, capsys, exits, name):
     number = getattr(signal, name)
     assert train(monkeypatch, lambda: send(number)) == 128 + number and not exits
@@ -56,6 +56,8 @@ def test_a_signal_ends_after_the_step_with_its_state_saved(folder, monkeypatch, 
         (("SIGHUP", "SIGTERM"), [], "SIGTERM"),  # as a session ends
         (("SIGHUP", "SIGTERM", "SIGTERM"), [143], "SIGTERM"),
         (("SIGTERM", "SIGHUP"), [], "SIGTERM"),
+        (("SIGXCPU", "SIGXCPU", "SIGXCPU"), [], "SIGXCPU"),  # once a second
+        (("SIGXCPU", "SIGTERM", "SIGXCPU"), [], "SIGTERM"),
     ],
 )
 def test_a_second_signal_ends_at_once_but_not_those_of_the_system(exits, numbers, code, signal_number):
@@ -71,6 +73,18 @@ def test_two_signals_within_a_moment_are_one(monkeypatch):
     with StopRequest(verbose=False) as stop:  # a Ctrl-C reaches a rank twice
         send(signal.SIGINT, signal.SIGINT)
     assert stop.signal == signal.SIGINT and not codes
+
+
+@pytest.mark.parametrize("limits, code, text", [
+    ((1, -1), 152, "prog: the limit of processor time (ulimit -t) is reached\n"), ((2, 2), 152, "prog: the limit"),
+    ((1, 9), 152, "prog: the limit"),
+])  # fmt: skip
+def test_a_limit_of_processor_time_is_one_line_before_the_system_kills(limits, code, text):
+    script = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); from tinygrad2.cli import install_hooks\n"
+              f"resource.setrlimit(resource.RLIMIT_CPU, {limits})\ninstall_hooks('prog')\n"
+              "while True: pass")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(text) and done.stderr.count("\n") == 1
 
 
 def test_under_nohup_it_goes_on(folder, monkeypatch):

@@ -23,6 +23,7 @@ from tinygrad2.errors import EarlyExit, UserError, one_line, short
 from tinygrad2.system.failures import explain
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.launcher import own_rank, ranks_started
+from tinygrad2.system.signals import watch_cpu_limit
 from tinygrad2.system.streams import arguments, discard_output, is_session, print_error, protected_streams
 from tinygrad2.system.threads import MOST_THREADS
 
@@ -296,13 +297,14 @@ def _call(main, name, abort):
 def install_hooks(name=None):
     """From now on such an exception is one line, which begins with `name`, also while modules are imported (exit code
     2), in a thread, and where Python cannot raise it (in __del__, at exit). Ctrl-C is the line "interrupted", code 130.
-    Warnings, which are for programmers, are ignored. A program calls this before it imports anything large. Nothing
-    happens in a notebook, which has hooks of its own.
+    Warnings, which are for programmers, are ignored; a limit of processor time is one line. A program calls this before
+    it imports anything large. Nothing happens in a notebook, which has hooks of its own.
     """
     if is_session():
         return
     warnings.simplefilter("ignore")
     name, told = name or program(), []
+    watch_cpu_limit(name)
 
     def tell(error):
         """Print the line, if there is one and none has been printed; returns whether there is one."""

@@ -30,7 +30,7 @@ import time
 from tinygrad2.distributed.status import EXITING, StatusTable
 from tinygrad2.distributed.work import work_done
 from tinygrad2.errors import to_bytes
-from tinygrad2.system.signals import STOP_SIGNALS, leave_now
+from tinygrad2.system.signals import REPEATED, STOP_SIGNALS, leave_now
 from tinygrad2.system.streams import write_descriptor
 
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
@@ -174,7 +174,9 @@ class Watchdog:
             numbers = os.read(self._pipe, 64)
         except BlockingIOError:
             return
-        self._signals += [(number, now) for number in numbers if number in STOP_SIGNALS]
+        for number in numbers:
+            if number in STOP_SIGNALS and not (self._signals and number in REPEATED):
+                self._signals.append((number, now))
 
     def _check(self, now):
         waited = now - self.since

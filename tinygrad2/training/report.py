@@ -136,7 +136,7 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
 
     steps, tokens, seconds   of this process; total_seconds: since it started
     peaks                    bytes of memory at the peak, of each rank
-    sample                   what the model writes
+    sample                   what the model writes, "" if there was no time for it
     skipped                  updates left out by --skip-outliers, since the training began
     """
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
@@ -148,7 +148,8 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
         if len(peaks) > 1:
             others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
             print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
-    print(f"greedy    {sample}")
+    if sample:
+        print(f"greedy    {sample}")
 
 
 def where_the_weights_are(checkpoint):
