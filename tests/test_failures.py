@@ -52,7 +52,7 @@ KINDS = {
     "memory": ((2, 124), [WHO + "planted.py: out of memory"]),
     "cpu time": ((9, 137, 24, 152), [WHO + r"was killed by SIG(KILL|XCPU), (in|after) #"]),
     "no more files": ((2,), [WHO + "planted.py: too many open files"]),
-    "files closed": ((1,), [WHO + "(has closed its files; ending the job|Traceback)"]),
+    "files closed": ((1, 2), [WHO + "(has closed its files; ending the job|Traceback|Bad file descriptor)"]),
     "all files closed": ((1, 2), [WHO + "(has closed its files; ending the job|ended with exit code [12], without)"]),
     "signals blocked": ((124,), [LATE, MISSING + r"at planted.py:\d+ in block_signals"]),
     "asleep in a library": ((124,), [LATE, MISSING.removesuffix("is ") + r"does not answer \(state [SR]\)"]),
