@@ -83,7 +83,7 @@ def test_a_limit_of_processor_time_is_one_line_before_the_system_kills(limits, c
     script = (f"import resource, sys; sys.path.insert(0, {str(ROOT)!r}); from tinygrad2.cli import install_hooks\n"
               f"resource.setrlimit(resource.RLIMIT_CPU, {limits})\ninstall_hooks('prog')\n"
               "while True: pass")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == code and done.stderr.startswith(text) and done.stderr.count("\n") == 1
 
 

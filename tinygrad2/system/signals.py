@@ -28,6 +28,10 @@ _CPU_LIMIT = b"\nthe limit of processor time (ulimit -t) is reached: stopping af
 _REPEAT_SECONDS = 0.5  # a Ctrl-C reaches a rank twice, from the terminal and from mpirun: within this they count as one
 
 
+def _do_nothing(number, frame):
+    """A handler. Unlike SIG_IGN it ends with this process: the programs that it starts are not affected."""
+
+
 class StopRequest:
     """Within `with StopRequest() as stop:` these signals set `stop.signal` instead of ending the process, and so does
     standard output if its reader exits (as SIGPIPE): what is printed after that is lost.
@@ -54,7 +58,7 @@ class StopRequest:
         if hasattr(self._stream, "on_broken_pipe"):
             self._stream.on_broken_pipe = None
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if number == self.signal == SIGXCPU else handler)  # it comes again
+            signal.signal(number, _do_nothing if number == self.signal == SIGXCPU else handler)  # it comes again
 
     def _lose_reader(self):
         if self.signal is None:
