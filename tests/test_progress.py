@@ -64,5 +64,5 @@ def test_metrics_are_on_disk_line_by_line(tmp_path):
     metrics.append({"step": 0, "loss": 1.5})
     assert path.read_text() == '{"step": 0, "loss": 1.5}\n'
     MetricsFile("").append({"step": 0})  # no path, no file
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a folder"):
         MetricsFile(str(tmp_path))

@@ -227,10 +227,10 @@ def test_flags_that_had_other_names_are_understood_on_the_command_line_and_in_ch
     for before, now in (("sum", "reduce_order"), ("wire", "comm_dtype"), ("gpu_sum", "gpu_allreduce")):
         training[before] = training.pop(now)
     del state["before"]                                           # older checkpoints do not have it
-    saved = RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))
+    saved = RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", gpt_config.to_dict()))
     resumed, _, _ = train_gpt2.parse(["--resume", "--threads", "2"], 1, saved)
     assert (resumed.reduce_order, resumed.comm_dtype, resumed.gpu_allreduce) == ("plain", "bfloat16", "host")
     assert (resumed.threads, resumed.ranks, saved.step, saved.position) == (2, None, 3, (1, 2))
     state["training"]["colour"] = "red"
     with pytest.raises(UserError, match="the checkpoint has a flag 'colour' that is unknown here"):
-        RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", {}))
+        RunState.from_checkpoint(Checkpoint({}, {}, 3, state, "", gpt_config.to_dict()))

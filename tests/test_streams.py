@@ -19,7 +19,7 @@ import train_gpt2
 from tinygrad2 import __main__ as commands
 from tinygrad2.cli import call
 from tinygrad2.distributed.world import World
-from tinygrad2.errors import EarlyExit, UserError
+from tinygrad2.errors import EarlyExit, UserError, printable
 from tinygrad2.monitor.progress import Meter, Progress
 from tinygrad2.system import streams
 from tinygrad2.system.signals import StopRequest
@@ -352,3 +352,8 @@ def test_a_real_notebook(here):
     assert [line.split("/")[0] for line in steps] == ["step  1", "step  5", "step 10", "step 12"]
     assert "\x1b" not in printed[2] and results[2:5] == [["0"], ["(0, 0, 0)"], ["(0, 2)"]]
     assert printed[5] == "UserError --top-k must be at least 0, not -1\n"
+
+
+def test_a_line_of_json_is_not_cut():
+    line = '{"rows": [' + "1, " * 3000 + "1]}"
+    assert printable(line) == line and len(printable(line.replace("{", "x"))) < 4000

@@ -488,7 +488,7 @@ def test_a_cut_file_is_refused(small, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     for read in (Tokenizer.load, Tokenizer.from_merges_txt):
         one_line_error(lambda read=read: read(tmp_path / "none.json"), tmp_path / "none.json", "No such file")
-        one_line_error(lambda read=read: read(tmp_path), tmp_path, "cannot be read")
+        one_line_error(lambda read=read: read(tmp_path), tmp_path, "is a folder")
 
 
 @pytest.mark.parametrize("text", ["#version: 0.2\nt h\nth e\n", "t h\nth e", "#version: 0.2\r\nt h\r\nth e\r\n\r\n"])

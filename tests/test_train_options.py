@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from test_train import TEXT, train
 
@@ -85,7 +86,7 @@ def test_updates_of_outliers_are_skipped_and_a_resumed_training_skips_the_same_o
             os.rename(path, other / os.path.basename(path))
     train(other, "--resume")
     one, two = newest(folder), newest(other)
-    assert one.t == two.t and all((one.weights[name] == two.weights[name]).all() for name in one.weights)
+    assert one.t == two.t and all(np.array_equal(one.weights[name], two.weights[name]) for name in one.weights)
 
 
 def test_skipping_needs_a_threshold(folder):

@@ -199,12 +199,16 @@ def build(dataclass, values):
         raise UserError(str(error)) from None
 
 
+class _Finished(SystemExit):
+    """A program ends as it should, also within the main of another `call`."""
+
+
 def leave_to_rank_0(what):
     """Exits in all but one of the processes that mpirun has started: `what` is the work of a single one."""
     if ranks_started() < 2:
         return
     if own_rank():
-        sys.exit(0)
+        raise _Finished(0)
     print_error(f"note      {what} uses one process: of the {ranks_started()} that were started the others have ended")
 
 
@@ -219,7 +223,7 @@ def run(main, name=None, abort=None, is_rank=False):
             leave_to_rank_0(name or program())
             install_hooks(name)
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's: values that are not finite are reported in our words
-        sys.exit(call(main, name, abort))
+        raise _Finished(call(main, name, abort))
     return callable_main(main)()
 
 
@@ -267,6 +271,8 @@ def _call(main, name, abort):
         code = main()
         sys.stdout.flush()
         return code
+    except _Finished:
+        raise
     except EarlyExit:
         return 0
     except UserError as error:

@@ -52,6 +52,8 @@ def printable(text):
 
 
 def _cut(line):
+    if line.startswith("{"):  # JSON: a program reads it
+        return line
     return line if len(line) <= _MOST_OF_LINE else f"{line[:2500]} ... {line[-1400:]}"
 
 

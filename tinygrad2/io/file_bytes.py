@@ -12,7 +12,7 @@ from tinygrad2.io.block_sums import date_and_size
 from tinygrad2.io.files import read_range
 from tinygrad2.io.open_file import open_file
 
-PIECE = 16 << 20  # bytes that are in memory at a time
+PIECE = 1 << 20  # bytes that are in memory at a time
 
 
 class FileBytes:
@@ -75,7 +75,7 @@ class _Opened:
 
 
 def pieces(buffer):
-    """The bytes of a FileBytes or memoryview, a few MB at a time."""
+    """The bytes of a FileBytes or memoryview, a MB at a time."""
     for start in range(0, len(buffer), PIECE):
         yield content_of(buffer[start : start + PIECE])
 

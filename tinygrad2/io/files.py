@@ -33,7 +33,7 @@ def first_bytes(path, n=64):
         with open_file(path) as file:
             return file.read(n)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def read_bytes(path, most=MOST):
         with open_file(path) as file:
             return read_bounded(file, path, most)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def read_range(file, start, size):

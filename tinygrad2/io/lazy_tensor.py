@@ -9,7 +9,7 @@ from tinygrad2.io.file_bytes import FileBytes, content_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtypes that weights may have
 _RAW = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16
-_PIECE = 1 << 22  # elements that are converted at a time
+_PIECE = 1 << 18  # elements that are converted at a time
 
 
 def is_shape(shape):

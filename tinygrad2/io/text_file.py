@@ -84,7 +84,7 @@ def read_text(path, refused=("stand-in", "packed")):
         with open_input(path) as file:
             return text_of(read_bounded(file, path), path, refused)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def read_valid_text(path):
@@ -120,7 +120,7 @@ def _open(path):
     try:
         return open_file(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _decompressor(file, packing, path):
@@ -136,7 +136,7 @@ def _decompressor(file, packing, path):
     except ImportError:
         raise UserError(f"{path}: is compressed by {packing}, which this Python cannot read; decompress it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def _read(file, path, packing, n=-1):

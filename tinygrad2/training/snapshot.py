@@ -17,7 +17,7 @@ from tinygrad2.training.checkpoint import Checkpoint, list_checkpoints
 
 def save(trainer, writer, state, log):
     """Write a checkpoint of the current state while the training continues. A collective: every rank calls it. Raises
-    UserError if the weights are of no use: such a checkpoint would take the place of a good one.
+    UserError if the weights are of no use after the last step.
 
     writer    CheckpointWriter
     state     RunState
@@ -25,7 +25,8 @@ def save(trainer, writer, state, log):
     """
     world, buffers = trainer.world, None
     world.on_rank_0("writing the last checkpoint", writer.join, log.note)     # it still reads the buffers
-    world.on_rank_0("checking the weights", refuse_useless_weights, trainer.flat, trainer.done, writer.folder)
+    if trainer.finished:                                          # else the next step notices, and says where it began
+        world.on_rank_0("checking the weights", refuse_useless_weights, trainer.flat, trainer.done, writer.folder)
     if world.rank == 0 and not trainer.finished:
         buffers = writer.buffers(trainer.flat.size, trainer.flat.data.dtype)
     checkpoint = snapshot(trainer, state, log.history(), buffers)
