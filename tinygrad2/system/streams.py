@@ -86,10 +86,10 @@ def write(text):
 
 
 def print_error(line):
-    """Print a line to stderr, if there is one that can be written."""
+    """Print a line, or an error, to stderr, if there is one that can be written."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(printable(line), file=sys.stderr, flush=True)
+            print(printable(str(line)), file=sys.stderr, flush=True)
 
 
 def write_descriptor(number, data):
