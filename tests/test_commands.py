@@ -1,6 +1,7 @@
 """python -m tinygrad2 ...: each command as its user meets it, good input and bad."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -249,6 +250,13 @@ def test_later_lines_win_and_half_a_last_line_is_left_out(tmp_path):
     path.write_text('{"step": 0, "loss": 1}\n{"step": 1\n{"step": 2, "loss": 1}\n')
     with pytest.raises(UserError, match="line 2 is not a JSON object with an integer 'step'"):
         read_metrics(str(path))
+
+
+def test_numbers_of_any_size_are_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = ["1" * 400, "-" + "1" * 400, "1e999", "-1e308", "7", "1" + "0" * 299]
+    path.write_text("".join(f'{{"step": {n}, "loss": {value}}}\n' for n, value in enumerate(values)))
+    assert read_metrics(str(tmp_path))["loss"][1] == [math.inf, -math.inf, math.inf, -math.inf, 7.0, 1e299]
 
 
 def test_runs_without_curves_are_one_line(run, tmp_path):

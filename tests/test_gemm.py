@@ -251,7 +251,8 @@ def test_packed_tiles(parts):
 def test_the_tile_kernels_on_a_stand_in(as_with_tiles):
     """The AMX kernels with all that is around them."""
     part = numba.njit(blocks.multiply_part.py_func)               # compiled anew, not kept
-    scratch = Scratch().address(1)
+    memory = Scratch()                                            # must live as long as the address is used
+    scratch = memory.address(1)
     rng = np.random.default_rng(0)
     for (M, N, K), parts in itertools.product(
         [(32, 32, 32), (1, 1, 1), (33, 70, 50), (65, 31, 800), (10, 1030, 40), (1000, 35, 33)], (1, 2, 3)

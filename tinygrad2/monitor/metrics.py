@@ -65,8 +65,13 @@ def _parse(line, path, number):
     values = {"step": record["step"]}
     for name, value in record.items():
         if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[name] = float(value) if abs(value) < 1e300 else math.copysign(math.inf, value)
+            values[name] = _as_float(value)
     return values
+
+
+def _as_float(number):
+    """A number of JSON as a float; one that is too large to compute with, or an integer for a float, is infinite."""
+    return float(number) if not abs(number) >= 1e300 else math.inf if number > 0 else -math.inf
 
 
 def is_metrics(path):
