@@ -1,6 +1,7 @@
 """Files that are forged: one field or number in them is changed, and every checksum is right again.
 
     forge(path, rng)    changes the file at `path`; returns what was changed, in words
+    long_values(path)   every field in turn with a text of 100,000 characters, or with control characters
 
 JSON is changed as a tree, also inside the strings of a header, headers of numbers number by number, tensors value by
 value. tests/forged_files.py lets the programs read the results.
@@ -24,6 +25,11 @@ NUMBERS = ["-1", "0", "1", "-0.0", "0.5", "1e999", "-1e999", "NaN", "Infinity", 
 OTHERS = ["null", "true", "false", '""', "[]", "{}", '"x"', '"3"', "[1]", "[null]", '{"a": 1}', '{"a": 1, "a": 2}',
           "[" * 40 + "]" * 40, '"' + "y" * 100_000 + '"', '"\\u0000\\u001b[31m\\n"', '"\\ud800"', '"/dev/zero"',
           "[" + "0, " * 10_000 + "0]", '"nan"', '"é\u202e"']  # fmt: skip
+LONG = {
+    "long": "y" * 100_000,
+    "control characters": "\x1b[31m\x1b]0;t\x07\r\n\0\u202e\u2028\x9b2J" * 20,
+    "bytes": "\udcff" * 50,
+}
 LARGE = (0, 1, 2, 3, -1, -2, 255, 256, 2**15, 2**16 - 1, 2**16, 2**31 - 1, -(2**31), 2**24)
 
 
@@ -162,6 +168,43 @@ def forge_lines(raw, rng):
     return b"".join(lines), f"line {i}: {what}"
 
 
+def long_values(path):
+    """(what, content of the file) with each value, and each name of a field, replaced by each of LONG; checksums are
+    right again. Only of JSON: as a file, a record, lines, or the header of a container."""
+    name = os.path.basename(path)
+    with open(path, "rb") as file:
+        raw = file.read()
+    if name in ("manifest.json", "progress.json") or "-tokenizer-" in name or name == "prepared.json":
+        text, finish = raw, sign_record
+    elif raw[8:9] == b"{" and raw[:2] != b"PK":
+        n = int.from_bytes(raw[:8], "little")
+        text, finish = raw[8 : 8 + n], lambda text: sign_container(text, raw[8 + n :])
+    elif name.endswith(".jsonl"):
+        text, _, rest = raw.partition(b"\n")
+        finish = lambda text: text + b"\n" + rest  # noqa: E731
+    elif raw[:1] in (b"{", b"["):
+        text, finish = raw, bytes
+    else:
+        return
+    for what, tree in _with_long_values(json.loads(text)):
+        yield what, finish(json.dumps(tree).encode())
+
+
+def _with_long_values(tree):
+    """(what, tree) with each node of a tree of JSON replaced; inside strings that are JSON, too."""
+    for path, value in nodes(tree):
+        place = "/".join(map(str, path)) or "all"
+        for kind, text in LONG.items():
+            yield f"{place}: {kind}", _replaced(tree, path, text)
+            if isinstance(value, dict):
+                for key in list(value)[:20]:
+                    renamed = {text if k == key else k: v for k, v in value.items()}
+                    yield f"{place}: the name {key}: {kind}", _replaced(tree, path, renamed)
+        if isinstance(value, str) and value[:1] == "{":
+            for what, inner in _with_long_values(json.loads(value)):
+                yield f"{place}: {what}", _replaced(tree, path, json.dumps(inner))
+
+
 # -- containers --------------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +298,8 @@ def forge_npy(raw, rng):
     ])  # fmt: skip
     text = text.replace(old, new, 1)
     return raw[:8] + len(text).to_bytes(2, "little") + text + raw[10 + int.from_bytes(raw[8:10], "little") :], (
-        f"{old.decode()} -> {new.decode()[:30]}")
+        f"{old.decode()} -> {new.decode()[:30]}"
+    )
 
 
 def forge_zip(raw, rng):

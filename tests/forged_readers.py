@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 
 import numpy as np
-from forged import enter, forge
+from forged import enter, forge, long_values
 from inputs import STEP, make_inputs, quick
 from test_fuzz import mutate
 
@@ -160,27 +160,58 @@ def attempt(name, rng):
     as it was."""
     patterns, read = READERS[name]
     path = rng.choice(sorted(glob.glob(rng.choice(patterns))))
-    saved, said, problem, begin = {}, "read", "", time.perf_counter()
+    with _restored(path):
+        what = change(path, rng)
+        return path, what, *outcome_of(read)
+
+
+def attempt_long_values(name, rng, share):
+    """(path, what, problem) for each long value in a file of this reader that is not read as it should be; a random
+    `share` of them is tried."""
+    patterns, read = READERS[name]
+    for path in sorted({path for pattern in patterns for path in glob.glob(pattern)}):
+        with _restored(path):
+            for what, content in long_values(path):
+                if rng.random() < share:
+                    with open(path, "wb") as file:
+                        file.write(content)
+                    folder, base = os.path.split(path)
+                    if base != "manifest.json" and os.path.exists(os.path.join(folder, "manifest.json")):
+                        enter(os.path.join(folder, "manifest.json"), base, content)
+                    said, problem = outcome_of(read)
+                    if problem:
+                        yield path, what, problem, said
+
+
+@contextlib.contextmanager
+def _restored(path):
+    """Afterwards the file, and the manifest beside it, are as they were."""
+    saved = {}
     for each in (path, os.path.join(os.path.dirname(path), "manifest.json")):
         if os.path.exists(each):
             with open(each, "rb") as file:
                 saved[each] = file.read()
-    what = change(path, rng)
+    yield
+    for each, content in saved.items():
+        with open(each, "wb") as file:
+            file.write(content)
+
+
+def outcome_of(read):
+    """(what the reader said, what is wrong or "")."""
+    said, problem, begin = "read", "", time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"), kernels("reference"):
             read()
     except UserError as error:
         said = str(error)
-        if "\n" in said or not 15 < len(said) < 1100:
+        if not 15 < len(said) < 1100 or not said.isprintable():
             problem = f"{len(said)} characters: {said[:2000]!r}"
     except Exception:
         problem = traceback.format_exc()
     if time.perf_counter() - begin > SECONDS:
         problem = problem or f"took {time.perf_counter() - begin:.0f} s"
-    for each, content in saved.items():
-        with open(each, "wb") as file:
-            file.write(content)
-    return path, what, said, problem
+    return said, problem
 
 
 def main():

@@ -97,9 +97,9 @@ FORMS = {
     "utf-32": PROSE.encode("utf-32"),
     "utf-32-le": PROSE.encode("utf-32-le"),
     "utf-32-be": PROSE.encode("utf-32-be"),
-    "gzip": gzip.compress(PROSE.encode()),
-    "gzip in two members": gzip.compress(PROSE[:99].encode()) + gzip.compress(PROSE[99:].encode()),
-    "gzip of utf-16": gzip.compress(PROSE.encode("utf-16")),
+    "gzip": gzip.compress(PROSE.encode(), mtime=0),
+    "gzip in two members": gzip.compress(PROSE[:99].encode(), mtime=0) + gzip.compress(PROSE[99:].encode(), mtime=0),
+    "gzip of utf-16": gzip.compress(PROSE.encode("utf-16"), mtime=0),
     "bzip2": bz2.compress(PROSE.encode()),
     "xz": lzma.compress(PROSE.encode()),
 }
@@ -112,7 +112,7 @@ def test_a_text_in_another_form_is_the_same_text(tmp_path, form, name):
         pytest.skip("without a mark a .bin is tokens")
     path = put(tmp_path / name, FORMS[form])
     assert text_in(path) == PROSE.strip("\n")
-    assert text_in(path) == PROSE.strip("\n")                     # from the cache
+    assert text_in(path) == PROSE.strip("\n")  # from the cache
     assert read_text(path).decode() == PROSE
 
 
@@ -190,7 +190,7 @@ def test_what_is_odd_in_a_text_is_said_and_kept(tmp_path, capsys):
         dataset = opened(path)
         assert dataset.tokenizer.decode_bytes(ids_of(dataset.train)[:-1].tolist()) == content.strip(b"\r\n")
         assert says in capsys.readouterr().out
-    for content in (bytes(range(256)) * 9, b"\0" * 5000):         # a model of bytes may be wanted, but not by chance
+    for content in (bytes(range(256)) * 9, b"\0" * 5000):  # a model of bytes may be wanted, but not by chance
         dataset = opened(put(tmp_path / "t.txt", content))
         assert dataset.tokenizer.decode_bytes(ids_of(dataset.train)[:-1].tolist()) == content
         assert "is binary data, not a text; its bytes are trained on as they are" in dataset.description[-1]
@@ -219,8 +219,9 @@ NO_TEXT = {
     "docx": (zip_of("[Content_Types].xml", b"<?xml"), "is a document of an office program, or a book"),
     "pt": (zip_of("archive/data.pkl", b"\x80\x02}."), "is a file of torch.save"),
     "tar": (tar_of("a", b"text"), "is a tar archive; unpack it (tar xf)"),
-    "tar.gz": (gzip.compress(tar_of("a", b"text")), "compressed by gzip, and inside is a tar archive"),
-    "npy.gz": (gzip.compress(b"\x93NUMPY\1\0" + bytes(100)), "is a token file compressed by gzip; decompress it"),
+    "tar.gz": (gzip.compress(tar_of("a", b"text"), mtime=0), "compressed by gzip, and inside is a tar archive"),
+    "npy.gz": (gzip.compress(b"\x93NUMPY\1\0" + bytes(100), mtime=0),
+               "is a token file compressed by gzip; decompress it"),
     "zst": (b"\x28\xb5\x2f\xfd" + bytes(range(200)), "is compressed by zstd; decompress it (unzstd)"),
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(50), "is a 7z archive"),
     "parquet": (b"PAR1\x15\0\x15" + bytes(50) + b"PAR1", "is a parquet table; write the documents of its text column"),
@@ -672,7 +673,7 @@ def test_a_training_reads_standard_input_and_is_resumed_without_it(tmp_path):
     more = [*command, "--resume", "--steps", "5"]
     result = subprocess.run(more, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True)
     assert result.returncode == 0 and b" 5/5 " in result.stdout, result.stderr
-    with open(tmp_path / "text.txt", "rb") as file:               # not a pipe: the file itself
+    with open(tmp_path / "text.txt", "rb") as file:  # not a pipe: the file itself
         result = subprocess.run([*command, "--data", "/dev/stdin"], cwd=tmp_path, stdin=file, capture_output=True)
     assert result.returncode == 0 and (tmp_path / ".tinygrad2").is_dir(), result.stderr
     empty = subprocess.run([*command, "--data", "-"], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True)

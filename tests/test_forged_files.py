@@ -79,6 +79,13 @@ def test_readers_refuse_forged_files_in_a_line_or_read_them(base, monkeypatch, r
         assert not problem, (path, what, problem)
 
 
+@pytest.mark.parametrize("share", [0.02, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reader", forged_readers.READERS)
+def test_long_values_and_control_characters_are_cut_and_escaped(base, monkeypatch, reader, share):
+    monkeypatch.chdir(base)
+    assert not list(forged_readers.attempt_long_values(reader, random.Random(reader), share))
+
+
 @pytest.mark.parametrize("n", [pytest.param(12, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
 def test_odd_paths_are_used_like_others_or_refused_in_a_line(base, tmp_path, n):
     places, kinds = list(odd_paths.places(base)), [*odd_paths.spellings(), *odd_paths.REFUSED]
