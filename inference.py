@@ -29,15 +29,16 @@ if __name__ == "__main__":
     plan_threads(threads_flag(sys.argv))  # before NumPy is imported and starts its own threads
     require_libraries(exit_with_line)
 
+import ops
 from models.pretrained import load_pretrained
 from models.quantize import quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, input_path, run, summary
-from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
 from tinygrad2.io.text_file import read_text
+from tinygrad2.precision import PRECISIONS, computing
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.system.streams import is_session, is_terminal, print_error, write
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer
@@ -82,6 +83,9 @@ class InferenceConfig:
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
+    matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
+                                            "(5e-6) or medium (3e-3, bfloat16), where that is faster",
+                                 choices=PRECISIONS)
 
     def __post_init__(self):
         for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("top_k", 0), ("seed", 0), ("temperature", 0),
@@ -139,7 +143,10 @@ def load(path, device="cpu", tokenizer="", block_size=None):
 def main(argv=None):
     """Generate the texts; returns the exit code. `argv`: the flags; by default the process's, in a notebook none."""
     config = parse(argv)
-    with kernels(config.kernels):
+    if config.matmul_precision != "highest":
+        products = ops.describe_products(config.device, config.kernels, config.matmul_precision)
+        print_error(f"note      products: {products}")
+    with computing(config):
         return generate(config)
 
 

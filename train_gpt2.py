@@ -43,7 +43,6 @@ from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
-from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
@@ -53,6 +52,7 @@ from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
+from tinygrad2.precision import computing
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import SIGXCPU, StopRequest
@@ -175,11 +175,11 @@ def main(world, argv=None):
     writer = CheckpointWriter(run_dir.checkpoints, config.keep_checkpoints, run_dir.damaged, config.keep_every)
     report_loss = partial(validation.report_loss_and_samples, trainer, val_loader or loader, tokenizer, log.note)
     if pretrained:
-        with kernels(config.kernels):
+        with computing(config):
             state.before = report_loss("before")
 
     saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
-    with closing(run_dir), closing(log), kernels(config.kernels), stop, saved_if_data_changes:
+    with closing(run_dir), closing(log), computing(config), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step
             lr = trainer.lr()
             with log.timing():
@@ -300,7 +300,8 @@ def configure(argv, world):
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     described = ops.describe_kernels(config.device, config.kernels)
-    report.print_setup(config, gpt_config, preset, world, described, xp)
+    products = ops.describe_products(config.device, config.kernels, config.matmul_precision)
+    report.print_setup(config, gpt_config, preset, world, described, products, xp)
     ops.announce_compiling(world.print)
     state = replace(saved or RunState(preset), training=asdict(config), model=gpt_config.to_dict())
     return config, gpt_config, state, run_dir, checkpoint

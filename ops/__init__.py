@@ -126,7 +126,16 @@ def describe_kernels(device, mode):
         reason, remedy = _no_kernels
         return adapt_hint(f"none, because {reason}: {remedy} makes training about twice as fast")
     if device == "cpu":
-        from ops.kernels.cpu import blas_gemm
-
-        return f"compiled loops of ops/kernels/cpu, products by {blas_gemm.vendor or 'NumPy'}"
+        return "compiled loops of ops/kernels/cpu"
     return "none yet for this device: the reference implementations in ops/"
+
+
+def describe_products(device, mode, precision):
+    """One line for the user: what multiplies matrices on this device in this precision (tinygrad2/precision.py)."""
+    if device != "cpu":
+        return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}float32 through the GPU's library"
+    if runs_reference(mode):
+        return f"{precision}: {'float32 through NumPy' if precision == 'highest' else 'emulated, slowly, by NumPy'}"
+    from ops.kernels.cpu.products import describe
+
+    return describe(precision)

@@ -59,3 +59,23 @@ def matmul(xp, a, b, parts=1):
     for i, j in PRODUCTS[parts]:
         total = total + a_parts[i] @ b_parts[j]
     return total
+
+
+LARGEST = 3.38e38  # above it the first part is infinite, or may be
+SMALLEST_LINE, SMALLEST_PRODUCT = 2.0**-102, 2.0**-100  # 24 bits above SMALLEST, with room for a sum
+
+
+def can_be_split(xp, a, b):
+    """Do products of the parts of float32 a (..., M, K) and b (..., K, N) have the accuracy of the parts?
+
+    NaN and infinity have no second part, very large numbers no first. Parts below SMALLEST become zero: a row of a
+    whose largest number is far above that loses nothing that float32 would keep of its products, and so for columns of
+    b. So the largest number of each row and column counts.
+    """
+    if a.size == 0 or b.size == 0:
+        return True
+    of_rows, of_columns = xp.abs(a).max(-1), xp.abs(b).max(-2 if b.ndim > 1 else -1)
+    if not (float(of_rows.max()) < LARGEST and float(of_columns.max()) < LARGEST):  # NaN is not
+        return False
+    row, column = (float(xp.where(lines > 0, lines, 1).min()) for lines in (of_rows, of_columns))
+    return min(row, column) >= SMALLEST_LINE and row * column >= SMALLEST_PRODUCT

@@ -1,3 +1,4 @@
+from ops.products import multiply
 from tinygrad2.function import Function
 from tinygrad2.tensor import Tensor, apply
 
@@ -19,7 +20,7 @@ class Linear(Function):
     def forward(self, x, weight, bias=None):                      # x (..., I), weight (I, O), bias (O,)
         self.save(x, weight)
         rows = x.reshape(-1, x.shape[-1])                         # (N, I)
-        out = rows @ weight                                       # (N, O)
+        out = multiply(self, rows, weight)                        # (N, O)
         if bias is not None:
             out += bias
         return out.reshape(*x.shape[:-1], weight.shape[1])        # (..., O)
@@ -30,8 +31,8 @@ class Linear(Function):
         drows = dout.reshape(-1, dout.shape[-1])                  # (N, O)
         rows = x.reshape(-1, x.shape[-1])                         # (N, I)
         return (
-            (drows @ weight.T).reshape(x.shape) if need_x else None,
-            rows.T @ drows if need_weight else None,
+            multiply(self, drows, weight.T).reshape(x.shape) if need_x else None,
+            multiply(self, rows.T, drows) if need_weight else None,
             drows.sum(0) if need_bias else None,
         )
 

@@ -2,6 +2,7 @@ from typing import Any
 
 from ops.cross_entropy import CrossEntropy
 from ops.embedding import as_ids
+from ops.products import multiply
 from tinygrad2.function import Function
 from tinygrad2.tensor import Tensor, apply
 
@@ -24,7 +25,7 @@ class LinearCrossEntropy(Function, name="linear_cross_entropy"):
     def forward(self, x, weight, targets, ignore_index=-1):       # x (..., C), weight (V, C), targets (...)
         rows = x.reshape(-1, x.shape[-1])                         # (N, C)
         loss = CrossEntropy(self.xp, [any(self.needs_grad)])
-        out = loss.forward(rows @ weight.T, targets.reshape(-1), ignore_index)
+        out = loss.forward(multiply(self, rows, weight.T), targets.reshape(-1), ignore_index)
         self.save(x, weight, loss)
         return out                                                # ()
 
@@ -32,7 +33,7 @@ class LinearCrossEntropy(Function, name="linear_cross_entropy"):
         x, weight, loss = self.saved
         dlogits, _ = loss.backward(dout)                          # (N, V)
         rows = x.reshape(-1, x.shape[-1])
-        return (dlogits @ weight).reshape(x.shape), dlogits.T @ rows, None
+        return multiply(self, dlogits, weight).reshape(x.shape), multiply(self, dlogits.T, rows), None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Any, ignore_index: int = -1) -> Tensor:

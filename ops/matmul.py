@@ -1,4 +1,5 @@
 from ops.broadcast import unbroadcast
+from ops.products import multiply
 from tinygrad2.function import Function
 from tinygrad2.tensor import Tensor, TensorLike, apply
 
@@ -21,7 +22,7 @@ class MatMul(Function):
 
     def forward(self, a, b):                                      # a (..., n, k), b (..., k, m), or vectors (k,)
         self.save(a, b)
-        return a @ b                                              # (..., n, m)
+        return multiply(self, a, b)                               # (..., n, m)
 
     def backward(self, dout):
         a, b = self.saved
@@ -33,9 +34,9 @@ class MatMul(Function):
         need_a, need_b = self.needs_grad
         da = db = None
         if need_a:
-            da = unbroadcast(dout @ b.swapaxes(-1, -2), a.shape).reshape(a_shape)
+            da = unbroadcast(multiply(self, dout, b.swapaxes(-1, -2)), a.shape).reshape(a_shape)
         if need_b:
-            db = unbroadcast(a.swapaxes(-1, -2) @ dout, b.shape).reshape(b_shape)
+            db = unbroadcast(multiply(self, a.swapaxes(-1, -2), dout), b.shape).reshape(b_shape)
         return da, db
 
 

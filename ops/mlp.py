@@ -35,9 +35,9 @@ class MLP(Function):
         return dx, dweight1, dbias1, dweight2, dbias2
 
     def _step(self, op, *saved):
-        """One use of another op, with what its forward would have saved."""
+        """One use of another op, with what its forward would have saved, in our precision."""
         step = op(self.xp, (True, True, True) if any(self.needs_grad) else (False,))
-        step.saved = saved
+        step.saved, step.precision = saved, self.precision
         return step
 
 

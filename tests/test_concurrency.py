@@ -28,6 +28,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe, observers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
+from tinygrad2.precision import matmul_precision, precision
 from tinygrad2.recompute import recompute
 from tinygrad2.system.threads import POOL
 from tinygrad2.tensor import apply, is_recording, recording
@@ -41,7 +42,7 @@ def frequent_switches():
     sys.setswitchinterval(5e-5)
     yield
     sys.setswitchinterval(before)
-    assert is_recording() and not observers() and kernel_mode() == "auto"
+    assert is_recording() and not observers() and kernel_mode() == "auto" and precision() == "highest"
 
 
 def in_threads(*functions):
@@ -57,7 +58,8 @@ def in_threads(*functions):
     (no_grad, is_recording, (True, False)),
     (lambda: kernels("reference"), kernel_mode, ("auto", "reference")),
     (lambda: observe("me"), observers, ((), ("me",))),
-], ids=["no_grad", "kernels", "observe"])  # fmt: skip
+    (lambda: matmul_precision("high"), precision, ("highest", "high")),
+], ids=["no_grad", "kernels", "observe", "matmul_precision"])  # fmt: skip
 class TestSettings:
     def test_threads_do_not_see_each_others_blocks(self, block, outside, inside):
         entered, looked = threading.Event(), threading.Event()

@@ -29,6 +29,7 @@ from typing import Any
 from tinygrad2.backend import is_array
 from tinygrad2.context import Block, Setting
 from tinygrad2.dispatch import OPS, register_kernel
+from tinygrad2.precision import precision
 from tinygrad2.writes import changed_since, last_write
 
 
@@ -37,6 +38,7 @@ class Function:
 
     xp          the array library of the inputs
     needs_grad  a bool per input: if it is False, backward may return None
+    precision   of matrix products, in forward and in backward (precision.py)
     saved       what `save` was given
     parents     per input the edge to where it came from, (node, number of that node's output) or (leaf Tensor, 0);
                 None if no gradient is wanted
@@ -64,7 +66,7 @@ class Function:
             register_kernel(cls.name, backend)(cls)
 
     def __init__(self, xp: Any, needs_grad: Any):
-        self.xp, self.needs_grad = xp, needs_grad
+        self.xp, self.needs_grad, self.precision = xp, needs_grad, precision()
         self.saved: Any = ()
         self.parents: Any = ()
         self.outputs: Any = ()

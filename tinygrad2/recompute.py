@@ -11,6 +11,7 @@ Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 from tinygrad2.dispatch import kernel_mode, kernels
 from tinygrad2.function import Function
 from tinygrad2.module import Module
+from tinygrad2.precision import matmul_precision
 from tinygrad2.tensor import Tensor, apply, is_recording, no_grad, recording
 
 
@@ -25,7 +26,7 @@ class Recompute(Function):
     def backward(self, dout):
         x, part, mode = self.saved
         x = Tensor(x, requires_grad=True)
-        with recording(), kernels(mode):                          # as in forward, wherever backward is called
+        with recording(), kernels(mode), matmul_precision(self.precision):  # as in forward, wherever it is called
             part(x).backward(dout)
         return (x.grad,)
 

@@ -32,13 +32,13 @@ from tinygrad2.backend import array_module, choose_gpu
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.commands.profile_tables import layer_table, main_table, summarize
 from tinygrad2.datasets.dataloader import DataLoader
-from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.clocks import clock_offset
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.profiler import Profiler
 from tinygrad2.monitor.trace import is_trace, rank_events, write_trace
+from tinygrad2.precision import computing
 from tinygrad2.system.bandwidth import bandwidth
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import keep_freed_memory
@@ -66,12 +66,13 @@ def main(argv, world=None):
         check = check_output, "--trace", own.trace, "a trace of tinygrad2", is_trace, list(inputs_of(config))
         world.on_rank_0("checking the file of the trace", *check)
     choose_gpu(array_module(config.device), world.host_rank)
-    with kernels(config.kernels), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
+    with computing(config), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
         ops.announce_compiling(world.print)
         trainer, loader = prepare(config, gpt_config, world, args)
         result, recording = measure(trainer, loader, own)
     result |= {"model": config.init_from or preset, "parameters": gpt_config.count_parameters(),
                "kernels": ops.describe_kernels(config.device, config.kernels), "processor": cpu_name(),
+               "products": ops.describe_products(config.device, config.kernels, config.matmul_precision),
                "threads": planned_threads()}  # fmt: skip
     if own.trace:
         offset, error = clock_offset(world)
@@ -173,6 +174,7 @@ def report(result):
     yield (f"model     {result['model']}: {result['parameters']:,} parameters; a step has {B} x {T} tokens, in "
            f"micro-batches of {result['micro_batch']}{of}")  # fmt: skip
     yield f"kernels   {result['kernels']}; {result['threads']} thread(s)"
+    yield f"products  {result['products']}"
     limits = f"{peak / 1e9:.0f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s through memory"
     yield f"machine   {result['processor']}; {limits} (measured now)"
     gflop = sum(row["gflop"] for row in result["rows"])

@@ -18,6 +18,7 @@ from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
 from tinygrad2.monitor.dump import read_dump
 from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
+from tinygrad2.precision import matmul_precision
 
 
 def main(argv):
@@ -38,7 +39,12 @@ def main(argv):
           f"{len(x)} row(s) from {dump['first_row']} on")
     print(f"then      {describe(dump['finding'])}")
     try:
-        with kernels(dump["kernels"]), observe(NonFiniteObserver(model)) as observer, np.errstate(all="ignore"):
+        with (
+            kernels(dump["kernels"]),
+            matmul_precision(dump["matmul_precision"]),
+            observe(NonFiniteObserver(model)) as observer,
+            np.errstate(all="ignore"),
+        ):
             observer.check_parameters(model)
             set_dropout(model, dump["seed"], dump["step"] - 1, dump["first_row"])
             loss = model.loss(x, y)

@@ -9,6 +9,7 @@ from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.errors import UserError
 from tinygrad2.optim import SCHEDULES
+from tinygrad2.precision import PRECISIONS
 from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
@@ -96,6 +97,10 @@ class TrainConfig:
     compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
     kernels: str = flag("auto", "auto: compiled kernels if there are any; reference: the reference implementations "
                                 "only", choices=("auto", "reference"))
+    matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
+                                            "(5e-6) or medium (3e-3, bfloat16): the fastest code within them computes. "
+                                            "Without AMX, or AVX512-BF16 of AMD for medium, that is float32's",
+                                 choices=PRECISIONS)
     weights_out: str = output_path("trained_weights.bin", "file for the trained weights")
     run_dir: str = output_path("run", "folder for metrics and checkpoints; what an earlier run left there is moved "
                                       "aside")

@@ -31,10 +31,11 @@ def print_field(log, name, *items):
 # -- before the first step ---------------------------------------------------------------------------------------------
 
 
-def print_setup(config, gpt_config, preset, world, kernels, library):
+def print_setup(config, gpt_config, preset, world, kernels, products, library):
     """The flags that differ from the defaults, the model, the ranks, and what computes. A collective.
 
-    kernels, library     what computes (ops.describe_kernels), and the array library
+    kernels, products    what computes (ops.describe_kernels), and what multiplies matrices (ops.describe_products)
+    library              the array library
     """
     field = partial(print_field, world.print)
     rows = list(_changed_flags(config, gpt_config, preset, world.size))
@@ -52,6 +53,7 @@ def print_setup(config, gpt_config, preset, world, kernels, library):
     for line in world.describe():
         field("", line)
     field("kernels", kernels)
+    field("products", products)
 
 
 def _changed_flags(config, gpt_config, preset, ranks):

@@ -9,9 +9,11 @@
 
 import numpy as np
 
-from ops.kernels.cpu import skinny_gemm
-from ops.kernels.cpu.blas_gemm import gemm, readable
+from ops.kernels.cpu import blas_gemm, skinny_gemm
+from ops.kernels.cpu.blas_gemm import readable
+from ops.kernels.cpu.gemm.product import product as gemm_product
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.products import gemm, prepared
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
 from tinygrad2.function import DeferredGradient
@@ -26,7 +28,7 @@ class LinearCPU(Linear, backend="numpy"):
         x = np.asarray(x, order="C")
         self.save(x, weight)
         rows = x.reshape(-1, x.shape[-1])                         # (N, I)
-        out = product(rows, weight, bias)                         # (N, O)
+        out = product(rows, weight, bias, self.precision)         # (N, O)
         return out.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dout):
@@ -35,29 +37,35 @@ class LinearCPU(Linear, backend="numpy"):
         drows = np.asarray(dout, order="C").reshape(-1, dout.shape[-1])
         rows = x.reshape(-1, x.shape[-1])
         return (
-            product(drows, weight.T).reshape(x.shape) if need_x else None,
-            weight_gradient(rows, drows) if need_weight else None,
+            product(drows, weight.T, None, self.precision).reshape(x.shape) if need_x else None,
+            weight_gradient(rows, drows, self.precision) if need_weight else None,
             column_sums(drows) if need_bias else None,
         )
 
 
-def product(rows, weight, bias=None):
+def product(rows, weight, bias=None, precision="highest"):
     """rows weight + bias, a new (N, O) array."""
     out = np.empty((len(rows), weight.shape[1]), np.float32)
+    rows, weight, kernel = prepared(rows, weight, precision)
+    if kernel:
+        return gemm_product(rows, weight, out, bias=bias, kernel=kernel)
     if len(rows) == 1:
-        gemm(rows, weight, out)
+        blas_gemm.gemm(rows, weight, out)
         return out if bias is None else np.add(out, bias, out=out)
     if skinny_gemm.fits(rows, weight):
         return skinny_gemm.product(rows, weight, bias, out)
     if bias is not None:
         split_rows(_copy_to_rows, *out.shape, np.asarray(bias, order="C"), out)
-    return gemm(rows, weight, out, add=bias is not None)
+    return blas_gemm.gemm(rows, weight, out, add=bias is not None)
 
 
-def weight_gradient(rows, drows):
+def weight_gradient(rows, drows, precision="highest"):
     """rowsT drows, computed when it is known where it belongs."""
-    shape = rows.shape[1], drows.shape[1]
-    return DeferredGradient(np, shape, rows.dtype, lambda out, accumulate: gemm(rows.T, drows, out, accumulate))
+
+    def write_to(out, accumulate):
+        gemm(rows.T, drows, out, accumulate, precision=precision)
+
+    return DeferredGradient(np, (rows.shape[1], drows.shape[1]), rows.dtype, write_to)
 
 
 def column_sums(rows):

@@ -12,11 +12,14 @@
 - The chunks live in a Lease: the same memory in every step, no page faults.
 """
 
+from functools import partial
+
 import numpy as np
 
-from ops.kernels.cpu.blas_gemm import gemm, readable
+from ops.kernels.cpu.blas_gemm import readable
 from ops.kernels.cpu.cross_entropy import softmax_loss, targets_and_weights
 from ops.kernels.cpu.numba_jit import is_float32
+from ops.kernels.cpu.products import gemm
 from ops.kernels.cpu.workspace import Lease
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2.function import DeferredGradient
@@ -44,18 +47,19 @@ class LinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
         rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])  # (N, C)
         t, share = targets_and_weights(targets.reshape(-1), len(weight), ignore_index)
         lease = Lease(len(rows), len(weight))
-        dlogits = gemm(rows, weight.T, lease.array)               # (N, V)
+        dlogits = gemm(rows, weight.T, lease.array, precision=self.precision)          # (N, V)
         self.save(x.shape, rows, weight, lease)
         return softmax_loss(dlogits, t, share, any(self.needs_grad))
 
     def backward(self, dout):
         shape, rows, weight, lease = self.saved
         factor, dx = np.float32(dout), None
+        multiply = partial(gemm, scale=factor, precision=self.precision)
         if self.needs_grad[0]:
-            dx = gemm(lease.array, weight, np.empty_like(rows), scale=factor).reshape(shape)
+            dx = multiply(lease.array, weight, np.empty_like(rows)).reshape(shape)
 
         def write_to(out, accumulate):
-            gemm(lease.array.T, rows, out, accumulate, scale=factor)
+            multiply(lease.array.T, rows, out, accumulate)
 
         return dx, DeferredGradient(np, weight.shape, rows.dtype, write_to), None
 
@@ -80,15 +84,16 @@ class ChunkedLinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
         if need_weight and not lent:
             dweight = np.empty(weight.shape, np.float32)
         dx = np.empty_like(rows) if need_x else None
-        loss = np.float32(0)
-        for part, chunk_loss, dlogits in _chunks(rows, weight, t, share, need_x or need_weight):
+        loss, multiply = np.float32(0), partial(gemm, precision=self.precision)
+        for part, chunk_loss, dlogits in _chunks(rows, weight, t, share, need_x or need_weight, multiply):
             loss += chunk_loss
             if need_x:
-                gemm(dlogits, weight, dx[part])
+                multiply(dlogits, weight, dx[part])
             if need_weight:
-                gemm(dlogits.T, rows[part], dweight, add=part.start > 0)
+                multiply(dlogits.T, rows[part], dweight, add=part.start > 0)
         if lent:
-            self.save(x.shape, dx, lambda factor: _lent(parameter, borrower, rows, weight, t, share, factor))
+            again = partial(_chunks, rows, weight, t, share, True, multiply)
+            self.save(x.shape, dx, lambda factor: _lent(parameter, borrower, rows, again, multiply, factor))
         else:
             self.save(x.shape, dx, lambda factor: _scaled(dweight, factor))
         return np.asarray(loss)
@@ -100,13 +105,13 @@ class ChunkedLinearCrossEntropyCPU(LinearCrossEntropy, backend="numpy"):
         return dx, dweight_times(factor) if self.needs_grad[1] else None, None
 
 
-def _chunks(rows, weight, t, share, need_grad):
+def _chunks(rows, weight, t, share, need_grad, multiply):
     """(slice of rows, their part of the loss, their dlogits), one chunk after the other in the same memory."""
     size = -(-len(rows) // -(-_bytes_of_logits(rows, weight) // LOGITS_CHUNK))   # equal chunks, none above LOGITS_CHUNK
     lease = Lease(size, len(weight))
     for start in range(0, len(rows), size):
         part = slice(start, min(start + size, len(rows)))
-        logits = gemm(rows[part], weight.T, lease.array[: part.stop - start])
+        logits = multiply(rows[part], weight.T, lease.array[: part.stop - start])
         loss = softmax_loss(logits, t[part], share[part], need_grad)
         yield part, loss, logits
 
@@ -118,18 +123,19 @@ def _scaled(dweight, factor):
     return DeferredGradient(np, dweight.shape, dweight.dtype, write_to)
 
 
-def _lent(parameter, borrower, rows, weight, t, share, factor):
-    """dweight for dout = 1 is in the parameter's gradient, unless something else has been written there since."""
+def _lent(parameter, borrower, rows, chunks, multiply, factor):
+    """dweight for dout = 1 is in the parameter's gradient, unless something else has been written there since: then it
+    is computed from `chunks()` again."""
 
     def write_to(out, accumulate):
         if parameter.has_lent_to(borrower) and not accumulate:
             if factor != 1:
                 _scaled(parameter.lend_grad(borrower), factor).write_to(out, accumulate=False)
             return
-        for part, _, dlogits in _chunks(rows, weight, t, share, need_grad=True):
-            gemm(dlogits.T, rows[part], out, accumulate or part.start > 0, scale=factor)
+        for part, _, dlogits in chunks():
+            multiply(dlogits.T, rows[part], out, accumulate or part.start > 0, scale=factor)
 
-    return DeferredGradient(np, weight.shape, rows.dtype, write_to)
+    return DeferredGradient(np, parameter.shape, rows.dtype, write_to)
 
 
 def _add_scaled(source, factor, out, accumulate):

@@ -8,10 +8,11 @@
 
 import numpy as np
 
-from ops.kernels.cpu.blas_gemm import gemm, readable
+from ops.kernels.cpu.blas_gemm import readable
 from ops.kernels.cpu.gelu import gelu_row, gelu_row_backward
 from ops.kernels.cpu.linear import column_sums, product, weight_gradient
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.products import gemm
 from ops.kernels.cpu.spread import spread
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
@@ -25,11 +26,11 @@ class MLPCPU(MLP, backend="numpy"):
 
     def forward(self, x, weight1, bias1, weight2, bias2, exact=False):
         x = np.asarray(x, order="C")
-        h = product(x.reshape(-1, x.shape[-1]), weight1, bias1)   # (N, H)
+        h = product(x.reshape(-1, x.shape[-1]), weight1, bias1, self.precision)        # (N, H)
         g = Lease(*h.shape)
         split_rows(_gelu, *h.shape, h, g.array, exact)
         self.save(x, h, weight1, weight2, exact)
-        return product(g.array, weight2, bias2).reshape(*x.shape[:-1], -1)
+        return product(g.array, weight2, bias2, self.precision).reshape(*x.shape[:-1], -1)
 
     def backward(self, dout):
         x, h, weight1, weight2, exact = self.saved
@@ -37,15 +38,16 @@ class MLPCPU(MLP, backend="numpy"):
         rows = x.reshape(-1, x.shape[-1])
         dout = np.asarray(dout, order="C").reshape(len(rows), -1)
         lease = Lease(*h.shape)
-        dg = gemm(dout, weight2.T, lease.array)                   # (N, H)
+        dg = gemm(dout, weight2.T, lease.array, precision=self.precision)              # (N, H)
         partial = np.zeros((ROW_BLOCKS, h.shape[1]), np.float32)
         split_blocks(_gelu_backward, *h.shape, h, dg, partial, exact)
         g, dh = h, dg                                             # what their memory holds from here on
-        dweight1 = DeferredGradient(np, weight1.shape, h.dtype, _holding(lease, weight_gradient(rows, dh).write_to))
-        dx = product(dh, weight1.T).reshape(x.shape) if need_x else None
+        write_to = weight_gradient(rows, dh, self.precision).write_to
+        dweight1 = DeferredGradient(np, weight1.shape, h.dtype, _holding(lease, write_to))
+        dx = product(dh, weight1.T, None, self.precision).reshape(x.shape) if need_x else None
         dbias1 = partial.sum(0) if need_bias1 else None
         dbias2 = column_sums(dout) if need_bias2 else None
-        return dx, dweight1, dbias1, weight_gradient(g, dout), dbias2
+        return dx, dweight1, dbias1, weight_gradient(g, dout, self.precision), dbias2
 
 
 def _holding(lease, write_to):

@@ -1,30 +1,25 @@
-"""Can float32 matrices be split into bfloat16 parts without loss? Most can; what is very large or very small cannot.
-
-- NaN and infinity have no second part, and above 3.3895e38 the first part is infinite.
-- Parts below 2^-126 become zero. A row of A whose largest number is far above that loses nothing that float32 would
-  have kept of its products, and so for columns of B; so what counts is the largest number of each row and column.
-"""
+"""Can float32 matrices be split into bfloat16 parts without loss? The same rules as in ops/bfloat16.py, which explains
+them: most can; what is very large or very small cannot."""
 
 import numpy as np
 
+from ops.bfloat16 import LARGEST, SMALLEST_LINE, SMALLEST_PRODUCT
 from ops.kernels.cpu.numba_jit import jit
 from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
-_LARGEST = 3.38e38
-_SMALLEST_LINE, _SMALLEST_PRODUCT = 2.0**-102, 2.0**-100          # 24 bits above 2^-126, with room for a sum
 _GRAIN = 1 << 18
 
 
 def can_be_split(a, b):
     """Do products of the parts of a (M, K) and b (K, N), both float32 and not empty, have float32's accuracy?"""
     of_rows, of_columns = largest_of_lines(a), largest_of_lines(b.T)
-    if not (of_rows.max() < _LARGEST and of_columns.max() < _LARGEST):  # NaN is not
+    if not (of_rows.max() < LARGEST and of_columns.max() < LARGEST):  # NaN is not
         return False
     smallest_row, smallest_column = (lines[lines > 0].min(initial=1.0) for lines in (of_rows, of_columns))
-    if min(smallest_row, smallest_column) < _SMALLEST_LINE:
+    if min(smallest_row, smallest_column) < SMALLEST_LINE:
         return False
-    return float(smallest_row) * float(smallest_column) >= _SMALLEST_PRODUCT
+    return float(smallest_row) * float(smallest_column) >= SMALLEST_PRODUCT
 
 
 def largest_of_lines(x):

@@ -6,11 +6,14 @@ itself; the address of the first number; the distance of rows in bytes (along) o
 where the tile goes, a multiple of 64. Further parts go to further tiles.
 """
 
-from ops.kernels.cpu.gemm.emit import bf16, emitted, f32, i32, vector
+from llvmlite import ir
+
+from ops.kernels.cpu.gemm.emit import bf16, emitted, f32, i16, i32, vector
 from ops.kernels.cpu.gemm.target import has
 from ops.kernels.cpu.numba_jit import inlined
 
 LINES, TILE = 16, 1024
+_CONVERTS = "avx512bf16", "avx512bw"                            # the features that convert float32 to bfloat16
 
 _UNITS, _FLOATS = vector(i32, 16), vector(f32, 16)
 _INTERLEAVED = [lane for pair in zip(range(16), range(16, 32)) for lane in pair]
@@ -20,12 +23,51 @@ def _to_bfloat16(e, first, second, parts):
     """Two vectors of 16 float32 as 32 bfloat16, once for each part: the nearest to what the parts before it leave.
 
     Rounds to nearest, ties to even; subnormal numbers become zero. The subtraction is exact. ops/bfloat16.py: split.
+    Processors that multiply bfloat16 have an instruction for it; the others do it bit by bit.
     """
+    narrow, widen = (_rounded, _widened) if has(*_CONVERTS) else (_rounded_bits, _widened_bits)
     rest, found = e.shuffle(first, second, range(32)), []
     for _ in range(parts):
-        found.append(e.builder.fptrunc(rest, vector(bf16, 32)))
-        rest = e.builder.fsub(rest, e.builder.fpext(found[-1], rest.type))
+        found.append(narrow(e, rest))
+        rest = e.builder.fsub(rest, widen(e, found[-1]))
     return found
+
+
+def _rounded(e, x):
+    return e.builder.fptrunc(x, vector(bf16, 32))
+
+
+def _widened(e, x):
+    return e.builder.fpext(x, vector(f32, 32))
+
+
+def _rounded_bits(e, x):
+    """32 float32 as 32 bfloat16 in integers of 16 bits: the arithmetic of ops/bfloat16.py, round_to_bfloat16."""
+    b, wide = e.builder, vector(i32, 32)
+
+    def all_lanes(value):
+        return ir.Constant(wide, [value] * 32)
+
+    bits = e.bitcast(x, wide)
+    size, upper = b.and_(bits, all_lanes(0x7FFFFFFF)), b.lshr(bits, all_lanes(16))
+    last = b.and_(upper, all_lanes(1))
+    nearest = b.lshr(b.add(b.add(bits, last), all_lanes(0x7FFF)), all_lanes(16))
+    quiet, zero = b.or_(upper, all_lanes(0x40)), b.and_(upper, all_lanes(0x8000))
+    nearest = b.select(b.icmp_unsigned(">", size, all_lanes(0x7F800000)), quiet, nearest)
+    nearest = b.select(b.icmp_unsigned("<", size, all_lanes(0x00800000)), zero, nearest)
+    return b.trunc(nearest, vector(i16, 32))
+
+
+def _widened_bits(e, x):
+    wide = vector(i32, 32)
+    return e.bitcast(e.builder.shl(e.builder.zext(x, wide), ir.Constant(wide, [16] * 32)), vector(f32, 32))
+
+
+def parts_needed():
+    """The numbers of parts with which a tile is packed for the kernels of this processor."""
+    if has("amx-tile"):
+        return [0, 1, 2, 3]
+    return [0, 1] if has(*_CONVERTS) else [0]
 
 
 def _line_along(e, parts, source):
@@ -76,10 +118,7 @@ def _tile(along, transpose):
 
     @emitted
     def tile(e, parts, source, stride, to):
-        kinds = [0]
-        if has("avx512bf16", "avx512bw"):                         # never called with others elsewhere
-            kinds += [1, 2, 3] if has("amx-tile") else [1]
-        e.switch(parts, kinds, lambda kind: write(e, kind, source, stride, to))
+        e.switch(parts, parts_needed(), lambda kind: write(e, kind, source, stride, to))
 
     return tile
 

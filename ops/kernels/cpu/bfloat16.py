@@ -1,0 +1,37 @@
+"""Numbers rounded to bfloat16 on the CPU, where no instruction multiplies bfloat16: float32 multiplies them then."""
+
+import numpy as np
+
+from ops.kernels.cpu.numba_jit import inlined, jit, split_rows
+from ops.kernels.cpu.spread import spread
+
+
+def rounded(x):
+    """float32 x (M, N) with each number as ops/bfloat16.py: operand has it, a new array in x's order of memory."""
+    if x.strides[0] == 4 and x.strides[1] != 4:
+        return rounded(x.T).T
+    x = np.asarray(x, order="C") if x.strides[1] != 4 else x
+    out = np.empty(x.shape, np.float32)
+    split_rows(_round_rows, *x.shape, x.view(np.uint32), out.view(np.uint32))
+    return out
+
+
+@inlined
+def round_bits(bits):
+    """The bits of a float32, rounded to bfloat16: to nearest, ties to even; subnormal numbers become zero."""
+    size = bits & np.uint32(0x7FFFFFFF)
+    up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    nearest = np.uint32(bits + up) & np.uint32(0xFFFF0000)
+    nearest = np.uint32(bits & np.uint32(0x80000000)) if size < np.uint32(0x00800000) else nearest
+    quiet = (bits & np.uint32(0xFFFF0000)) | np.uint32(0x00400000)
+    return quiet if size > np.uint32(0x7F800000) else nearest
+
+
+@jit
+def _round_rows(lo, hi, x, out):
+    if spread(lo, hi):
+        return
+    for n in range(lo, hi):
+        row, to = x[n], out[n]
+        for j in range(row.size):
+            to[j] = round_bits(row[j])

@@ -1,0 +1,185 @@
+"""--matmul-precision: what each precision computes, by reference implementations and kernels, and where it holds."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import ops
+from ops.bfloat16 import can_be_split, matmul, operand
+from ops.products import PARTS
+from tinygrad2 import Tensor
+from tinygrad2.dispatch import KERNELS, OPS, kernels
+from tinygrad2.precision import PRECISIONS, ROUNDED, matmul_precision, precision, use_matmul_precision
+from tinygrad2.recompute import recompute
+
+ALL = (*PRECISIONS, ROUNDED)
+MOST = {"highest": 1e-6, "high": 5e-6, "medium": 3e-3, "bfloat16": 3e-3}  # of the root mean square, see tests below
+
+
+def samples(rng):
+    """{op: (arrays, options)}: odd sizes, float32."""
+
+    def normal(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    ids = rng.integers(0, 61, (3, 7))
+    return {
+        "linear": ((normal(3, 7, 33), normal(33, 50), normal(50)), {}),
+        "matmul": ((normal(4, 17, 33), normal(33, 50)), {}),
+        "mlp": ((normal(3, 7, 33), normal(33, 132) / 6, normal(132), normal(132, 50) / 12, normal(50)), {}),
+        "linear_cross_entropy": ((normal(3, 7, 33), normal(61, 33) / 6, ids), {"ignore_index": -1}),
+    }
+
+
+def run(name, arrays, options, mode="auto", dtype=np.float32):
+    """(forward, gradients) of an op on arrays as they are in `dtype`, with random weights for a loss."""
+    inputs = [Tensor(a.astype(dtype), requires_grad=True) if a.dtype.kind == "f" else a for a in arrays]
+    with kernels(mode):
+        out = getattr(ops, name)(*inputs, **options)
+        dout = np.random.default_rng(5).standard_normal(out.shape).astype(dtype)
+        out.backward(dout)
+    return out.numpy(), [x.grad for x in inputs if isinstance(x, Tensor)]
+
+
+def rms(difference, exact):
+    """The root of the mean square of a difference, relative to that of the exact value."""
+    return float(np.sqrt(np.mean(np.square(difference)) / np.mean(np.square(exact))))
+
+
+NAMES = list(samples(np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("asked", ALL)
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_errors_of_each_op_are_those_permitted(name, asked, mode):
+    arrays, options = samples(np.random.default_rng(0))[name]
+    exact = run(name, arrays, options, "reference", np.float64)
+    with matmul_precision(asked):
+        out, gradients = run(name, arrays, options, mode)
+    largest = 0
+    for got, want in zip([out, *gradients], [exact[0], *exact[1]]):
+        largest = max(largest, rms(got - want, want))
+    assert largest < 2.5 * MOST[asked]                            # an mlp has two products in a row
+    if asked == ROUNDED or (mode == "reference" and asked != "highest"):
+        assert largest > MOST[asked] / 20, "nothing was rounded"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_round_what_the_reference_rounds(name):
+    """To a few float32 roundings of sums: an error of bfloat16 would be a thousand times as large."""
+    arrays, options = samples(np.random.default_rng(1))[name]
+    with matmul_precision(ROUNDED):
+        reference, fast = run(name, arrays, options, "reference"), run(name, arrays, options)
+    for got, want in zip([fast[0], *fast[1]], [reference[0], *reference[1]]):
+        # a sum that differs in its last bit may be rounded to the other neighbour before the next product
+        assert rms(got - want, want) < (1e-6 if name in ("linear", "matmul") else 5e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_highest_is_float32_without_any_change(name):
+    arrays, options = samples(np.random.default_rng(0))[name]
+    plain = run(name, arrays, options, "reference")
+    with matmul_precision("highest"):
+        same = run(name, arrays, options, "reference")
+    assert plain[0].tobytes() == same[0].tobytes()
+    assert [g.tobytes() for g in plain[1]] == [g.tobytes() for g in same[1]]
+
+
+@pytest.mark.parametrize("asked", ALL)
+def test_float64_is_never_rounded(asked):
+    for name, (arrays, options) in samples(np.random.default_rng(0)).items():
+        exact = run(name, arrays, options, dtype=np.float64)
+        with matmul_precision(asked):
+            got = run(name, arrays, options, dtype=np.float64)
+        assert exact[0].tobytes() == got[0].tobytes()
+
+
+def test_the_words_are_checked():
+    for function in (matmul_precision, use_matmul_precision):
+        with pytest.raises(ValueError, match="must be one of highest, high, medium, bfloat16, not 'low'"):
+            function("low")
+    assert precision() == "highest" and set(PARTS) == set(ALL)
+
+
+def test_a_default_for_all_threads_and_blocks_for_one():
+    seen = []
+    use_matmul_precision("medium")
+    try:
+        with matmul_precision("high"):
+            thread = threading.Thread(target=lambda: seen.append(precision()))
+            thread.start()
+            thread.join()
+            assert precision() == "high" and seen == ["medium"]
+        assert precision() == "medium"
+    finally:
+        use_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+@pytest.mark.parametrize("again", [False, True])
+def test_backward_has_the_precision_of_its_forward(mode, again):
+    (x, weight, bias), _ = samples(np.random.default_rng(0))["linear"]
+
+    def layer(x):
+        return ops.linear(ops.linear(x, w, b), w.transpose())
+
+    gradients = []
+    with kernels(mode):
+        for around_backward in (ROUNDED, "highest"):
+            w, b, start = (Tensor(a, requires_grad=True) for a in (weight, bias, x))
+            with matmul_precision(ROUNDED):
+                out = recompute(layer, start) if again else layer(start)
+            with matmul_precision(around_backward):
+                out.sum().backward()
+            gradients.append((start.grad.tobytes(), w.grad.tobytes()))
+    assert gradients[0] == gradients[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38, 1e-40, 1e-36])
+@pytest.mark.parametrize("asked", ALL)
+def test_special_values(asked, value):
+    """NaN and infinity go where float32 has them; the largest numbers are infinite in bfloat16."""
+    rng = np.random.default_rng(0)
+    for place in (0, 1):
+        pair = [rng.uniform(0.5, 1, shape).astype(np.float32) for shape in ((13, 18), (18, 50))]
+        pair[place][3, 5] = value
+        rounds = PARTS[asked] == 1
+        with np.errstate(invalid="ignore", over="ignore"):
+            plain = np.matmul(*[operand(np, m) if rounds else m for m in pair])
+            for mode in ("auto", "reference"):
+                with matmul_precision(asked), kernels(mode):
+                    out = ops.linear(*map(Tensor, pair)).numpy()
+                exact = plain if asked == ROUNDED or mode == "reference" else np.matmul(*pair)
+                permitted = [exact, plain] if rounds else [exact]
+                assert any(np.array_equal(np.isnan(out), np.isnan(p)) for p in permitted)
+                assert any(np.array_equal(np.isinf(out), np.isinf(p)) for p in permitted)
+
+
+def test_products_that_cannot_be_split_are_float32():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((5, 30), dtype=np.float32), rng.standard_normal((30, 7), dtype=np.float32)
+    assert can_be_split(np, a, b) and can_be_split(np, a[None], b) and can_be_split(np, a[:0], b)
+    assert can_be_split(np, a * 0, b) and can_be_split(np, a[0], b[:, 0])
+    for tiny in (a * 1e-37, a * np.float32(1e-16)):
+        assert not can_be_split(np, tiny, b * np.float32(1e-16))
+    with matmul_precision("high"), kernels("reference"):
+        out = ops.matmul(Tensor(a * np.float32(1e-36)), Tensor(b)).numpy()
+    assert out.tobytes() == ((a * np.float32(1e-36)) @ b).tobytes()
+
+
+def test_the_reference_is_the_sum_of_products_of_parts():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((5, 30), dtype=np.float32), rng.standard_normal((30, 7), dtype=np.float32)
+    with kernels("reference"):
+        for asked, parts in PARTS.items():
+            with matmul_precision(asked):
+                out = ops.matmul(Tensor(a), Tensor(b)).numpy()
+            assert out.tobytes() == (matmul(np, a, b, parts) if parts else a @ b).tobytes()
+
+
+def test_every_op_with_products_takes_part():
+    """linear_int8 has products of its own, attention's are inside its loops: these are float32."""
+    assert set(NAMES) == {"linear", "matmul", "mlp", "linear_cross_entropy"} <= set(OPS)
+    assert KERNELS.get(("linear", "numpy"), True)

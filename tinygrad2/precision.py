@@ -1,0 +1,56 @@
+"""How exactly matrix products of float32 numbers are computed, in the words of PyTorch's float32_matmul_precision:
+
+    highest     as float32 is
+    high        relative errors of 5e-6 are permitted: a float32 number is the sum of two bfloat16 numbers
+    medium      relative errors of 3e-3: it is one bfloat16 number; sums are float32
+    bfloat16    the same, but as an order: operands are rounded to bfloat16 on every machine (mixed precision)
+
+The first three are permissions: the fastest code computes whose errors are no larger, and that may be float32's. Only
+products of two float32 matrices are affected, in the ops linear, mlp, linear_cross_entropy and matmul (ops/products.py
+has what each word means); all else, attention included, is float32.
+
+Backward of an op has the precision that its forward had, wherever it is called: a Function notes it.
+"""
+
+import contextlib
+
+from tinygrad2.context import Setting
+from tinygrad2.dispatch import kernels
+
+PRECISIONS = ("highest", "high", "medium")  # those of --matmul-precision
+ROUNDED = "bfloat16"
+
+_precision = Setting("matmul_precision", None)
+_default = "highest"
+
+
+def matmul_precision(name):
+    """A block in which products have this precision: "highest", "high", "medium" or "bfloat16".
+
+    It holds for the thread or asyncio task that enters it (context.py). Raises ValueError for another name.
+    """
+    return _precision.set(_checked(name))
+
+
+def use_matmul_precision(name):
+    """The same for the rest of the program: in all threads, wherever there is no block."""
+    global _default
+    _default = _checked(name)
+
+
+def precision():
+    """The name of the precision here."""
+    return _precision.get() or _default
+
+
+@contextlib.contextmanager
+def computing(config):
+    """A block in which ops compute as the flags --kernels and --matmul-precision say; config has both."""
+    with kernels(config.kernels), matmul_precision(config.matmul_precision):
+        yield
+
+
+def _checked(name):
+    if name not in (*PRECISIONS, ROUNDED):
+        raise ValueError(f"the precision must be one of {', '.join((*PRECISIONS, ROUNDED))}, not {name!r}")
+    return name
