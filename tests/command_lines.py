@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -45,6 +46,9 @@ WORDS = [
 ]  # fmt: skip
 SMALL = [*"--n-layer 1 --n-head 2 --n-embd 8 --block-size 8 --vocab-size 300 --batch-size 4".split(),
          *"--steps 2 --sample-tokens 2 --data text.txt".split()]  # fmt: skip
+LONG = {"long": "y" * 100_000, "bytes": "\udcff" * 50,
+        "control characters": "\x1b[31m\x1b]0;t\x07\r\n\u202e\u2028\x9b2J" * 20}
+_CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 TEXT = "The cat sat on the mat. The dog sat on the log.\n<|endoftext|>\nA bird in a tree sang.\n" * 40
 
 
@@ -257,6 +261,8 @@ def _run_child(main, argv, folder, seconds, out, err):
 def problem_of(program, outcome):
     """What is wrong about an outcome, or ""."""
     code, lines = outcome.code, outcome.err.splitlines()
+    if _CONTROL.search(outcome.err if program.name == "inference.py" else outcome.out + outcome.err):  # a text stays
+        return "control characters"
     if "Traceback" in outcome.err or "Traceback" in outcome.out:
         return "a traceback"
     if code == 2:

@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from command_lines import Flag, build_line, make_folder, problem_of, programs, run_forked
+from command_lines import LONG, Flag, build_line, make_folder, problem_of, programs, run_forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 PROGRAMS = {program.name: program for program in programs()}
@@ -28,6 +28,20 @@ def test_odd_lines_run_properly_or_are_refused(base, tmp_path, name, seed, n):
         outcome = run_forked(program.main, argv, folder)
         assert not problem_of(program, outcome), (argv, outcome)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("share", [0.02, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_long_values_and_control_characters_of_every_flag(base, tmp_path, name, kind, share):
+    program, rng = PROGRAMS[name], random.Random(name)
+    for flag in program.flags:
+        if rng.random() < share:
+            argv = [*program.base, f"{flag.name}={LONG[kind]}"]
+            folder = shutil.copytree(base, tmp_path / f"with {flag.name}", symlinks=True)
+            outcome = run_forked(program.main, argv, folder)
+            assert not problem_of(program, outcome), (flag, outcome.code, outcome.out[-2000:], outcome.err[-2000:])
+            shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -208,6 +208,19 @@ def test_a_stream_that_lacks_characters(here, monkeypatch, encoding):
     assert raw.getvalue().endswith("日".encode() + b"\xff")
 
 
+def test_a_text_cannot_give_orders_to_a_terminal(monkeypatch):
+    """A prompt from somewhere, or what a model has learnt: its escape sequences are shown. A file gets all bytes."""
+    text, raw = "a\tb\r\n\x1b[2J\x1b]0;title\x07\u202e\udcff é" + "x" * 9000, io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    write(text)
+    assert raw.getvalue() == text.encode("utf-8", "surrogateescape")
+    raw.seek(0)
+    raw.truncate()
+    monkeypatch.setattr(streams, "is_terminal", lambda stream: True)
+    write(text)
+    assert raw.getvalue().decode() == "a\tb\n" + r"\x1b[2J\x1b]0;title\x07\u202e\udcff é" + "x" * 9000
+
+
 def test_text_in_a_notebook_has_no_invalid_characters(notebook):
     with redirect_stdout(notebook):
         write("日\udcff\udce6\n")

@@ -48,6 +48,11 @@ def printable(text):
     """
     if len(text) > _MOST_OF_LINE:
         text = "".join(map(_cut, text.splitlines(keepends=True)))
+    return visible(text)
+
+
+def visible(text):
+    r"""The same for a text of which nothing may be left out: what is not text as escapes."""
     return _UNSAFE.sub(lambda match: _escape(match[0]), text)
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from functools import partial
 
-from tinygrad2.errors import UserError, printable
+from tinygrad2.errors import UserError, printable, visible
 from tinygrad2.system.launcher import launcher_has_room, ranks_started
 
 ERASE = "\r\x1b[K"  # an escape sequence that may be written: the line of the terminal begins again
@@ -63,13 +63,17 @@ def is_read_live(stream):
 
 def write(text):
     """Write to stdout without delay, in UTF-8 whatever the terminal's encoding; surrogate escapes as the bytes they
-    stand for. A stream without bytes (a notebook's, io.StringIO) gets characters, U+FFFD for invalid bytes.
+    stand for. A stream without bytes (a notebook's, io.StringIO) gets characters, U+FFFD for invalid bytes. A terminal,
+    which obeys control characters, gets them as escapes.
 
     Raises UserError if it cannot be written, as on a full disk, and BrokenPipeError if nobody reads it any more.
     """
-    stream, raw = getattr(sys.stdout, "unprotected", sys.stdout), text.encode("utf-8", "surrogateescape")
+    stream = getattr(sys.stdout, "unprotected", sys.stdout)
     if stream is None:
         return
+    if is_terminal(stream):
+        text = visible(text.replace("\r\n", "\n"))
+    raw = text.encode("utf-8", "surrogateescape")
     binary = getattr(stream, "buffer", None)
     try:
         stream.flush()                                            # what print has left in the stream's buffer
