@@ -50,6 +50,8 @@ KINDS = {  # what is done: [(kind of process, signal, None for a random deadly o
     "rank, the proxy stopped before": [("proxy", STOP), ("rank", None)],
     "guard, stopped before": [("guard", STOP), ("guard", KILL)],
     "rank and guard at once": [("guard", KILL), ("rank", KILL)],
+    "rank, then its guard, stopped before": [("witness", STOP), ("guard", STOP), ("rank", KILL), ("guard", KILL),
+                                              ("witness", signal.SIGCONT)],
     "all ranks at once": [("all ranks", KILL)],
     "all ranks but one at once": [("other ranks", KILL)],
     "mpirun": [("mpirun", KILL)],
@@ -146,7 +148,8 @@ class Job:
 
 
 def strike(rng, kind, found, rank):
-    """Do what KINDS says; returns the last signal."""
+    """Do what KINDS says; returns the last signal, SIGCONT aside."""
+    last = 0
     for which, number in KINDS[kind]:
         if number is None or number == "asked":
             number = rng.choice(ASKED if number else DEADLY)
@@ -163,7 +166,8 @@ def strike(rng, kind, found, rank):
                 pass
         if number == STOP or which == "witness":
             time.sleep(0.5 * rng.random())
-    return number
+        last = last if number == signal.SIGCONT else number
+    return last
 
 
 def kill_one(rng, kind):

@@ -36,7 +36,7 @@ import time
 from tinygrad2.distributed.launch import end_job
 from tinygrad2.distributed.pmi_relay import Relay
 from tinygrad2.distributed.status import StatusTable, describe_death
-from tinygrad2.distributed.witness import connect_to_witness, start_witness
+from tinygrad2.distributed.witness import REPORTED, connect_to_witness, start_witness
 from tinygrad2.errors import to_bytes
 from tinygrad2.system.launcher import is_first_on_host
 from tinygrad2.system.process import end_with, parents, rename_process, wake
@@ -156,7 +156,7 @@ class _Watch:
                 wake(above)
                 return self._end_other_program()
             elif os.getppid() != parent:
-                self._say("mpirun has exited; ending this rank")
+                self._report("mpirun has exited; ending this rank")
                 os.kill(self.child, signal.SIGKILL)
                 return 1
         while not self.closed:  # what it said last
@@ -206,9 +206,9 @@ class _Watch:
 
     def _exit_code(self, code):
         asked = {-code, code - 128} & self.received & {*STOP_SIGNALS}  # it has obeyed a signal to all ranks
-        if not (self.ending or asked):
-            self._say(describe_death(code, self.table and self.table.read(self.row)))
-        if self.alone or not (self.ending or asked):
+        explained = self.ending or asked
+        self._report("" if explained else describe_death(code, self.table and self.table.read(self.row)))
+        if self.alone or not explained:
             end_job(abs(code) or 1)
         if code < 0:
             self._die_of(-code)
@@ -217,15 +217,19 @@ class _Watch:
     def _end_other_program(self):
         name = _command_line(self.child)
         what = f"has become another program ({name or 'unknown'})"
-        self._say(f"{what if name != self.command else 'has closed its files'}; ending the job")
+        self._report(f"{what if name != self.command else 'has closed its files'}; ending the job")
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, signal.SIGKILL)
         end_job(1)
         return 1
 
-    def _say(self, text):
+    def _report(self, text):
+        """Print what is to be said about the rank's end, "" for nothing: afterwards the witness need not say it."""
         who = f"[rank {self.rank} of {self.size}, {socket.gethostname()} pid {self.child}]"
-        write_descriptor(2, to_bytes(f"{who} {text}\n"))
+        if text:
+            write_descriptor(2, to_bytes(f"{who} {text}\n"))
+        with contextlib.suppress(OSError, AttributeError):
+            self.lifeline.send(REPORTED)
 
     def _die_of(self, number):
         import resource

@@ -2,8 +2,8 @@
 
 mpirun reacts to a killed guard (guard.py) by killing all other guards at once, and with each guard its rank ends. None
 of them can report anything. The witness is a process that mpirun does not know: it is in a session of its own, waits
-for the processes of its host in the order in which they end, and reports the first guard that ended before its rank,
-unless the ranks had said that they would end. Then it kills what is left (a stopped rank, for example) and ends, at the
+for the processes of its host in the order in which they end, and reports the first guard that ended without having
+reported how its rank did, unless the ranks had said that they would end. Then it kills what is left (a stopped rank, for example) and ends, at the
 latest a few seconds after the guards. mpirun waits until the last process that can write to its stderr has ended, so
 the line arrives. It removes what is left of a job that has not ended in order: shared memory of ranks that were killed
 while MPI started, a file of mpirun.
@@ -15,7 +15,8 @@ Ctrl-C if that takes longer than a second.
 
 On a busy machine the ends of processes may be reported in another order: others overtake one that is ending. So each
 guard is connected to the witness by a socket, its lifeline, which is closed before mpirun can notice the guard's end:
-Linux closes the descriptors of a killed process from the highest number down.
+Linux closes the descriptors of a killed process from the highest number down. Through it the guard also says that it
+has reported the end of its rank: if rank and guard are killed at once, either may end first, and nobody has.
 
 Needs Linux (pidfd, epoll); elsewhere there is no witness.
 """
@@ -36,6 +37,7 @@ from tinygrad2.system.streams import write_descriptor
 
 _HIGH_NUMBER = 200  # higher than the descriptors of a guard
 _RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
+REPORTED = b"reported"  # message of a guard, before it ends
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
 _ACCEPT_SECONDS = 2.0   # that a guard may take from its connecting to its first message
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
@@ -112,7 +114,6 @@ class _Witness:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(_address(guard))
         self.listener.listen(4096)
-        self.connections = []  # the lifelines
         self.job, self.file, self.table, self.rows, self.hosts = b"", b"", None, [], 1
         self.proxy = _open_process(above[0]) if above else None
         self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
@@ -120,6 +121,7 @@ class _Witness:
         self.epoll = select.epoll()
         self.handles = {}  # descriptor that the system makes readable when a process ends -> (row, RANK or ...)
         self.ranks, self.guards = set(), set()  # rows of those that are alive
+        self.lifelines = {}  # row -> the guard's socket
 
     def run(self):
         """Until all guards have ended."""
@@ -173,9 +175,9 @@ class _Witness:
         with contextlib.suppress(OSError):
             row = int(connection.recv(16) or len(self.rows))
             if row < len(self.rows):
-                self.connections.append(connection)
+                self.lifelines[row] = connection
                 self.handles[connection.fileno()] = row, _LIFELINE
-                self.epoll.register(connection, select.EPOLLHUP)
+                self.epoll.register(connection, select.EPOLLIN)  # also its end
 
     def _clean_up(self):
         os.close(2)  # the proxy waits for its end
@@ -192,15 +194,21 @@ class _Witness:
         """The row of the guard whose death ends the job; None if the job ends in another way, which is reported."""
         while self.guards:
             for i, kind in self._next_events(None):
-                expected = i not in self.ranks or any(
-                    row.name == EXITING or row.stopping for row in map(self.table.read, range(len(self.rows)))
-                )
-                if kind != _RANK and i in self.ranks and self.mpirun and self.mpirun.has_left_its_ranks():
+                if kind == _RANK and i in self.lifelines:
+                    continue  # its guard will have reported it, or be killed as well
+                if kind == _RANK or i not in self.ranks | self.lifelines.keys() or self._has_reported(i):
+                    return None
+                if self.mpirun and self.mpirun.has_left_its_ranks():
                     self.interrupted = True
-                elif kind != _RANK and not expected:
-                    return i
-                return None
+                    return None
+                table = map(self.table.read, range(len(self.rows)))
+                return None if any(row.name == EXITING or row.stopping for row in table) else i
         return None
+
+    def _has_reported(self, i):
+        with contextlib.suppress(OSError, KeyError):
+            return self.lifelines[i].recv(16) == REPORTED
+        return False
 
     def _next_events(self, seconds):
         """[(row, kind)] of what has ended, in the order in which it did."""

@@ -22,6 +22,7 @@ mpirun the process has all cores, and mpi4py is not imported.
 import atexit
 import contextlib
 import faulthandler
+import io
 import os
 import signal
 import socket
@@ -151,9 +152,11 @@ class World:
         return cli.run(main_and_barrier, name, abort=self._abort if self.size > 1 else None, is_rank=True)
 
     def print(self, *args, **kwargs):
-        """Print on rank 0 only."""
+        """Print on rank 0 only, in one write: what other processes of the job print does not come between."""
         if self.rank == 0:
-            print(*args, **kwargs, flush=True)
+            text = io.StringIO()
+            print(*args, **kwargs, file=text)
+            print(text.getvalue(), end="", flush=True)
 
     # -- collectives ---------------------------------------------------------------------------------------------------
 
