@@ -34,7 +34,7 @@ FLAGS = """--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --vocab-size 512 -
            --steps 1000000 --micro-batch-size 1 --checkpoint-every 5 --timeout 10""".split()
 SCRIPT = os.path.join(ROOT, "train_gpt2.py")
 MOST_SECONDS = 120
-KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+KILL, STOP, CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
 DEADLY = [getattr(signal, f"SIG{name}") for name in
           "KILL KILL KILL ABRT SEGV BUS ILL FPE TRAP SYS XCPU ALRM VTALRM PROF USR2 QUIT PWR IO".split()]  # fmt: skip
 ASKED = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
@@ -50,8 +50,7 @@ KINDS = {  # what is done: [(kind of process, signal, None for a random deadly o
     "rank, the proxy stopped before": [("proxy", STOP), ("rank", None)],
     "guard, stopped before": [("guard", STOP), ("guard", KILL)],
     "rank and guard at once": [("guard", KILL), ("rank", KILL)],
-    "rank, then its guard, stopped before": [("witness", STOP), ("guard", STOP), ("rank", KILL), ("guard", KILL),
-                                              ("witness", signal.SIGCONT)],
+    "rank, then its guard": [("witness", STOP), ("guard", STOP), ("rank", KILL), ("guard", KILL), ("witness", CONT)],
     "all ranks at once": [("all ranks", KILL)],
     "all ranks but one at once": [("other ranks", KILL)],
     "mpirun": [("mpirun", KILL)],
@@ -166,7 +165,7 @@ def strike(rng, kind, found, rank):
                 pass
         if number == STOP or which == "witness":
             time.sleep(0.5 * rng.random())
-        last = last if number == signal.SIGCONT else number
+        last = last if number == CONT else number
     return last
 
 

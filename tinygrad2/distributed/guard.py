@@ -12,6 +12,8 @@ The child goes on as the rank. The parent, the process that mpirun knows, waits 
     the rank ended by itself, and has reported why    the guard ends with the same exit code
     it was killed, or ended without a word            one line: rank, host, process, signal or exit code, collective;
                                                       the job ends with the signal's number, or a code other than 0
+    MPI ended it by exit or MPI_Abort                 the same after two seconds: perhaps because another rank has died,
+                                                      whose guard ends the job in that time
     it became another program                         the same, and that program is killed
     the guard itself is killed                        the system kills the rank; the witness (witness.py) reports it
     mpirun dies                                       the guard kills the rank
@@ -36,7 +38,8 @@ import time
 from tinygrad2.distributed.launch import end_job
 from tinygrad2.distributed.pmi_relay import Relay
 from tinygrad2.distributed.status import StatusTable, describe_death
-from tinygrad2.distributed.witness import REPORTED, connect_to_witness, start_witness
+from tinygrad2.distributed.watchdog import OTHERS_FIRST_SECONDS
+from tinygrad2.distributed.witness import REPORTED, connect_to_witness, start_witness, tell_witness
 from tinygrad2.errors import to_bytes
 from tinygrad2.system.launcher import is_first_on_host
 from tinygrad2.system.process import end_with, parents, rename_process, wake
@@ -146,9 +149,9 @@ class _Watch:
                 self._forward(os.read(wakeup, 64))
             if self.connection in ready:
                 self._take_message()
-            self.relay.forward(ready)
-            while self.relay.job:
-                self._tell_witness(self.relay.job.pop())
+            self.relay.forward(ready, 0 if self.ending else OTHERS_FIRST_SECONDS)
+            while self.relay.job and tell_witness(self.relay.job[-1]):
+                self.relay.job.pop()
             pid, code = os.waitpid(self.child, os.WNOHANG)
             if pid:
                 status = code
@@ -194,19 +197,18 @@ class _Watch:
         elif word == _TABLE:
             (self.row, _), *rows = (tuple(map(int, row.split(b","))) for row in rest)
             self.table = StatusTable(descriptors[0], self.row + 1, self.row)
-            self._tell_witness(message, descriptors)
+            if self.witness:
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self.witness, [message], descriptors)
             self.lifeline = connect_to_witness(rows, self.row)  # closed by the system when this guard ends
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _tell_witness(self, message, descriptors=()):
-        if self.witness:
-            with contextlib.suppress(OSError):
-                socket.send_fds(self.witness, [message], descriptors)
-
     def _exit_code(self, code):
         asked = {-code, code - 128} & self.received & {*STOP_SIGNALS}  # it has obeyed a signal to all ranks
         explained = self.ending or asked
+        if code > 0 and not explained:
+            time.sleep(OTHERS_FIRST_SECONDS)
         self._report("" if explained else describe_death(code, self.table and self.table.read(self.row)))
         if self.alone or not explained:
             end_job(abs(code) or 1)

@@ -3,17 +3,21 @@
 MPICH creates a file of about 1 MB per rank there, and removes it when the job ends in order. After a job that was
 killed or aborted it would stay, and /dev/shm fill up: in a container it often has 64 MB. In a full one MPICH crashes
 without a message (SIGBUS). So the ranks remove the file as soon as all have mapped it, and check the room before that.
-If they are killed in between, the witness does (witness.py).
+If they are killed in between, the witness does (witness.py); also files of UCX, which MPICH uses, and which exist for a
+moment only.
 """
 
 import contextlib
 import os
 import re
 
+from tinygrad2.system.temporary import is_mine
+
 BYTES_PER_RANK = 1_100_000  # MPICH 5.0: 1.06 MB measured for 2, 3 and 4 ranks
 _MANY = 16  # ranks: with room for fewer the doctor says how to make more
 _FOLDER = "/dev/shm"
 _MPICH_FILE = re.compile(r"mpich_shm_\w+")
+_UCX_FILE = re.compile(r"ucx_shm_posix_[0-9a-f]+")
 
 
 def unlink_mpi_memory(maps="/proc/self/maps", folder=_FOLDER):
@@ -40,6 +44,30 @@ def unlink_files_of_job(name, folder=_FOLDER):
             if re.fullmatch(rf"mpich_(shm|vci)_{code:x}_\d+", file):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file))
+
+
+def unlink_abandoned_files(since, folder=_FOLDER):
+    """Remove UCX's files that were created since then (as of time.time) by processes that have ended: UCX removes the
+    name as soon as it has mapped the file, so a process that is killed in between leaves it. The names are random."""
+    with contextlib.suppress(OSError):
+        paths = [entry.path for entry in os.scandir(folder) if _UCX_FILE.fullmatch(entry.name)
+                 and is_mine(entry.stat()) and entry.stat().st_mtime >= since]  # fmt: skip
+        for path in set(paths) - _open_files(folder) if paths else ():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _open_files(folder):
+    """The paths of all files in this folder that some process has opened or mapped."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+                found |= {line.split(None, 5)[-1].strip() for line in file if folder in line}
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return found
 
 
 def describe(folder=_FOLDER):

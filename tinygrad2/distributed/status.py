@@ -9,8 +9,6 @@
 Imports nothing that loads NumPy.
 """
 
-import contextlib
-import glob
 import mmap
 import os
 import signal
@@ -19,11 +17,11 @@ import tempfile
 import time
 
 from tinygrad2.errors import to_bytes
-from tinygrad2.system.temporary import create_file, sweep
+from tinygrad2.system.temporary import create_file, remove_files_of, sweep
 
 _ROW = struct.Struct("qqddqqq120s200s")  # number, inside, since, beat, pid, asked, stopping, name, location
 _BEAT, _PID, _ASKED, _STOPPING, _NAME, _LOCATION = 24, 32, 40, 48, 56, 176  # byte offsets in a row
-_FILE = "tinygrad2-status-"  # the name of the table's file begins so
+_FILE = "status"  # the name of the table's temporary file
 EXITING = "exiting"  # the name in the row of a rank that ends, and has reported why
 
 
@@ -56,7 +54,7 @@ class StatusTable:
         """Create a file of the required size; returns its path. The caller removes it once all ranks have opened it."""
         for folder in ["/dev/shm"] * os.access("/dev/shm", os.W_OK) + [tempfile.gettempdir()]:
             sweep(folder)
-            handle, path = create_file(folder, "status", 0o600)  # stays open, and locked: nobody sweeps it
+            handle, path = create_file(folder, _FILE, 0o600)  # stays open, and locked: nobody sweeps it
             try:
                 os.posix_fallocate(handle, 0, _ROW.size * rows)  # else a full /dev/shm ends the ranks by SIGBUS
                 return path
@@ -70,9 +68,7 @@ class StatusTable:
     def remove_file(creator):
         """Remove what a process has created that was killed before it could do so itself."""
         for folder in ("/dev/shm", tempfile.gettempdir()):
-            for path in glob.glob(os.path.join(glob.escape(folder), f"{_FILE}{creator}-*")):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+            remove_files_of(creator, folder, _FILE)
 
     def _pack(self, row, offset, form, *values):
         struct.pack_into(form, self._memory, row * _ROW.size + offset, *values)

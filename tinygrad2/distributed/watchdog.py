@@ -34,6 +34,7 @@ from tinygrad2.system.signals import REPEATED, STOP_SIGNALS, leave_now
 from tinygrad2.system.streams import write_descriptor
 
 TIMED_OUT = 124  # the exit code, as of the command `timeout`
+OTHERS_FIRST_SECONDS = 2.0  # MPI ends a rank, or raises, if another one has died: that one's guard ends the job first
 IDLE_FACTOR = 10  # times the timeout: how long rank 0, while it works alone, may do nothing
 
 END_OF_PROGRAM = "the end of the program"  # the collective after which ranks may end
@@ -165,7 +166,7 @@ class Watchdog:
         self._death = (f"rank {self.ranks[i]} (pid {row.pid}) died without a message, {when} #{row.number} "
                        f"'{row.name}': killed from outside (out of memory? see dmesg), or crashed")  # fmt: skip
         speaks = self.table.own == min(j for j in range(self.table.rows) if j != i)  # one report is enough
-        self._patience = _GRACE_SECONDS / 4 if speaks else _GRACE_SECONDS / 2
+        self._patience = _GRACE_SECONDS * (1 if speaks else 1.5) / (1 if self.guard else 4)
         if speaks and not self.guard:
             write_descriptor(2, to_bytes(f"[rank {self.rank} of {self.size}] {self._death}\n"))
 

@@ -3,10 +3,10 @@
 mpirun reacts to a killed guard (guard.py) by killing all other guards at once, and with each guard its rank ends. None
 of them can report anything. The witness is a process that mpirun does not know: it is in a session of its own, waits
 for the processes of its host in the order in which they end, and reports the first guard that ended without having
-reported how its rank did, unless the ranks had said that they would end. Then it kills what is left (a stopped rank, for example) and ends, at the
-latest a few seconds after the guards. mpirun waits until the last process that can write to its stderr has ended, so
-the line arrives. It removes what is left of a job that has not ended in order: shared memory of ranks that were killed
-while MPI started, a file of mpirun.
+reported how its rank did, unless the ranks had said that they would end. Then it kills what is left (a stopped rank,
+for example) and ends, at the latest a few seconds after the guards. mpirun waits until the last process that can write
+to its stderr has ended, so the line arrives. It removes what is left of a job that
+has not ended in order: shared memory of ranks that were killed while MPI started, a file of mpirun.
 
 It also sees to mpirun's exit code. MPICH's mpirun kills all ranks after a second Ctrl-C. It waits for the end of its
 process on each host (the proxy), and looks at its exit code only as long as the proxy's output is open: sometimes it is
@@ -28,10 +28,10 @@ import signal
 import socket
 import time
 
-from tinygrad2.distributed.shared_memory import unlink_files_of_job
+from tinygrad2.distributed.shared_memory import unlink_abandoned_files, unlink_files_of_job
 from tinygrad2.distributed.status import EXITING, StatusTable, describe_death
 from tinygrad2.errors import to_bytes
-from tinygrad2.system.process import parents, rename_process, set_parent_death_signal, wake
+from tinygrad2.system.process import parents, rename_process, set_parent_death_signal, started_at, wake
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import write_descriptor
 
@@ -40,6 +40,7 @@ _RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
 REPORTED = b"reported"  # message of a guard, before it ends
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
 _ACCEPT_SECONDS = 2.0   # that a guard may take from its connecting to its first message
+_START_SECONDS = 1.0    # within which the system ends ranks that were killed while MPI starts
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
@@ -49,8 +50,7 @@ def start_witness(size, rank):
     size    how many ranks there are in all
     rank    the process of that rank, which creates the status table
 
-    Returns a socket for what the guard learns later: the messages of Relay.job, and that of Guard.share with the status
-    table. None where there can be no witness.
+    Returns a socket for the message of Guard.share with the status table. None where there can be no witness.
     """
     if not hasattr(os, "pidfd_open") or not hasattr(select, "epoll"):
         return None
@@ -83,6 +83,24 @@ def connect_to_witness(rows, own):
     return None
 
 
+def tell_witness(message):
+    """Tell this host's witness what a guard has learned of the job (Relay.job): of whatever rank, the first one may be
+    slow. Returns False if there is no witness yet."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(message, socket.MSG_DONTWAIT, _inbox(os.getppid()))
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:  # its queue is full, for example: enough other guards have told it
+        pass
+    return True
+
+
+def _inbox(proxy):
+    """Where it takes that: named by mpirun's process on this host, which all guards know."""
+    return b"\0tinygrad2 inbox of the witness below %d" % proxy
+
+
 def _address(guard):
     """Where the witness that was started by this guard, that of the first rank of its host, listens: no file."""
     return b"\0tinygrad2 witness of guard %d" % guard
@@ -108,13 +126,17 @@ class _Witness:
     """guard, rank: the process that has started it, and its rank's."""
 
     def __init__(self, connection, size, guard, rank):
-        self.first_rank = rank
+        self.first_rank, self.since = rank, started_at(guard)
         self.connection, self.size, self.above = connection, size, parents(guard)
         above = self.above  # mpirun's process on this host (the proxy), and mpirun
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(_address(guard))
         self.listener.listen(4096)
-        self.job, self.file, self.table, self.rows, self.hosts = b"", b"", None, [], 1
+        self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.inbox.setblocking(False)
+        with contextlib.suppress(OSError):
+            self.inbox.bind(_inbox(above[0] if above else 1))
+        self.jobs, self.files, self.table, self.rows, self.hosts = set(), set(), None, [], 1
         self.proxy = _open_process(above[0]) if above else None
         self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
         self.interrupted = False  # have the ranks been killed by mpirun after a second Ctrl-C?
@@ -139,11 +161,7 @@ class _Witness:
         with contextlib.suppress(OSError):
             message, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1)
         word, *rest = message.split() or [b""]
-        if word == b"job":
-            self.job = rest[0]
-        elif word == b"file":
-            self.file = rest[0]
-        elif word:
+        if word:
             (_, self.hosts), *self.rows = (tuple(map(int, row.split(b","))) for row in rest)
             self.table = StatusTable(descriptors[0], len(self.rows))
             for descriptor in descriptors:
@@ -183,12 +201,28 @@ class _Witness:
         os.close(2)  # the proxy waits for its end
         if self.proxy:
             select.select([self.proxy], [], [], _LAST_SECONDS)
-        unlink_files_of_job(self.job)
-        StatusTable.remove_file(self.first_rank)
-        with contextlib.suppress(OSError):
-            os.unlink(self.file)
+        last = time.monotonic() + (_START_SECONDS if self.table is None else 0)
+        while True:  # a rank that is being killed may still create one
+            self._learn()
+            for name in self.jobs:
+                unlink_files_of_job(name)
+            unlink_abandoned_files(self.since)
+            StatusTable.remove_file(self.first_rank)
+            if time.monotonic() >= last:
+                break
+            time.sleep(0.1)
+        for path in self.files:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         if self.interrupted:
             self.mpirun.end()
+
+    def _learn(self):
+        """Take what guards have told about the job."""
+        with contextlib.suppress(OSError):
+            while message := self.inbox.recv(1 << 12):
+                word, _, value = message.partition(b" ")
+                (self.jobs if word == b"job" else self.files).add(value)
 
     def _first_killed(self):
         """The row of the guard whose death ends the job; None if the job ends in another way, which is reported."""

@@ -45,7 +45,7 @@ from tinygrad2.distributed.launch import (
 from tinygrad2.distributed.shared_memory import unlink_mpi_memory
 from tinygrad2.distributed.status import StatusTable
 from tinygrad2.distributed.transport import Transport
-from tinygrad2.distributed.watchdog import END_OF_PROGRAM, Watchdog
+from tinygrad2.distributed.watchdog import END_OF_PROGRAM, OTHERS_FIRST_SECONDS, Watchdog
 from tinygrad2.errors import EarlyExit, UserError, one_line, to_bytes
 from tinygrad2.system.failures import explain
 from tinygrad2.system.launcher import own_rank, ranks_started
@@ -146,6 +146,9 @@ class World:
                 code = main()
             except EarlyExit:
                 code = 0
+            except Exception as error:
+                self._let_others_speak(error)
+                raise
             self.barrier(END_OF_PROGRAM)  # a rank that gets here while others are in another collective is reported
             return code
 
@@ -331,9 +334,15 @@ class World:
         """End all ranks because of an exception in this one."""
         if isinstance(error[1], KeyboardInterrupt):  # while modules are imported
             self._abort("interrupted\n", 130)
+        self._let_others_speak(error[1])
         if line := explain(error[1]):
             self._abort(one_line(line) + "\n", 2)
         self._abort("".join(traceback.format_exception(*error)), cli.exit_code(error[1]))
+
+    def _let_others_speak(self, error):
+        """MPI raises this if another rank has died: that one's guard ends the job first."""
+        if self._mpi and isinstance(error, self._mpi.Exception):
+            time.sleep(OTHERS_FIRST_SECONDS)
 
     def _abort(self, text, code, at_once=False):
         """Print the text and end all ranks with this exit code. Never returns."""

@@ -63,6 +63,16 @@ def replacing(path):
         raise
 
 
+def remove_files_of(pid, folder, name):
+    """Remove what a process of this host, which has ended, has left of `name` in a folder. Errors are of no
+    interest."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.tinygrad2-{_host()}-{pid}-[0-9a-f]{{8}}\.tmp")
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(folder):
+            if pattern.fullmatch(entry):
+                remove(os.path.join(folder, entry))
+
+
 def remove(path):
     """Remove a temporary file; an error is of no interest."""
     with contextlib.suppress(OSError):
