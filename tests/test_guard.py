@@ -4,19 +4,21 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from test_distributed import CLEAN, MPIRUN, mpirun
+from marks import slow_but
+from test_distributed import CLEAN, MPIRUN, mpirun, needs_mpich
 from test_failures import no_process_is_left, start
 from test_train import ROOT
 
-from tinygrad2.distributed import shared_memory
+from tinygrad2.distributed import shared_memory, status, witness
 from tinygrad2.distributed.guard import start_guard
-from tinygrad2.distributed.status import Status, describe_death
+from tinygrad2.distributed.status import Status, StatusTable, describe_death
 from tinygrad2.distributed.work import work_done
 from tinygrad2.errors import to_bytes
 from tinygrad2.system.process import kill_marked, started_at
@@ -208,6 +210,33 @@ def test_a_job_of_one_rank_that_is_not_complete_never_ends_with_0(tmp_path, code
     assert result.stderr.count("\n") == (line > "")
 
 
+ENDED_BY_MPI = {
+    "exit": "leave_now(143)",
+    "MPI_Abort": "world._mpi.COMM_WORLD.Abort(143)",
+    "an exception": "raise world._mpi.Exception(5)",
+}
+
+
+@needs_mpich
+@pytest.mark.parametrize("how", slow_but(("exit",), ENDED_BY_MPI))
+def test_a_rank_that_mpi_ends_because_another_has_died_is_not_named(tmp_path, how):
+    """MPI may see a death before that rank's guard has reported it: here by half a second."""
+    path = script(tmp_path, "from tinygrad2.system.signals import leave_now\ndef main():\n"
+                            f"    world.barrier('ready')\n    if world.rank == 0:\n        {ENDED_BY_MPI[how]}\n"
+                            "    time.sleep(0.5)\n    os.kill(os.getpid(), 9)\nworld.run(main)")  # fmt: skip
+    result = mpirun(2, path, cwd=tmp_path)
+    assert result.returncode == 9
+    assert re.findall(r"^\[rank (\d) of 2, \S+ pid \d+\] (.{10})", result.stderr, re.MULTILINE) == [("1", "was killed")]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_with_its_guard_is_named():
+    """The rank ends first, and its guard, which is stopped, has no time to report that."""
+    result = subprocess.run([sys.executable, ROOT / "tests" / "kill_ranks.py", "1", "5", "rank, then its guard"],
+                            env=CLEAN, capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.slow
 def test_ranks_that_are_killed_are_named():
     """A short form of the measurement in docs/robustness.md."""
@@ -243,6 +272,41 @@ def test_memory_of_mpi_is_unlinked(tmp_path):
                     f"7f04-7f05 rw-s 00000000 00:19 14   {tmp_path}/other\n")  # fmt: skip
     shared_memory.unlink_mpi_memory(str(maps), str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "mpich_shm_ffff_0", "other"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="there is no /proc")
+def test_files_of_ucx_that_nobody_has_opened_are_removed(tmp_path):
+    now = time.time()
+    for name, age in (("ucx_shm_posix_1a2b", 0), ("ucx_shm_posix_3c4d", 100), ("ucx_shm_posix_5e6f", 0), ("other", 0)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (now - age, now - age))
+    with open(tmp_path / "ucx_shm_posix_5e6f", "rb"):
+        shared_memory.unlink_abandoned_files(now - 10, str(tmp_path))
+        assert {path.name for path in tmp_path.iterdir()} == {"ucx_shm_posix_3c4d", "ucx_shm_posix_5e6f", "other"}
+    shared_memory.unlink_abandoned_files(now - 10, str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"ucx_shm_posix_3c4d", "other"}
+
+
+def test_the_status_table_of_a_rank_that_was_killed_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(status.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(status.os, "access", lambda *_: False)  # not in /dev/shm
+    path = StatusTable.create_file(2)
+    StatusTable.remove_file(os.getpid() + 1)
+    assert os.path.exists(path)
+    StatusTable.remove_file(os.getpid())
+    assert not os.path.exists(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_any_guard_tells_the_witness_what_it_has_learned(monkeypatch):
+    monkeypatch.setattr(witness.os, "getppid", os.getpid)  # a number that no other test uses
+    assert not witness.tell_witness(b"job kvs_1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        inbox.bind(witness._inbox(os.getpid()))
+        assert witness.tell_witness(b"job kvs_1") and inbox.recv(100) == b"job kvs_1"
+        inbox.setblocking(False)
+        for _ in range(2000):
+            assert witness.tell_witness(b"job kvs_1")  # also when the queue is full
 
 
 def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):
