@@ -14,6 +14,7 @@ import pytest
 from test_distributed import CLEAN, needs_mpich
 from test_train import ROOT, SMALL, TEXT, metrics
 
+from tinygrad2.cli import WITHOUT_OUTPUT
 from tinygrad2.commands import hosts, launch
 from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights
@@ -92,6 +93,13 @@ def test_an_error_in_flags_is_not_tried_again(mpirun, tmp_path):
     mpirun((2, "program.py: --lr must be positive"))
     assert launch.main(["-n", "2", "--", "program.py"]) == 2
     assert len(starts(tmp_path)) == 1
+
+
+def test_a_training_that_has_only_lost_its_output_is_complete(mpirun, tmp_path, capfd):
+    mpirun((1, "program.py: 3 line(s) of standard output were lost", f"program.py: {WITHOUT_OUTPUT}"), (0,))
+    assert launch.main(["-n", "2", "--", "program.py"]) == 1
+    assert len(starts(tmp_path)) == 1
+    assert "complete, except that standard output could not be written: not started" in capfd.readouterr().err
 
 
 def test_with_the_ranks_that_are_left(mpirun, tmp_path):

@@ -17,7 +17,7 @@ from test_train import ROOT, SMALL, TEXT
 import inference
 import train_gpt2
 from tinygrad2 import __main__ as commands
-from tinygrad2.cli import call
+from tinygrad2.cli import WITHOUT_OUTPUT, call
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import EarlyExit, UserError, printable
 from tinygrad2.monitor.progress import Meter, Progress
@@ -91,12 +91,12 @@ def shell(program, redirections, folder, **environment):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_training_goes_on_without_a_disk_for_its_output(here):
     result = shell(["train_gpt2.py", *FLAGS, "--weights-out", "full.bin"], ">/dev/full", here)
-    first, last = result.stderr.splitlines()
+    first, last, lost = result.stderr.splitlines()
     assert result.returncode == 1 and first.startswith(
         "train_gpt2.py: standard output cannot be written (No space left on device)"
     )
-    assert re.fullmatch(r"train_gpt2.py: \d\d line\(s\) of standard output were lost", last)
-    assert (here / "full.bin").exists()
+    assert re.fullmatch(r"train_gpt2.py: \d\d line\(s\) of standard output were lost", lost)
+    assert last == f"train_gpt2.py: {WITHOUT_OUTPUT}" and (here / "full.bin").exists()
 
 
 @pytest.mark.parametrize("redirections", [">&-", "2>&-", "<&- >&- 2>&-"])
@@ -165,7 +165,8 @@ def test_what_cannot_be_printed_is_reported_once_and_by_the_exit_code(monkeypatc
     assert [call(lambda code=code: main(code), "prog") for code in (0, None, 3)] == [1, 1, 3]
     reason = "No space left on device"
     line = f"prog: standard output cannot be written ({reason}): what is printed is lost, all else goes on"
-    assert capsys.readouterr().err.splitlines() == 3 * [line, "prog: 2 line(s) of standard output were lost"]
+    said, complete = [line, "prog: 2 line(s) of standard output were lost"], [f"prog: {WITHOUT_OUTPUT}"]
+    assert capsys.readouterr().err.splitlines() == said + complete + said + complete + said
     assert isinstance(sys.stdout, Full)  # what was there is back
 
 

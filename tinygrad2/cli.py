@@ -27,6 +27,8 @@ from tinygrad2.system.signals import watch_cpu_limit
 from tinygrad2.system.streams import arguments, discard_output, is_session, print_error, protected_streams
 from tinygrad2.system.threads import MOST_THREADS
 
+WITHOUT_OUTPUT = "complete, except that standard output could not be written: exit code 1"
+
 
 def flag(value, text, **more):
     """A dataclass field with its default value and help text.
@@ -238,7 +240,7 @@ def callable_main(main):
                 code = main(*args, **kwargs)
             except EarlyExit:
                 code = 0
-        return code or (1 if output.error else code)
+        return _after(code, output, program())
 
     return protected_main
 
@@ -263,7 +265,15 @@ def call(main, name=None, abort=None):
     name = name or program()
     with protected_streams(name) as output:
         code = _call(main, name, abort)
-    return code or (1 if output.error else code)
+    return _after(code, output, name)
+
+
+def _after(code, output, name):
+    """The exit code of a main that has returned `code`: not 0 if its standard output could not be written."""
+    if code or not output.error:
+        return code
+    print_error(f"{name}: {WITHOUT_OUTPUT}")
+    return 1
 
 
 def _call(main, name, abort):

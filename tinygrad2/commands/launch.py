@@ -12,8 +12,9 @@ With -f, hosts that do not answer (`ssh HOST true`) are left out of the next sta
 
 Not started again: after four starts that ended in the same way, without a new checkpoint; after Ctrl-C, SIGTERM,
 SIGUSR1 or SIGHUP to this program (they are passed on: the ranks save and end), and after exit code 2, an error in flags
-or files. Exit code 0: the training is complete, after however many restarts. Else the code of the last start, or 128
-and the number of the signal that ended it.
+or files; nor a training that is complete, but could not write to standard output (exit code 1). Exit code 0: the
+training is complete, after however many restarts. Else the code of the last start, or 128 and the number of the signal
+that ended it.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import threading
 import time
 import uuid
 
-from tinygrad2.cli import Parser, PathAction, explanation
+from tinygrad2.cli import WITHOUT_OUTPUT, Parser, PathAction, explanation
 from tinygrad2.commands.hosts import answers, read_hostfile
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.watchdog import TIMED_OUT
@@ -44,6 +45,7 @@ from tinygrad2.system.streams import write_descriptor
 from tinygrad2.system.temporary import temporary_folder
 
 _REPORT = re.compile(rb"^\[rank \d+ of \d+[^\]\n]*\] .+", re.MULTILINE)  # what ranks and guards print about a failure
+_WITHOUT_OUTPUT = re.compile(rb"^[^\n]+: " + WITHOUT_OUTPUT.encode())
 _LEFT_SECONDS = 10.0  # that processes of a job may take to end after mpirun has
 _ALIKE = 4  # starts that end in the same way, at the same step, are enough
 _USER_ERROR = 2
@@ -113,6 +115,7 @@ class _Launch:
         version = subprocess.run([self.mpirun, "--version"], capture_output=True, env=environment())
         self.is_mpich = b"HYDRA" in version.stdout
         self.process, self.mark, self.stops, self.ends = None, "", [], []
+        self.is_complete = False  # has this start said that it is, although its exit code is 1?
 
     def run(self):
         """Returns the exit code."""
@@ -132,6 +135,9 @@ class _Launch:
                     return code if code in _FAILED else 128 + self.stops[0]
                 if code == _USER_ERROR:
                     self._say("exit code 2, an error in flags or files: not started again")
+                    return code
+                if code == 1 and self.is_complete:
+                    self._say("complete, except that standard output could not be written: not started again")
                     return code
                 if restarts == self.max_restarts:
                     self._say(f"{reason}; not started again: --max-restarts is {self.max_restarts}")
@@ -174,14 +180,24 @@ class _Launch:
             )  # fmt: skip
             for number in self.stops:                             # one that came meanwhile
                 self._send(number)
-            reports = []
-            reader = threading.Thread(target=_copy_errors, args=(self.process.stderr, reports))
+            reports, self.is_complete = [], False
+            reader = threading.Thread(target=self._copy_errors, args=(self.process.stderr, reports))
             reader.start()
             code = self.process.wait()
             kill_marked(self.mark, _LEFT_SECONDS)                 # if mpirun itself was killed, for example
             reader.join()
             self.process.stderr.close()
         return code if code >= 0 else 128 - code, reports[0] if reports else "", time.monotonic() - begin
+
+    def _copy_errors(self, stream, reports):
+        """Pass on what the job writes to stderr, and keep what ranks and guards report."""
+        rest = b""
+        while data := os.read(stream.fileno(), 1 << 16):
+            write_descriptor(2, data)
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-10_000:]
+            reports += [line.decode("utf-8", "replace") for line in lines if _REPORT.match(line) and len(reports) < 10]
+            self.is_complete |= any(map(_WITHOUT_OUTPUT.match, lines))
 
     def _host_flags(self, files):
         if not self.hosts:
@@ -232,16 +248,6 @@ class _Launch:
                     file.write(json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S"), **row}) + "\n")
             except (OSError, UserError) as error:
                 self._say(f"--log {self.log}: cannot be written ({getattr(error, 'strerror', None) or error})")
-
-
-def _copy_errors(stream, reports):
-    """Pass on what the job writes to stderr, and keep what ranks and guards report."""
-    rest = b""
-    while data := os.read(stream.fileno(), 1 << 16):
-        write_descriptor(2, data)
-        *lines, rest = (rest + data).split(b"\n")
-        rest = rest[-10_000:]
-        reports += [line.decode("utf-8", "replace") for line in lines if _REPORT.match(line) and len(reports) < 10]
 
 
 def _power_of_two(number):
