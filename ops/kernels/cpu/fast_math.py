@@ -33,6 +33,20 @@ def max32(typingctx, a, b):
     return types.float32(types.float32, types.float32), codegen
 
 
+@intrinsic
+def floor32(typingctx, x):
+    """The largest whole number up to x, as a float32. `math.floor` makes an int64 of it: AVX2 has no such conversion
+    of vectors, so it would be done element by element."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.FloatType(), [ir.FloatType()]), "llvm.floor.f32"
+        )
+        return builder.call(function, args)
+
+    return types.float32(types.float32), codegen
+
+
 _LOG2E = np.float32(1 / math.log(2))
 _LN2_HI, _LN2_LO = np.float32(0.693359375), np.float32(-2.12194440e-4)   # ln 2 in two parts, Cody and Waite 1980
 _LOWEST, _HIGHEST = np.float32(-69.0), np.float32(88.0)            # e^-69 = 1e-30: what is smaller never matters here
@@ -49,7 +63,7 @@ def exp32(x):
     """
     x = _LOWEST if x < _LOWEST else x                             # NaN passes both comparisons
     x = _HIGHEST if x > _HIGHEST else x
-    n = np.float32(math.floor(x * _LOG2E + _HALF))
+    n = floor32(x * _LOG2E + _HALF)
     f = (x - n * _LN2_HI) - n * _LN2_LO
     p = _C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7))))
     p = _ONE + f * (_ONE + f * p)
