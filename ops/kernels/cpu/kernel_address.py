@@ -10,13 +10,20 @@ _I64 = ir.IntType(64)
 @intrinsic
 def enclosing_kernel(typingctx):
     """(address of a function (arguments, lo, hi) that calls the kernel whose code this is, address of the values of the
-    kernel's arguments after lo and hi in this call). The function returns 0, or another number if the kernel raised."""
+    kernel's arguments after lo and hi in this call). The function returns 0, or another number if the kernel raised.
+
+    The arrays among these values have no owner. A slice of an array counts as a reference to its owner, so threads that
+    take row after row of one array would change one counter all the time, each fetching it from the other's cache: two
+    threads computed a layernorm more slowly than one. The caller owns the arrays until all threads are done.
+    """
 
     def codegen(context, builder, signature, _):
         kernel = builder.function
         result, error, _, _, *rest = kernel.args                  # first: where Numba puts what it returns, raises
         values = cgutils.alloca_once(builder, ir.LiteralStructType([value.type for value in rest]))
-        for i, value in enumerate(rest):
+        for i, (value, following) in enumerate(zip(rest, [*rest[1:], None])):
+            if _is_owner(value, following):
+                value = ir.Constant(value.type, None)
             builder.store(value, cgutils.gep_inbounds(builder, values, 0, i))
         entry = ir.Function(builder.module, ir.FunctionType(_I64, [_I64] * 3), kernel.name + ".part")
         entry.linkage = "internal"
@@ -33,6 +40,11 @@ def enclosing_kernel(typingctx):
         return context.make_tuple(builder, signature.return_type, addresses)
 
     return types.UniTuple(types.int64, 2)(), codegen
+
+
+def _is_owner(value, following):
+    """Is it the first of the values that Numba passes for an array: owner, Python's object, sizes, address, ...?"""
+    return following is not None and all(isinstance(v.type, ir.PointerType) for v in (value, following))
 
 
 @intrinsic
