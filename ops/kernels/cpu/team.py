@@ -16,7 +16,7 @@ import numpy as np
 from ops.kernels.cpu.spread import FAILED, HALF, JOB, PARTS, WAIT, WORDS, serve
 from tinygrad2.system.threads import POOL, available_cores, planned_threads
 
-_PATIENCE = 100e-6  # seconds: longer than what Python does between two kernels, shorter than anybody would notice
+_PATIENCE = 1e-3  # seconds: longer than what Python does between two kernels, even with cold caches
 
 
 class Team:
