@@ -55,8 +55,10 @@ if vendor == "OpenBLAS":                                          # that NumPy c
     AROUND.update(dict.fromkeys((Attention, Linear, LinearCrossEntropy, LinearInt8, MatMul, MLP), ALL_THREADS))
 
 
-def gemm(a, b, out, add=False, scale=1.0):
+def gemm(a, b, out, add=False, scale=1.0, bias=None):
     """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Returns out.
+
+    bias    contiguous (N,), for out = scale a b + bias
 
     Rows or columns of a and b must be contiguous. A transposed view (`x.T`) is read in place.
     """
@@ -66,15 +68,16 @@ def gemm(a, b, out, add=False, scale=1.0):
             product *= scale
         if add:
             out += product
-        return out
+        return out if bias is None else np.add(out, bias, out=out)
     if len(a) == 1 and scale == 1 and not add:
         with ALL_THREADS if b.size >= _SMALL_ROW else NOTHING:
-            return np.matmul(a, b, out=out)                       # has a fast product of vector and matrix
+            np.matmul(a, b, out=out)                              # has a fast product of vector and matrix
+        return out if bias is None else np.add(out, bias, out=out)
     (M, K), N = a.shape, b.shape[1]
     units = max(M, N) // _EDGE                                    # the last one takes in what is left
     grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
-    how = (*_layout(a), *_layout(b), max(N, out.strides[0] // 4), float(scale), float(add))
-    addresses = address, a.ctypes.data, b.ctypes.data, out.ctypes.data
+    how = (*_layout(a), *_layout(b), max(N, out.strides[0] // 4), float(scale), float(add or bias is not None))
+    addresses = address, a.ctypes.data, b.ctypes.data, out.ctypes.data, 0 if bias is None else bias.ctypes.data
     POOL.split(_parts, units, units, M, N, K, *how, *addresses, grain=grain, within=switch_for(M * N * K))
     return out
 
@@ -115,6 +118,19 @@ def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, bet
     return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
 
 
+@intrinsic
+def _copy(typingctx, target, source, size):
+    """Copy `size` bytes from one memory address to another."""
+
+    def codegen(context, builder, signature, args):
+        pointers = [builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2]]
+        cgutils.raw_memcpy(builder, *pointers, args[2], 1)
+        return cgutils.get_null_value(ir.IntType(64))
+
+    i = types.int64
+    return i(i, i, i), codegen
+
+
 @helper
 def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
     """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
@@ -124,7 +140,7 @@ def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, 
 
 
 @jit
-def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, scale, beta, function, a, b, c):
+def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, scale, beta, function, a, b, c, bias):
     if spread(lo, hi):
         return
     first, rows, columns = lo * _EDGE, M, N
@@ -136,4 +152,8 @@ def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, sc
         columns = (N if hi == units else hi * _EDGE) - first
         b += 4 * first * (ldb if b_transposed else 1)
         c += 4 * first
+        bias += 4 * first if bias else 0
+    if bias:                                                      # to which the product is added: beta is 1
+        for row in range(rows):
+            _copy(c + 4 * ldc * row, bias, 4 * columns)
     sgemm(function, a_transposed, b_transposed, rows, columns, K, scale, a, lda, b, ldb, beta, c, ldc)

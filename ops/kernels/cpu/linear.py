@@ -12,7 +12,7 @@ import numpy as np
 from ops.kernels.cpu import blas_gemm, skinny_gemm
 from ops.kernels.cpu.blas_gemm import readable
 from ops.kernels.cpu.gemm.product import product as gemm_product
-from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
 from ops.kernels.cpu.products import gemm, prepared
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
@@ -49,14 +49,9 @@ def product(rows, weight, bias=None, precision="highest"):
     rows, weight, kernel = prepared(rows, weight, precision)
     if kernel:
         return gemm_product(rows, weight, out, bias=bias, kernel=kernel)
-    if len(rows) == 1:
-        blas_gemm.gemm(rows, weight, out)
-        return out if bias is None else np.add(out, bias, out=out)
     if skinny_gemm.fits(rows, weight):
         return skinny_gemm.product(rows, weight, bias, out)
-    if bias is not None:
-        split_rows(_copy_to_rows, *out.shape, np.asarray(bias, order="C"), out)
-    return blas_gemm.gemm(rows, weight, out, add=bias is not None)
+    return blas_gemm.gemm(rows, weight, out, bias=None if bias is None else np.asarray(bias, order="C"))
 
 
 def weight_gradient(rows, drows, precision="highest"):
@@ -73,16 +68,6 @@ def column_sums(rows):
     partial = np.zeros((ROW_BLOCKS, rows.shape[1]), np.float32)
     split_blocks(_column_sums, *rows.shape, rows, partial)
     return partial.sum(0)
-
-
-@jit
-def _copy_to_rows(lo, hi, row, out):
-    if spread(lo, hi):
-        return
-    for n in range(lo, hi):
-        target = out[n]
-        for j in range(row.size):
-            target[j] = row[j]
 
 
 @jit
