@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 from ops.attention import Attention
 from ops.kernels.cpu.blas_library import find
 from ops.kernels.cpu.blas_threads import ThreadSwitch
+from ops.kernels.cpu.copy_bytes import copy_bytes
 from ops.kernels.cpu.numba_jit import helper, jit
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
@@ -118,19 +119,6 @@ def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, bet
     return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
 
 
-@intrinsic
-def _copy(typingctx, target, source, size):
-    """Copy `size` bytes from one memory address to another."""
-
-    def codegen(context, builder, signature, args):
-        pointers = [builder.inttoptr(address, cgutils.voidptr_t) for address in args[:2]]
-        cgutils.raw_memcpy(builder, *pointers, args[2], 1)
-        return cgutils.get_null_value(ir.IntType(64))
-
-    i = types.int64
-    return i(i, i, i), codegen
-
-
 @helper
 def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
     """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
@@ -155,5 +143,5 @@ def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, sc
         bias += 4 * first if bias else 0
     if bias:                                                      # to which the product is added: beta is 1
         for row in range(rows):
-            _copy(c + 4 * ldc * row, bias, 4 * columns)
+            copy_bytes(c + 4 * ldc * row, bias, 4 * columns)
     sgemm(function, a_transposed, b_transposed, rows, columns, K, scale, a, lda, b, ldb, beta, c, ldc)

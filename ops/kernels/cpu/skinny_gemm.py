@@ -3,17 +3,18 @@
 Here the time is that of reading the weight once. BLAS first copies it into its own order, which pays for many
 rows only; these loops read it where it is, two to three times as fast (docs/kernels.md):
 
-- one row and a weight (I, O): blocks of the weight's rows, one after the other as they are in memory.
+- one row and a weight (I, O): single_row.py.
 - two rows and more: in strips of columns, whose sums stay in the cache; eight of its rows are multiplied
   at a time, for two rows of x together, so that a weight loaded is used twice.
 - weight (I, O) as the transpose of an (O, I) array, as the head has the embedding: each output is a dot product.
 
-Sums are taken in an order that does not depend on the number of threads, 64 or 128 terms at a time: rounding errors
-grow with the length of what is summed, and so they stay below BLAS's.
+Sums are taken in an order that does not depend on the number of threads, 128 terms at a time: rounding errors grow
+with the length of what is summed, and so they stay below BLAS's.
 """
 
 import numpy as np
 
+from ops.kernels.cpu import single_row
 from ops.kernels.cpu.numba_jit import helper, jit
 from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
@@ -21,7 +22,6 @@ from tinygrad2.system.threads import POOL
 MOST = 8
 _STRIP = 384                                                      # columns: what is added to stays in the cache
 _DEPTH = 128                                                      # rows that are summed apart; see above
-_ROW_DEPTH = 64                                                   # the same for one row of x
 _GRAIN = 1 << 16                                                  # weights of a part, at least
 
 
@@ -35,47 +35,13 @@ def product(rows, weight, bias, out):
     n_in, n_out = weight.shape
     bias = np.zeros(n_out, np.float32) if bias is None else np.asarray(bias, order="C")
     if len(rows) == 1 and weight.flags.c_contiguous:
-        partial = np.empty((-(-n_in // _ROW_DEPTH), n_out), np.float32)
-        POOL.split(_blocks, len(partial), rows, weight, partial, grain=-(-_GRAIN // (_ROW_DEPTH * n_out)))
-        np.add(partial.sum(0), bias, out=out[0])
+        single_row.product(rows, weight, bias, out)
     elif not weight.T.flags.c_contiguous:
         strips = -(-n_out // _STRIP)
         POOL.split(_strips, strips, rows, weight, bias, out, grain=-(-_GRAIN // (_STRIP * n_in)))
     else:
         POOL.split(_dots, n_out, rows, weight.T, bias, out, grain=-(-_GRAIN // n_in))
     return out
-
-
-@jit
-def _blocks(lo, hi, x, weight, partial):
-    if spread(lo, hi):
-        return
-    n_in = len(weight)
-    for block in range(lo, hi):
-        total = partial[block]
-        total[:] = 0
-        start, stop = block * _ROW_DEPTH, min(n_in, (block + 1) * _ROW_DEPTH)
-        full = stop - (stop - start) % 8
-        for k in range(start, full, 8):
-            _add_eight(x[0, k:], weight[k:], total)
-        for k in range(full, stop):
-            row, factor = weight[k], x[0, k]
-            for j in range(total.size):
-                total[j] += factor * row[j]
-
-
-@helper
-def _add_eight(x, w, total):
-    """Add what the first eight rows of w make of x."""
-    x0, x1, x2, x3 = x[0], x[1], x[2], x[3]
-    x4, x5, x6, x7 = x[4], x[5], x[6], x[7]
-    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
-    w4, w5, w6, w7 = w[4], w[5], w[6], w[7]
-    for j in range(total.size):
-        total[j] += (
-            x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
-            + x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
-        )  # fmt: skip
 
 
 @jit
