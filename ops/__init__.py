@@ -132,10 +132,12 @@ def describe_kernels(device, mode):
 
 def describe_products(device, mode, precision):
     """One line for the user: what multiplies matrices on this device in this precision (tinygrad2/precision.py)."""
-    if device != "cpu":
-        return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}float32 through the GPU's library"
-    if runs_reference(mode):
-        return f"{precision}: {'float32 through NumPy' if precision == 'highest' else 'emulated, slowly, by NumPy'}"
+    library = "NumPy" if device == "cpu" else "CuPy"
+    if mode == "reference" and precision != "highest":
+        return f"{precision}: emulated, slowly, by {library} (--kernels reference)"
+    if device != "cpu" or runs_reference(mode):
+        missing = " (no kernels for it here)" * (precision != "highest")
+        return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}float32 through {library}{missing}"
     from ops.kernels.cpu.products import describe
 
     return describe(precision)

@@ -5,11 +5,12 @@
     medium, bfloat16    a0 b0
 
 It is computed as the kernels for such products do it (ops/kernels/cpu/gemm), in plain array operations, so it is what
-they must return; it is not fast. A GPU, which has no such kernels yet, takes the permissions "high" and "medium" as
-what they are and computes in float32.
+they must return; it is not fast. So "high" and "medium", which are permissions, are only computed like this if the
+reference implementations were asked for (`--kernels reference`): an op without a kernel uses float32.
 """
 
 from ops.bfloat16 import can_be_split, matmul
+from tinygrad2.dispatch import kernel_mode
 
 PARTS = {"highest": 0, "high": 2, "medium": 1, "bfloat16": 1}  # bfloat16 numbers that stand for a float32; 0: itself
 
@@ -18,8 +19,8 @@ def multiply(op, a, b):
     """a @ b in the precision of `op`, a Function: a (..., n, k), b (..., k, m), or vectors. Other dtypes than float32
     are never rounded."""
     xp, parts = op.xp, PARTS[op.precision]
-    permitted_only = op.precision != "bfloat16" and xp.__name__ == "cupy"
-    if parts == 0 or permitted_only or not a.dtype == b.dtype == xp.float32:
+    emulates = op.precision == "bfloat16" or (parts > 0 and kernel_mode() == "reference")
+    if not emulates or not a.dtype == b.dtype == xp.float32:
         return a @ b
     if parts > 1 and not can_be_split(xp, a, b):
         return a @ b
