@@ -76,7 +76,8 @@ def test_verify_passes_on_a_sound_program(run):
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     ranks = ["ranks", "PASS"] if have_mpi() else ["ranks", "not"]
-    passed = [[name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients", "kvcache")]
+    passed = [[name, "PASS"] for name in ("resume", "accum", "determinism", "kernels", "gradients", "kvcache",
+                                                 "precision")]  # fmt: skip
     assert [line.split()[:2] for line in lines] == [*passed[:3], ranks, *passed[3:]]
     assert "max difference 0 (none allowed): 12 steps, one training killed after step 7 and resumed" in lines[0]
     assert "with 1, 2, 4, 8 micro-batches, dropout 0.1, clipped at 0.5 in 12 of them" in lines[1]
@@ -92,6 +93,44 @@ def test_verify_kvcache_sees_a_position_that_is_off(run, monkeypatch, capsys):
     monkeypatch.setattr(KVCache, "positions", lambda self, B, T: np.maximum(right(self, B, T) - (self.position > 0), 0))
     assert verify.main(flags) == 1
     assert "kvcache      FAIL  max difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["", "--matmul-precision high", "--matmul-precision medium --kernels reference",
+                                   "--init-from trained_weights.bin --dropout 0.1"])  # fmt: skip
+def test_verify_precision_passes_and_explains_the_loss(run, monkeypatch, capsys, flags):
+    """The shares of all ops are the error of the loss: what float64 does not explain would be missing."""
+    from tinygrad2.commands import verify
+
+    monkeypatch.chdir(run)
+    shape = "" if "init-from" in flags else SMALL
+    assert verify.main(["precision", *shape.split(), "--data", "text.txt", *flags.split()]) == 0
+    out = capsys.readouterr().out
+    found = re.search(r"error of the loss: (\S+); the shares of all ops add up to (\S+)", out)
+    error, shares = map(float, found.groups())
+    assert abs(error - shares) < 0.2 * abs(error) + 5e-7, out
+    rows = [re.findall(r" \d\.\de[+-]\d\d", line) for line in out.splitlines() if " in h." in line]
+    worst = [max(map(float, row[:2])) for row in rows]
+    assert len(worst) >= 5 and worst == sorted(worst, reverse=True)
+
+
+def test_verify_precision_fails_for_an_op_that_is_wrong(run, monkeypatch, capsys):
+    """It is named, with its layer; a permission of errors as large as this one lets it pass."""
+    import ops
+    from tinygrad2.commands import verify
+    from tinygrad2.dispatch import KERNELS, OPS
+
+    version = KERNELS["mlp", "numpy"][-1] if ops.have_cpu_kernels() else OPS["mlp"]
+    right = version.forward
+
+    def wrong(self, x, *others, **options):
+        return right(self, x, *others, **options) * (1.001 if x.dtype == np.float32 else 1)
+
+    monkeypatch.setattr(version, "forward", wrong)
+    flags = ["precision", *SMALL.split(), "--data", str(run / "text.txt")]
+    assert verify.main(flags) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("precision    FAIL") and any(line.startswith("mlp in h.") for line in lines[4:6])
+    assert verify.main([*flags, "--matmul-precision", "medium"]) == 0
 
 
 SPOILT = {

@@ -1,15 +1,23 @@
 """--matmul-precision: what each precision computes, by reference implementations and kernels, and where it holds."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+from test_train import SMALL, TEXT
 
 import ops
+import train_gpt2
 from ops.bfloat16 import can_be_split, matmul, operand
 from ops.products import PARTS
 from tinygrad2 import Tensor
 from tinygrad2.dispatch import KERNELS, OPS, kernels
+from tinygrad2.distributed.mpirun import have_mpi
+from tinygrad2.distributed.world import World
 from tinygrad2.precision import PRECISIONS, ROUNDED, matmul_precision, precision, use_matmul_precision
 from tinygrad2.recompute import recompute
 
@@ -182,4 +190,157 @@ def test_the_reference_is_the_sum_of_products_of_parts():
 def test_every_op_with_products_takes_part():
     """linear_int8 has products of its own, attention's are inside its loops: these are float32."""
     assert set(NAMES) == {"linear", "matmul", "mlp", "linear_cross_entropy"} <= set(OPS)
-    assert KERNELS.get(("linear", "numpy"), True)
+    assert ("matmul", "numpy") not in KERNELS                     # float32, where that is permitted
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+needs_kernels = pytest.mark.skipif(not ops.have_cpu_kernels(), reason="Numba is not installed")
+
+
+@needs_kernels
+def test_arrays_are_rounded_to_the_bits_of_the_reference():
+    from ops.kernels.cpu.bfloat16 import rounded
+
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 1 << 32, 60 * 70, dtype=np.uint64).astype(np.uint32)
+    bits[:8] = [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7F800001, 0x007FFFFF, 0x7F7FFFFF]
+    x = bits.view(np.float32).reshape(60, 70)
+    for view in (x, x.T, x[::-2, ::3], x[3:50, 5:40], x[3:50, 5:40].T, x[:1], x[:, :1], x[:0]):
+        got = rounded(view)
+        with np.errstate(invalid="ignore"):
+            want = operand(np, np.ascontiguousarray(view))
+        assert got.shape == view.shape and (np.ascontiguousarray(got).view(np.uint32) == want.view(np.uint32)).all()
+        assert view.size < 2 or view is x[::-2, ::3] or 4 in got.strides
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", NAMES)
+def test_ops_compute_with_a_kernel_of_ours(name, monkeypatch):
+    """As on a processor with AMX, with the float32 kernel in the place of the one for tiles."""
+    from ops.kernels.cpu import products
+
+    calls = []
+
+    def product(a, b, out, add=False, bias=None, kernel=None):
+        calls.append(kernel)
+        return own(a, b, out, add, bias, "vector")
+
+    own = products.product
+    monkeypatch.setattr(products, "tile_kernel", lambda precision: f"tiles for {precision}")
+    for module in (products, sys.modules["ops.kernels.cpu.linear"]):
+        monkeypatch.setattr(module, "product" if module is products else "gemm_product", product)
+    arrays, options = samples(np.random.default_rng(0))[name]
+    exact = run(name, arrays, options, "reference", np.float64)
+    for asked in ALL:
+        calls.clear()
+        with matmul_precision(asked):
+            out, gradients = run(name, arrays, options)
+        assert set(calls) == ({f"tiles for {asked}"} if name != "matmul" else set())
+        if name != "matmul" or asked != ROUNDED:
+            assert max(rms(got - want, want) for got, want in zip([out, *gradients], [exact[0], *exact[1]])) < 2e-6
+
+
+@needs_kernels
+def test_few_rows_are_float32_unless_rounding_was_ordered(monkeypatch):
+    from ops.kernels.cpu import products, skinny_gemm
+
+    monkeypatch.setattr(products, "tile_kernel", lambda precision: "amx")
+    many, few = np.ones((50, 40), np.float32), np.ones((skinny_gemm.MOST, 40), np.float32)
+    for asked in PRECISIONS:
+        assert products.prepared(many, many.T, asked)[2] == "amx" and products.prepared(few, many.T, asked)[2] is None
+    assert products.prepared(few, many.T, ROUNDED)[2] == "amx"
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernel, features, asked, line", [
+    ("vector", "avx2", "highest", "highest: float32 through "),
+    ("vector", "avx2", "high", "(no AMX tiles here)"),
+    ("vector", "avx2", "medium", "(neither AMX tiles nor AVX512-BF16 here)"),
+    ("vector", "avx2", "bfloat16", "bfloat16: operands rounded, float32 through "),
+    ("avx512", "avx512bf16 avx512bw", "medium", "(no AMX tiles here, and this AVX512-BF16 is no faster)"),
+    ("avx512", "amx-tile amx-bf16 avx512bf16 avx512bw", "high", "(the system does not permit AMX tiles)"),
+    ("bf16", "avx512bf16 avx512bw", "medium", "medium: one bfloat16 product by AVX512-BF16"),
+    ("amx x6", "amx-tile amx-bf16", "highest", "highest: float32 as six bfloat16 products on AMX tiles"),
+    ("amx x3", "amx-tile amx-bf16", "high", "high: three bfloat16 products on AMX tiles"),
+])  # fmt: skip
+def test_the_user_is_told_what_multiplies_and_why(monkeypatch, kernel, features, asked, line):
+    from ops.kernels.cpu import products
+
+    monkeypatch.setattr(products.target, "fastest", lambda precision: kernel)
+    monkeypatch.setattr(products.target, "features", lambda: frozenset(features.split()))
+    monkeypatch.setattr(products.target, "tiles_permitted", lambda: False)
+    products.tile_kernel.cache_clear()
+    try:
+        assert line in ops.describe_products("cpu", "auto", asked)
+    finally:
+        products.tile_kernel.cache_clear()
+
+
+def test_what_is_said_without_kernels():
+    assert ops.describe_products("cpu", "reference", "highest") == "highest: float32 through NumPy"
+    assert ops.describe_products("cpu", "reference", "high").startswith("high: emulated, slowly, by NumPy")
+    assert ops.describe_products("cuda", "auto", "high") == "high: float32 through CuPy (no kernels for it here)"
+
+
+SCRIPT = """
+import numpy as np, ops
+from ops.kernels.cpu.gemm import target
+from tinygrad2 import Tensor
+from tinygrad2.dispatch import kernels
+from tinygrad2.precision import matmul_precision
+rng = np.random.default_rng(0)
+x, weight = (Tensor(rng.standard_normal(shape, dtype=np.float32)) for shape in ((40, 70), (70, 90)))
+for name in ("high", "medium", "bfloat16"):
+    with matmul_precision(name):
+        out = ops.linear(x, weight).numpy()
+        with kernels("reference"):
+            right = ops.linear(x, weight).numpy()
+    print(name, np.abs(out - right).max() < (0.2 if name == "medium" else 2e-3), "float32" in
+          ops.describe_products("cpu", "auto", name))
+"""
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_a_processor_without_the_features(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "x86-64",
+                   "NUMBA_CPU_FEATURES": "+sse2"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=900)
+    assert done.stdout == "high True True\nmedium True True\nbfloat16 True True\n", done.stderr[-2000:]
+
+
+# -- trainings ---------------------------------------------------------------------------------------------------------
+
+
+def losses(tmp_path, name, flags):
+    """The losses of a training."""
+    path = tmp_path / f"{name}.jsonl"
+    files = ["--run-dir", str(tmp_path / name), "--weights-out", str(tmp_path / f"{name}.bin"), "--metrics", str(path)]
+    assert train_gpt2.main(World(), [*flags.split(), *files]) == 0
+    return np.array([json.loads(line)["loss"] for line in path.read_text().splitlines() if "loss" in line])
+
+
+@pytest.mark.slow
+def test_losses_of_50_steps_of_the_demo(tmp_path):
+    """Its model at GPT-2's learning rate: at its own, ten times as high, any two ways of rounding part after 25 steps
+    (docs/kernels.md)."""
+    curves = {}
+    for asked in PRECISIONS:
+        flags = f"--steps 50 --batch-size 4 --lr 6e-4 --kernels reference --matmul-precision {asked} --eval-every 0"
+        curves[asked] = losses(tmp_path, asked, flags + " --sample-every 0 --sample-tokens 1 --checkpoint-every 0")
+    assert len(curves["highest"]) == 50
+    assert 0 < np.abs(curves["high"] - curves["highest"]).max() < 1e-4
+    assert 1e-5 < np.abs(curves["medium"] - curves["highest"]).max() < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not have_mpi(), reason="there is no mpirun, or no mpi4py")
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_ranks_have_the_same_bits(tmp_path, monkeypatch, mode):
+    from tinygrad2.commands import verify
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT * 60)
+    flags = f"--data text.txt --threads 1 --matmul-precision medium --kernels {mode}"
+    assert verify.main(["ranks", *SMALL.split(), *flags.split()]) == 0

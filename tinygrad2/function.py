@@ -46,6 +46,7 @@ class Function:
     saved_at    the number of the last write in place (writes.py) when it was saved
     several     whether forward returned a tuple; then backward gets a tuple of gradients, zeros for an unused result
     released    whether backward has passed here
+    options     of forward, if somebody observes
     layer       the module in which it was used, if an observer notes it,
     inputs      with the range of each input (monitor/nonfinite.py), and
     work        what its backward will compute (monitor/profiler.py)
@@ -55,7 +56,7 @@ class Function:
     is_leaf = False  # True for a leaf Tensor at the end of an edge
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
-    layer, inputs, work = "", (), None
+    layer, inputs, work, options = "", (), None, {}
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -203,6 +203,7 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
     for observer in (watching := observers()):
+        node.options = options
         observer.before(node)
     if type(node) in AROUND:
         with AROUND[type(node)]:

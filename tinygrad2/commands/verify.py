@@ -7,6 +7,8 @@
     kernels       compiled kernels and reference implementations have the same loss and gradients
     gradients     the gradient is the slope of the loss, measured in float64
     kvcache       texts generated with a cache of keys and values, several at once, are those generated without
+    precision     the errors of each op, the loss and the gradient against float64, for --matmul-precision; the model is
+                  that of --init-from, if it is given. Called by name, it also prints a table of the worst ops
     all           each of them (this is the default)
 
     hf MODEL                    the same logits, loss and text as transformers, if that is installed
@@ -35,7 +37,7 @@ from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling, sample
 from tinygrad2.cli import explanation
-from tinygrad2.commands import verify_models
+from tinygrad2.commands import verify_models, verify_precision
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
 from tinygrad2.datasets.piped import file_of
@@ -65,6 +67,7 @@ class Result:
     difference: float
     tolerance: float
     text: str
+    table: tuple = ()  # lines that follow if the property was asked for by name
 
 
 def main(argv):
@@ -97,9 +100,12 @@ def main(argv):
             result = PROPERTIES[name](Trial(flags, config, gpt_config, folder))
             good = result.difference <= result.tolerance  # False for NaN
             failed += not good
-            limit = "none allowed" if result.tolerance == 0 else f"{result.tolerance:.0e} allowed"
-            print(f"{start}{name:12s} {'PASS' if good else 'FAIL'}  max difference {result.difference:.2g} ({limit}): "
-                  f"{result.text}  [{time.perf_counter() - begin:.0f} s]", flush=True)  # fmt: skip
+            limit = f"{result.tolerance:.0e}" if 0 < result.tolerance < 1 else result.tolerance or "none"
+            verdict = f"{'PASS' if good else 'FAIL'}  max difference {result.difference:.2g} ({limit} allowed)"
+            seconds = time.perf_counter() - begin
+            print(f"{start}{name:12s} {verdict}: {result.text}  [{seconds:.0f} s]", flush=True)
+            if result.table and name in words:
+                print("\n".join(result.table))
     return 1 if failed else 0
 
 
@@ -165,10 +171,13 @@ class Trial:
                 records[record["step"]] = [record.get(key, 0.0) for key in ("loss", "grad_norm", "val_loss")]
         return records, load_weights(self.weights(name)).tensors
 
-    def batch(self, rows, length):
-        """Some rows of the user's data: x, y (rows, length)."""
+    def batch(self, rows, length, tokenizer=None):
+        """Some rows of the user's data: x, y (rows, length). `tokenizer`: that of a model that has one."""
         c, world = self.config, World()
-        data = open_dataset(c.data, c.dataset, c.tokenizer, self.gpt_config.vocab_size, c.val_fraction, world)
+        data = open_dataset(
+            c.data, c.dataset, c.tokenizer, self.gpt_config.vocab_size, c.val_fraction, world,
+            known_tokenizer=tokenizer, may_train=not c.init_from,
+        )  # fmt: skip
         loader = DataLoader(data.train, rows, min(length, self.gpt_config.block_size), 0, 1, c.order, c.seed)
         return loader.batch((0, 0))
 
@@ -338,6 +347,13 @@ def _kvcache(trial):
     return Result(different, 0, f"6 texts of {new} tokens, greedy and drawn, {how}: tokens")
 
 
+def _precision(trial):
+    parts, text, table = verify_precision.measure(trial)
+    found = [f"{what} {error:.1e} of {allowed:.0e}" for what, (error, allowed) in parts.items()]
+    largest = max(error / allowed for error, allowed in parts.values())
+    return Result(largest, 1, f"of what is allowed: {', '.join(found)}; {text}", table)
+
+
 PROPERTIES = {
     "resume": _resume,
     "accum": _accum,
@@ -346,4 +362,5 @@ PROPERTIES = {
     "kernels": _kernels,
     "gradients": _gradients,
     "kvcache": _kvcache,
+    "precision": _precision,
 }
