@@ -221,7 +221,7 @@ def as_with_tiles(monkeypatch):
 def check_packed_tiles(pack, parts):
     rng = np.random.default_rng(0)
     corner = np.empty(packing.CORNER_BYTES, np.uint8)
-    special = [1e-40, 2.0**-120, 1e37, 1 + 2**-8, 1 + 3 * 2**-8] + ([3.4e38, -np.inf] if parts < 2 else [])
+    special = [1e-40, 2.0**-120, 1e37, 1 + 2**-8, 1 + 3 * 2**-8] + ([3.4e38, -np.inf, np.nan] if parts < 2 else [])
     for width, depth in ((16, 32), (64, 96), (17, 33), (1, 1), (50, 31), (31, 64), (257, 69)):
         for is_b, layout in itertools.product((False, True), LAYOUTS):
             x = matrix(rng, width, depth, layout)
