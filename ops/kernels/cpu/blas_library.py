@@ -4,7 +4,8 @@
   does 160 GFLOP/s per core on the shapes of a GPT, OpenBLAS 135. On other processors it was never faster.
 - The OpenBLAS that NumPy's wheels contain and have loaded already.
 
-Both compute the same bits wherever arrays are in memory and however products are cut (tests/test_products.py).
+Both compute the same bits wherever arrays are in memory and, with AVX-512, however products are cut
+(tests/test_products.py). OpenBLAS's kernels for AVX2 do not: see docs/kernels.md.
 """
 
 import contextlib
