@@ -334,6 +334,8 @@ def open_data(config, gpt_config, state, world):
         val_loader = DataLoader(data.val, config.batch_size, T, world.rank, world.size, "sequential")
     if config.hellaswag:
         examples = hellaswag.load_examples(config.hellaswag, data.tokenizer, config.hellaswag_examples)
+        if line := state.note_questions(hellaswag.checksum(examples), config.hellaswag):
+            world.print(line)
     report.print_data(data, loader, pretrained, config, gpt_config, world)
     if problem := validation.check_prompt(data.tokenizer, config):
         world.print(f"note      {problem}")

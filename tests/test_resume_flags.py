@@ -142,3 +142,13 @@ def test_a_flag_is_reported_and_has_an_effect_or_is_refused(stopped, plain, tmp_
 
 def test_a_training_that_is_resumed_without_a_flag_reports_none(plain):
     assert [line.split("run/")[0] for line in plain[0]] == ["resume    from "]
+
+
+def test_other_questions_than_before_are_told(stopped, tmp_path, monkeypatch, capsys, plain):
+    assert not any("questions" in line for line in plain[1][0])
+    folder = tmp_path / "stopped"
+    shutil.copytree(stopped, folder)
+    questions = (folder / "questions.jsonl").read_text()
+    (folder / "questions.jsonl").write_text(questions.replace('"sat"', '"sang"'))
+    told = resume(folder, tmp_path / "run", monkeypatch, capsys)[1][0]
+    assert any(line.startswith("warning   questions.jsonl: these are not the questions of before") for line in told)

@@ -25,7 +25,7 @@ import numpy as np
 
 from tinygrad2.errors import UserError, short
 from tinygrad2.evaluation.scoring import BATCH_TOKENS, score_long
-from tinygrad2.io.files import atomic_write, read_bytes
+from tinygrad2.io.files import atomic_write, crc32_text, read_bytes
 from tinygrad2.io.text_file import text_of
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
@@ -92,6 +92,11 @@ def load_examples(path, tokenizer, limit=None):
     if not examples:
         raise UserError(f"{path}: there are no examples in it; {_FETCH}")
     return examples
+
+
+def checksum(examples):
+    """The CRC-32 of Examples: ids and labels, in their order."""
+    return crc32_text(*(repr((e.context, e.endings, e.label)).encode() for e in examples))
 
 
 def _read_jsonl(data, tokenizer, path):

@@ -20,6 +20,7 @@ class RunState:
     preset           the preset, or "--init-from"
     training, model  the fields of TrainConfig and GPTConfig
     data             fingerprint of the tokens
+    questions        checksum of the questions of --hellaswag, "" without them
     tokenizer        the tokenizer as JSON text, "" if there is none (in weights.bin, not in state.json)
     step, position   optimizer steps done, and where the next batch starts (see DataLoader); in memory those with which
                      this process started, in a checkpoint those of its moment
@@ -33,6 +34,7 @@ class RunState:
     training: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
     data: str = ""
+    questions: str = ""
     tokenizer: str = ""
     step: int = 0
     position: tuple = (0, 0)
@@ -92,6 +94,13 @@ class RunState:
                             "restore it; to train on this instead, begin another training with the weights: "
                             f"--init-from {quote(weights)} --run-dir FOLDER")  # fmt: skip
 
+    def note_questions(self, checksum, path):
+        """Remember the checksum of the questions; returns a line if it is another than before, else ""."""
+        before, self.questions = self.questions, checksum
+        if before in ("", checksum):
+            return ""
+        return f"warning   {path}: these are not the questions of before; the accuracies cannot be compared"
+
 
 def _check(values, checkpoint):
     """Raises UserError for fields of state.json that cannot be, or do not belong to the other files."""
@@ -124,7 +133,7 @@ def _is_window(value):
 _IS_VALID = {
     "preset": lambda value: isinstance(value, str) and value in RECIPES,
     "training": lambda value: isinstance(value, dict), "model": lambda value: isinstance(value, dict),
-    "data": lambda value: isinstance(value, str), "step": _is_count,
+    "data": lambda value: isinstance(value, str), "questions": lambda value: isinstance(value, str), "step": _is_count,
     "position": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "loss": _is_loss, "val_loss": _is_loss, "best": _is_loss, "before": _is_loss,
     "windows": lambda value: isinstance(value, dict) and all(map(_is_window, value.values())),
