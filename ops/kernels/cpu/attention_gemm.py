@@ -6,7 +6,7 @@ the address of a head's first row and the distance of its rows, so nothing is co
 
 import numpy as np
 
-from ops.kernels.cpu.blas_gemm import sgemm
+from ops.kernels.cpu.blas_call import sgemm
 from ops.kernels.cpu.numba_jit import inlined
 
 

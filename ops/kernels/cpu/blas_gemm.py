@@ -13,17 +13,16 @@ call it from compiled loops leave the work to the reference implementations.
 
 import contextlib
 import ctypes
+import functools
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from ops.attention import Attention
-from ops.kernels.cpu.blas_library import find
+from ops.kernels.cpu.blas_call import sgemm
+from ops.kernels.cpu.blas_library import columns_may_be_cut, find
 from ops.kernels.cpu.blas_threads import ThreadSwitch
 from ops.kernels.cpu.copy_bytes import copy_bytes
-from ops.kernels.cpu.numba_jit import helper, jit
+from ops.kernels.cpu.numba_jit import jit
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
 from ops.linear_cross_entropy import LinearCrossEntropy
@@ -33,18 +32,21 @@ from ops.mlp import MLP
 from tinygrad2.dispatch import AROUND
 from tinygrad2.system.threads import POOL
 
-_ROW_MAJOR = 101                                                  # as in cblas.h
-
-
 # Larger products are cut in parts here, one per thread, and each part runs on one BLAS thread. There are two reasons.
 # BLAS's own threads wait for each other several times in a product, which costs nothing on a quiet machine and up to
 # 4 ms each time another program wants a core; ours meet once, at the end. And with BLAS's threads the last bits
 # depend on how many there are; with ours they do not, because parts end where BLAS's own tiles end, and none is so
 # small that BLAS takes its routine for small products. So 1 rank with 4 threads and 4 ranks with 1 thread compute the
 # same bits.
+#
+# OpenBLAS's kernels for AVX-512 sum every element alike. Those for AVX2 sum the outer 8 columns of what they are called
+# for in another order than the others, and rows in groups of 12: there a product of N columns is not the same as its
+# parts. So only rows are cut, and if there are few, columns at fixed places, whatever the number of threads.
 _PART = 1 << 20                                                   # multiplications of a part, at least
 _SMALL, _SMALL_ROW = 1 << 18, 9216                                # up to these, OpenBLAS uses one thread by itself
-_EDGE = 32                                                        # parts end at multiples of this
+_EDGE, _ROWS = 32, 24                                             # parts end at multiples of this; AVX2: rows
+_FEW = 4 * _ROWS                                                  # rows that are not cut, AVX2
+_COLUMNS = 96                                                     # the least columns of a part, AVX2
 
 _sgemm, _set_threads, vendor = find()
 available = _sgemm is not None
@@ -75,12 +77,25 @@ def gemm(a, b, out, add=False, scale=1.0, bias=None):
             np.matmul(a, b, out=out)                              # has a fast product of vector and matrix
         return out if bias is None else np.add(out, bias, out=out)
     (M, K), N = a.shape, b.shape[1]
-    units = max(M, N) // _EDGE                                    # the last one takes in what is left
-    grain = -(-_PART // (_EDGE * min(M, N) * K))                  # units of one part, at least
+    by_rows, fixed, edge = M >= N, False, _EDGE
+    if not _columns_may_be_cut():
+        by_rows, fixed, edge = M >= N or M >= _FEW, M < N and M < _FEW, _ROWS
+    if fixed:
+        edge = -(-max(_COLUMNS, _PART // max(1, M * K)) // _EDGE) * _EDGE
+    units = (M if by_rows else N) // edge                         # the last one takes in what is left
+    other = N if by_rows else M
+    grain = -(-_PART // max(1, edge * other * K))                 # units of one part, at least
     how = (*_layout(a), *_layout(b), max(N, out.strides[0] // 4), float(scale), float(add or bias is not None))
     addresses = address, a.ctypes.data, b.ctypes.data, out.ctypes.data, 0 if bias is None else bias.ctypes.data
-    POOL.split(_parts, units, units, M, N, K, *how, *addresses, grain=grain, within=switch_for(M * N * K))
+    cut = units, edge, by_rows, fixed
+    POOL.split(_parts, units, *cut, M, N, K, *how, *addresses, grain=grain, within=switch_for(M * N * K))
     return out
+
+
+@functools.cache
+def _columns_may_be_cut():
+    with ONE_THREAD:
+        return vendor != "OpenBLAS" or columns_may_be_cut()
 
 
 def switch_for(multiplications):
@@ -101,47 +116,28 @@ def readable(*matrices):
     return all(m.dtype == np.float32 and 4 in m.strides[-2:] and min(m.strides) > 0 for m in matrices)
 
 
-# -- from compiled loops ---------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _call(typingctx, function, how_a, how_b, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
-    """cblas_sgemm by its address."""
-    i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-    kinds = [i32] * 3 + [i64] * 3 + [f32, i64, i64, i64, i64, f32, i64, i64]
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.PointerType(ir.FunctionType(ir.VoidType(), kinds)))
-        builder.call(pointer, [ir.Constant(i32, _ROW_MAJOR), *args[1:]])
-        return cgutils.get_null_value(i64)
-
-    i, e, f = types.int64, types.int32, types.float32
-    return types.int64(i, e, e, i, i, i, f, i, i, i, i, f, i, i), codegen
-
-
-@helper
-def sgemm(function, a_transposed, b_transposed, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc):
-    """c = alpha a b + beta c, for memory addresses a, b, c and row distances lda, ldb, ldc; function is `address`."""
-    how_a = np.int32(112) if a_transposed else np.int32(111)
-    how_b = np.int32(112) if b_transposed else np.int32(111)
-    _call(function, how_a, how_b, M, N, K, np.float32(alpha), a, lda, b, ldb, np.float32(beta), c, ldc)
-
-
 @jit
-def _parts(lo, hi, units, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, scale, beta, function, a, b, c, bias):
+def _parts(
+    lo, hi, units, edge, by_rows, fixed, M, N, K, a_transposed, lda, b_transposed, ldb, ldc, scale, beta, function,
+    a, b, c, bias,
+):  # fmt: skip
+    """Units lo .. hi of the product: rows of a and c, or columns of b and c; fixed: each is a product of its own."""
     if spread(lo, hi):
         return
-    first, rows, columns = lo * _EDGE, M, N
-    if M >= N:                                                    # parts of the rows of a and c
-        rows = (M if hi == units else hi * _EDGE) - first         # units may be 0: all of it
-        a += 4 * first * (1 if a_transposed else lda)
-        c += 4 * first * ldc
-    else:                                                         # or of the columns of b and c
-        columns = (N if hi == units else hi * _EDGE) - first
-        b += 4 * first * (ldb if b_transposed else 1)
-        c += 4 * first
-        bias += 4 * first if bias else 0
-    if bias:                                                      # to which the product is added: beta is 1
-        for row in range(rows):
-            copy_bytes(c + 4 * ldc * row, bias, 4 * columns)
-    sgemm(function, a_transposed, b_transposed, rows, columns, K, scale, a, lda, b, ldb, beta, c, ldc)
+    step = 1 if fixed and units else max(1, hi - lo)              # units may be 0: all of it
+    for unit in range(lo, max(hi, lo + 1), step):
+        first, last, rows, columns = unit * edge, unit + step, M, N
+        at_a, at_b, at_c, at_bias = a, b, c, bias
+        if by_rows:
+            rows = (M if last >= units else last * edge) - first
+            at_a += 4 * first * (1 if a_transposed else lda)
+            at_c += 4 * first * ldc
+        else:
+            columns = (N if last >= units else last * edge) - first
+            at_b += 4 * first * (ldb if b_transposed else 1)
+            at_c += 4 * first
+            at_bias += 4 * first if bias else 0
+        if bias:                                                  # to which the product is added: beta is 1
+            for row in range(rows):
+                copy_bytes(at_c + 4 * ldc * row, at_bias, 4 * columns)
+        sgemm(function, a_transposed, b_transposed, rows, columns, K, scale, at_a, lda, at_b, ldb, beta, at_c, ldc)

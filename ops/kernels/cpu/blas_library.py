@@ -4,8 +4,8 @@
   does 160 GFLOP/s per core on the shapes of a GPT, OpenBLAS 135. On other processors it was never faster.
 - The OpenBLAS that NumPy's wheels contain and have loaded already.
 
-Both compute the same bits wherever arrays are in memory and, with AVX-512, however products are cut
-(tests/test_products.py). OpenBLAS's kernels for AVX2 do not: see docs/kernels.md.
+Both compute the same bits wherever arrays are in memory, and however the rows of a product are cut, at certain places
+(tests/test_products.py); its columns may be cut with MKL, and where OpenBLAS has kernels for AVX-512.
 """
 
 import contextlib
@@ -22,6 +22,17 @@ _SEQUENTIAL = 1  # MKL's threading layer: our parts run in parallel, each on the
 def find():
     """(sgemm, set_num_threads, name): C functions of 64-bit integers; (None, None, "") if none can be called."""
     return _mkl() or _openblas() or (None, None, "")
+
+
+def columns_may_be_cut():
+    """Does NumPy's BLAS compute the same bits for a part of the columns as for all of them? It is tried."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((96, 128), (128, 384)))
+    whole = np.matmul(a, b)
+    for part in (slice(0, 128), slice(128, 384), slice(0, 224)):
+        if not np.array_equal(np.matmul(a, b[:, part]), whole[:, part]):
+            return False
+    return True
 
 
 def _mkl():
