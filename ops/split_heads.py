@@ -1,4 +1,6 @@
 from tinygrad2.function import Function
+from tinygrad2.precision import ROUNDED
+from tinygrad2.saved16 import rounded
 from tinygrad2.tensor import Tensor, apply
 
 
@@ -12,9 +14,13 @@ class SplitHeads(Function, name="split_heads"):
     Backward.  Every element of x is in exactly one part, so the gradients go back to where they came from:
 
         dx[b, t, part C + h hs + i] = dout_part[b, h, t, i]
+
+    In mixed precision q, k and v are rounded to bfloat16 here, not where they wait for backward: attention computes
+    its weights a second time in backward, and must see the same numbers.
     """
 
     def forward(self, x, n_head):                                 # x (B, T, 3C)
+        x = rounded(x) if self.precision == ROUNDED else x
         B, T, C3 = x.shape
         parts = x.reshape(B, T, 3, n_head, C3 // (3 * n_head))    # (B, T, 3, nh, hs)
         return tuple(parts[:, :, i].transpose(0, 2, 1, 3) for i in range(3))   # each (B, nh, T, hs)

@@ -16,12 +16,12 @@ from marks import slow_but
 
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained
+from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.commands import convert, verify_models
 from tinygrad2.datasets.token_files import write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc
 from tinygrad2.interop.pretrained import kind_of_model, open_model
-from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.lazy_tensor import LazyTensor
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tensor import no_grad
@@ -128,9 +128,10 @@ def test_a_head_that_is_a_copy_stays_tied_and_another_one_is_its_own(tmp_path):
 def test_other_data_types(tmp_path, code):
     model = a_model()
     for parameter in model.parameters():  # numbers that all of these can hold
-        parameter.data[...] = unpack(pack(np.round(parameter.data.reshape(-1) * 64) / 64)).reshape(parameter.shape)
+        steps = np.round(parameter.data.reshape(-1) * 64) / 64
+        parameter.data[...] = unpack_bfloat16(pack_bfloat16(steps)).reshape(parameter.shape)
     make = {"F64": lambda a: a.astype("<f8"), "F16": lambda a: a.astype("<f2"),
-            "BF16": lambda a: pack(a.reshape(-1)).reshape(a.shape)}[code]  # fmt: skip
+            "BF16": lambda a: pack_bfloat16(a.reshape(-1)).reshape(a.shape)}[code]  # fmt: skip
     tensors = {f"transformer.{name}": (code, make(array)) for name, array in model.state_dict().items()}
     assert equal(load_pretrained(folder(tmp_path / "m", tensors))[0], model)
 
@@ -349,7 +350,7 @@ def llmc_bytes(model, version):
                  "mlp.c_proj.weight", "mlp.c_proj.bias"):  # fmt: skip
         parts += [state[f"h.{i}.{kind}"].T for i in range(c.n_layer)]
     flat = np.concatenate([np.ravel(part) for part in [*parts, state["ln_f.weight"], state["ln_f.bias"]]])
-    return header.tobytes() + (pack(flat) if version == 5 else flat).tobytes()
+    return header.tobytes() + (pack_bfloat16(flat) if version == 5 else flat).tobytes()
 
 
 @pytest.mark.parametrize("version", [1, 3, 5])
@@ -357,7 +358,7 @@ def test_llmc_models_are_read_and_written_byte_for_byte(tmp_path, version):
     model = a_model()
     if version == 5:
         for parameter in model.parameters():
-            parameter.data[...] = unpack(pack(parameter.data.reshape(-1))).reshape(parameter.shape)
+            parameter.data[...] = unpack_bfloat16(pack_bfloat16(parameter.data.reshape(-1))).reshape(parameter.shape)
     path = tmp_path / "theirs.bin"
     path.write_bytes(llmc_bytes(model, version))
     loaded, _, pretrained = load_pretrained(path)
@@ -520,7 +521,7 @@ def test_bfloat16_rounds_to_nearest(trained, tmp_path, form):
     assert "read back within" in result
     for name, array in load_pretrained(trained)[0].state_dict().items():
         tensor = open_model(target).tensors[name]
-        rounded = unpack(pack(array.reshape(-1))).reshape(array.shape)
+        rounded = unpack_bfloat16(pack_bfloat16(array.reshape(-1))).reshape(array.shape)
         assert tensor.code == "BF16" and np.array_equal(tensor.astype(), rounded)
 
 
@@ -771,9 +772,9 @@ def test_lazy_tensors_are_the_array(code):
     rng = np.random.default_rng(0)
     array = rng.standard_normal((70, 30)).astype(np.float32)
     raw = {"F32": array, "F16": array.astype("<f2"), "F64": array.astype("<f8")}.get(code)
-    raw = pack(array.reshape(-1)).reshape(array.shape) if raw is None else raw
+    raw = pack_bfloat16(array.reshape(-1)).reshape(array.shape) if raw is None else raw
     tensor = LazyTensor(memoryview(raw.tobytes()), code, raw.shape)
-    expected = unpack(raw.reshape(-1)).reshape(raw.shape) if code == "BF16" else raw.astype(np.float32)
+    expected = unpack_bfloat16(raw.reshape(-1)).reshape(raw.shape) if code == "BF16" else raw.astype(np.float32)
     assert np.array_equal(tensor.astype(), expected) and tensor.shape == (70, 30) and tensor.size == 2100
     assert np.array_equal(tensor.transpose().astype(), expected.T) and tensor.transpose().shape == (30, 70)
     assert np.array_equal(tensor.first(7).astype(np.float64), expected[:7].astype(np.float64))

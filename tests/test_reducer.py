@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.distributed.reducer import BUCKET, OVERLAP_BUCKET, Reducer
 from tinygrad2.distributed.world import World
 from tinygrad2.flat_buffers import FlatBuffers
-from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.module import Module, Parameter
 from tinygrad2.optim import NORM_BLOCK, Adam, block_square_sums, grad_norm, norm_of
 from tinygrad2.training.memory_plan import _twos
@@ -164,13 +164,13 @@ def test_bfloat16_is_rounded_to_nearest_even():
     values = np.array([0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8 + 2**-20), 3e38, np.inf, -np.inf, 1e-30],
                       np.float32)  # fmt: skip
     expected = [0.0, -0.0, 1.0, 1.0, 1 + 2**-6, -(1 + 2**-7), 3e38, np.inf, -np.inf, 1e-30]
-    got = unpack(pack(values))
+    got = unpack_bfloat16(pack_bfloat16(values))
     assert np.allclose(got, np.array(expected, np.float32), rtol=2**-8, atol=0)
     assert got[3] == 1.0 and got[4] == 1 + 2**-6
     assert np.signbit(got[1]) and got[5] == -(1 + 2**-7)
-    assert np.isnan(unpack(pack(np.array([np.nan, -np.nan], np.float32)))).all()
+    assert np.isnan(unpack_bfloat16(pack_bfloat16(np.array([np.nan, -np.nan], np.float32)))).all()
     weird = np.array([0x7F800001, 0xFFFFFFFF, 0x7FFF8000], np.uint32).view(np.float32)  # NaNs that rounding could lose
-    assert np.isnan(unpack(pack(weird))).all()
+    assert np.isnan(unpack_bfloat16(pack_bfloat16(weird))).all()
 
 
 def test_bfloat16_equals_pytorchs():
@@ -178,4 +178,4 @@ def test_bfloat16_equals_pytorchs():
     values = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
     values = values[~np.isnan(values)]
     theirs = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
-    assert unpack(pack(values)).tobytes() == theirs.tobytes()
+    assert unpack_bfloat16(pack_bfloat16(values)).tobytes() == theirs.tobytes()

@@ -12,6 +12,7 @@ JMLR 2018, section 3.2).
 
 from tinygrad2.dispatch import AROUND
 from tinygrad2.function import DeferredGradient, observers
+from tinygrad2.saved16 import Packed
 
 
 def walk_back(root, output, grad):
@@ -32,6 +33,8 @@ def walk_back(root, output, grad):
         dout = _arrived(node, gradients.pop(node))
         for observer in (watching := observers()):
             observer.before(node)
+        if isinstance(node.saved, Packed):
+            node.saved = node.saved.unpack()
         if type(node) in AROUND:
             with AROUND[type(node)]:
                 dinputs = node.backward(dout)

@@ -39,7 +39,7 @@ class Function:
     xp          the array library of the inputs
     needs_grad  a bool per input: if it is False, backward may return None
     precision   of matrix products, in forward and in backward (precision.py)
-    saved       what `save` was given
+    saved       what `save` was given; in mixed precision, activations are packed in between (saved16.py)
     parents     per input the edge to where it came from, (node, number of that node's output) or (leaf Tensor, 0);
                 None if no gradient is wanted
     outputs     (shape, dtype) of each result of forward
@@ -53,7 +53,7 @@ class Function:
     """
 
     name = "function"
-    is_leaf = False  # True for a leaf Tensor at the end of an edge
+    is_leaf = is_parameter = False  # True for a leaf Tensor, or a Parameter, at the end of an edge
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
     layer, inputs, work, options = "", (), None, {}

@@ -24,6 +24,7 @@ class Parameter(Tensor):
     buffer its part of the gradient is then zero. With True it continues from a gradient of zero.
     """
 
+    is_parameter = True
     may_become_result = False  # its memory may be part of a flat buffer
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = True):

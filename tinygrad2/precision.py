@@ -18,6 +18,7 @@ from tinygrad2.context import Setting
 from tinygrad2.dispatch import kernels
 
 PRECISIONS = ("highest", "high", "medium")  # those of --matmul-precision
+DTYPES = ("float32", "bfloat16")  # those of --dtype; mixed_precision.py
 ROUNDED = "bfloat16"
 
 _precision = Setting("matmul_precision", None)
@@ -43,11 +44,23 @@ def precision():
     return _precision.get() or _default
 
 
+def precision_of(config):
+    """The precision that the flags --dtype and --matmul-precision ask for; config has both."""
+    return ROUNDED if config.dtype == "bfloat16" else config.matmul_precision
+
+
 @contextlib.contextmanager
 def computing(config):
-    """A block in which ops compute as the flags --kernels and --matmul-precision say; config has both."""
-    with kernels(config.kernels), matmul_precision(config.matmul_precision):
+    """A block in which ops compute as the flags --kernels, --dtype and --matmul-precision say; config has all three."""
+    with kernels(config.kernels), matmul_precision(precision_of(config)):
         yield
+
+
+def check_flags(config):
+    """Raises ValueError for a --matmul-precision that --dtype leaves no room for."""
+    if config.dtype == "bfloat16" and config.matmul_precision != "highest":
+        raise ValueError(f"--matmul-precision {config.matmul_precision} is for float32: with --dtype bfloat16 products "
+                         "take bfloat16 numbers; leave one of them out")
 
 
 def _checked(name):

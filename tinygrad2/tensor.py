@@ -24,6 +24,8 @@ from tinygrad2.inplace import InPlace
 from tinygrad2.methods import Methods
 from tinygrad2.operands import as_array, fit_together, plain
 from tinygrad2.operators import Operators
+from tinygrad2.precision import ROUNDED
+from tinygrad2.saved16 import pack
 from tinygrad2.writes import last_write
 
 _recording = Setting("recording", True)
@@ -66,6 +68,7 @@ class Tensor(Operators, Methods, InPlace):
     grad: Array | None = None
     node: Function | None = None
     output = 0
+    is_parameter = False
     requires_grad = False
 
     def __init__(self, data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False):
@@ -216,6 +219,8 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
         observer.after_forward(node, arrays, [out.data for out in outs])
 
     if recorded:
+        if node.precision == ROUNDED:
+            node.saved = pack(node)
         node.outputs = [(out.shape, out.dtype) for out in outs]
         node.saved_at = last_write()
         for i, out in enumerate(outs):

@@ -33,7 +33,7 @@ def last_write() -> int:
 def wrote(array: Array) -> None:
     """Number a write into `array`."""
     global _last
-    owner = _owner(array)
+    owner = owner_of(array)
     with _lock:
         _last += 1
         if id(owner) not in _writes:
@@ -44,14 +44,14 @@ def wrote(array: Array) -> None:
 
 def changed_since(array: Array, number: int) -> bool:
     """Was memory of `array`, or between its elements, written to after the write of that number?"""
-    if number == _last or not (writes := _writes.get(id(_owner(array)))):
+    if number == _last or not (writes := _writes.get(id(owner_of(array)))):
         return False
     start, end = _extent(array)
     with _lock:
         return any(last > number and low < end and start < high for (low, high), last in writes.items())
 
 
-def _owner(array: Any) -> Any:
+def owner_of(array: Any) -> Any:
     """The array whose memory it is."""
     while isinstance(array.base, (np.ndarray, type(array))):
         array = array.base

@@ -19,13 +19,13 @@ import os
 import numpy as np
 
 from models.pretrained import config_of, load_pretrained
+from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.commands.convert_outputs import MODEL_FILES, check_outputs
 from tinygrad2.datasets.token_files import HEADERED, TokenFile, write_raw, write_tokens
 from tinygrad2.errors import UserError
 from tinygrad2.interop import hf, llmc, nanogpt
 from tinygrad2.interop.pretrained import kind_of_model, open_model
-from tinygrad2.io.bfloat16 import pack, unpack
 from tinygrad2.io.files import atomic_write, first_bytes
 from tinygrad2.io.room import Need, check_room
 from tinygrad2.io.signatures import LLMC_FILES
@@ -164,7 +164,9 @@ def _compare(pretrained, again, dtype):
     worst, count = 0.0, 0
     for name, tensor in pretrained.tensors.items():
         other, exact = again.tensors.get(name), tensor.astype(np.float32)
-        expected = exact if dtype == "float32" else unpack(pack(exact.reshape(-1))).reshape(exact.shape)
+        expected = exact
+        if dtype == "bfloat16":
+            expected = unpack_bfloat16(pack_bfloat16(exact.reshape(-1))).reshape(exact.shape)
         if other is None or other.shape != tensor.shape or not _same_bits(other.astype(np.float32), expected):
             raise UserError(f"{again.path}: {name} differs from what was written; is the disk full?")
         if dtype != "float32":

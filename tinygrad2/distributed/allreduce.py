@@ -15,7 +15,7 @@ import threading
 import numpy as np
 
 from tinygrad2.backend import pinned_empty, xp_of
-from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.system.threads import POOL
 
@@ -152,15 +152,15 @@ class PackedSum(AllReduce):
         n, P = len(host), self.size
         share = -(-n // P)
         packed = np.zeros((P, share), np.uint16)
-        packed.reshape(-1)[:n] = pack(host)
+        packed.reshape(-1)[:n] = pack_bfloat16(host)
         shares = np.empty_like(packed)
         self.transport.all_to_all(packed, shares)                 # shares[r]: rank r's values of our share
-        sums = [unpack(row) for row in shares]
+        sums = [unpack_bfloat16(row) for row in shares]
         while len(sums) > 1:                                      # in a tree as well
             pairs = [a + b for a, b in zip(sums[::2], sums[1::2])]
             sums = pairs + sums[len(sums) // 2 * 2 :]
-        self.transport.all_gather(pack(sums[0]), packed)
-        host[...] = unpack(packed.reshape(-1)[:n])
+        self.transport.all_gather(pack_bfloat16(sums[0]), packed)
+        host[...] = unpack_bfloat16(packed.reshape(-1)[:n])
 
 
 class NcclSum(AllReduce):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tinygrad2.io.bfloat16 import pack, unpack
+from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.io.file_bytes import FileBytes, content_of
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # dtypes that weights may have
@@ -115,7 +115,7 @@ class LazyTensor:
             yield part, np.frombuffer(content, _RAW[self.code]).reshape(part.stop - part.start, *rest)
 
     def _values(self, part):
-        return unpack(part) if self.code == "BF16" else part
+        return unpack_bfloat16(part) if self.code == "BF16" else part
 
 
 def write_elements(file, array, code):
@@ -124,4 +124,4 @@ def write_elements(file, array, code):
     step = max(1, (1 << 20) // max(1, rows.shape[1]))
     for start in range(0, len(rows), step):
         part = np.ascontiguousarray(rows[start : start + step], "<f4").reshape(-1)
-        file.write(part if code == "F32" else pack(part))
+        file.write(part if code == "F32" else pack_bfloat16(part))

@@ -17,6 +17,7 @@ from ops.kernels.cpu import (  # noqa: F401
     linear_cross_entropy,
     linear_int8,
     mlp,
+    pack_bfloat16,
     softmax,
     split_heads,
     team,
