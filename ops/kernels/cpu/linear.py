@@ -9,11 +9,11 @@
 
 import numpy as np
 
-from ops.kernels.cpu import blas_gemm, skinny_gemm
+from ops.kernels.cpu import skinny_gemm
 from ops.kernels.cpu.blas_gemm import readable
 from ops.kernels.cpu.gemm.product import product as gemm_product
 from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks
-from ops.kernels.cpu.products import gemm, prepared
+from ops.kernels.cpu.products import gemm, kernel_for
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
 from tinygrad2.function import DeferredGradient
@@ -46,12 +46,11 @@ class LinearCPU(Linear, backend="numpy"):
 def product(rows, weight, bias=None, precision="highest"):
     """rows weight + bias, a new (N, O) array."""
     out = np.empty((len(rows), weight.shape[1]), np.float32)
-    rows, weight, kernel = prepared(rows, weight, precision)
-    if kernel:
+    if kernel := kernel_for(rows, weight, precision):
         return gemm_product(rows, weight, out, bias=bias, kernel=kernel)
-    if skinny_gemm.fits(rows, weight):
+    if precision != "bfloat16" and skinny_gemm.fits(rows, weight):
         return skinny_gemm.product(rows, weight, bias, out)
-    return blas_gemm.gemm(rows, weight, out, bias=None if bias is None else np.asarray(bias, order="C"))
+    return gemm(rows, weight, out, precision=precision, bias=None if bias is None else np.asarray(bias, order="C"))
 
 
 def weight_gradient(rows, drows, precision="highest"):

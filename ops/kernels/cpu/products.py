@@ -27,27 +27,54 @@ _HOW = {
     "bf16": "one bfloat16 product by AVX512-BF16",
 }
 
+_BLOCK = 1 << 22                                                  # numbers that are rounded at a time
 
-def gemm(a, b, out, add=False, scale=1.0, precision="highest"):
-    """out = scale a b, or out += scale a b: float32 (M, K), (K, N), (M, N). Returns out.
+
+def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
+    """out = scale a b + bias, or out += scale a b: float32 (M, K), (K, N), (M, N), bias (N,) or None. Returns out.
 
     Rows or columns of a and b must be contiguous. A transposed view (`x.T`) is read in place.
     """
     if scale != 1 and (precision == "bfloat16" or tile_kernel(precision)):
         a, scale = a * np.float32(scale), 1.0                     # what is rounded is the gradient with its factor
-    a, b, kernel = prepared(a, b, precision)
-    if kernel is None:
-        return blas_gemm.gemm(a, b, out, add, scale)
-    return product(a, b, out, add, kernel=kernel)
-
-
-def prepared(a, b, precision):
-    """(a, b, kernel): the matrices to multiply, and the kernel of gemm/ that does it; None for float32 and BLAS."""
-    kernel = tile_kernel(precision)
+    kernel = kernel_for(a, b, precision)
+    if kernel:
+        return product(a, b, out, add, bias=bias, kernel=kernel)
     if precision == "bfloat16":
-        return (a, b, kernel) if kernel else (rounded(a), rounded(b), None)
+        return _rounded_gemm(a, b, out, add, bias)
+    return blas_gemm.gemm(a, b, out, add, scale, bias)
+
+
+def kernel_for(a, b, precision):
+    """The kernel of gemm/ that multiplies these matrices; None if BLAS does."""
     few = min(len(a), b.shape[1]) <= skinny_gemm.MOST
-    return a, b, None if few else kernel
+    return None if few and precision != "bfloat16" else tile_kernel(precision)
+
+
+def _rounded_gemm(a, b, out, add, bias):
+    """By BLAS, of operands that are rounded a block at a time: BLAS reads it from a cache, and a weight needs no copy
+    of its own size. The longest of the three axes is cut; blocks depend on nothing but the shapes."""
+    (M, K), N = a.shape, b.shape[1]
+    if K > max(M, N):
+        length = _length(M + N)
+        for k in range(0, K, length):
+            part_a, part_b = rounded(a[:, k : k + length]), rounded(b[k : k + length])
+            blas_gemm.gemm(part_a, part_b, out, add or k > 0, bias=None if k else bias)
+    elif M >= N:
+        b, length = rounded(b), _length(K)
+        for m in range(0, M, length):
+            blas_gemm.gemm(rounded(a[m : m + length]), b, out[m : m + length], add, bias=bias)
+    else:
+        a, length = rounded(a), _length(K)
+        for n in range(0, N, length):
+            part = None if bias is None else bias[n : n + length]
+            blas_gemm.gemm(a, rounded(b[:, n : n + length]), out[:, n : n + length], add, bias=part)
+    return out
+
+
+def _length(width):
+    """How many rows of so many numbers make a block: a multiple of BLAS's own tiles."""
+    return max(1, _BLOCK // (64 * width)) * 64
 
 
 @functools.cache
