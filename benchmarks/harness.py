@@ -52,6 +52,11 @@ def installed(name):
     return util.find_spec(name) is not None
 
 
+def dtype_of(side):
+    """In which dtype the side of this name computes products: "float32" or "bfloat16"."""
+    return "bfloat16" if "bfloat16" in side else "float32"
+
+
 class Side:
     """One of the sides, in its own process, which waits while the others run.
 

@@ -63,10 +63,12 @@ class TorchGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
-def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None, device="cpu"):
+def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None, device="cpu",
+            dtype="float32"):  # fmt: skip
     """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T).
 
-    `parallel` is a function that wraps the model, if any. A compiled model is compiled again for each shape (B, T).
+    `dtype`: "bfloat16" is autocast's mixed precision. `parallel` is a function that wraps the model, if any. A compiled
+    model is compiled again for each shape (B, T).
     """
     model = TorchGPT(config, seed).to(device)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -76,7 +78,8 @@ def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel
     forward = parallel(model) if parallel else torch.compile(model, dynamic=False) if compiled else model
 
     def step(x, y):
-        loss = forward(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = forward(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from benchmarks.harness import answer_requests, peak_rss
+from benchmarks.harness import answer_requests, dtype_of, peak_rss
 
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
 
@@ -19,11 +19,12 @@ def tokens(config, step):
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def our_trainer(config, kernels):
+def our_trainer(config, kernels, dtype="float32"):
     """Returns a function (x, y) -> loss that does one step of train_gpt2.py on config["device"] (default: the CPU)."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
     from tinygrad2.flat_buffers import FlatBuffers
+    from tinygrad2.mixed_precision import mixed_precision
     from tinygrad2.optim import Adam, clip_scale, grad_norm
     from tinygrad2.system.memory import keep_freed_memory
 
@@ -35,33 +36,35 @@ def our_trainer(config, kernels):
 
     def step(x, y):
         flat.zero_grad()
-        loss = model.loss(x, y)
-        loss.backward()
+        with mixed_precision(dtype):
+            loss = model.loss(x, y)
+            loss.backward()
         optimizer.step(LR, clip_scale(grad_norm(flat.grad), GRAD_CLIP))
         return loss.item()
 
     return step
 
 
-def torch_trainer(config, compiled):
+def torch_trainer(config, compiled, dtype="float32"):
     import torch
 
     from benchmarks.torch_gpt import trainer
 
     torch.set_num_threads(config["threads"])
     device = config.get("device", "cpu")
-    return trainer(config["model"], config["seed"], compiled, LR, BETAS, WEIGHT_DECAY, GRAD_CLIP, device=device)
+    return trainer(config["model"], config["seed"], compiled, LR, BETAS, WEIGHT_DECAY, GRAD_CLIP, device=device,
+                   dtype=dtype)  # fmt: skip
 
 
 def main():
     side, config = sys.argv[1], json.loads(sys.argv[2])
     if side.startswith("torch"):
-        step = torch_trainer(config, compiled="compile" in side)
+        step = torch_trainer(config, "compile" in side, dtype_of(side))
     else:
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
-        step = our_trainer(config, "reference" if side == "reference" else "auto")
+        step = our_trainer(config, "reference" if side == "reference" else "auto", dtype_of(side))
     done = 0
 
     def handle(steps):
