@@ -38,7 +38,7 @@ from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, input_path, run, summary
 from tinygrad2.errors import UserError
 from tinygrad2.io.text_file import read_text
-from tinygrad2.precision import PRECISIONS, computing
+from tinygrad2.precision import DTYPES, PRECISIONS, check_flags, computing, precision_of
 from tinygrad2.system.signals import StopRequest
 from tinygrad2.system.streams import is_session, is_terminal, print_error, write
 from tinygrad2.tokenizers.mapped import DecodeOnlyTokenizer
@@ -83,6 +83,8 @@ class InferenceConfig:
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
+    dtype: str = flag("float32", "bfloat16: products take bfloat16 numbers, as in a training with --dtype bfloat16",
+                      choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
                                             "(5e-6) or medium (3e-3, bfloat16), where that is faster",
                                  choices=PRECISIONS)
@@ -99,6 +101,7 @@ class InferenceConfig:
             raise ValueError(f"--min-p must be in 0 .. 1, not {self.min_p}")
         if not 0 < self.repetition_penalty <= 1000:
             raise ValueError(f"--repetition-penalty must be above 0 and at most 1000, not {self.repetition_penalty}")
+        check_flags(self)
         if self.temperature == float("inf"):
             raise ValueError("--temperature must be finite, not inf")
         if "" in self.stop:
@@ -143,8 +146,8 @@ def load(path, device="cpu", tokenizer="", block_size=None):
 def main(argv=None):
     """Generate the texts; returns the exit code. `argv`: the flags; by default the process's, in a notebook none."""
     config = parse(argv)
-    if config.matmul_precision != "highest":
-        products = ops.describe_products(config.device, config.kernels, config.matmul_precision)
+    if precision_of(config) != "highest":
+        products = ops.describe_products(config.device, config.kernels, precision_of(config))
         print_error(f"note      products: {products}")
     with computing(config):
         return generate(config)

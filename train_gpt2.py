@@ -52,7 +52,7 @@ from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale, learning_rate
-from tinygrad2.precision import computing
+from tinygrad2.precision import computing, precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
 from tinygrad2.system.signals import SIGXCPU, StopRequest
@@ -300,7 +300,7 @@ def configure(argv, world):
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     described = ops.describe_kernels(config.device, config.kernels)
-    products = ops.describe_products(config.device, config.kernels, config.matmul_precision)
+    products = ops.describe_products(config.device, config.kernels, precision_of(config))
     report.print_setup(config, gpt_config, preset, world, described, products, xp)
     ops.announce_compiling(world.print)
     state = replace(saved or RunState(preset), training=asdict(config), model=gpt_config.to_dict())

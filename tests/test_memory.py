@@ -16,6 +16,8 @@ from models.dropout import set_dropout
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.function import Function
+from tinygrad2.mixed_precision import DTYPES, mixed_precision
+from tinygrad2.saved16 import Saved16
 from tinygrad2.system.memory import available_bytes, megabytes, peak_resident_bytes, resident_bytes
 from tinygrad2.tensor import Tensor
 from tinygrad2.training.memory_plan import MemoryPlan, advice, layer_activations
@@ -39,6 +41,8 @@ def kept_bytes(loss, model):
                 look(item)
         elif isinstance(value, Function):
             look(value.saved)
+        elif isinstance(value, Saved16):
+            look(value.bits)
         elif hasattr(value, "array"):  # a Lease
             look(value.array)
 
@@ -56,27 +60,30 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"bias": False}, {"dropout": 0.1}, {"n_head": 1}, {"activation": "gelu_erf"}])
-def test_a_layer_keeps_what_the_plan_says(reference, changes):
+def test_a_layer_keeps_what_the_plan_says(reference, changes, dtype):
     if not reference and not ops.have_cpu_kernels():
         pytest.skip("Numba is not installed")
     ids, kept = np.arange(6 * 32).reshape(6, 32), []
     for n_layer in (1, 3):
         config = GPTConfig(**{**CONFIG, "n_layer": n_layer, **changes})
-        with kernels("reference" if reference else "auto"):
+        with kernels("reference" if reference else "auto"), mixed_precision(dtype):
             model = GPT(config, seed=1)
             set_dropout(model, 1, 0)
             kept.append(kept_bytes(model.loss(ids, ids), model))
-    planned = sum(layer_activations(config, 6, 32, reference).values())
+    planned = sum(layer_activations(config, 6, 32, reference, dtype).values())
     assert (kept[1] - kept[0]) / 2 == pytest.approx(planned, rel=0.02)
 
 
-def test_recompute_keeps_one_number_per_channel_and_block():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_recompute_keeps_one_number_per_channel_and_block(dtype):
     ids, kept = np.arange(6 * 32).reshape(6, 32), []
     for n_layer in (1, 3):
         model = GPT(GPTConfig(**CONFIG, n_layer=n_layer), seed=1, recompute=True)
-        kept.append(kept_bytes(model.loss(ids, ids), model))
+        with mixed_precision(dtype):
+            kept.append(kept_bytes(model.loss(ids, ids), model))
     assert (kept[1] - kept[0]) / 2 == pytest.approx(4 * 6 * 32 * 64, rel=0.02)
 
 
@@ -117,7 +124,9 @@ def test_a_first_run_plans_for_compiling(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [
-    MIDDLE + " --kernels reference", MIDDLE + " --recompute", MIDDLE + " --micro-batch-size 4",
+    MIDDLE + " --kernels reference", MIDDLE + " --recompute", MIDDLE + " --dtype bfloat16",
+    MIDDLE + " --dtype bfloat16 --recompute", MIDDLE + " --dtype bfloat16 --kernels reference",
+    MIDDLE + " --micro-batch-size 4",
     MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2",
     MIDDLE + " --kernels reference --dropout 0.1",
     "--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 --vocab-size 50257 --block-size 64 --batch-size 4 --steps 2",

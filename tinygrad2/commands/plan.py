@@ -10,6 +10,7 @@ import train_gpt2
 from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
 from tinygrad2.cli import explanation
+from tinygrad2.mixed_precision import table_lines
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import available_bytes, megabytes
@@ -37,6 +38,11 @@ def main(argv):
     print("\nwhat one layer keeps for backward" + (", one at a time (--recompute)" if config.recompute else ""))
     for name, size in plan.layer.items():
         print(f"    {name:38s}{megabytes(size):>12s}")
+
+    if config.dtype == "bfloat16":
+        print("\nwhat computes and waits in which dtype (--dtype bfloat16)")
+        for line in table_lines():
+            print("    " + line)
 
     peak = gemm_peak(array_module("cpu"))
     flops = train_flops_per_token(gpt_config) * tokens

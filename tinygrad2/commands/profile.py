@@ -38,7 +38,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.profiler import Profiler
 from tinygrad2.monitor.trace import is_trace, rank_events, write_trace
-from tinygrad2.precision import computing
+from tinygrad2.precision import computing, precision_of
 from tinygrad2.system.bandwidth import bandwidth
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import keep_freed_memory
@@ -72,7 +72,7 @@ def main(argv, world=None):
         result, recording = measure(trainer, loader, own)
     result |= {"model": config.init_from or preset, "parameters": gpt_config.count_parameters(),
                "kernels": ops.describe_kernels(config.device, config.kernels), "processor": cpu_name(),
-               "products": ops.describe_products(config.device, config.kernels, config.matmul_precision),
+               "products": ops.describe_products(config.device, config.kernels, precision_of(config)),
                "threads": planned_threads()}  # fmt: skip
     if own.trace:
         offset, error = clock_offset(world)

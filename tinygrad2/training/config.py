@@ -9,7 +9,7 @@ from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.errors import UserError
 from tinygrad2.optim import SCHEDULES
-from tinygrad2.precision import PRECISIONS
+from tinygrad2.precision import DTYPES, PRECISIONS, check_flags
 from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
@@ -97,6 +97,9 @@ class TrainConfig:
     compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
     kernels: str = flag("auto", "auto: compiled kernels if there are any; reference: the reference implementations "
                                 "only", choices=("auto", "reference"))
+    dtype: str = flag("float32", "bfloat16: mixed precision. Products take bfloat16 numbers, and activations wait for "
+                                 "backward as such, in half the memory; weights, sums and all else are float32",
+                      choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
                                             "(5e-6) or medium (3e-3, bfloat16): the fastest code within them computes. "
                                             "Without AMX, or AVX512-BF16 of AMD for medium, that is float32's",
@@ -140,6 +143,7 @@ class TrainConfig:
                                 ("outlier_z", 0, math.inf), ("timeout", 0, 1e9)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{option(name)} must be in {low} .. {high}, not {getattr(self, name)}")
+        check_flags(self)
         if max(self.beta1, self.beta2) == 1:
             raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
         if self.skip_outliers and not self.outlier_z:

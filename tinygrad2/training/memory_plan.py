@@ -12,10 +12,11 @@ The plan is arithmetic. With N = micro-batch rows x T tokens and C channels, a b
     mlp: its input, and h         5 N C              (h is n_inner wide, usually 4 C)
     layernorms: mean, rstd        4 N
 
-which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. Dropout
-keeps nothing: its masks are computed again. The head's logits are N x V elements; the kernel has them in chunks of at
-most 70 MB, the reference implementation all at once, several times. tests/test_memory.py compares these sums with what
-a model really keeps.
+which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. An element
+is a float32, with --dtype bfloat16 two bytes except in the logarithms, mean, rstd, and what --recompute keeps; then
+backward has what one op has kept in float32 once more. Dropout keeps nothing: its masks are computed again. The head's
+logits are N x V elements; the kernel has them in chunks of at most 70 MB, the reference implementation all at once,
+several times. tests/test_memory.py compares these sums with what a model really keeps.
 """
 
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from tinygrad2.distributed.reducer import BUCKET
 from tinygrad2.system.memory import LOGITS_CHUNK, available_bytes, megabytes, resident_bytes
 
 _F = 4  # bytes of a float32
+_BYTES = {"float32": _F, "bfloat16": 2}  # of an activation that waits for backward
 _COMPILED_OVERHEAD = 50 << 20  # bytes of Numba's machine code and BLAS's buffers once the first step has run
 _COMPILING = 60 << 20  # and what LLVM takes in addition in the process that compiles them
 _REFERENCE_OVERHEAD = 6 << 20  # the same without Numba
@@ -37,6 +39,7 @@ class MemoryPlan:
     rows, length   of one micro-batch
     batch_rows     of all micro-batches of this rank in a step; None: there is one micro-batch
     recompute      only the inputs of blocks are kept for backward
+    dtype          of --dtype: "bfloat16" if activations wait for backward in 16 bits (saved16.py)
     reference      the reference implementations run, not the kernels
     compiles       the kernels must be compiled first (ops.must_compile)
     keeps_copies   checkpoints are written while the training continues
@@ -54,6 +57,7 @@ class MemoryPlan:
     length: int
     batch_rows: int = None
     recompute: bool = False
+    dtype: str = "float32"
     reference: bool = False
     compiles: bool = False
     keeps_copies: bool = True
@@ -65,7 +69,7 @@ class MemoryPlan:
 
     def __post_init__(self):
         self.base = resident_bytes() if self.base is None else self.base
-        self.layer = layer_activations(self.config, self.rows, self.length, self.reference)
+        self.layer = layer_activations(self.config, self.rows, self.length, self.reference, self.dtype)
         self.parts = self._parts()
 
     @classmethod
@@ -73,7 +77,7 @@ class MemoryPlan:
         """The plan for a TrainConfig and a GPTConfig; `reference` (ops.runs_reference) and `compiles` as above."""
         return cls(
             gpt_config, config.micro_batch_size, gpt_config.block_size, batch_rows=config.batch_size // ranks,
-            recompute=config.recompute, reference=reference, compiles=compiles,
+            recompute=config.recompute, dtype=config.dtype, reference=reference, compiles=compiles,
             keeps_copies=any(0 < every < config.steps for every in (config.checkpoint_every, config.keep_every)),
             keeps_every=0 < config.keep_every < config.steps,
             ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
@@ -113,6 +117,7 @@ class MemoryPlan:
             work = (2 * c.inner + 3 * C) * _F * N                     # the MLP's backward: g, dh, and three of C
             name, overhead = "work space of backward", _COMPILED_OVERHEAD
         work += one_layer if self.recompute else 0
+        work += _F * N * (c.inner + C) if self.dtype == "bfloat16" else 0     # x and h of an MLP in float32 again
         micro_batches = (self.batch_rows or self.rows) // self.rows
         parts = {
             "Python and libraries": self.base + overhead,
@@ -133,18 +138,18 @@ class MemoryPlan:
         return parts
 
 
-def layer_activations(config, rows, length, reference):
+def layer_activations(config, rows, length, reference, dtype="float32"):
     """{what: bytes} that one block keeps for backward, for `rows` sequences of `length` tokens."""
-    N, C, nh = rows * length, config.n_embd, config.n_head
+    N, C, nh, size = rows * length, config.n_embd, config.n_head, _BYTES[dtype]
     return {
-        "ln_1: input": _F * N * C,
-        "c_attn: input": _F * N * C,
-        "attention: q, k, v": _F * 3 * N * C,
-        "attention: output": _F * N * C,
-        "attention: weights": _F * N * nh * (length if reference else 1),
-        "ln_2: x + attention": _F * N * C,
-        "mlp: input": _F * N * C,
-        "mlp: h": _F * N * config.inner,
+        "ln_1: input": size * N * C,
+        "c_attn: input": size * N * C,
+        "attention: q, k, v": size * 3 * N * C,
+        "attention: output": size * N * C,
+        "attention: weights": size * N * nh * length if reference else _F * N * nh,
+        "ln_2: x + attention": size * N * C,
+        "mlp: input": size * N * C,
+        "mlp: h": size * N * config.inner,
         "layernorms: mean and rstd": _F * 4 * N,
     }
 
@@ -177,6 +182,7 @@ def advice(plan, available):
     at_the_end = "--checkpoint-every 0 --keep-every 0" if plan.keeps_every else "--checkpoint-every 0"
     options = {
         "--recompute": (replace(plan, recompute=True), "a quarter more time"),
+        "--dtype bfloat16": (replace(plan, dtype="bfloat16"), "products of 8 significant bits"),
         at_the_end: (replace(plan, keeps_copies=False), "saves only at the end"),
         "--reduce-order plain": (replace(plan, tree=False), "other last bits with other numbers of ranks"),
         "--zero 1": (replace(plan, shards=True), "the same bits"),
