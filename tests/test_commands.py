@@ -372,6 +372,17 @@ def a_run(folder, losses, **changes):
     (folder / "metrics.jsonl").write_text("".join(lines))
 
 
+def test_the_demo_of_today_can_be_compared(tmp_path):
+    """Its data is that of the reference curves: the file of stories and its fingerprint are what they were."""
+    flags = "--steps 1 --sample-every 0 --checkpoint-every 0 --eval-every 0 --run-dir run --weights-out w.bin".split()
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train_gpt2.py"), *flags], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    said = command("compare", tmp_path / "run")
+    assert "steps: 1000 in the reference, 1 here" in said.stderr and "data" not in said.stderr
+
+
 def test_compare_says_inside_or_the_first_step_outside(tmp_path):
     reference = reference_curves.load_curves("demo")["losses"]
     mean = np.mean([curve for curve in reference.values()], axis=0)

@@ -7,6 +7,7 @@ cannot be compared, because flags on which the loss depends are not those of the
 import math
 
 from tinygrad2.cli import Parser, PathAction, summary
+from tinygrad2.datasets.dataset import is_same_data
 from tinygrad2.errors import UserError
 from tinygrad2.monitor.metrics import read_metrics, read_run_config
 from tinygrad2.monitor.reference_curves import WIDTH, band_of, differences, first_outside, load_curves
@@ -23,7 +24,9 @@ def main(argv):
         raise UserError(f"{args.run}: is a finetuning, and there are reference curves of the presets only; look at its "
                         f"own: {command_line('python -m tinygrad2 plot', args.run)}")
     reference = load_curves(args.preset or config["preset"])
-    different = differences(reference, config["training"], config["model"], config["data"])
+    data = reference["config"]["data"]
+    data = data if is_same_data(data, config["data"]) else config["data"]
+    different = differences(reference, config["training"], config["model"], data)
     if different:
         raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: "
                         + "; ".join(different))

@@ -29,6 +29,14 @@ from tinygrad2.tokenizers.nanogpt_meta import META
 _PATIENCE = 10.0  # seconds that another rank waits for the files of rank 0 to appear on its host
 
 
+def is_same_data(a, b):
+    """Are two fingerprints of the same data? Those of earlier versions have only the first half of each part."""
+    parts, others = ([part.split(".") for part in fingerprint.split("-")] for fingerprint in (a, b))
+    return len(parts) == len(others) and all(
+        part[: len(other)] == other[: len(part)] for part, other in zip(parts, others)
+    )
+
+
 @dataclass
 class Dataset:
     """Tokens for training and validation, both TokenStreams (`val` may be None), and the tokenizer (or None)."""
@@ -45,11 +53,8 @@ class Dataset:
         return "-".join(stream.fingerprint() for stream in (self.train, self.val) if stream)
 
     def has_fingerprint(self, saved):
-        """Is this the data of a saved fingerprint? Those of earlier versions have only the first half of each part."""
-        parts, ours = saved.split("-"), self.fingerprint.split("-")
-        return len(parts) == len(ours) and all(
-            part == own or part == own.split(".")[0] for part, own in zip(parts, ours)
-        )
+        """Is this the data of a saved fingerprint?"""
+        return is_same_data(saved, self.fingerprint)
 
     @property
     def tokenizer_json(self):
