@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 import ops
 from models.pretrained import load_pretrained
-from models.quantize import quantize
+from models.quantize import LinearBfloat16, quantize
 from models.sampling import Sampling
 from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
@@ -159,6 +159,8 @@ def generate(config):
     model, tokenizer, pretrained = load(config.weights, config.device, config.tokenizer, config.block_size)
     if config.quantize == "int8":
         quantize(model)
+    elif config.dtype == "bfloat16":
+        quantize(model, LinearBfloat16)
     start = start_ids(config.start_token, pretrained)
     encode = partial(encode_prompt, config.special, pretrained, start, model.config.block_size)
     stream = partial(

@@ -30,6 +30,7 @@ from ops.gelu_erf import gelu_erf
 from ops.index import index
 from ops.layernorm import layernorm
 from ops.linear import linear
+from ops.linear_bfloat16 import linear_bfloat16
 from ops.linear_cross_entropy import linear_cross_entropy
 from ops.linear_int8 import linear_int8
 from ops.log import log
@@ -68,9 +69,9 @@ from tinygrad2.system.installation import adapt_hint
 __all__ = [
     "abs", "add", "add_layernorm", "all", "any", "argmax", "argmin", "attention", "cast", "clip", "clone",
     "compare", "concatenate", "cos", "cross_entropy", "cumsum", "div", "dropout", "embedding", "exp", "expand",
-    "gelu", "gelu_erf", "index", "layernorm", "linear", "linear_cross_entropy", "linear_int8", "log", "log_softmax",
-    "logical", "masked_fill", "matmul", "max", "maximum", "mean", "merge_heads", "min", "minimum", "mlp", "mul",
-    "neg", "pow", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "split_heads", "sqrt", "stack", "std",
+    "gelu", "gelu_erf", "index", "layernorm", "linear", "linear_bfloat16", "linear_cross_entropy", "linear_int8", "log",
+    "log_softmax", "logical", "masked_fill", "matmul", "max", "maximum", "mean", "merge_heads", "min", "minimum", "mlp",
+    "mul", "neg", "pow", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "split_heads", "sqrt", "stack", "std",
     "sub", "sum", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ A sample lists the inputs by their shapes, in the order of `forward`, and the op
     positive(3, 4)                1/2 + |normal|, for log and for powers
     integers(5, below=7)          token ids 0 .. 6
     int8(3, 4)                    integers from -127 to 127, one byte each
+    bfloat16(3, 4)                normal numbers as bfloat16, in uint16
     mask(3, 4)                    booleans
     spaced(3, 4)                  in disorder, at least 0.1 apart and 0.05 from zero, for ops with kinks: abs, max, ...
     between(3, 4)                 the same, 0.05 from the values of spaced(...)
@@ -17,6 +18,8 @@ A sample lists the inputs by their shapes, in the order of `forward`, and the op
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from tinygrad2.bfloat16 import pack_bfloat16
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Draw:
         values = np.asarray(rng.standard_normal(self.shape))
         if self.kind == "integers":
             return rng.integers(0, self.below, self.shape)
+        if self.kind == "bfloat16":
+            return pack_bfloat16(rng.standard_normal(self.shape).astype(np.float32))
         if self.kind == "int8":
             return rng.integers(-127, 128, self.shape).astype(np.int8)
         if self.kind == "mask":
@@ -57,6 +62,10 @@ def integers(*shape, below):
 
 def int8(*shape):
     return Draw("int8", shape)
+
+
+def bfloat16(*shape):
+    return Draw("bfloat16", shape)
 
 
 def mask(*shape):
@@ -442,6 +451,14 @@ SAMPLES = {
         sample((7, 33), int8(1023, 33), positive(1023), (1023,)),
         sample((2, 1023), int8(7, 1023), positive(7), (7,)),
         sample(transposed(3, 4), int8(5, 4), positive(5), (5,)),
+    ],
+    "linear_bfloat16": [
+        sample((3, 4), bfloat16(5, 4), (5,)),
+        sample((1, 1, 4), bfloat16(5, 4), None),
+        sample((4,), bfloat16(1, 4), (1,)),
+        sample((7, 33), bfloat16(1023, 33), (1023,)),
+        sample((2, 9, 40), bfloat16(7, 40), (7,)),
+        sample(transposed(3, 4), bfloat16(5, 4), (5,)),
     ],
     "linear_cross_entropy": [
         sample((3, 4), (7, 4), integers(3, below=7)),

@@ -7,11 +7,12 @@ from test_models import tiny, tokens
 import inference
 from models import GPT, GPTConfig
 from models.kv_cache import KVCache
-from models.quantize import quantize
+from models.quantize import LinearBfloat16, quantize
 from models.sampling import sample
 from ops.linear_int8 import quantize_rows
 from tinygrad2.dispatch import kernels
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.mixed_precision import mixed_precision
 from tinygrad2.tensor import no_grad
 
 
@@ -110,6 +111,19 @@ def test_an_int8_model_lets_go_of_its_float_weights():
     quantize(model)
     gc.collect()
     assert [ref() for ref in refs] == [None, None]
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False, "tied_head": False}, {"activation": "gelu_erf"}], ids=str)
+@pytest.mark.parametrize("T", [1, 3, 16])
+def test_bfloat16_weights_compute_what_rounded_weights_do(changes, mode, T):
+    config = GPTConfig(block_size=16, vocab_size=97, n_layer=3, n_head=4, n_embd=64, **changes)
+    model = GPT(config, seed=0).eval()
+    x = np.random.default_rng(0).integers(0, 97, (1, T))
+    with no_grad(), mixed_precision("bfloat16"):
+        exact = model(x)[0].numpy()
+        packed = quantize(model, LinearBfloat16)(x)[0].numpy()
+    assert np.abs(packed - exact).max() < 2e-3 * np.abs(exact).max()  # sums in another order may round otherwise later
+    assert model.lm_head.weight.dtype == np.uint16 and not isinstance(model.h[0].mlp, type(GPT(config).h[0].mlp))
 
 
 def test_inference_writes_in_int8(tmp_path, capfdbinary):

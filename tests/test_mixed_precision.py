@@ -140,6 +140,7 @@ def test_other_precisions_are_refused_beside_it():
 def test_inference_computes_as_the_training_did(folder, runs, monkeypatch, capfdbinary):
     runs("bfloat16", "--dtype bfloat16")
     monkeypatch.chdir(folder)
+    capfdbinary.readouterr()                                      # what the training has printed
     seen = []
     for flags in ("--dtype bfloat16", "--dtype bfloat16 --kernels reference", ""):
         argv = f"--weights bfloat16.bin --prompt The --greedy --max-new-tokens 6 --json {flags}".split()

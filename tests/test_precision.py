@@ -238,7 +238,9 @@ def test_ops_compute_with_a_kernel_of_ours(name, monkeypatch):
             out, gradients = run(name, arrays, options)
         assert set(calls) == ({f"tiles for {asked}"} if name != "matmul" else set())
         if name != "matmul" or asked != ROUNDED:
-            assert max(rms(got - want, want) for got, want in zip([out, *gradients], [exact[0], *exact[1]])) < 2e-6
+            assert rms(out - exact[0], exact[0]) < 2e-6
+            most = 4e-3 if asked == ROUNDED else 2e-6             # activations have waited as bfloat16
+            assert max(rms(got - want, want) for got, want in zip(gradients, exact[1])) < most
 
 
 @needs_kernels
@@ -248,8 +250,8 @@ def test_few_rows_are_float32_unless_rounding_was_ordered(monkeypatch):
     monkeypatch.setattr(products, "tile_kernel", lambda precision: "amx")
     many, few = np.ones((50, 40), np.float32), np.ones((skinny_gemm.MOST, 40), np.float32)
     for asked in PRECISIONS:
-        assert products.prepared(many, many.T, asked)[2] == "amx" and products.prepared(few, many.T, asked)[2] is None
-    assert products.prepared(few, many.T, ROUNDED)[2] == "amx"
+        assert products.kernel_for(many, many.T, asked) == "amx" and products.kernel_for(few, many.T, asked) is None
+    assert products.kernel_for(few, many.T, ROUNDED) == "amx"
 
 
 @needs_kernels

@@ -173,6 +173,7 @@ PEERS = {
     "mlp": mlp,
     "add_layernorm": add_layernorm,
     "linear_cross_entropy": linear_cross_entropy,
+    "linear_bfloat16": lambda x, w, bias=None: F.linear(x, w.view(torch.bfloat16).to(x.dtype), bias),
     "linear_int8": lambda x, q, scale, bias=None: F.linear(x, q.to(x.dtype) * scale[:, None], bias),
     "split_heads": lambda x, n_head: tuple(t.unflatten(-1, (n_head, -1)).transpose(1, 2) for t in x.chunk(3, dim=-1)),
     "merge_heads": lambda x: x.transpose(1, 2).flatten(2),

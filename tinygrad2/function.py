@@ -56,7 +56,8 @@ class Function:
     is_leaf = is_parameter = False  # True for a leaf Tensor, or a Parameter, at the end of an edge
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
-    layer, inputs, work, options = "", (), None, {}
+    layer, inputs, work = "", (), None
+    options: dict[str, Any] = {}
 
     def __init_subclass__(cls, backend: str | None = None, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -57,6 +57,7 @@ PRODUCTS = {
     "mlp": _mlp,
     "attention": _attention,
     "linear_cross_entropy": _linear_cross_entropy,
+    "linear_bfloat16": lambda out, x, *_: Products(2 * out.size * x.shape[-1], {0: 2 * out.size * x.shape[-1]}),
     "linear_int8": lambda out, x, *_: Products(2 * out.size * x.shape[-1], {}),
 }
 

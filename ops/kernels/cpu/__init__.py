@@ -14,6 +14,7 @@ from ops.kernels.cpu import (  # noqa: F401
     gelu,
     layernorm,
     linear,
+    linear_bfloat16,
     linear_cross_entropy,
     linear_int8,
     mlp,

@@ -25,6 +25,7 @@ from ops.kernels.cpu.copy_bytes import copy_bytes
 from ops.kernels.cpu.numba_jit import jit
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
+from ops.linear_bfloat16 import LinearBfloat16
 from ops.linear_cross_entropy import LinearCrossEntropy
 from ops.linear_int8 import LinearInt8
 from ops.matmul import MatMul
@@ -55,7 +56,8 @@ NOTHING = ONE_THREAD = ALL_THREADS = contextlib.nullcontext()     # around produ
 if vendor == "OpenBLAS":                                          # that NumPy computes with, too: blas_threads.py
     _switch = ThreadSwitch(_set_threads)
     ONE_THREAD, ALL_THREADS = _switch.one, _switch.all
-    AROUND.update(dict.fromkeys((Attention, Linear, LinearCrossEntropy, LinearInt8, MatMul, MLP), ALL_THREADS))
+    _with_products = Attention, Linear, LinearBfloat16, LinearCrossEntropy, LinearInt8, MatMul, MLP
+    AROUND.update(dict.fromkeys(_with_products, ALL_THREADS))
 
 
 def gemm(a, b, out, add=False, scale=1.0, bias=None):

@@ -11,7 +11,7 @@ from ops.kernels.cpu.numba_jit import inlined
 
 
 @intrinsic
-def _bits_to_float32(typingctx, bits):
+def bits_to_float32(typingctx, bits):
     """The float32 with these 32 bits."""
 
     def codegen(context, builder, signature, args):
@@ -67,4 +67,4 @@ def exp32(x):
     f = (x - n * _LN2_HI) - n * _LN2_LO
     p = _C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * (_C6 + f * _C7))))
     p = _ONE + f * (_ONE + f * p)
-    return p * _bits_to_float32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return p * bits_to_float32((np.int32(n) + np.int32(127)) << np.int32(23))

@@ -15,7 +15,7 @@ from tinygrad2.system import huge_pages
 from tinygrad2.system.threads import POOL
 
 _GRAIN = 1 << 16                                                  # elements for which waking a thread pays
-_INFINITE, _WITHOUT_SIGN = 0x7F800000, 0x7FFFFFFF
+_INFINITE, _WITHOUT_SIGN = np.uint32(0x7F800000), np.uint32(0x7FFFFFFF)
 
 
 def _takes_rows(values):
@@ -54,8 +54,10 @@ def unpack_bfloat16_cpu(packed):
 @inlined
 def round_bits(bits):
     """The upper half of the float32 with these 32 bits, rounded."""
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return (bits >> 16) | 0x40 if (bits & _WITHOUT_SIGN) > _INFINITE else rounded
+    up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(bits + up) >> np.uint32(16)               # in 32 bits: twice the elements per register
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return quiet if np.uint32(bits & _WITHOUT_SIGN) > _INFINITE else rounded
 
 
 @jit
