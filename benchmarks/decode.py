@@ -1,8 +1,8 @@
-"""Time of generation, token by token: ours in float32 and int8, and Hugging Face's transformers, in turns.
+"""Time of generation, token by token: ours in float32, bfloat16 and int8, and Hugging Face's transformers, in turns.
 
     python -m benchmarks.decode --model gpt2 --prompt-len 64 --new-tokens 64
     python -m benchmarks.decode --model gpt2 --texts 8              eight texts together; times per token of each
-    python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     perplexity in float32 and int8
+    python -m benchmarks.decode --perplexity trained_weights.bin data/dummy_data2.txt     perplexity in each dtype
 
 The prompt is processed in one forward pass (prefill), timed separately; then each token is one pass over all weights.
 The weights are random: the times do not depend on them.
@@ -17,7 +17,8 @@ import statistics
 from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
 from tinygrad2.system.threads import available_cores
 
-OURS = ("ours", "ours-int8")  # int8 is for a single text
+OURS = ("ours", "ours-bfloat16", "ours-int8")  # the latter two for a single text
+BYTES = {"ours-bfloat16": 2, "ours-int8": 1}  # of a weight; others have 4
 
 
 def main():
@@ -33,7 +34,7 @@ def main():
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--perplexity", nargs=2, metavar=("WEIGHTS", "TEXT"),
-                        help="print the perplexity of a text in float32 and in int8 instead")
+                        help="print the perplexity of a text in float32, bfloat16 and int8 instead")
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results")
     args = parser.parse_args()
     if args.perplexity:
@@ -53,7 +54,8 @@ def time_it(args):
     if others and not (installed("transformers") and installed("torch")):
         print("transformers is not installed and left out: pip install transformers torch==2.13.0")
         others = []
-    sides = [Side(name, "benchmarks.decode_side", name, config) for name in (*OURS[: 1 + (args.texts == 1)], *others)]
+    ours = OURS if args.texts == 1 else OURS[:1]
+    sides = [Side(name, "benchmarks.decode_side", name, config) for name in (*ours, *others)]
     prompts = [[(7 * i + 3 + 11 * n) % model.vocab_size for i in range(args.prompt_len)] for n in range(args.texts)]
     ms, prefill, limits = {s.name: [] for s in sides}, {s.name: [] for s in sides}, []
     for turn in range(-1, args.turns):                            # turn -1 warms up
@@ -80,7 +82,7 @@ def report(args, model, ms, prefill, bandwidth):
         all_ms = sum(turns, [])
         median = statistics.median(all_ms)
         ratio, low, high = ratio_of(turns, ms["ours"])
-        read = weights * (1 if name.endswith("int8") else 4) / median * 1e3
+        read = weights * BYTES.get(name, 4) / median * 1e3
         rows.append(dict(
             model=args.model, side=name, threads=args.threads, texts=args.texts, prompt=args.prompt_len,
             min_ms=round(min(all_ms), 2), median_ms=round(median, 2),
@@ -97,16 +99,20 @@ def report(args, model, ms, prefill, bandwidth):
 
 
 def perplexities(weights, path):
-    """Returns rows of results: loss and perplexity of a text, in float32 and in int8."""
+    """Returns rows of results: loss and perplexity of a text, in float32, bfloat16 and int8."""
     from models.pretrained import load_pretrained
-    from models.quantize import quantize
+    from models.quantize import LinearBfloat16, quantize
+    from tinygrad2.mixed_precision import mixed_precision
 
     rows = []
-    for side in ("float32", "int8"):
+    for side in ("float32", "bfloat16", "int8"):
         model, tokenizer, _ = load_pretrained(weights)
         if side == "int8":
             quantize(model)
-        loss, tokens = mean_loss(model, tokenizer, path)
+        elif side == "bfloat16":
+            quantize(model, LinearBfloat16)
+        with mixed_precision("bfloat16" if side == "bfloat16" else "float32"):
+            loss, tokens = mean_loss(model, tokenizer, path)
         rows.append(dict(weights=os.path.basename(weights), text=os.path.basename(path), side=side, tokens=tokens,
                          loss=round(loss, 5), perplexity=round(math.exp(loss), 4)))  # fmt: skip
         print(f"{side:8} loss {loss:.5f}  perplexity {math.exp(loss):.4f}  over {tokens:,} tokens")

@@ -7,7 +7,7 @@ import time
 from benchmarks.harness import answer_requests, peak_rss
 
 
-def our_generator(config, int8):
+def our_generator(config, dtype):
     """Returns a function (prompts, n) -> (seconds of the prefill, [seconds of each further token], ids of text 0).
 
     Decoding is greedy.
@@ -17,14 +17,16 @@ def our_generator(config, int8):
     from models import GPT, GPTConfig
     from models.generation import generate
     from models.kv_cache import KVCache
-    from models.quantize import quantize
+    from models.quantize import LinearBfloat16, quantize
     from tinygrad2.flat_buffers import FlatBuffers
 
     model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
     FlatBuffers(model)
     model.eval()
-    if int8:
+    if dtype == "int8":
         quantize(model)
+    elif dtype == "bfloat16":
+        quantize(model, LinearBfloat16)
     cache = KVCache(model.config)
 
     def several_texts(prompts, n):
@@ -99,10 +101,13 @@ def main():
     if side.startswith("transformers"):
         generate = transformers_generator(config, use_generate=side.endswith("generate"))
     else:
+        from tinygrad2.precision import use_matmul_precision
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
-        generate = our_generator(config, int8=side.endswith("int8"))
+        dtype = side.partition("-")[2]
+        use_matmul_precision("bfloat16" if dtype == "bfloat16" else "highest")
+        generate = our_generator(config, dtype)
 
     def handle(prompts, n):
         prefill, seconds, ids = generate(prompts, n)

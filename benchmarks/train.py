@@ -19,6 +19,7 @@ from tinygrad2.system.threads import available_cores
 TORCH = [f"torch{how}" for how in ("", "-compile", "-tuned", "-compile-tuned", "-bfloat16", "-bfloat16-compile",
                                    "-bfloat16-tuned", "-bfloat16-compile-tuned")]  # fmt: skip
 SIDES = (*TORCH, "bfloat16", "reference")
+SHAPE = ("vocab_size", "n_layer", "n_head", "n_embd")
 LOSSES_APART = {"float32": 1e-3, "bfloat16": 3e-2}  # at most
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 
@@ -28,7 +29,8 @@ def main():
     parser.add_argument("--model", default="gpt2", help="preset (default: gpt2)")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per step (default: 4)")
     parser.add_argument("--seq-len", type=int, default=64, help="tokens per sequence (default: 64)")
-    parser.add_argument("--vocab-size", type=int, help="instead of the preset's")
+    for flag in SHAPE:
+        parser.add_argument(f"--{flag.replace('_', '-')}", type=int, help="instead of the preset's")
     parser.add_argument("--against", default="torch,torch-compile", help=f"some of {', '.join(SIDES)}")
     parser.add_argument("--threads", type=int, default=len(available_cores()), help="default: all cores")
     parser.add_argument("--turns", type=int, default=5, help="turns per side (default: 5)")
@@ -50,7 +52,7 @@ def main():
 def run(args, others):
     from models.config import GPTConfig
 
-    changes = {"vocab_size": args.vocab_size} if args.vocab_size else {}
+    changes = {name: value for name in SHAPE if (value := getattr(args, name))}
     model = GPTConfig.preset(args.model, **changes)
     model = GPTConfig.preset(args.model, block_size=max(args.seq_len, model.block_size), **changes)
     config = dict(model=model.to_dict(), batch_size=args.batch_size, seq_len=args.seq_len, seed=args.seed,
@@ -60,7 +62,7 @@ def run(args, others):
         Side(name, "benchmarks.train_side", name, config_json, env=TUNED if name.endswith("tuned") else None)
         for name in ["ours", *others]
     ]
-    print(f"{args.model}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), "
+    print(f"{named(args)}, B={args.batch_size} T={args.seq_len}, {args.threads} thread(s), "
           f"load {load_average()}")
     losses = {side.name: side.ask(steps=args.warmup)["losses"] for side in sides}
     ms, rss, peaks = {side.name: [] for side in sides}, {}, []
@@ -75,6 +77,12 @@ def run(args, others):
     for side in sides:
         side.close()
     report(args, config, losses, ms, rss, [max(peak) for peak in zip(*peaks)])
+
+
+def named(args):
+    """The preset, with what is changed: "demo n_layer=4"."""
+    changes = [f" {name}={value}" for name in SHAPE[1:] if (value := getattr(args, name))]
+    return args.model + "".join(changes)
 
 
 def report(args, config, losses, ms, rss, limits):
@@ -92,7 +100,7 @@ def report(args, config, losses, ms, rss, limits):
         ratio, low, high = ratio_of(turns, ours)
         difference = max(abs(a - b) for a, b in zip(losses[name], losses["ours"]))
         row = dict(
-            model=args.model, batch_size=args.batch_size, seq_len=args.seq_len, threads=args.threads, side=name,
+            model=named(args), batch_size=args.batch_size, seq_len=args.seq_len, threads=args.threads, side=name,
             recompute=args.recompute and name == "ours",
             min_ms=round(min(all_ms), 2), median_ms=round(median, 2), tokens_per_s=round(tokens / median * 1e3, 1),
             ours_is_faster_by=round(ratio, 3), lowest=round(low, 3), highest=round(high, 3),

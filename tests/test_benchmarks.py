@@ -58,7 +58,7 @@ def test_the_ladder_of_products(tmp_path):
 @pytest.mark.slow
 def test_decode_times_float32_and_int8():
     out = run("decode", "--model demo --prompt-len 4 --new-tokens 4 --turns 1 --against=")
-    assert "\nours  " in out and "\nours-int8  " in out and "ms a token" in out
+    assert "\nours  " in out and "\nours-int8  " in out and "\nours-bfloat16  " in out and "ms a token" in out
 
 
 def test_decode_measures_what_int8_costs(tmp_path):
@@ -73,9 +73,10 @@ def test_decode_measures_what_int8_costs(tmp_path):
     weights = tmp_path / "w.bin"
     save_weights(weights, model.state_dict(), model.config.to_dict(), tokenizer.to_json(), {})
     out = run("decode", f"--perplexity {weights} {tmp_path / 'text.txt'}").splitlines()
-    float32, int8 = (float(line.split()[4]) for line in out)
-    assert out[0].startswith("float32") and out[1].startswith("int8")
+    float32, bfloat16, int8 = (float(line.split()[4]) for line in out)
+    assert [line.split()[0] for line in out] == ["float32", "bfloat16", "int8"]
     assert 200 < float32 < 350 and abs(int8 / float32 - 1) < 0.01  # untrained: about the vocabulary
+    assert abs(bfloat16 / float32 - 1) < 0.01
 
 
 def test_an_unknown_side_is_refused():
