@@ -30,7 +30,10 @@ def test_odd_lines_run_properly_or_are_refused(base, tmp_path, name, seed, n):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(1, marks=pytest.mark.slow)])
+SHARES = [0.02, pytest.param(0.2, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("kind", LONG)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_long_values_and_control_characters_of_every_flag(base, tmp_path, name, kind, share):
