@@ -146,9 +146,6 @@ def load(path, device="cpu", tokenizer="", block_size=None):
 def main(argv=None):
     """Generate the texts; returns the exit code. `argv`: the flags; by default the process's, in a notebook none."""
     config = parse(argv)
-    if precision_of(config) != "highest":
-        products = ops.describe_products(config.device, config.kernels, precision_of(config))
-        print_error(f"note      products: {products}")
     with computing(config):
         return generate(config)
 
@@ -168,15 +165,24 @@ def generate(config):
         seed=config.seed, end=pretrained.ends, stops=config.stop, batch_size=config.batch_size, logprobs=config.json,
     )  # fmt: skip
     if config.interactive:
+        note_products(config)
         return converse(encode, stream)
     prompts = [(prompt, encode(prompt)) for prompt in read_prompts(config, tokenizer)]
     requests = [Request(prompt, ids, sample) for prompt, ids in prompts for sample in range(config.num_samples)]
+    note_products(config)
     pieces = stream([request.ids for request in requests], samples=[request.sample for request in requests])
     if config.json:
         print_json(requests, in_order(pieces))
     else:
         print_texts(requests, in_order(pieces), config.num_samples)
     return 0
+
+
+def note_products(config):
+    """Say which code multiplies, if a precision was asked for."""
+    if precision_of(config) != "highest":
+        products = ops.describe_products(config.device, config.kernels, precision_of(config))
+        print_error(f"note      products: {products}")
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------

@@ -363,7 +363,9 @@ def test_answers_are_those_of_build_nanogpt(tmp_path):
         sums, means = as_nanogpt_scores(model, example)
         np.testing.assert_allclose(a.nats, sums, rtol=1e-5)
         assert a.tokens == [len(ending) for ending in example.endings]
-        assert a.correct == (sums.argmin() == example.label) and a.correct_norm == (means.argmin() == example.label)
+        for correct, scores in ((a.correct, sums), (a.correct_norm, means)):
+            best = np.flatnonzero(scores < scores.min() * (1 + 1e-5))        # two endings may be the same tokens
+            assert correct == (best[0] == example.label) or len(best) > 1
     assert len({(a.correct, a.correct_norm) for a in answers}) == 4  # the two differ, and both are right and wrong
 
 

@@ -111,6 +111,8 @@ class MemoryPlan:
             attention = (4 + masks) * _F * N * c.n_head * self.length
             work = max(4 * logits, _F * N * (6 * c.inner + 2 * C), attention)     # logits: they, e^logits, dlogits, and
                                                                       # one more, freed before backward is in the blocks
+            if self.dtype == "bfloat16":                              # rounding the largest operand, step by step
+                work += 6 * max(logits, _F * N * c.inner, _F * c.vocab_size * C)
             name, chunk, overhead = "logits, or work space of backward", 0, _REFERENCE_OVERHEAD
         else:
             chunk = min(logits, LOGITS_CHUNK) + (_F * N * C if logits > LOGITS_CHUNK else 0)
