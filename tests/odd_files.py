@@ -84,15 +84,15 @@ class Trials:
     def __init__(self, folder):
         import train_gpt2  # noqa: F401   imported once, here
 
-        self.folder, self.library = folder, ctypes.CDLL(os.environ[LIBRARY])
-        self.home = os.path.join(folder, "files")
+        self.folder, self.calls = folder, ctypes.CDLL(os.environ[LIBRARY])
+        self.files = os.path.join(folder, "files")
         self.text = " ".join(f"Tom saw {i % 97} of the {i * i % 89} red birds." for i in range(400))
         self.fresh()
         code, output = self.train("")
         assert code == 0, output
         self.losses, self.weights = self.result()
         for kind in ("again", "resume"):
-            shutil.copytree(self.home, os.path.join(folder, kind))
+            shutil.copytree(self.files, os.path.join(folder, kind))
         cut = os.path.join(folder, "resume", "run")
         shutil.rmtree(os.path.join(cut, "checkpoints", f"step_{STEPS:08d}"))
         with open(os.path.join(cut, "metrics.jsonl"), "r+b") as file:
@@ -100,16 +100,16 @@ class Trials:
 
     def fresh(self, kind="new"):
         """The folder as it is before a training: with a text only, with all of another training, or of half of one."""
-        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
         if kind != "new":
-            shutil.copytree(os.path.join(self.folder, kind), self.home)
+            shutil.copytree(os.path.join(self.folder, kind), self.files)
             return
-        os.mkdir(self.home)
+        os.mkdir(self.files)
         with open(self.path("text.txt"), "w", encoding="utf-8") as file:
             file.write(self.text)
 
     def path(self, name):
-        return os.path.join(self.home, name)
+        return os.path.join(self.files, name)
 
     def train(self, text, more=""):
         """A training under these rules; returns (exit code, everything that it printed)."""
@@ -121,7 +121,7 @@ class Trials:
                 out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(out, 1), os.dup2(out, 2)
                 os.environ["XDG_CACHE_HOME"] = self.path("cache")
-                self.library.odd_set(self.home.encode(), text.encode())
+                self.calls.odd_set(self.files.encode(), text.encode())
                 code = _call([*flags.split(), "--weights-out", self.path("weights.bin")])
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
@@ -163,7 +163,7 @@ class Trials:
         errors = [line for line in output.splitlines() if line.startswith("train_gpt2.py: ")]
         if code not in (0, 2) or "Traceback" in output:
             return f"exit code {code}: {output[-3000:]}"
-        if code == 2 and (len(errors) != 1 or self.home not in errors[0]):
+        if code == 2 and (len(errors) != 1 or self.files not in errors[0]):
             return f"not one line with a path: {output[-1500:]}"
         if code == 0 and not self.is_right():
             return f"exit code 0, but other bits: {output[-1500:]}"

@@ -9,11 +9,11 @@ observer checks the result of each op, and of each op's backward, as it comes.
 The weights are those before the step, and nothing in it is random (tinygrad2/prng.py): the same values come again.
 """
 
-import contextlib
 import inspect
 
 from tinygrad2.backend import is_array, xp_of
 from tinygrad2.function import DeferredGradient
+from tinygrad2.monitor.module_path import ModulePath
 
 
 class NonFinite(ArithmeticError):
@@ -40,32 +40,19 @@ def ranges(finding):
         yield f"{name} {dtype} {tuple(shape)} from {low:.4g} to {high:.4g}"
 
 
-class NonFiniteObserver:
+class NonFiniteObserver(ModulePath):
     """Raises NonFinite at the first result that is not finite; for `observe` of tinygrad2/function.py.
 
     path    names of the modules that are running, the innermost last
     """
 
     def __init__(self, model):
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.path = [""]
+        super().__init__(model)
 
     def check_parameters(self, model):
         """Raises NonFinite if a parameter is not finite before anything is computed: then the last update did it."""
         for name, parameter in model.named_parameters():
             self._check(parameter.data, "update", "optimizer", None, f"parameter {name}", [], layer="")
-
-    @contextlib.contextmanager
-    def inside(self, module):
-        """Within the block, ops belong to this module."""
-        self.path.append(self.names.get(id(module), self.path[-1]))
-        try:
-            yield
-        finally:
-            self.path.pop()
-
-    def before(self, node):
-        """Called before an op computes: nothing to do."""
 
     def after_forward(self, node, arrays, results):
         """Called by `apply` with the op's inputs and its results (a tuple of arrays)."""

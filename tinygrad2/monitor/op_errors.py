@@ -10,7 +10,6 @@ op's own, not one that it was given. What the errors of an op's result do to the
 gradient of the loss at that place: to first order these shares add up to the error of the loss.
 """
 
-import contextlib
 import inspect
 import math
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from tinygrad2.backend import is_array
 from tinygrad2.dispatch import OPS
 from tinygrad2.function import DeferredGradient
+from tinygrad2.monitor.module_path import ModulePath
 
 
 @dataclass
@@ -45,24 +45,12 @@ class OpError:
         return max(self.forward, self.backward) if self.forward + self.backward < math.inf else math.inf
 
 
-class OpErrors:
+class OpErrors(ModulePath):
     """Measures them; for `observe` (function.py). Ops of which nothing is a float32 array are left out."""
 
     def __init__(self, model):
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.path, self.errors, self._waiting = [""], [], {}
-
-    @contextlib.contextmanager
-    def inside(self, module):
-        """Within the block, ops belong to this module."""
-        self.path.append(self.names.get(id(module), self.path[-1]))
-        try:
-            yield
-        finally:
-            self.path.pop()
-
-    def before(self, node):
-        """Called before an op computes: nothing to do."""
+        super().__init__(model)
+        self.errors, self._waiting = [], {}
 
     def after_forward(self, node, arrays, results):
         """Called with the op's inputs and its results."""

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ops.kernels.cpu.numba_jit import inlined, jit, split_rows
+from ops.kernels.cpu.pack_bfloat16 import round_bits
 from ops.kernels.cpu.spread import spread
 
 
@@ -17,14 +18,11 @@ def rounded(x):
 
 
 @inlined
-def round_bits(bits):
-    """The bits of a float32, rounded to bfloat16: to nearest, ties to even; subnormal numbers become zero."""
-    size = bits & np.uint32(0x7FFFFFFF)
-    up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    nearest = np.uint32(bits + up) & np.uint32(0xFFFF0000)
-    nearest = np.uint32(bits & np.uint32(0x80000000)) if size < np.uint32(0x00800000) else nearest
-    quiet = (bits & np.uint32(0xFFFF0000)) | np.uint32(0x00400000)
-    return quiet if size > np.uint32(0x7F800000) else nearest
+def _operand_bits(bits):
+    """The bits of a float32, rounded to bfloat16; subnormal numbers become zero, as the instructions take them."""
+    nearest = np.uint32(np.uint32(round_bits(bits)) << np.uint32(16))
+    is_subnormal = np.uint32(bits & np.uint32(0x7FFFFFFF)) < np.uint32(0x00800000)
+    return np.uint32(bits & np.uint32(0x80000000)) if is_subnormal else nearest
 
 
 @jit
@@ -34,4 +32,4 @@ def _round_rows(lo, hi, x, out):
     for n in range(lo, hi):
         row, to = x[n], out[n]
         for j in range(row.size):
-            to[j] = round_bits(row[j])
+            to[j] = _operand_bits(row[j])

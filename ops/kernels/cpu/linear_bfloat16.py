@@ -11,9 +11,10 @@ from ops.kernels.cpu import skinny_gemm
 from ops.kernels.cpu.bfloat16 import rounded
 from ops.kernels.cpu.fast_math import bits_to_float32
 from ops.kernels.cpu.numba_jit import is_float32, jit
-from ops.kernels.cpu.products import gemm
+from ops.kernels.cpu.products import gemm, tile_kernel
 from ops.kernels.cpu.spread import spread
 from ops.linear_bfloat16 import LinearBfloat16
+from tinygrad2.precision import ROUNDED
 from tinygrad2.system.threads import POOL
 
 _GRAIN = 1 << 16                                                  # weights of a part, at least
@@ -27,13 +28,15 @@ class LinearBfloat16CPU(LinearBfloat16, backend="numpy"):
     def forward(self, x, w, bias=None):
         self.save(x, w)
         rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])  # (N, I)
-        out = np.empty((len(rows), len(w)), np.float32)
-        if len(rows) <= skinny_gemm.MOST:
-            rows = rounded(rows) if self.precision == "bfloat16" else rows
+        few, precision = len(rows) <= skinny_gemm.MOST, self.precision
+        if precision == ROUNDED and (few or not tile_kernel(ROUNDED)):
+            rows, precision = rounded(rows), "highest"            # w needs no rounding
+        out = np.empty((len(rows), len(w)), np.float32)           # (N, O)
+        if few:
             bias = np.zeros(len(w), np.float32) if bias is None else np.asarray(bias, order="C")
             POOL.split(_dots, len(w), rows, w, bias, out, grain=max(1, _GRAIN // w.shape[1]))
         else:
-            gemm(rows, self._weight(w, x).T, out, precision=self.precision)
+            gemm(rows, self._unpacked(w, x).T, out, precision=precision)
             out += 0 if bias is None else bias
         return out.reshape(*x.shape[:-1], len(w))
 
