@@ -1,6 +1,6 @@
 """Train a GPT-2 from scratch on a text, and write trained_weights.bin for inference.py.
 
-    python train_gpt2.py --seed 1337                                 the bundled stories, one to two minutes on two cores
+    python train_gpt2.py --seed 1337                                 the bundled stories, 1 to 2 minutes on two cores
     python train_gpt2.py --data my.txt --model baby --steps 2000     your own text
     python train_gpt2.py --resume                                    continue where the last run was stopped
     mpirun -n 4 python train_gpt2.py --seed 1337                     the same training, shared by four processes
