@@ -14,6 +14,7 @@ import strict_cupy
 from benchmarks import gpu, train_side
 from models.config import GPTConfig
 from tinygrad2.dispatch import kernels
+from tinygrad2.system import processor
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no kernels to time")
 
@@ -138,3 +139,17 @@ def test_committed_rows_have_machine_and_versions(name):
     assert runs and all({"date", "cpu", "load", "versions", "rows"} <= set(run) and run["rows"] for run in runs)
     table = path.with_suffix(".csv").read_text().splitlines()
     assert len(table) == 1 + sum(len(run["rows"]) for run in runs)
+
+
+@pytest.mark.parametrize("about, expected", [
+    ("model name: AMD EPYC\nvendor_id: AuthenticAMD\ncpu family: 25\nflags: avx2 fma", "AMD EPYC (Zen 3; AVX2), "),
+    ("model name: AMD EPYC\nvendor_id: AuthenticAMD\ncpu family: 25\nflags: avx2 avx512f avx512_bf16",
+     "AMD EPYC (Zen 4; AVX512-BF16, AVX-512, AVX2), "),
+    ("model name: Xeon\nvendor_id: GenuineIntel\ncpu family: 6\nflags: avx2 avx512f amx_bf16",
+     "Xeon (AMX, AVX-512, AVX2), "),
+    ("processor: 0\nFeatures: fp asimd", "(NEON), "),
+])  # fmt: skip
+def test_a_processor_is_named_with_its_generation_and_units(about, expected, monkeypatch):
+    fields = dict(line.split(": ") for line in about.splitlines())
+    monkeypatch.setattr(processor, "_about", lambda: fields)
+    assert expected in processor.cpu_name()

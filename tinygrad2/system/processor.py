@@ -5,14 +5,32 @@ import platform
 
 from tinygrad2.system.threads import available_cores
 
+_ZEN = {"23": "Zen 1 or 2", "25": "Zen 3", "26": "Zen 5"}          # by AMD's family; Zen 4 is Zen 3's, with AVX-512
+_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+
 
 def cpu_name():
-    """The processor's model name, with the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    name = line.split(":", 1)[1].strip()
-                    break
-    return f"{name}, {len(available_cores())} cores"
+    """The processor: its name, AMD's generation, the units that compute with many numbers at once, and the number of
+    cores this process may use: "AMD EPYC (Zen 3; AVX2), 2 cores".
+
+    A virtual machine often hides the model number, and the generations differ by more than names tell."""
+    described = []
+    about = _about()
+    name = about.get("model name") or platform.processor() or platform.machine()
+    flags = (about.get("flags") or about.get("Features") or "").split()
+    if about.get("vendor_id") == "AuthenticAMD":
+        zen = _ZEN.get(about.get("cpu family"), "")
+        described.append("Zen 4" if zen == "Zen 3" and "avx512f" in flags else zen)
+    described.append(", ".join(unit for flag, unit in _UNITS.items() if flag in flags))
+    described = "; ".join(filter(None, described))
+    return f"{name}{f' ({described})' if described else ''}, {len(available_cores())} cores"
+
+
+def _about():
+    """What Linux says of the first core: {field: value}; empty on other systems."""
+    if not os.path.exists("/proc/cpuinfo"):
+        return {}
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        first = file.read().split("\n\n")[0]
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
