@@ -299,14 +299,34 @@ def test_the_status_table_of_a_rank_that_was_killed_is_removed(monkeypatch, tmp_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 def test_any_guard_tells_the_witness_what_it_has_learned(monkeypatch):
-    monkeypatch.setattr(witness.os, "getppid", os.getpid)  # a number that no other test uses
-    assert not witness.tell_witness(b"job kvs_1")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
-        inbox.bind(witness._inbox(os.getpid()))
-        assert witness.tell_witness(b"job kvs_1") and inbox.recv(100) == b"job kvs_1"
-        inbox.setblocking(False)
-        for _ in range(2000):
-            assert witness.tell_witness(b"job kvs_1")  # also when the queue is full
+    monkeypatch.setattr(witness, "launcher_process", os.getpid)  # a number that no other test uses
+    lifeline = witness.Lifeline(3, 99)
+    assert not lifeline.tell(b"job kvs_1")  # there is no witness yet
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(witness._address())
+        listener.listen()
+        assert lifeline.tell(b"job kvs_1")
+        connection, _ = listener.accept()
+        assert connection.recv(100) == b"3 99 %d" % os.getpid() and connection.recv(100) == b"job kvs_1"
+        while lifeline.tell(b"job kvs_1"):
+            pass  # until the queue of a stopped witness is full
+        connection.close()
+    assert not lifeline.tell(b"reported")  # it was killed
+    lifeline._socket.close()
+
+
+@needs_mpich
+@pytest.mark.parametrize("rank, size", [(0, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_a_guard_that_is_killed_before_mpi_starts_is_named(tmp_path, rank, size):
+    path = tmp_path / "job.py"
+    path.write_text("import os, time\nfrom tinygrad2.distributed import world\nstart_mpi = world._start_mpi\n"
+                    "def start_late(*more):\n    time.sleep(1.5)\n"
+                    f"    if os.environ['PMI_RANK'] == '{rank}':\n        os.kill(os.getppid(), 9)\n"
+                    "    return start_mpi(*more)\nworld._start_mpi = start_late\nworld.World.join()\n")  # fmt: skip
+    result = mpirun(size, path, cwd=tmp_path)
+    assert result.returncode != 0
+    line = r"^\[rank (\d) of \d, \S+ pid \d+\] was killed from outside \(its guard, process \d+, was killed\)$"
+    assert re.findall(line, result.stderr, re.MULTILINE) == [str(rank)]
 
 
 def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):

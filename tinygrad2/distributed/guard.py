@@ -39,14 +39,14 @@ from tinygrad2.distributed.launch import end_job
 from tinygrad2.distributed.pmi_relay import Relay
 from tinygrad2.distributed.status import StatusTable, describe_death
 from tinygrad2.distributed.watchdog import OTHERS_FIRST_SECONDS
-from tinygrad2.distributed.witness import REPORTED, connect_to_witness, start_witness, tell_witness
+from tinygrad2.distributed.witness import REPORTED, TABLE, Lifeline, start_witness
 from tinygrad2.errors import to_bytes
 from tinygrad2.system.launcher import is_first_on_host
 from tinygrad2.system.process import end_with, parents, rename_process, wake
 from tinygrad2.system.signals import STOP_SIGNALS, leave_now
 from tinygrad2.system.streams import write_descriptor
 
-_ENDING, _LEAVING, _TABLE = b"ending", b"leaving", b"table"  # messages of the rank
+_ENDING, _LEAVING = b"ending", b"leaving"  # messages of the rank, and TABLE
 _KEPT = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGPIPE", "SIGTTIN", "SIGTTOU")  # signals that are not passed on
 _KEPT += ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL")  # a crash of the guard itself
 _FORWARDED = tuple(sorted(signal.valid_signals() - {getattr(signal, name, 0) for name in _KEPT}))
@@ -72,16 +72,15 @@ class Guard:
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGCONT)  # if somebody has stopped it, the job would never end
 
-    def share(self, path, own, rows, hosts):
+    def share(self, path, own, rows):
         """Give the guard the status table, in which this rank has row `own`; it passes it on to the host's witness.
 
         path     of the table's file
         rows     (rank, process, process of its guard) of each rank of this host
-        hosts    how many there are
         """
         with open(path, "r+b") as file:
-            numbers = (own, hosts), *rows
-            self._send(b" ".join([_TABLE, *(b",".join(b"%d" % n for n in row) for row in numbers)]), file.fileno())
+            numbers = (own,), *rows
+            self._send(b" ".join([TABLE, *(b",".join(b"%d" % n for n in row) for row in numbers)]), file.fileno())
 
     def _send(self, message, *descriptors):
         with contextlib.suppress(OSError):  # a guard that has been killed: so will this rank be
@@ -131,8 +130,9 @@ class _Watch:
     def __init__(self, rank, size, child, connection, relay):
         self.rank, self.size, self.child, self.connection, self.relay = rank, size, child, connection, relay
         self.command = _command_line(os.getpid())  # the rank's as well
-        self.witness = start_witness(size, child) if is_first_on_host() else None  # a socket
-        self.lifeline = None
+        self.lifeline = Lifeline(rank, child)
+        if is_first_on_host():
+            start_witness(size, child, self.lifeline)
         self.table, self.row = None, 0
         self.ending, self.alone, self.received, self.closed = False, False, set(), None
 
@@ -144,13 +144,15 @@ class _Watch:
         parent = os.getppid()
         while status is None:
             sources = [wakeup] if self.closed else [wakeup, self.connection]
-            ready, _, _ = select.select([*sources, *self.relay.sources], [], [], _POLL_SECONDS)
+            is_alone = not self.table and not self.lifeline.connect()  # that witness may not have been started yet
+            pause = _POLL_SECONDS / 10 if is_alone else _POLL_SECONDS
+            ready, _, _ = select.select([*sources, *self.relay.sources], [], [], pause)
             if wakeup in ready:
                 self._forward(os.read(wakeup, 64))
             if self.connection in ready:
                 self._take_message()
-            self.relay.forward(ready, 0 if self.ending else OTHERS_FIRST_SECONDS)
-            while self.relay.job and tell_witness(self.relay.job[-1]):
+            self.relay.forward(ready, self._before_abort)
+            while self.relay.job and self.lifeline.tell(self.relay.job[-1]):
                 self.relay.job.pop()
             pid, code = os.waitpid(self.child, os.WNOHANG)
             if pid:
@@ -164,7 +166,7 @@ class _Watch:
                 return 1
         while not self.closed:  # what it said last
             self._take_message()
-        self.relay.forward(self.relay.sources)
+        self.relay.forward(self.relay.sources, self._before_abort)
         wake(above)  # if somebody has stopped them, the job would never end
         return self._exit_code(os.waitstatus_to_exitcode(status))
 
@@ -194,15 +196,19 @@ class _Watch:
             self.closed = time.monotonic()
         elif word in (_ENDING, _LEAVING):
             self.ending, self.alone = True, word == _LEAVING
-        elif word == _TABLE:
-            (self.row, _), *rows = (tuple(map(int, row.split(b","))) for row in rest)
+        elif word == TABLE:
+            self.row = int(rest[0])
             self.table = StatusTable(descriptors[0], self.row + 1, self.row)
-            if self.witness:
-                with contextlib.suppress(OSError):
-                    socket.send_fds(self.witness, [message], descriptors)
-            self.lifeline = connect_to_witness(rows, self.row)  # closed by the system when this guard ends
+            if self.row == 0:
+                self.lifeline.tell(message, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def _before_abort(self):
+        """The rank's MPI asks mpirun to end the job, and says itself why."""
+        if not self.ending:
+            time.sleep(OTHERS_FIRST_SECONDS)
+        self._report("")
 
     def _exit_code(self, code):
         asked = {-code, code - 128} & self.received & {*STOP_SIGNALS}  # it has obeyed a signal to all ranks
@@ -230,8 +236,7 @@ class _Watch:
         who = f"[rank {self.rank} of {self.size}, {socket.gethostname()} pid {self.child}]"
         if text:
             write_descriptor(2, to_bytes(f"{who} {text}\n"))
-        with contextlib.suppress(OSError, AttributeError):
-            self.lifeline.send(REPORTED)
+        self.lifeline.tell(REPORTED)
 
     def _die_of(self, number):
         import resource

@@ -10,7 +10,6 @@ import os
 import re
 import select
 import socket
-import time
 
 _JOB = re.compile(rb"cmd=my_kvsname [^\n]*kvsname=(\S+)")
 _MACHINE_FILE = re.compile(rb"cmd=get_result [^\n]*value=(/\S*/hydra_hwloc_xmlfile_\w+)")
@@ -41,10 +40,10 @@ class Relay:
             for end in (*self.sources, self._theirs):
                 end.close()
 
-    def forward(self, ready, patience=0.0):
+    def forward(self, ready, before_abort):
         """Pass on what can be read from those of the sources that are in `ready`, without waiting for more.
 
-        patience    seconds to wait before the request to end the job is passed on
+        before_abort    called before the request to end the job is passed on
         """
         if self.sources and self._theirs.fileno() >= 0:
             self._theirs.close()  # so that the guard sees the end of the rank's
@@ -59,7 +58,7 @@ class Relay:
                 self.job += [b"job " + name for name in _JOB.findall(data)]
                 self.job += [b"file " + path for path in _MACHINE_FILE.findall(data)]
                 if _ABORT.search(data):
-                    time.sleep(patience)
+                    before_abort()
                 with contextlib.suppress(OSError):
                     other.sendall(_ABORT.sub(_not_0, data))
 

@@ -18,6 +18,9 @@ guard is connected to the witness by a socket, its lifeline, which is closed bef
 Linux closes the descriptors of a killed process from the highest number down. Through it the guard also says that it
 has reported the end of its rank: if rank and guard are killed at once, either may end first, and nobody has.
 
+Guards connect to it at their start, so it also names a rank whose guard is killed while MPI starts; but only once all
+guards of its host have done so: before that the first one that it sees may not be the one that was killed.
+
 Needs Linux (pidfd, epoll); elsewhere there is no witness.
 """
 
@@ -31,79 +34,90 @@ import time
 from tinygrad2.distributed.shared_memory import unlink_abandoned_files, unlink_files_of_job
 from tinygrad2.distributed.status import EXITING, StatusTable, describe_death
 from tinygrad2.errors import to_bytes
+from tinygrad2.system.launcher import launcher_process, ranks_on_host
 from tinygrad2.system.process import parents, rename_process, set_parent_death_signal, started_at, wake
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import write_descriptor
 
 _HIGH_NUMBER = 200  # higher than the descriptors of a guard
 _RANK, _GUARD, _LIFELINE = "rank", "guard", "lifeline"
-REPORTED = b"reported"  # message of a guard, before it ends
+REPORTED, TABLE = b"reported", b"table"  # messages of a guard: before it ends, and Guard.share's
 _LAST_SECONDS = 5.0     # within which mpirun ends the other ranks, once one has been killed
 _ACCEPT_SECONDS = 2.0   # that a guard may take from its connecting to its first message
 _START_SECONDS = 1.0    # within which the system ends ranks that were killed while MPI starts
 _TOGETHER_SECONDS = 0.05  # guards that end within this time of each other may have been killed by mpirun
 
 
-def start_witness(size, rank):
+class Lifeline:
+    """A guard's connection to its host's witness, which the system closes when the guard ends.
+
+    rank, process    the guard's rank, and its process
+    """
+
+    def __init__(self, rank, process):
+        self._hello, self._socket = b"%d %d %d" % (rank, process, os.getpid()), None
+
+    def connect(self):
+        """Returns whether it is connected: not before the guard of the host's first rank has started a witness."""
+        if self._socket is None:
+            with contextlib.suppress(OSError):
+                self._socket = _connect(self._hello)
+        return self._socket is not None
+
+    def tell(self, message, *descriptors):
+        """Send a message, and files with it; returns whether that was possible."""
+        if self.connect():
+            with contextlib.suppress(OSError):  # a witness that was killed, or stopped
+                return socket.send_fds(self._socket, [message], descriptors) > 0
+        return False
+
+
+def start_witness(size, rank, lifeline):
     """Fork: the child watches, and never returns. Called by the guard of the first rank of a host.
 
-    size    how many ranks there are in all
-    rank    the process of that rank, which creates the status table
-
-    Returns a socket for the message of Guard.share with the status table. None where there can be no witness.
+    size        how many ranks there are in all
+    rank        the process of that rank, which creates the status table
+    lifeline    of its guard: connected first, so that the witness sees it end in any case
     """
     if not hasattr(os, "pidfd_open") or not hasattr(select, "epoll"):
-        return None
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return
     guard = os.getpid()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(_address())
+        listener.listen(4096)
+        lifeline.connect()
         if os.fork() == 0:
             try:
-                connection = _detach(theirs)
+                listener = _detach(listener)
                 rename_process("tinygrad2 witness")
-                _Witness(connection, size, guard, rank).run()
+                _Witness(listener, size, guard, rank).run()
             finally:
                 leave_now(0)
-    theirs.close()
-    return ours
 
 
-def connect_to_witness(rows, own):
-    """The socket that ends with this guard, whose rank has row `own` of the rows of Guard.share; None if there is no
-    witness. The caller keeps it."""
-    with contextlib.suppress(OSError):
-        import fcntl  # late: not on Windows
+def _connect(hello):
+    """A socket that is connected to the witness, and has sent this. Raises OSError, for example if there is none."""
+    import fcntl  # late: not on Windows
 
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with contextlib.suppress(OSError):  # a limit of fewer descriptors
-            connection = socket.socket(fileno=fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_NUMBER))
-        connection.connect(_address(rows[0][2]))
-        connection.send(b"%d" % own)
-        return connection
-    return None
-
-
-def tell_witness(message):
-    """Tell this host's witness what a guard has learned of the job (Relay.job): of whatever rank, the first one may be
-    slow. Returns False if there is no witness yet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as low:
+        try:
+            number = fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH_NUMBER)
+        except OSError:  # a limit of fewer descriptors
+            number = os.dup(low.fileno())
+    connection = socket.socket(fileno=number)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(message, socket.MSG_DONTWAIT, _inbox(os.getppid()))
-    except (ConnectionRefusedError, FileNotFoundError):
-        return False
-    except OSError:  # its queue is full, for example: enough other guards have told it
-        pass
-    return True
+        connection.connect(_address())
+        connection.send(hello)
+        connection.setblocking(False)
+        return connection
+    except OSError:
+        connection.close()
+        raise
 
 
-def _inbox(proxy):
-    """Where it takes that: named by mpirun's process on this host, which all guards know."""
-    return b"\0tinygrad2 inbox of the witness below %d" % proxy
-
-
-def _address(guard):
-    """Where the witness that was started by this guard, that of the first rank of its host, listens: no file."""
-    return b"\0tinygrad2 witness of guard %d" % guard
+def _address():
+    """Where the witness of this host listens (no file), named by the process that all guards of a job know."""
+    return b"\0tinygrad2 witness below %d" % launcher_process()
 
 
 def _detach(connection):
@@ -123,79 +137,95 @@ def _detach(connection):
 
 
 class _Witness:
-    """guard, rank: the process that has started it, and its rank's."""
+    """listener: the socket to which guards connect; guard, rank: the process that has started it, and its rank's."""
 
-    def __init__(self, connection, size, guard, rank):
+    def __init__(self, listener, size, guard, rank):
         self.first_rank, self.since = rank, started_at(guard)
-        self.connection, self.size, self.above = connection, size, parents(guard)
+        self.listener, self.size, self.above = listener, size, parents(guard)
         above = self.above  # mpirun's process on this host (the proxy), and mpirun
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(_address(guard))
-        self.listener.listen(4096)
-        self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.inbox.setblocking(False)
-        with contextlib.suppress(OSError):
-            self.inbox.bind(_inbox(above[0] if above else 1))
-        self.jobs, self.files, self.table, self.rows, self.hosts = set(), set(), None, [], 1
+        self.jobs, self.files = set(), set()
+        self.table, self.rows = None, []  # the status table, and the rank of each of its rows
         self.proxy = _open_process(above[0]) if above else None
         self.mpirun = _Mpirun(*above) if len(above) == 2 and _is_mpirun(above[1]) else None
         self.interrupted = False  # have the ranks been killed by mpirun after a second Ctrl-C?
         self.epoll = select.epoll()
-        self.handles = {}  # descriptor that the system makes readable when a process ends -> (row, RANK or ...)
-        self.ranks, self.guards = set(), set()  # rows of those that are alive
-        self.lifelines = {}  # row -> the guard's socket
+        self.epoll.register(self.listener, select.EPOLLIN)
+        self.handles = {}  # descriptor that the system makes readable when a process ends -> (rank, _RANK or ...)
+        self.processes = {}  # rank -> its process, its guard's
+        self.ranks, self.guards = set(), set()  # ranks that are alive, or whose guards are
+        self.lifelines = {}  # rank -> its guard's socket
+        self.reported, self.closed = set(), set()  # ranks whose guards have reported their end, or closed the socket
 
     def run(self):
         """Until all guards have ended."""
-        while self.table is None and self._take_message():
-            pass
-        if self.table is None:  # the guard has ended
-            self.interrupted = bool(self.mpirun) and self.mpirun.has_left_its_ranks()
-        else:
-            self._watch()
-        self._clean_up()
-
-    def _take_message(self):
-        """Returns whether there was one: not if the guard has ended."""
-        message, descriptors = b"", []
-        with contextlib.suppress(OSError):
-            message, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 1)
-        word, *rest = message.split() or [b""]
-        if word:
-            (_, self.hosts), *self.rows = (tuple(map(int, row.split(b","))) for row in rest)
-            self.table = StatusTable(descriptors[0], len(self.rows))
-            for descriptor in descriptors:
-                os.close(descriptor)
-        return bool(word)
-
-    def _watch(self):
-        for i, (_, rank, guard) in enumerate(self.rows):
-            for pid, kind, alive in ((rank, _RANK, self.ranks), (guard, _GUARD, self.guards)):
-                if handle := _open_process(pid):
-                    self.handles[handle] = i, kind
-                    alive.add(i)
-                    self.epoll.register(handle, select.EPOLLIN)
-        self.epoll.register(self.listener, select.EPOLLIN)
+        self._accept_guards()  # the one that has started this process
         killed = self._first_killed()
-        if killed is not None and not (self.hosts > 1 and self._all_end_together()):
+        if killed is not None and not (self.size > len(self.processes) and self._all_end_together()):
             self._report(killed)
         last = time.monotonic() + _LAST_SECONDS
         while self.guards and (killed is None or time.monotonic() < last):
             self._next_events(1.0)
-        for handle, (i, kind) in self.handles.items():
-            if kind == _RANK and i in self.ranks:
+        for handle, (rank, kind) in self.handles.items():
+            if kind == _RANK and rank in self.ranks:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
+        self._clean_up()
 
-    def _accept_guard(self):
-        connection, _ = self.listener.accept()
-        connection.settimeout(_ACCEPT_SECONDS)
-        with contextlib.suppress(OSError):
-            row = int(connection.recv(16) or len(self.rows))
-            if row < len(self.rows):
-                self.lifelines[row] = connection
-                self.handles[connection.fileno()] = row, _LIFELINE
-                self.epoll.register(connection, select.EPOLLIN)  # also its end
+    def _accept_guards(self):
+        """Returns the ranks of the guards that have connected."""
+        new = []
+        self.listener.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self.listener.accept()
+                connection.settimeout(_ACCEPT_SECONDS)
+                with contextlib.suppress(OSError, ValueError):  # ValueError: it has ended
+                    rank, process, guard = map(int, connection.recv(100).split())
+                    connection.setblocking(False)
+                    self._add(rank, process, guard)
+                    self.lifelines[rank] = connection
+                    self._watch(connection, rank, _LIFELINE)  # its messages, and its end
+                    new.append(rank)
+        return new
+
+    def _add(self, rank, process, guard):
+        self.processes[rank] = process, guard
+        for pid, kind, alive in ((process, _RANK, self.ranks), (guard, _GUARD, self.guards)):
+            if handle := _open_process(pid):
+                self._watch(handle, rank, kind)
+                alive.add(rank)
+
+    def _watch(self, handle, rank, kind):
+        self.handles[handle if kind != _LIFELINE else handle.fileno()] = rank, kind
+        self.epoll.register(handle, select.EPOLLIN)
+
+    def _take_messages(self, rank):
+        """Take all that a guard has told. Returns whether that was its last word."""
+        try:
+            while rank not in self.closed:
+                message, descriptors, _, _ = socket.recv_fds(self.lifelines[rank], 1 << 16, 1, socket.MSG_DONTWAIT)
+                word, _, value = message.partition(b" ")
+                if word == TABLE:
+                    self._take_table(value, *descriptors)
+                elif word == REPORTED:
+                    self.reported.add(rank)
+                elif word:
+                    (self.jobs if word == b"job" else self.files).add(value)
+                else:
+                    self.closed.add(rank)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed.add(rank)
+        return rank in self.reported | self.closed
+
+    def _take_table(self, text, descriptor):
+        _, *rows = (tuple(map(int, row.split(b","))) for row in text.split())
+        self.table, self.rows = StatusTable(descriptor, len(rows)), [rank for rank, _, _ in rows]
+        os.close(descriptor)
+        for row in rows:
+            if row[0] not in self.processes:  # its guard could not connect
+                self._add(*row)
 
     def _clean_up(self):
         os.close(2)  # the proxy waits for its end
@@ -203,7 +233,7 @@ class _Witness:
             select.select([self.proxy], [], [], _LAST_SECONDS)
         last = time.monotonic() + (_START_SECONDS if self.table is None else 0)
         while True:  # a rank that is being killed may still create one
-            self._learn()
+            self._next_events(0)  # what guards have told at last
             for name in self.jobs:
                 unlink_files_of_job(name)
             unlink_abandoned_files(self.since)
@@ -217,43 +247,39 @@ class _Witness:
         if self.interrupted:
             self.mpirun.end()
 
-    def _learn(self):
-        """Take what guards have told about the job."""
-        with contextlib.suppress(OSError):
-            while message := self.inbox.recv(1 << 12):
-                word, _, value = message.partition(b" ")
-                (self.jobs if word == b"job" else self.files).add(value)
-
     def _first_killed(self):
-        """The row of the guard whose death ends the job; None if the job ends in another way, which is reported."""
+        """The rank whose guard's death ends the job; None if the job ends in another way, which is reported."""
         while self.guards:
-            for i, kind in self._next_events(None):
-                if kind == _RANK and i in self.lifelines:
+            for rank, kind in self._next_events(None):
+                if kind == _RANK and rank in self.lifelines:
                     continue  # its guard will have reported it, or be killed as well
-                if kind == _RANK or i not in self.ranks | self.lifelines.keys() or self._has_reported(i):
+                if kind == _RANK or rank not in self.ranks | self.lifelines.keys() or self._has_reported(rank):
                     return None
                 if self.mpirun and self.mpirun.has_left_its_ranks():
                     self.interrupted = True
                     return None
-                table = map(self.table.read, range(len(self.rows)))
-                return None if any(row.name == EXITING or row.stopping for row in table) else i
+                table = map(self.table.read, range(len(self.rows))) if self.table else ()
+                in_order = any(row.name == EXITING or row.stopping for row in table)
+                return None if in_order or len(self.processes) < (len(self.rows) or ranks_on_host()) else rank
         return None
 
-    def _has_reported(self, i):
-        with contextlib.suppress(OSError, KeyError):
-            return self.lifelines[i].recv(16) == REPORTED
-        return False
+    def _has_reported(self, rank):
+        return rank in self.lifelines and self._take_messages(rank) and rank in self.reported
 
     def _next_events(self, seconds):
-        """[(row, kind)] of what has ended, in the order in which it did."""
-        ready = [handle for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1)]
-        if self.listener.fileno() in ready:
-            self._accept_guard()
-        ended = [self.handles[handle] for handle in ready if handle in self.handles]
-        for i, kind in ended:
+        """[(rank, kind)] of what has ended, in the order in which it did: processes, and guards' last words."""
+        ended = []
+        for handle, _ in self.epoll.poll(seconds, 1 if seconds is None else -1):
+            if handle == self.listener.fileno():
+                ended += [(rank, _LIFELINE) for rank in self._accept_guards() if self._take_messages(rank)]
+            elif handle in self.handles:
+                rank, kind = self.handles[handle]
+                ended += [(rank, kind)] * (kind != _LIFELINE or self._take_messages(rank))
+        for rank, kind in ended:
             if kind != _LIFELINE:
-                (self.guards if kind == _GUARD else self.ranks).discard(i)
-            wake([*self.above, *(self.rows[i][2:] * (kind == _RANK and i in self.guards))])  # if they have been stopped
+                (self.guards if kind == _GUARD else self.ranks).discard(rank)
+            is_guarded = kind == _RANK and rank in self.guards
+            wake([*self.above, *self.processes[rank][1:] * is_guarded])  # if they have been stopped
         for handle, what in [*self.handles.items()]:
             if what in ended:
                 self.epoll.unregister(handle)
@@ -269,10 +295,11 @@ class _Witness:
             self._next_events(left)
         return not self.guards
 
-    def _report(self, i):
-        rank, pid, guard = self.rows[i]
-        text = f"{describe_death(None, self.table.read(i))} (its guard, process {guard}, was killed)"
-        who = f"[rank {rank} of {self.size}, {socket.gethostname()} pid {pid}]"
+    def _report(self, rank):
+        process, guard = self.processes[rank]
+        status = self.table and self.table.read(self.rows.index(rank))
+        who = f"[rank {rank} of {self.size}, {socket.gethostname()} pid {process}]"
+        text = f"{describe_death(None, status)} (its guard, process {guard}, was killed)"
         write_descriptor(2, to_bytes(f"{who} {text}\n"))
 
 

@@ -128,7 +128,7 @@ class World:
             rows = host_comm.allgather((comm.rank, os.getpid(), guard.pid if guard else 0))
             watchdog.attach(StatusTable(path, host_comm.size, host_comm.rank), rows)
             if guard:
-                guard.share(path, host_comm.rank, rows, world.hosts)
+                guard.share(path, host_comm.rank, rows)
             host_comm.Barrier()
             if host_comm.rank == 0:  # no file is left, however the job ends
                 os.unlink(path)

@@ -2,7 +2,9 @@
 
 import functools
 import os
+import socket
 import stat
+import struct
 
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # set by hydra (MPICH), Open MPI, srun
 _LAUNCHERS = {b"mpirun", b"mpiexec", b"mpiexec.hydra", b"orterun", b"prterun"}  # names of the process
@@ -10,6 +12,7 @@ _GENERATIONS = 6  # a rank, its guard, a proxy, mpirun
 _MARGIN = 1 << 16  # bytes: what other ranks may have written that mpirun has not read yet
 _DEV_FULL = os.makedev(1, 7) if hasattr(os, "makedev") else None
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+_HOST_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _HOST_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 _OWN_VARIABLES = ("PMI", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PRTE_", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 
@@ -62,6 +65,25 @@ def _path_of_launcher(number):
 def is_first_on_host():
     """Is this process the first rank of its host? False if that is unknown."""
     return any(_number(name) == 0 for name in _HOST_RANKS)
+
+
+def ranks_on_host():
+    """How many ranks there are on this host; infinite if that is unknown."""
+    return next((number for number in map(_number, _HOST_SIZES) if number), float("inf"))
+
+
+def launcher_process():
+    """The id of the process that all ranks of this host have in common: mpirun's on this host.
+
+    That is the parent, except where a shell is between them, as in mpirun sh -c '...'; but MPICH's has also created
+    the socket by which its ranks talk to it.
+    """
+    number = _number("PMI_FD")
+    try:
+        with socket.socket(fileno=os.dup(number)) as connection:
+            return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    except (OSError, TypeError, AttributeError):
+        return os.getppid()
 
 
 def without_launcher(environment):
