@@ -329,6 +329,14 @@ def test_a_guard_that_is_killed_before_mpi_starts_is_named(tmp_path, rank, size)
     assert re.findall(line, result.stderr, re.MULTILINE) == [str(rank)]
 
 
+@needs_mpich
+def test_a_job_ends_in_order_although_the_proxy_of_mpirun_is_stopped(tmp_path):
+    path = script(tmp_path, "from tinygrad2.system.process import parents\ndef main():\n    world.barrier('ready')\n"
+                            "    os.kill(parents(os.getpid())[1], signal.SIGSTOP)\n    time.sleep(0.5)\n"
+                            "    return 152\nworld.run(main)")  # fmt: skip
+    assert mpirun(2, path, cwd=tmp_path).returncode == 152
+
+
 def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):
     blocks = [2_500]
 

@@ -154,6 +154,8 @@ class _Watch:
             self.relay.forward(ready, self._before_abort)
             while self.relay.job and self.lifeline.tell(self.relay.job[-1]):
                 self.relay.job.pop()
+            if self.ending:
+                wake(above)  # if somebody has stopped them, MPI would never end
             pid, code = os.waitpid(self.child, os.WNOHANG)
             if pid:
                 status = code
