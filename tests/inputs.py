@@ -110,7 +110,7 @@ def quick():
     """Leave out, in this process, what takes time and is not looked at: the speed of the machine, and fsync."""
     gemm_peak._fastest_product = lambda xp, n, seconds: 1.0
     os.fsync = lambda handle: None
-    warnings.simplefilter("ignore", RuntimeWarning)  # as run() of cli.py, which is not called here
+    warnings.simplefilter("ignore", RuntimeWarning)  # as install_hooks, which is not called here
 
 
 def mains():

@@ -224,7 +224,6 @@ def run(main, name=None, abort=None, is_rank=False):
         if not is_rank:
             leave_to_rank_0(name or program())
             install_hooks(name)
-        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's: values that are not finite are reported in our words
         raise _Finished(call(main, name, abort))
     return callable_main(main)()
 
@@ -313,8 +312,9 @@ def _call(main, name, abort):
 def install_hooks(name=None):
     """From now on such an exception is one line, which begins with `name`, also while modules are imported (exit code
     2), in a thread, and where Python cannot raise it (in __del__, at exit). Ctrl-C is the line "interrupted", code 130.
-    Warnings, which are for programmers, are ignored; a limit of processor time is one line. A program calls this before
-    it imports anything large. Nothing happens in a notebook, which has hooks of its own.
+    Warnings, which are for programmers, are ignored: what NumPy has to say of values that are not finite is reported in
+    our words. A limit of processor time is one line. A program calls this before it imports anything large. Nothing
+    happens in a notebook, which has hooks of its own.
     """
     if is_session():
         return
