@@ -25,7 +25,7 @@ def command(*flags):
 
 
 def train(folder, *flags):
-    result = subprocess.run(command(FLAGS, *flags), cwd=folder, capture_output=True, encoding="utf-8", timeout=600)
+    result = subprocess.run(command(FLAGS, *flags), cwd=folder, capture_output=True, encoding="utf-8", timeout=3600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
