@@ -1,4 +1,4 @@
-"""Shared by the prepare scripts: downloads that resume where they were interrupted, and shards of tokens.
+"""Shared by the prepare scripts: downloads that resume where they were interrupted.
 
 A download grows in <name>.part and is renamed when its size and its checksum have been verified. If the connection
 breaks it is resumed (by an HTTP Range request), at once or the next time the script runs; if the server has another
@@ -23,18 +23,14 @@ from tinygrad2.system.installation import require_libraries
 
 require_libraries(exit_with_line)
 
-import numpy as np
-
 from data.prepared import claim, writing
 from tinygrad2.cli import PathAction
-from tinygrad2.datasets.token_files import write_tokens
 from tinygrad2.errors import UserError, one_line, short
-from tinygrad2.io.files import crc32_text, make_folder, read_bytes, read_record, write_record
+from tinygrad2.io.files import make_folder, read_bytes, read_record, write_record
 from tinygrad2.io.open_file import open_file
 from tinygrad2.monitor.progress import Meter
 from tinygrad2.system.installation import data_folder
 from tinygrad2.tokenizers.load import load_tokenizer
-from tinygrad2.tokenizers.parallel import encode_stream
 
 HUB = "https://huggingface.co"
 GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
@@ -44,6 +40,7 @@ _TIMEOUT, _TRIES = 30, 5  # seconds without a byte; attempts
 _PATIENCE = 60  # seconds for an answer, and for each block: below 1 KB/s a connection counts as broken
 _MOST = 8 << 30  # bytes of a file of unknown size
 _LISTING, _LISTING_SECONDS = 50_000_000, 120  # at most, of a listing
+_ETAG = re.compile("[\x21-\x7e\xa0-\xff]{1,1000}")  # what can be sent in a header
 
 
 def add_common_flags(parser, out):
@@ -139,7 +136,7 @@ def _download(url, part, size=None):
     Raises UserError if the server sends it compressed, or more than the `size` of the file.
     """
     have = os.path.getsize(part) if os.path.exists(part) else 0
-    etag = (read_record(part + ".json") or {}).get("etag")
+    etag = _usable((read_record(part + ".json") or {}).get("etag"))
     request = urllib.request.Request(url, headers={"User-Agent": "tinygrad2"})
     if have and etag:
         request.add_header("Range", f"bytes={have}-")
@@ -147,14 +144,17 @@ def _download(url, part, size=None):
     try:
         response = _within(_PATIENCE, "no answer", urllib.request.urlopen, request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing, or the file has changed: the checks decide
+        if error.code == 416 and have:
             error.close()
-            return
+            if error.headers.get("Content-Range", f"bytes */{size}").strip() == f"bytes */{have}":
+                return  # nothing is missing: the checks decide
+            os.remove(part)
+            raise ConnectionError("the file has changed, and is downloaded again") from None
         raise
     with response:
         have = have if response.status == 206 else 0  # 200: the server starts again
         _refuse_compressed(url, response)
-        write_record(part + ".json", {"etag": response.headers.get("ETag")})
+        write_record(part + ".json", {"etag": _usable(response.headers.get("ETag"))})
         total = have + response.length if response.length is not None else None
         most = size if size is not None else _MOST if total is None else total
         meter = Meter(os.path.basename(part).removesuffix(".part"), total or 0, done=have)
@@ -176,6 +176,11 @@ def _download(url, part, size=None):
         meter.close()
     if os.path.exists(part + ".json"):
         os.remove(part + ".json")
+
+
+def _usable(etag):
+    """The ETag if it can be sent back to the server, else None."""
+    return etag if isinstance(etag, str) and _ETAG.fullmatch(etag) else None
 
 
 def _refuse_compressed(url, response):
@@ -314,56 +319,3 @@ def gpt2_tokenizer(out, merges, mirror, also=()):
         with writing(out, "tokenizer.json"):
             tokenizer.save(target)
     return tokenizer
-
-
-def make_shards(groups, stem, tokenizer, shard_tokens, most=None, first_is_val=False):
-    """Write documents as llm.c's shards of equal length, <stem>_000000.bin, <stem>_000001.bin, ...; returns how many.
-
-    groups(position) yields (position, documents) from there on, None being the beginning. An end-of-text token precedes
-    each document. After each shard <stem>_state.json records where the next one begins (which group, and how many of
-    its tokens are used), so that interrupted work continues there and writes the same bytes. With `first_is_val` the
-    names are <stem>_val_000000.bin, <stem>_train_000001.bin, ...
-    """
-    path, (folder, prefix) = f"{stem}_state.json", os.path.split(stem)
-
-    def name_of(k):
-        split = ("_train" if k else "_val") if first_is_val else ""
-        return f"{prefix}{split}_{k:06d}.bin"
-
-    def write(k, parts):
-        ids = np.concatenate(parts)
-        claim(folder, [name_of(k)])
-        with writing(folder, name_of(k)) as target:
-            write_tokens(target, ids)
-        print(f"shard     {target}: {len(ids):,} tokens", flush=True)
-
-    made_of = {"tokenizer": crc32_text(tokenizer.to_json().encode()), "shard_tokens": shard_tokens}
-    state = {"shards": 0, "position": None, "skip": 0, "done": False, "made_of": made_of} | (read_record(path) or {})
-    if state["made_of"] != made_of:
-        raise UserError(f"{path}: the shards that are here are of another tokenizer or another --shard-tokens; choose "
-                        "another --out, or remove them and this file")
-    claim(folder, [name_of(k) for k in (state["shards"], state["shards"] + 1) if not state["done"]])
-    if state["done"] or state["shards"] == most:
-        return state["shards"]
-    if state["shards"]:
-        print(f"note      continuing after shard {state['shards']}", flush=True)
-    pending, size = [], 0
-    for position, documents in groups(state["position"]):
-        ids = np.asarray(encode_stream(documents, tokenizer), np.int32)
-        ids = np.concatenate([[tokenizer.eot], ids[:-1]]) if len(ids) else ids  # before each, not after
-        used = state["skip"] if position == state["position"] else 0
-        while size + len(ids) - used >= shard_tokens:
-            take = shard_tokens - size
-            write(state["shards"], [*pending, ids[used : used + take]])
-            pending, size, used = [], 0, used + take
-            state |= {"shards": state["shards"] + 1, "position": position, "skip": used}
-            write_record(path, state)
-            if state["shards"] == most:
-                return most
-        pending.append(ids[used:])
-        size += len(ids) - used
-    if size:
-        write(state["shards"], pending)
-        state["shards"] += 1
-    write_record(path, state | {"done": True})
-    return state["shards"]

@@ -3,8 +3,9 @@
 import os
 from functools import partial
 
-from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
+from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, state_needs
 from data.prepared import check_folder, is_noted, note_download
+from data.shards import make_shards
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.errors import UserError
 from tinygrad2.system.shell import command_line
@@ -53,7 +54,7 @@ def _parquet():
 
 def _groups(files, repo, revision, args, position):
     """Yields (position, documents) of each row group, from a position = [file, row group] on."""
-    first, skip = position or (0, 0)
+    first, skip = position if isinstance(position, list) else (0, 0)
     for k in range(first, len(files)):
         name, size, sha256 = files[k]
         path = os.path.join(args.out, os.path.basename(name))

@@ -50,7 +50,7 @@ def forge(path, rng):
 
 
 def _forged(name, raw, rng):
-    if name in ("manifest.json", "progress.json") or "-tokenizer-" in name or name == "prepared.json":
+    if is_record(name):
         return forge_record(raw, rng)
     if raw[8:9] == b"{" and raw[:2] != b"PK":
         return forge_container(raw, rng)
@@ -65,6 +65,12 @@ def _forged(name, raw, rng):
     if name.endswith((".bin", ".pkl")):
         return forge_numbers(raw, rng)
     return forge_text(raw, rng)
+
+
+def is_record(name):
+    """Is a file of this name JSON with a checksum of its own?"""
+    known = ("manifest.json", "progress.json", "prepared.json", "_state.json", ".part.json")
+    return name.endswith(known) or "-tokenizer-" in name
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -174,8 +180,10 @@ def long_values(path):
     name = os.path.basename(path)
     with open(path, "rb") as file:
         raw = file.read()
-    if name in ("manifest.json", "progress.json") or "-tokenizer-" in name or name == "prepared.json":
-        text, finish = raw, sign_record
+    if is_record(name):
+        tree = json.loads(raw)
+        tree.pop("checksum", None)
+        text, finish = json.dumps(tree), sign_record
     elif raw[8:9] == b"{" and raw[:2] != b"PK":
         n = int.from_bytes(raw[:8], "little")
         text, finish = raw[8 : 8 + n], lambda text: sign_container(text, raw[8 + n :])

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,16 @@ import time
 
 import numpy as np
 import pytest
+from forged import NUMBERS, OTHERS, long_values, sign_record
 from test_train import ROOT, TEXT
 
 from data import download
-from data.download import fetch, hub_files, make_shards
+from data.download import fetch, hub_files
+from data.shards import make_shards
+from data.tinystories.prepare import _stories
 from tinygrad2.datasets.token_files import TokenFile
 from tinygrad2.errors import UserError
+from tinygrad2.io.files import read_record, write_record
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -36,7 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.etag, self.ranges, self.cut_after, self.status, self.asked = files, '"1"', True, [], [], []
-        self.slow = 0
+        self.slow, self.length = 0, ""
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -52,6 +57,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append((self.path, wanted))
         content = server.files.get(self.path)
         status = server.status.pop(0) if server.status else 200 if content is not None else 404
+        if status == 416:
+            self.send_response(status)
+            if server.length:
+                self.send_header("Content-Range", server.length)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if status != 200:
             self.send_error(status)
             return
@@ -116,6 +128,39 @@ def test_without_ranges_or_with_another_file_it_starts_again(server, tmp_path):
     server.etag, server.files["/a/file.bin"] = '"2"', CONTENT
     get(server, tmp_path, sha256=SHA256)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_more_than_the_file_has_is_not_taken_for_it(server, tmp_path):
+    """A server answers 416 to the request for what follows; it tells the length of its file, or the caller knows it."""
+    part = tmp_path / "file.bin.part"
+    for length, size in (("bytes */400000", None), ("bytes */*", None), ("", None), ("", 400_000)):
+        part.write_bytes(CONTENT + b"more")
+        write_record(str(part) + ".json", {"etag": '"1"'})
+        server.status, server.length = [416], length
+        get(server, tmp_path, size=size)
+        assert (tmp_path / "file.bin").read_bytes() == CONTENT
+        (tmp_path / "file.bin").unlink()
+    part.write_bytes(CONTENT)
+    write_record(str(part) + ".json", {"etag": '"1"'})
+    server.status, server.length = [416], "bytes */400000"
+    get(server, tmp_path)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT and server.asked[-1][1] == "bytes=400000-"
+
+
+def test_forged_notes_of_a_download_do_no_harm(server, tmp_path):
+    """Whatever the record of an interrupted download holds, with a right checksum: the file is fetched, and right."""
+    part = tmp_path / "file.bin.part"
+    record = pathlib.Path(str(part) + ".json")
+    write_record(str(record), {"etag": '"1"'})
+    texts = [content for _, content in long_values(record)]
+    texts += [sign_record(f'{{"etag": {value}}}'.encode()) for value in NUMBERS + OTHERS]
+    texts += [sign_record(value.encode()) for value in OTHERS]
+    for text in texts:
+        part.write_bytes(CONTENT[:1000])
+        record.write_bytes(text)
+        get(server, tmp_path, sha256=SHA256)
+        assert os.listdir(tmp_path) == ["file.bin"] and (tmp_path / "file.bin").read_bytes() == CONTENT
+        (tmp_path / "file.bin").unlink()
 
 
 @pytest.mark.parametrize("wrong", [dict(sha256="0" * 64), dict(size=5)])
@@ -266,7 +311,7 @@ def test_a_listing_that_never_ends_is_given_up(server, monkeypatch):
 
 
 def documents(position):
-    for i in range(position or 0, 40):
+    for i in range(position if isinstance(position, int) else 0, 40):
         yield i, [f"document {i} " * (i % 7), "second"] if i % 5 else []
 
 
@@ -285,6 +330,63 @@ def test_shards_join_to_the_stream_wherever_the_work_is_cut(tmp_path, size):
         shards = [TokenFile(path) for path in paths]
         assert np.array_equal(np.concatenate([shard.read(0, shard.n) for shard in shards]), expected)
         assert all(shard.n == size for shard in shards[:-1])
+
+
+def go_on(stem, record, tokenizer, expected):
+    """What is wrong if the work goes on with a forged record, or "". It is refused in a line and nothing is changed, or
+    the record is one that cannot be read, and all shards come out as `expected`, {name: bytes}."""
+    before = {path.name: path.read_bytes() for path in record.parent.iterdir()}
+    try:
+        make_shards(documents, stem, tokenizer, 99)
+    except UserError as error:
+        after = {path.name: path.read_bytes() for path in record.parent.iterdir()}
+        is_line = str(record) in str(error) and "remove" in str(error) and len(str(error)) < 600
+        return "" if is_line and after == before else f"changed, or {error}"
+    after = {path.name: path.read_bytes() for path in record.parent.glob("*.bin")}
+    return "" if after == expected else "other shards"
+
+
+def test_forged_records_of_shards_are_refused(tmp_path):
+    """Each field with a value that no work writes, with a right checksum; then with one that it could have written."""
+    tokenizer = Tokenizer.train("document second " * 9, 270)
+    make_shards(documents, str(tmp_path / "x"), tokenizer, 99)
+    expected = {path.name: path.read_bytes() for path in tmp_path.glob("*.bin")}
+    stem, record = str(tmp_path / "cut" / "x"), tmp_path / "cut" / "x_state.json"
+    record.parent.mkdir()
+    make_shards(documents, stem, tokenizer, 99, most=3)
+    right, saved = read_record(record), tmp_path / "saved"
+    shutil.copytree(record.parent, saved)
+
+    def try_record(what, text, expected=expected):
+        record.write_bytes(text)
+        problem = go_on(stem, record, tokenizer, expected)
+        assert not problem, (what, problem)
+        shutil.rmtree(record.parent)
+        shutil.copytree(saved, record.parent)
+
+    for what, text in long_values(record):
+        try_record(what, text)
+    for name in right:
+        try_record(name, sign_record(json.dumps({k: v for k, v in right.items() if k != name}).encode()))
+        for value in [*NUMBERS, *OTHERS, "[1, 2]", "[0, -1]", "[0, 1, 2]"]:
+            marked = json.dumps(right | {name: "@"}).replace('"@"', value, 1)
+            is_possible = value in ("true", "false") if name == "done" else value in ("0", "1", "127", "128")
+            if not is_possible:
+                try_record((name, value), sign_record(marked.encode()))
+    for name in ("x_000001.bin", "x_000002.bin"):
+        (record.parent / name).unlink()
+        with pytest.raises(UserError, match=f"{name}: is missing, although it was written"):
+            make_shards(documents, stem, tokenizer, 99)
+        shutil.copy(saved / name, record.parent)
+
+
+@pytest.mark.parametrize("position", [1, 26, 10**6, 1 << 60, [0, 0], None])
+def test_stories_go_on_only_where_one_begins(tmp_path, position):
+    path = tmp_path / "stories.txt"
+    path.write_bytes(b"One.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
+    begin, stories = next(_stories(str(path), None, position))
+    assert begin == 0 and len(stories) == 2
+    assert next(_stories(str(path), None, 18)) == (18, [b"Two."])
 
 
 # -- the scripts -------------------------------------------------------------------------------------------------------

@@ -20,17 +20,19 @@ from tinygrad2.cli import install_hooks
 if __name__ == "__main__":
     install_hooks()
 
-from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, make_shards, state_needs
+from data.download import add_common_flags, fetch, gpt2_tokenizer, hub_files, hub_url, state_needs
 from data.prepared import check_folder, writing
+from data.shards import make_shards
 from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.datasets.text_cache import TRAIN_ON, blocks, split_documents
 from tinygrad2.errors import UserError
 from tinygrad2.io.open_file import open_file
 from tinygrad2.system.shell import command_line
 from tinygrad2.tokenizers.load import load_tokenizer
-from tinygrad2.tokenizers.tokenizer import Tokenizer
+from tinygrad2.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 REPO = "roneneldan/TinyStories"
+MARK = END_OF_TEXT.encode()
 NAMES = {"val": "TinyStoriesV2-GPT4-valid.txt", "train": "TinyStoriesV2-GPT4-train.txt"}
 
 
@@ -84,8 +86,8 @@ def _tokenizer(args, text):
 
 def _stories(path, limit, position):
     """(byte where they begin, stories) of each block of the text from the byte `position` on; no story is cut."""
-    start = position or 0
     with open_file(path) as file:
+        start = position if _is_start(file, position) else 0
         file.seek(start)
         for documents, is_complete, _, end, _ in blocks(file, start):
             if not is_complete:
@@ -94,6 +96,14 @@ def _stories(path, limit, position):
             start = end
             if limit and start >= limit:
                 return
+
+
+def _is_start(file, position):
+    """Does a story begin at this byte, and another one end before it?"""
+    if not isinstance(position, int) or not len(MARK) <= position <= os.fstat(file.fileno()).st_size:
+        return False
+    file.seek(position - len(MARK))
+    return file.read(len(MARK)) == MARK
 
 
 if __name__ == "__main__":
