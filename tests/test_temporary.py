@@ -92,6 +92,14 @@ def test_a_file_of_a_living_writer_stays_however_old_it_is(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_files_are_made_where_every_lock_is_held_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(temporary, "try_lock", lambda handle: BlockingIOError())
+    write_json(str(tmp_path / "a.json"), {})
+    with temporary_folder(str(tmp_path), "b") as folder:
+        assert os.path.isdir(folder)
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
 def test_a_writer_whose_file_was_swept_away_before_it_was_locked_takes_another(tmp_path, monkeypatch):
     lock, removed = temporary._lock, []
 

@@ -4,10 +4,11 @@ What tinygrad2 needs of a file system, and what it does without, is in docs/clus
 rename replaces a file at once; what fsync has confirmed stays. It needs no links, permissions, dates or locks.
 """
 
-import contextlib
 import errno
 import os
 import time
+
+from tinygrad2.system.descriptors import close, try_lock
 
 _PASSING = {errno.ESTALE, errno.EBUSY, errno.ETXTBSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EIO,
             errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH}  # fmt: skip
@@ -97,8 +98,7 @@ def sync_folder(folder):
     try:
         _fsync(handle)
     finally:
-        with contextlib.suppress(OSError):
-            os.close(handle)
+        close(handle)
 
 
 def _fsync(handle):
@@ -122,22 +122,13 @@ class Lock:
     def of(cls, path):
         """Returns the Lock, or None if another process holds it. Raises OSError if the file cannot be opened."""
         handle = retried(os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                os.lseek(handle, 1 << 30, os.SEEK_SET)  # a locked range cannot be read, so lock beyond the content
-                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if os.name == "nt" or isinstance(error, (BlockingIOError, PermissionError)):
-                close(handle)
-                return None
-            return cls(handle, error.strerror or str(error))
-        return cls(handle, "")
+        error = try_lock(handle)
+        if error is None:
+            return cls(handle, "")
+        if os.name == "nt" or isinstance(error, (BlockingIOError, PermissionError)):
+            close(handle)
+            return None
+        return cls(handle, error.strerror or str(error))
 
     def is_on(self, path):
         """Is it this file that is locked, and not another one that has taken its name? Raises OSError if unknown."""
@@ -148,9 +139,3 @@ class Lock:
         handle, self.handle = self.handle, None
         if handle is not None:
             close(handle)
-
-
-def close(handle):
-    """Close a file descriptor, from which nothing was written that matters: errors are of no use."""
-    with contextlib.suppress(OSError):
-        os.close(handle)

@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass
 
 from tinygrad2.errors import UserError
-from tinygrad2.system.temporary import close, create_file, remove, sweep
+from tinygrad2.system.descriptors import close
+from tinygrad2.system.temporary import create_file, remove, sweep
 
 _TOO_LITTLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

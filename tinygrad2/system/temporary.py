@@ -10,25 +10,31 @@ nothing was written for a day.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import socket
 import stat
 
+from tinygrad2.system.descriptors import close, try_lock
+
 _NAME = re.compile(r"\.tinygrad2-(?P<host>[\w.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
+_TRIES = 20  # a sweep in another process may take the lock of a new file first, once or twice
 _OLD = 86_400  # seconds without a change after which nobody writes any more
 
 
 def create_file(folder, name, mode=0o666):
     """Create an empty file for what will be called `name`, with these permissions less the umask's; returns
     (descriptor, path). It is locked until the descriptor is closed. Raises OSError."""
-    while True:
+    for i in range(_TRIES):
         path = _free_path(folder, name)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        if _lock(handle) is not False and os.path.lexists(path):
+        if (_lock(handle) is not False or i == _TRIES - 1) and os.path.lexists(path):
             return handle, path
-        close(handle)  # another process has swept it away before it was locked
+        remove(path)  # another process sweeps it away, and has done so before it was locked
+        close(handle)
+    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), folder)
 
 
 @contextlib.contextmanager
@@ -77,12 +83,6 @@ def remove(path):
     """Remove a temporary file; an error is of no interest."""
     with contextlib.suppress(OSError):
         os.remove(path)
-
-
-def close(handle):
-    """Close a descriptor; an error is of no interest."""
-    with contextlib.suppress(OSError):
-        os.close(handle)
 
 
 def sweep(folder):
@@ -151,12 +151,7 @@ def _open_folder(path):
 
 def _lock(handle):
     """True: it is locked now; False: another process holds the lock; None: there are no locks here."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
+    if os.name == "nt":  # a locked file can neither be renamed nor removed
         return None
+    error = try_lock(handle)
+    return True if error is None else False if isinstance(error, BlockingIOError) else None

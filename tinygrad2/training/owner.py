@@ -21,8 +21,9 @@ import uuid
 import weakref
 
 from tinygrad2.errors import UserError
-from tinygrad2.io.file_systems import close, retried
+from tinygrad2.io.file_systems import retried
 from tinygrad2.io.open_file import open_descriptor
+from tinygrad2.system.descriptors import close
 from tinygrad2.system.process import start_ticks
 
 _RENEW = 5.0  # seconds between two changes of the note
