@@ -166,6 +166,7 @@ def main(world, argv=None):
         snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it
     if pretrained:
         world.on_rank_0("loading the pretrained weights", load_into, trainer.model, pretrained)
+        world.on_rank_0("checking the weights", snapshot.refuse_useless_start, trainer.flat, config.init_from)
     snapshot.synchronize(trainer, checkpoint)                     # now all ranks have what rank 0 has
 
     ideal_seconds = measure_costs(trainer, plan, loader)
@@ -324,10 +325,11 @@ def open_data(config, gpt_config, state, world):
         tokenizer = tokenizer_from_json(state.tokenizer, config.run_dir)
     data = open_dataset(
         config.data, name=config.dataset, tokenizer=config.tokenizer, vocab_size=V, val_fraction=config.val_fraction,
-        world=world, known_tokenizer=tokenizer, may_train=not config.init_from,
+        world=world, known_tokenizer=tokenizer, may_train=not config.init_from, is_resumed=state.step > 0,
     )  # fmt: skip
-    state.refuse_other_data(data, config)
-    state.data, state.tokenizer = data.fingerprint, data.tokenizer_json
+    files = world.broadcast_object(world.on_rank_0("reading the data", data.file_sums))
+    state.refuse_other_data(data, files, config)
+    state.data, state.files, state.tokenizer = data.fingerprint, files, data.tokenizer_json
     state.training["data"] = data.source                          # of a pipe: the file that a resumed training reads
     loader = DataLoader(data.train, config.batch_size, T, world.rank, world.size, config.order, config.seed)
     if config.eval_every and data.val:

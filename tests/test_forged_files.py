@@ -16,7 +16,7 @@ import odd_kinds
 import odd_paths
 import pytest
 from forged import enter, sign_container, sign_record
-from inputs import READS, STEP, mains, make_inputs, quick
+from inputs import READS, SHAPE, STEP, mains, make_inputs, quick
 
 from tinygrad2.errors import UserError
 from tinygrad2.io import pipes
@@ -152,16 +152,21 @@ def test_a_state_that_no_training_writes_is_refused(base, tmp_path):
     assert "has made 2 steps ('t')" in changed_state(base, tmp_path, step=1)
 
 
-def resume_with(base, tmp_path, file, tensor, value):
-    """Outcome of a resumed training whose checkpoint has another first value in a tensor, and right checksums."""
-    shutil.copytree(base, tmp_path / "try", symlinks=True)
-    path = tmp_path / "try" / STEP / file
+def set_first_value(path, tensor, value):
+    """Change the first value of a tensor in a container, and set its checksum right."""
     raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
     header, data = json.loads(raw[8 : 8 + n]), bytearray(raw[8 + n :])
     at = header[tensor]["data_offsets"][0]
     data[at : at + 4] = np.float32(value).tobytes()
     path.write_bytes(sign_container(raw[8 : 8 + n], bytes(data)))
+
+
+def resume_with(base, tmp_path, file, tensor, value):
+    """Outcome of a resumed training whose checkpoint has another first value in a tensor, and right checksums."""
+    shutil.copytree(base, tmp_path / "try", symlinks=True)
+    path = tmp_path / "try" / STEP / file
+    set_first_value(path, tensor, value)
     enter(path.parent / "manifest.json", file, path.read_bytes())
     read = next(read for read in READS if "--resume" in read.words)
     return forged_files.run_forked(RUN[read.program], read.words, tmp_path / "try", seconds=120)
@@ -175,7 +180,6 @@ def test_moments_that_no_optimizer_writes_are_refused(base, tmp_path, name, valu
 
 @pytest.mark.parametrize("file, tensor, value", [
     ("optimizer.bin", "m.wte.weight", 1e38), ("optimizer.bin", "m.ln_f.bias", -3e38),
-    ("weights.bin", "wpe.weight", 1e30), ("weights.bin", "wte.weight", np.inf), ("weights.bin", "ln_f.weight", np.nan),
 ])  # fmt: skip
 def test_a_last_step_that_spoils_the_weights_is_an_error(base, tmp_path, file, tensor, value):
     outcome = resume_with(base, tmp_path, file, tensor, value)
@@ -183,6 +187,21 @@ def test_a_last_step_that_spoils_the_weights_is_an_error(base, tmp_path, file, t
     assert len(outcome.err.strip().splitlines()) == 1, outcome.err
     assert "run/checkpoints/step_00000002" in outcome.err or "checkpoints before it are kept" in outcome.err
     assert not (tmp_path / "try" / "run" / "checkpoints" / "step_00000003").exists()
+
+
+@pytest.mark.parametrize("value", [1e30, -1e20, np.inf, np.nan])
+def test_weights_that_cannot_be_trained_are_refused_when_they_are_read(base, tmp_path, value):
+    """The square of 1e20 is more than float32 has: so are norms, and the first step makes all weights NaN."""
+    outcome = resume_with(base, tmp_path, "weights.bin", "wpe.weight", value)
+    says = "step_00000002: the weights are infinite, not numbers, or too large to be trained: first wpe.weight; remove"
+    assert outcome.code == 2 and says in outcome.err and "steps" not in outcome.out.splitlines()[-1]
+    path = tmp_path / "w.bin"
+    shutil.copy(base / STEP / "weights.bin", path)
+    set_first_value(path, "wpe.weight", value)
+    words = (*SHAPE[-2:], "--init-from", str(path), "--data", str(base / "text.txt"), "--steps", "2")
+    outcome = forged_files.run_forked(RUN["train_gpt2.py"], words, tmp_path / "try", seconds=120)
+    assert outcome.code == 2 and "w.bin: the weights are infinite" in outcome.err, outcome
+    assert len(outcome.err.strip().splitlines()) == 1
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path):

@@ -34,13 +34,28 @@ def save(trainer, writer, state, log):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def refuse_useless_weights(flat, done, folder):
-    """Raises UserError if the sum of the squares of all weights is not finite: the last step has spoilt them, and only
-    the next one would notice. `folder` has the checkpoints."""
+def useless(flat):
+    """The name of the first parameter whose sum of squares is not finite, "" if that of all is: gradients and norms of
+    such weights cannot be computed, and after a step all are NaN."""
     if math.isfinite(float(flat.data @ flat.data)):
-        return
-    name = next((name for name, part in flat.slices.items()
+        return ""
+    return next((name for name, part in flat.slices.items()
                  if not math.isfinite(float(flat.data[part] @ flat.data[part]))), "all of them together")  # fmt: skip
+
+
+def refuse_useless_start(flat, path, remedy="download it or create it again"):
+    """Raises UserError if the weights that were loaded from `path` are of no use to train on."""
+    if name := useless(flat):
+        raise UserError(f"{path}: the weights are infinite, not numbers, or too large to be trained: first {name}; "
+                        f"{remedy}")  # fmt: skip
+
+
+def refuse_useless_weights(flat, done, folder):
+    """Raises UserError if the last step has spoilt the weights: only the next one would notice. `folder` has the
+    checkpoints."""
+    name = useless(flat)
+    if not name:
+        return
     good = next(iter(list_checkpoints(folder)), None)
     last = f"the last checkpoint is {good}: continue with --resume" if good else "there is no checkpoint of it"
     raise UserError(f"after step {done} the weights are infinite, not numbers, or too large to be used: first {name}; "
@@ -105,7 +120,7 @@ def _gather(trainer, buffers):
 
 
 def restore(trainer, checkpoint):
-    """Load a checkpoint into this rank's trainer. Raises UserError if it does not fit the model.
+    """Load a checkpoint into this rank's trainer. Raises UserError if it does not fit the model, or is of no use.
 
     Parameters that were frozen are frozen again; those that are frozen already remain so.
     """
@@ -115,6 +130,7 @@ def restore(trainer, checkpoint):
         trainer.flat.freeze({*trainer.flat.frozen, *checkpoint.frozen})
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
+    refuse_useless_start(trainer.flat, checkpoint.path, "remove this folder to go on from the checkpoint before it")
     trainer.done, trainer.position = checkpoint.step, tuple(checkpoint.state["position"])
 
 
