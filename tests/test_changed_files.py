@@ -22,6 +22,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.io import block_sums
 from tinygrad2.io.weights import load_weights
+from tinygrad2.tokenizers.tokenizer import Tokenizer
 from tinygrad2.training.checkpoint import list_checkpoints, read_checkpoint
 
 STEPS, WHEN = 12, 5
@@ -142,6 +143,67 @@ def test_one_byte_that_has_changed_between_stop_and_resume(folder, monkeypatch, 
     assert newest_step(folder) == 6
     change()  # back
     assert train(monkeypatch, lambda: None, "--resume") == 0 and newest_step(folder) == STEPS
+
+
+def test_the_file_that_has_changed_is_named(folder, monkeypatch, capsys):
+    """Of several: of shards, and of texts; and that it is none of them."""
+    def refused(*flags):
+        assert train(monkeypatch, lambda: None, "--resume", "--data", data, *flags) == 2
+        return capsys.readouterr().err
+
+    data = "tokens"
+    os.makedirs("tokens")
+    for i in range(5):
+        write_tokens(f"tokens/s_train_{i:06d}.bin", IDS[: 9000 + i])
+    write_tokens("tokens/s_val_000000.bin", IDS[:5000])
+    shutil.copytree("tokens", "saved")
+    assert train(monkeypatch, lambda: None, "--data", data, "--steps", "6") == 0
+    rewrite(1024, 1030, "tokens/s_train_000002.bin")
+    assert "began with (s_train_000002.bin has other content); restore it" in refused()
+    os.remove("tokens/s_train_000001.bin")
+    write_tokens("tokens/s_train_000009.bin", IDS)
+    says = "(s_train_000002.bin has other content, s_train_000001.bin is missing, s_train_000009.bin is new); restore"
+    assert says in refused()
+    for i in range(3, 5):
+        os.remove(f"tokens/s_train_{i:06d}.bin")
+    assert "s_train_000003.bin is missing, and 2 more); restore" in refused()
+    shutil.rmtree("tokens")
+    shutil.copytree("saved", "tokens")
+    assert train(monkeypatch, lambda: None, "--resume", "--data", data) == 0
+    shutil.rmtree("run")
+    data = "texts"
+    os.makedirs("texts")
+    for name in "abc":
+        (folder / "texts" / f"{name}.txt").write_text(TEXT * 20)
+    assert train(monkeypatch, lambda: None, "--data", data, "--steps", "6") == 0
+    (folder / "texts" / "b.txt").write_text(TEXT.replace("cat", "cow") * 20)
+    assert "began with (b.txt has other content); restore it" in refused()
+    (folder / "texts" / "b.txt").write_text(TEXT * 20)
+    assert "its files are the same, but chosen or divided in another way" in refused("--val-fraction", "0.3")
+
+
+def test_a_tokenizer_that_appears_beside_the_tokens_is_not_used(folder, monkeypatch, capsys):
+    """A training goes on without one if it began without one, unless the command line asks for it."""
+    tokenizer, all_bits = Tokenizer.train(TEXT * 5, 280), []
+    assert train(monkeypatch, lambda: tokenizer.save("tokenizer.json"), "--steps", "6") == 0
+    assert load_weights("trained_weights.bin").tokenizer == ""
+    os.rename("run", "saved")
+    for has_file, flags, json in ((False, (), ""), (True, (), ""), (True, ("--tokenizer", "tokenizer.json"), "...")):
+        os.remove("tokenizer.json")
+        if has_file:
+            tokenizer.save("tokenizer.json")
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree("saved", "run")
+        capsys.readouterr()
+        assert train(monkeypatch, lambda: tokenizer.save("tokenizer.json"), "--resume", *flags) == 0
+        says = "not used, for this training began without a tokenizer"
+        assert (says in capsys.readouterr().out) == (has_file and not flags)
+        weights = load_weights("trained_weights.bin")
+        assert weights.tokenizer == (json and tokenizer.to_json())
+        all_bits.append({name: np.array(tensor) for name, tensor in weights.tensors.items()})
+        tokenizer.save("tokenizer.json")
+    for bits in all_bits[1:]:
+        assert all(np.array_equal(bits[name], all_bits[0][name]) for name in bits)
 
 
 def test_checkpoints_claim_what_is_read(folder, monkeypatch, capsys):

@@ -15,18 +15,39 @@ sources and are ignored. Files are told by their content to be text, compressed 
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from tinygrad2.datasets.find_files import find_files, split_of
 from tinygrad2.datasets.piped import file_of
 from tinygrad2.datasets.text_cache import tokens_of_text
+from tinygrad2.datasets.text_source import ALWAYS_READ
 from tinygrad2.datasets.token_files import TokenFile, TokenStream
 from tinygrad2.errors import UserError
+from tinygrad2.io.files import crc32_of_file
 from tinygrad2.io.text_file import examine
 from tinygrad2.tokenizers.formats import TOKENIZER_FILES
 from tinygrad2.tokenizers.load import AnyTokenizer, load_tokenizer
 from tinygrad2.tokenizers.nanogpt_meta import META
 
+_MOST_NAMED = 3  # files that a message names; the others are counted
+_MOST_SUMS = 2000  # files whose checksums are kept one by one; only of these it is told which has changed
 _PATIENCE = 10.0  # seconds that another rank waits for the files of rank 0 to appear on its host
+
+
+def difference(before, now):
+    """Which files are others than before, by two results of Dataset.file_sums; "" if that is not known.
+
+    >>> difference({"a.txt": "1", "b.txt": "2", "c.txt": "3"}, {"a.txt": "1", "b.txt": "4", "d.txt": "3"})
+    'b.txt has other content, c.txt is missing, d.txt is new'
+    """
+    if not before or not now:
+        return ""
+    changes = [f"{name} has other content" for name in before if now.get(name, before[name]) != before[name]]
+    changes += [f"{name} is missing" for name in before if name not in now]
+    changes += [f"{name} is new" for name in now if name not in before]
+    more = [f"and {len(changes) - _MOST_NAMED:,} more"] if len(changes) > _MOST_NAMED else []
+    same = "its files are the same, but chosen or divided in another way: --dataset, --val-fraction"
+    return ", ".join(changes[:_MOST_NAMED] + more) or same
 
 
 def is_same_data(a, b):
@@ -46,6 +67,7 @@ class Dataset:
     tokenizer: AnyTokenizer | None
     description: list[str] = field(default_factory=list)  # lines to print
     source: str = ""  # what --data names; of a pipe, the file with its content
+    texts: list[str] = field(default_factory=list)  # paths of the texts that were tokenized, in order
 
     @property
     def fingerprint(self):
@@ -55,6 +77,20 @@ class Dataset:
     def has_fingerprint(self, saved):
         """Is this the data of a saved fingerprint?"""
         return is_same_data(saved, self.fingerprint)
+
+    def file_sums(self):
+        """{file: its CRC-32 as text} of what --data names, if that is more than one file; {} for
+        thousands of files, and for texts of more than ALWAYS_READ bytes. Raises UserError if a text cannot be read."""
+        if self.texts:
+            is_much = sum(map(os.path.getsize, self.texts)) > ALWAYS_READ
+            sums = {} if is_much else {path: partial(_crc32, path) for path in self.texts}
+        else:
+            files = [file for stream in (self.train, self.val) if stream for file in stream.files]
+            sums = {file.path: lambda file=file: f"crc32:{file.crc():08x}" for file in files}
+        if not 1 < len(sums) <= _MOST_SUMS:
+            return {}
+        top = self.source if os.path.isdir(self.source) else ""
+        return {os.path.relpath(path, top) if top else path: sum_of() for path, sum_of in sums.items()}
 
     @property
     def tokenizer_json(self):
@@ -71,6 +107,7 @@ def open_dataset(
     world,
     known_tokenizer: AnyTokenizer | None = None,
     may_train: bool = True,
+    is_resumed: bool = False,
 ) -> Dataset:
     """Returns the Dataset of the path or pattern `data`.
 
@@ -81,6 +118,8 @@ def open_dataset(
     world             the World; rank 0 creates the token files, the other ranks wait and then open them
     known_tokenizer   the tokenizer itself, if it came with a checkpoint
     may_train         whether a tokenizer may be trained on a text if none is known
+    is_resumed        whether a training goes on, with the tokenizer that it began with: if that was none, one that is
+                      next to token files by now is not used
 
     Raises UserError, one line, for anything that cannot be used.
     """
@@ -89,7 +128,7 @@ def open_dataset(
     if files.tokens:
         if files.texts:
             files.notes.append(f"not read: {len(files.texts)} text(s) next to the token files")
-        dataset = _of_tokens(files.tokens, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer)
+        dataset = _of_tokens(files.tokens, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer, is_resumed)
     else:
         known_tokenizer = known_tokenizer or _given_tokenizer(data, tokenizer, vocab_size, may_train)
         dataset = _of_texts(files.texts, data, name, known_tokenizer, vocab_size, val_fraction, world)
@@ -153,7 +192,14 @@ def _of_texts(paths, data, name, tokenizer, vocab_size, val_fraction, world):
     if count < len(paths):
         lines.append(f"note      not read: {len(paths) - count} other text(s) that do not belong to the dataset")
     train, val = _split_or_pair(train, streams.get("val"), val_fraction, data)
-    return Dataset(train, val, tokenizer, lines)
+    return Dataset(train, val, tokenizer, lines, texts=[path for split in sorted(splits) for path in splits[split]])
+
+
+def _crc32(path):
+    try:
+        return crc32_of_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def wait_until_visible(files):
@@ -173,7 +219,7 @@ def _has_ids(path, n):
         return False
 
 
-def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer):
+def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tokenizer, is_resumed):
     chosen, splits = _choose(_group(paths, data), name, data)
     splits = {split: [TokenFile(path) for path in paths] for split, paths in splits.items()}
     train = TokenStream(splits.get("train") or splits["val"], vocab_size)
@@ -182,8 +228,13 @@ def _of_tokens(paths, data, name, tokenizer, vocab_size, val_fraction, known_tok
     val = TokenStream(splits["val"], vocab_size) if len(splits) == 2 else None
     train, val = _split_or_pair(train, val, val_fraction, data)
     notes = [file.note for files in splits.values() for file in files if file.note]
-    if known_tokenizer is None:
-        known_tokenizer = _tokenizer_near(train.files[0].path, tokenizer, notes)
+    near = _tokenizer_near(train.files[0].path) if known_tokenizer is None and not tokenizer else ""
+    if known_tokenizer is None and tokenizer:
+        known_tokenizer = load_tokenizer(tokenizer)
+    elif near and is_resumed:
+        notes.append(f"{near}: not used, for this training began without a tokenizer; to use it: --tokenizer FILE")
+    elif near:
+        known_tokenizer = _load_near(near, notes)
     if known_tokenizer:
         _check_fits(known_tokenizer, tokenizer or data, vocab_size)
     kinds = ", ".join(sorted({f"{file.kind} {file.dtype}" for files in splits.values() for file in files}))
@@ -242,20 +293,24 @@ def _split(stream, val_fraction):
     return train, stream.part(n_train, len(stream)) if len(stream) - n_train > 1 else None
 
 
-def _tokenizer_near(path, given, notes):
-    """The tokenizer given, or next to a token file, or None. That a meta.pkl cannot be used becomes a note."""
-    if given:
-        return load_tokenizer(given)
+def _tokenizer_near(path):
+    """The path of the tokenizer next to a token file, or in the folder above: a folder, a meta.pkl; "" for none."""
     own = os.path.dirname(os.path.abspath(path))
     for folder in (own, os.path.dirname(own)):
         if any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZER_FILES):
-            return load_tokenizer(folder)
-    if os.path.isfile(os.path.join(own, META)):
-        try:
-            return load_tokenizer(os.path.join(own, META))
-        except UserError as error:
-            notes.append(str(error))
-    return None
+            return folder
+    return os.path.join(own, META) if os.path.isfile(os.path.join(own, META)) else ""
+
+
+def _load_near(path, notes):
+    """The tokenizer of that path; None, and a note, for a meta.pkl that cannot be used."""
+    try:
+        return load_tokenizer(path)
+    except UserError as error:
+        if os.path.basename(path) != META:
+            raise
+        notes.append(str(error))
+        return None
 
 
 def _check_fits(tokenizer, source, vocab_size):

@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 
 from tinygrad2.cli import option, saved_values
+from tinygrad2.datasets.dataset import difference
 from tinygrad2.errors import UserError, short
 from tinygrad2.system.shell import quote
 from tinygrad2.training.config import RECIPES, TrainConfig
@@ -20,6 +21,7 @@ class RunState:
     preset           the preset, or "--init-from"
     training, model  the fields of TrainConfig and GPTConfig
     data             fingerprint of the tokens
+    files            {file of the data: its checksum}, to tell which has changed; {} if that is not kept
     questions        checksum of the questions of --hellaswag, "" without them
     tokenizer        the tokenizer as JSON text, "" if there is none (in weights.bin, not in state.json)
     step, position   optimizer steps done, and where the next batch starts (see DataLoader); in memory those with which
@@ -34,6 +36,7 @@ class RunState:
     training: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
     data: str = ""
+    files: dict = field(default_factory=dict)
     questions: str = ""
     tokenizer: str = ""
     step: int = 0
@@ -86,13 +89,14 @@ class RunState:
                 raise UserError(f"--resume: {option(name)} was {self.model.get(name)} when this training began, and "
                                 f"cannot become {value}")  # fmt: skip
 
-    def refuse_other_data(self, dataset, config):
-        """Raises UserError if this training began on other data than this Dataset."""
+    def refuse_other_data(self, dataset, files, config):
+        """Raises UserError if this training began on other data than this Dataset, whose file_sums are `files`."""
         if self.data and not dataset.has_fingerprint(self.data):
+            what = difference(self.files, files)
             weights = os.path.join(config.run_dir, "checkpoints", f"step_{self.step:08d}", "weights.bin")
-            raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with; "
-                            "restore it; to train on this instead, begin another training with the weights: "
-                            f"--init-from {quote(weights)} --run-dir FOLDER")  # fmt: skip
+            raise UserError(f"{config.data}: this is not the data that the training in {config.run_dir} began with"
+                            f"{what and f' ({what})'}; restore it; to train on this instead, begin another training "
+                            f"with the weights: --init-from {quote(weights)} --run-dir FOLDER")  # fmt: skip
 
     def note_questions(self, checksum, path):
         """Remember the checksum of the questions; returns a line if it is another than before, else ""."""
@@ -134,6 +138,7 @@ _IS_VALID = {
     "preset": lambda value: isinstance(value, str) and value in RECIPES,
     "training": lambda value: isinstance(value, dict), "model": lambda value: isinstance(value, dict),
     "data": lambda value: isinstance(value, str), "questions": lambda value: isinstance(value, str), "step": _is_count,
+    "files": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
     "position": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "loss": _is_loss, "val_loss": _is_loss, "best": _is_loss, "before": _is_loss,
     "windows": lambda value: isinstance(value, dict) and all(map(_is_window, value.values())),
