@@ -1,8 +1,26 @@
 """Fixtures that several test files use."""
 
 import gc
+import os
+import sys
 
 import pytest
+
+from tinygrad2.system.gemm_peak import gemm_peak
+
+# Compiled modules are kept, whatever the environment says: each of the processes that the tests start would compile
+# 250 of them, a quarter of the time that a short training takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_looks_at_the_machine():
+    """Trainings in this process measure its speed by two products instead of by a tenth of a second of them."""
+    defaults = gemm_peak.__defaults__
+    gemm_peak.__defaults__ = tuple(0.0 if value == 0.1 else value for value in defaults)
+    yield
+    gemm_peak.__defaults__ = defaults
 
 
 @pytest.fixture
