@@ -31,7 +31,8 @@ from tinygrad2.distributed.mpirun import environment, find_mpirun  # noqa: E402
 from tinygrad2.training.checkpoint import newest_checkpoint  # noqa: E402
 
 FLAGS = """--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --vocab-size 512 --threads 1 --sample-every 0
-           --steps 1000000 --micro-batch-size 1 --checkpoint-every 5 --timeout 10""".split()
+           --steps 1000000 --micro-batch-size 1 --checkpoint-every 5 --timeout 10
+           --kernels reference""".split()
 SCRIPT = os.path.join(ROOT, "train_gpt2.py")
 MOST_SECONDS = 120
 KILL, STOP, CONT = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT

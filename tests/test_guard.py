@@ -240,10 +240,10 @@ def test_a_rank_that_is_killed_with_its_guard_is_named():
 @pytest.mark.slow
 def test_ranks_that_are_killed_are_named():
     """A short form of the measurement in docs/robustness.md."""
-    result = subprocess.run([sys.executable, ROOT / "tests" / "kill_ranks.py", "12", "3"], env=CLEAN,
+    result = subprocess.run([sys.executable, ROOT / "tests" / "kill_ranks.py", "6", "3"], env=CLEAN,
                             capture_output=True, text=True)  # fmt: skip
     assert result.returncode == 0, result.stdout
-    assert result.stdout.startswith("12 of 12 jobs as expected")
+    assert result.stdout.startswith("6 of 6 jobs as expected")
 
 
 @pytest.mark.long  # MPICH's mpirun itself may return 0 after two signals at once, seldom: docs/cluster.md

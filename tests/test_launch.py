@@ -166,7 +166,8 @@ def test_lines_that_name_no_host(tmp_path, line):
         hosts.read_hostfile(str(tmp_path / "hosts"))
 
 
-FLAGS = "--steps 60 --n-layer 2 --dropout 0.1 --micro-batch-size 1 --checkpoint-every 5 --metrics m.jsonl"
+FLAGS = ("--steps 60 --n-layer 2 --dropout 0.1 --micro-batch-size 1 --checkpoint-every 5 --metrics m.jsonl "
+         "--kernels reference")
 
 
 @needs_mpich
