@@ -12,11 +12,14 @@ from test_dummy_data import STORIES, make
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder in which the training of `make train` has run; only the paths of its files differ."""
+@pytest.fixture(scope="module", params=[pytest.param(400, marks=pytest.mark.slow),
+                                        pytest.param(1000, marks=pytest.mark.long)])  # fmt: skip
+def folder(request, tmp_path_factory):
+    """A folder in which the training of `make train` has run; only the paths of its files differ. 400 of its 1,000
+    steps write stories as well; with names and pronouns that fit together only the whole of it does."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, ROOT / "train_gpt2.py", "--seed", "1337", "--metrics", "run.jsonl"]
+    command = [sys.executable, ROOT / "train_gpt2.py", "--seed", "1337", "--metrics", "run.jsonl", "--steps",
+               request.param]  # fmt: skip
     subprocess.run(list(map(str, command)), cwd=folder, check=True, capture_output=True, timeout=1200)
     return folder
 
@@ -27,7 +30,6 @@ def stories(folder, *flags):
     return [text.strip() for text in re.split(r"--- sample \d+ of \d+\n", printed) if text.strip()]
 
 
-@pytest.mark.slow
 def test_the_demo_writes_stories(folder):
     records = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
     assert records[-1]["val_loss"] < 0.6 < 6 < records[0]["loss"]
@@ -45,7 +47,7 @@ def test_the_demo_writes_stories(folder):
     assert sum(s in sentences for s in written) / len(written) > 0.6  # and the others are not far from it
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("folder", [pytest.param(1000, marks=pytest.mark.long)], indirect=True)
 def test_the_demo_follows_its_prompt(folder):
     """A story that begins with a girl goes on with her name, and with "she" and "her"."""
     right = wrong = 0
