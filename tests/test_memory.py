@@ -104,7 +104,9 @@ def measured(folder, flags, **environment):
     return [float(number.replace(",", "")) for number in line.groups()]
 
 
-MIDDLE = "--n-layer 4 --n-embd 256 --n-head 8 --block-size 256 --batch-size 16 --vocab-size 2000 --steps 3"
+MIDDLE = "--n-layer 4 --n-embd 256 --n-head 8 --block-size 256 --batch-size 16 --vocab-size 2000 --steps 2"
+
+LARGE = "--vocab-size 50257 --block-size 64 --steps 2"  # the weights are most of it
 
 
 @pytest.mark.parametrize("flags", slow_but(("--steps 3",), ["--steps 3", MIDDLE]))
@@ -129,7 +131,8 @@ def test_a_first_run_plans_for_compiling(tmp_path):
     MIDDLE + " --micro-batch-size 4",
     MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2",
     MIDDLE + " --kernels reference --dropout 0.1",
-    "--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 --vocab-size 50257 --block-size 64 --batch-size 4 --steps 2",
+    f"--n-layer 3 --n-embd 384 --n-head 6 {LARGE} --batch-size 4",
+    pytest.param(f"--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 {LARGE} --batch-size 4", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_the_peak_is_near_the_plan_in_many_ways(tmp_path, flags):
     peak, plan = measured(tmp_path, flags)

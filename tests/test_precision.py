@@ -323,15 +323,16 @@ def losses(tmp_path, name, flags):
     return np.array([json.loads(line)["loss"] for line in path.read_text().splitlines() if "loss" in line])
 
 
-@pytest.mark.slow
-def test_losses_of_50_steps_of_the_demo(tmp_path):
+@pytest.mark.parametrize("steps", [pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.long)])
+def test_losses_of_the_demo(tmp_path, steps):
     """Its model at GPT-2's learning rate: at its own, ten times as high, any two ways of rounding part after 25 steps
     (docs/kernels.md)."""
     curves = {}
     for asked in PRECISIONS:
-        flags = f"--steps 50 --batch-size 4 --lr 6e-4 --kernels reference --matmul-precision {asked} --eval-every 0"
-        curves[asked] = losses(tmp_path, asked, flags + " --sample-every 0 --sample-tokens 1 --checkpoint-every 0")
-    assert len(curves["highest"]) == 50
+        flags = (f"--steps {steps} --batch-size 4 --lr 6e-4 --kernels reference --matmul-precision {asked} "
+                 "--eval-every 0 --sample-every 0 --sample-tokens 1 --checkpoint-every 0")  # fmt: skip
+        curves[asked] = losses(tmp_path, asked, flags)
+    assert len(curves["highest"]) == steps
     assert np.abs(curves["high"] - curves["highest"]).max() < 1e-4
     assert 1e-5 < np.abs(curves["medium"] - curves["highest"]).max() < 1e-2
 
