@@ -83,7 +83,9 @@ class Trials:
 
     def __init__(self, folder):
         import train_gpt2  # noqa: F401   imported once, here
+        from tinygrad2.system import gemm_peak
 
+        gemm_peak._fastest_product = lambda xp, n, seconds: 1.0   # a tenth of a second, which nobody looks at
         self.folder, self.calls = folder, ctypes.CDLL(os.environ[LIBRARY])
         self.files = os.path.join(folder, "files")
         self.text = " ".join(f"Tom saw {i % 97} of the {i * i % 89} red birds." for i in range(400))

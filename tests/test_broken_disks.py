@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from marks import slow_but
 from test_train import ROOT
+
+EVERY_KIND = (8, 10, 20, 24, 26, 28, 30)  # with those of 0 every kind of fault, and one with two ranks
+MORE = sorted({*range(2, 40, 2)} - {*EVERY_KIND})
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("gcc"), reason="needs Linux and gcc")
-@pytest.mark.parametrize("first", slow_but([0], range(0, 40, 2)))
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in EVERY_KIND),
+                                   *(pytest.param(first, marks=pytest.mark.long) for first in MORE)])  # fmt: skip
 def test_nothing_is_lost_on_a_broken_disk(tmp_path, first):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a disk of their own")

@@ -420,7 +420,8 @@ def test_weights_that_are_cut_off_while_they_are_read(folder, monkeypatch, capsy
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs signals and pipes of POSIX")
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=[pytest.mark.slow] if i > 3 else []) for i in range(1, 31)])
+@pytest.mark.parametrize("seed", [1, 2, 3, *(pytest.param(i, marks=pytest.mark.slow) for i in range(4, 13)),
+                                  *(pytest.param(i, marks=pytest.mark.long) for i in range(13, 31))])  # fmt: skip
 def test_random_changes_of_random_files(tmp_path, monkeypatch, seed):
     """Those of `python tests/change_files.py 30`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -369,10 +369,10 @@ def test_kernels_in_some_threads_and_reference_implementations_in_others():
     assert len(serve_while_training(trainings, requests_for(model), 1.0)) == 11
 
 
-@pytest.mark.slow
-def test_a_server_for_half_a_minute():
+@pytest.mark.parametrize("seconds", [pytest.param(5, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.long)])
+def test_a_server_for_a_while(seconds):
     small, wide = GPT(GPTConfig(**SMALL), seed=3).eval(), GPT(GPTConfig(**WIDE), seed=4).eval()
-    serve_while_training([lambda: train(WIDE, 1, 4, dropout=0.1)], requests_for(small, wide), 30.0)
+    serve_while_training([lambda: train(WIDE, 1, 4, dropout=0.1)], requests_for(small, wide), seconds)
 
 
 def test_a_text_whose_tokens_are_asked_for_by_different_threads():

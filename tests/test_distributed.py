@@ -120,13 +120,15 @@ NEARLY = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("overlap, 4 ranks, ZeRO", "four threads"), SAME))
+@pytest.mark.parametrize("name", slow_but(("overlap, 4 ranks, ZeRO", "four threads"), SAME,
+                                          long=("ZeRO, 2 ranks", "overlap, 2 ranks")))  # fmt: skip
 def test_however_the_work_is_shared_the_bits_are_the_same(folder, runs, name):
     n, flags = SAME[name]
     assert same_bits(runs[1], outcome(n, folder, "same", flags))
 
 
-@pytest.mark.parametrize("name", slow_but(("plain, 1 rank", "bfloat16, 2 ranks"), NEARLY))
+@pytest.mark.parametrize("name", slow_but(("plain, 1 rank", "bfloat16, 2 ranks"), NEARLY,
+                                          long=("plain, 2 ranks, ZeRO",)))  # fmt: skip
 def test_other_orders_and_dtypes_agree_within_rounding(folder, runs, name):
     n, flags = NEARLY[name]
     other = outcome(n, folder, "nearly", flags)
@@ -150,8 +152,8 @@ def test_numbers_of_micro_batches_that_are_not_a_power_of_two_sum_to_the_same_bi
 
 
 @needs_mpich
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.slow
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+                                    pytest.param(signal.SIGINT, marks=pytest.mark.long)])  # fmt: skip
 def test_a_signal_stops_all_ranks_after_one_step_and_any_number_of_ranks_resumes(folder, runs, number):
     flags = f"{FLAGS} --steps 2000 --run-dir cut-{number} --weights-out cut.bin --checkpoint-every 50"
     arguments = [ROOT / "train_gpt2.py", *SMALL.split(), "--data", "text.txt", *flags.split()]

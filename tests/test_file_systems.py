@@ -455,9 +455,9 @@ def test_trainings_on_odd_file_systems(library):
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-@pytest.mark.slow
-def test_more_trainings_on_odd_file_systems(library):
-    ended = odd_files.start(library, "75", "8")
+@pytest.mark.parametrize("n", [pytest.param("30", marks=pytest.mark.slow), pytest.param("150", marks=pytest.mark.long)])
+def test_more_trainings_on_odd_file_systems(library, n):
+    ended = odd_files.start(library, n, "8")
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

@@ -51,7 +51,7 @@ def fast(monkeypatch):
     hurry(monkeypatch)
 
 
-@pytest.mark.parametrize("n", [pytest.param(5, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("i", range(0, len(forged_files.targets()), 3))
 def test_forged_files_are_refused_or_harmless(base, tmp_path, i, n):
     rng = random.Random(i)
@@ -69,7 +69,9 @@ def test_other_things_in_place_of_files_are_refused_or_harmless(base, tmp_path, 
         assert not problem, (path, outcome)
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [
+    20, pytest.param(250, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long),
+])  # fmt: skip
 @pytest.mark.parametrize("reader", forged_readers.READERS)
 def test_readers_refuse_forged_files_in_a_line_or_read_them(base, monkeypatch, reader, n):
     monkeypatch.chdir(base)

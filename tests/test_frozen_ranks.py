@@ -69,7 +69,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("4 ranks, overlap, ZeRO", "resumed by others"), SAME))
+@pytest.mark.parametrize("name", slow_but(("4 ranks, overlap, ZeRO", "resumed by others"), SAME, long=("2 ranks",)))
 def test_the_bits_of_one_process(alone, folder, name):
     n, flags, resumed = SAME[name]
     several = outcome(n, folder, name.replace(" ", "-").replace(",", ""), flags, resumed)

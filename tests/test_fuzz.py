@@ -244,7 +244,7 @@ def test_damaged_files(reader, tmp_path):
     assert refused > 20 or reader in ("cached tokens", "tokens nanoGPT", "tokens llm.c, legacy")
 
 
-@pytest.mark.parametrize("n", [pytest.param(1000, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [pytest.param(400, marks=pytest.mark.slow), pytest.param(5000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("reader", READERS)
 def test_many_damaged_files(reader, tmp_path, n):
     print(reader, fuzz(reader, tmp_path, n, seed=2))

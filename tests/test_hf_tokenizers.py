@@ -352,7 +352,9 @@ def random_settings(rng):
     return settings
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [
+    60, pytest.param(400, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.long),
+])  # fmt: skip
 def test_random_settings(n, auto_tokenizer, tmp_path):
     rng, equal = random.Random(n), 0
     for k in range(n):

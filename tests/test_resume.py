@@ -134,10 +134,10 @@ def test_killed_at_random_moments_it_still_arrives_at_the_same_bits(folder, unin
     assert outcome(folder) == uninterrupted[0]
 
 
-@pytest.mark.parametrize("kills", [pytest.param(30, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [pytest.param(15, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
 def test_many_kills(folder, tmp_path, kills):
     """SIGKILL at random moments, saves included, of a training that saves at every step."""
-    flags = f"--steps {5 * kills} --checkpoint-every 1 --eval-every 20 --sample-every 50"
+    flags = f"--steps {5 * kills} --checkpoint-every 1 --eval-every 20 --sample-every 50 --kernels reference"
     whole = new_folder(tmp_path / "whole")
     train(whole, flags)
     reached = kill_until_done(folder, kills, random.Random(7), flags)

@@ -178,7 +178,7 @@ def test_equals_hugging_face(which, request, tmp_path):
 
 @pytest.mark.parametrize("which", ["gpt2", "ours"])
 @pytest.mark.parametrize(
-    "n", [pytest.param(20_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.long)]
+    "n", [pytest.param(8000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.long)]
 )
 def test_equals_both_on_many_strings(which, request, tmp_path, n):
     tok = request.getfixturevalue(which)
