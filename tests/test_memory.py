@@ -124,16 +124,19 @@ def test_a_first_run_plans_for_compiling(tmp_path):
     assert plan_again == pytest.approx(peak_again, rel=0.15) and plan - plan_again > 50
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [
-    MIDDLE + " --kernels reference", MIDDLE + " --recompute", MIDDLE + " --dtype bfloat16",
-    MIDDLE + " --dtype bfloat16 --recompute", MIDDLE + " --dtype bfloat16 --kernels reference",
-    MIDDLE + " --micro-batch-size 4",
-    MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1", MIDDLE + " --checkpoint-every 2",
-    MIDDLE + " --kernels reference --dropout 0.1",
+MANY = [
+    MIDDLE + " --recompute", MIDDLE + " --dtype bfloat16", MIDDLE + " --dtype bfloat16 --kernels reference",
+    MIDDLE + " --micro-batch-size 4", MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1",
+    MIDDLE + " --checkpoint-every 2", MIDDLE + " --kernels reference --dropout 0.1",
     f"--n-layer 3 --n-embd 384 --n-head 6 {LARGE} --batch-size 4",
-    pytest.param(f"--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 {LARGE} --batch-size 4", marks=pytest.mark.long),
-])  # fmt: skip
+]  # fmt: skip
+MORE = [  # combinations of these, and the real size
+    MIDDLE + " --kernels reference", MIDDLE + " --dtype bfloat16 --recompute",
+    f"--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 {LARGE} --batch-size 4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", slow_but((), MANY + MORE, long=MORE))
 def test_the_peak_is_near_the_plan_in_many_ways(tmp_path, flags):
     peak, plan = measured(tmp_path, flags)
     print(flags, peak, plan)
