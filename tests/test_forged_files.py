@@ -81,7 +81,9 @@ def test_readers_refuse_forged_files_in_a_line_or_read_them(base, monkeypatch, r
         assert not problem, (path, what, problem)
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [
+    0.02, pytest.param(0.2, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long),
+])  # fmt: skip
 @pytest.mark.parametrize("reader", forged_readers.READERS)
 def test_long_values_and_control_characters_are_cut_and_escaped(base, monkeypatch, reader, share):
     monkeypatch.chdir(base)
