@@ -86,6 +86,11 @@ class Emit:
     def store(self, value, address, align=4):
         self.builder.store(value, self.pointer(address), align=align)
 
+    def prefetch(self, address):
+        """Start to read the cache line at this address. It may be past the end of an array: nothing happens then."""
+        line = self.pointer(address)
+        self.call("llvm.prefetch.p0", void, line, *(ir.Constant(i32, how) for how in (0, 3, 1)))    # read, keep, data
+
     def pointer(self, address):
         return self.builder.inttoptr(self.number(address), pointer)
 
