@@ -477,6 +477,9 @@ SAMPLES = {
         sample((2, 3, 5, 4), (2, 3, 5, 4), (2, 3, 5, 4)),
         sample((2, 2, 4), (2, 6, 4), (2, 6, 4)),  # the last two queries of six positions
         sample((1, 1), (1, 1), (1, 1)),
+        sample((2, 3, 1, 16), (2, 3, 7, 16), (2, 3, 7, 16)),  # one query: the last of seven positions
+        sample((1, 5), (130, 5), (130, 5)),
+        sample((2, 1, 4), (2, 6, 4), (2, 6, 4), p=0.5, key=5),
         sample((2, 65, 7), (2, 65, 7), (2, 65, 7)),
         sample((2, 5, 4), (2, 5, 4), (2, 5, 4), p=0.5, key=3),
         sample((2, 3, 70, 4), (2, 3, 130, 4), (2, 3, 130, 4), p=0.1, key=4, first=77),

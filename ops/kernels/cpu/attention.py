@@ -4,7 +4,8 @@
   is computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
 - Not w but the logarithm of each row's sum is kept (as in FlashAttention, Dao et al. 2022): backward computes w again.
 - sum over keys of dw * w is the sum over channels of dout * out: put dw = dout vT in, and out = w v comes out.
-- Heads are divided among the threads, each with its own small products on one BLAS thread.
+- Heads are divided among the threads, each with its own small products on one BLAS thread; a single query needs no
+  BLAS (single_query.py).
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side,
   and so are the gradient of the projection without a copy (split_heads.py).
 - Dropout's mask is computed where it is used, element by element.
@@ -15,6 +16,7 @@ import math
 import numpy as np
 
 from ops.attention import Attention
+from ops.kernels.cpu import single_query
 from ops.kernels.cpu.attention_gemm import add_transposed, four_axes, rows_times_rows, weights_times_rows
 from ops.kernels.cpu.blas_gemm import address, available, switch_for
 from ops.kernels.cpu.dropout import drop_block
@@ -41,10 +43,13 @@ class AttentionCPU(Attention, backend="numpy"):
         out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
         logsum = np.empty((B, nh, Tq), np.float32)
         dropout = np.float32(p), np.uint64(key), np.uint64(first)
-        constants = np.float32(1 / math.sqrt(hs)), *dropout
-        grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads for which waking a thread pays
-        within = switch_for(min(_BLOCK, Tq) * k.shape[2] * hs)    # for one product of a block
-        POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain, within=within)
+        if Tq == 1 and p == 0:
+            single_query.attend(q, k, v, out, logsum)
+        else:
+            constants = np.float32(1 / math.sqrt(hs)), *dropout
+            grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)       # heads for which waking a thread pays
+            within = switch_for(min(_BLOCK, Tq) * k.shape[2] * hs)     # for one product of a block
+            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain, within=within)
         self.save(q, k, v, out, logsum, dropout)
         return out.reshape(shape)
 

@@ -5,6 +5,9 @@ the address of a head's first row and the distance of its rows, so nothing is co
 """
 
 import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
 
 from ops.kernels.cpu.blas_call import sgemm
 from ops.kernels.cpu.numba_jit import inlined
@@ -23,6 +26,22 @@ def four_axes(x):
 def _row(x, b, h, t):
     """The memory address of row t of a head."""
     return x.ctypes.data + b * x.strides[0] + h * x.strides[1] + t * x.strides[2]
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    """A memory address as Numba's carray takes it."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
+
+    return types.voidptr(types.int64), codegen
+
+
+@inlined
+def row_of_head(x, b, h, t):
+    """x[b, h, t] as an array (hs,) of which the compiler knows that its elements are neighbours."""
+    return carray(_pointer(_row(x, b, h, t)), (x.shape[3],), np.float32)
 
 
 @inlined
