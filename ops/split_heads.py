@@ -23,7 +23,7 @@ class SplitHeads(Function, name="split_heads"):
         x = rounded(x) if self.precision == ROUNDED else x
         B, T, C3 = x.shape
         parts = x.reshape(B, T, 3, n_head, C3 // (3 * n_head))    # (B, T, 3, nh, hs)
-        return tuple(parts[:, :, i].transpose(0, 2, 1, 3) for i in range(3))   # each (B, nh, T, hs)
+        return tuple(parts.transpose(2, 0, 3, 1, 4))              # each (B, nh, T, hs)
 
     def backward(self, douts):
         B, nh, T, hs = douts[0].shape

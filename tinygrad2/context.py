@@ -43,9 +43,10 @@ class Setting:
 
     def get(self) -> Any:
         """The value of the innermost block, or the default."""
-        for entry in reversed(self._entered.get()):
-            if entry.generator is None or entry.counts():
-                return entry.value
+        if entries := self._entered.get():
+            for entry in reversed(entries):
+                if entry.generator is None or entry.counts():
+                    return entry.value
         return self.default
 
     def values(self) -> tuple[Any, ...]:

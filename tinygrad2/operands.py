@@ -60,10 +60,10 @@ def _plain_array(array):
 
 def plain(op, number, value):
     """Operand `number` (from 1) as forward gets it."""
-    if isinstance(value, ArrayProtocol):
-        return value.data
     if value is None or type(value) in (float, int, bool):
         return value
+    if isinstance(value, ArrayProtocol):
+        return value.data
     if isinstance(value, np.generic):
         return value.item()
     if is_array(value):
@@ -102,6 +102,8 @@ def fit_together(op, inputs, arrays):
     xp, float_dtype, device, integers = np, None, None, False
     for i, array in enumerate(arrays, start=1):
         if type(array) is np.ndarray:  # nearly always; a generated token makes about 200 such calls
+            if device == "cpu" and array.dtype is float_dtype:
+                continue  # the same as one before it
             here = "cpu"
         elif is_array(array):
             here = device_of(array)

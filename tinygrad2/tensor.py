@@ -197,11 +197,13 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
     """
     arrays = [value.data if isinstance(value, Tensor) else plain(op, i, value) for i, value in enumerate(inputs, 1)]
     arrays, xp, float_dtype = fit_together(op, inputs, arrays)
-    records = is_recording()
-    needs_grad = [records and isinstance(value, Tensor) and value.requires_grad for value in inputs]
+    if recorded := is_recording():
+        needs_grad = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
+        recorded = any(needs_grad)
+    else:
+        needs_grad = [False] * len(inputs)
 
     node = choose(op, xp, arrays)(xp, needs_grad)
-    recorded = any(needs_grad)
     if recorded:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
@@ -213,8 +215,10 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
             results = node.forward(*arrays, **options)
     else:
         results = node.forward(*arrays, **options)
-    node.several = isinstance(results, tuple)
-    outs = [_result(op, xp, result, float_dtype) for result in (results if node.several else (results,))]
+    if isinstance(results, tuple):
+        node.several, outs = True, [_result(op, xp, result, float_dtype) for result in results]
+    else:
+        outs = [_result(op, xp, results, float_dtype)]
     for observer in watching:
         observer.after_forward(node, arrays, [out.data for out in outs])
 

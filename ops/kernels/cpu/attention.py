@@ -4,8 +4,7 @@
   is computed (half of all work at long T), and no T x T matrix exists: one block of scores per thread.
 - Not w but the logarithm of each row's sum is kept (as in FlashAttention, Dao et al. 2022): backward computes w again.
 - sum over keys of dw * w is the sum over channels of dout * out: put dw = dout vT in, and out = w v comes out.
-- Heads are divided among the threads, each with its own small products on one BLAS thread; a single query needs no
-  BLAS (single_query.py).
+- Heads are divided among the threads, their small products each on one BLAS thread (a single query's: single_query.py).
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side,
   and so are the gradient of the projection without a copy (split_heads.py).
 - Dropout's mask is computed where it is used, element by element.
@@ -31,10 +30,9 @@ _BLOCK, _ZERO = 64, np.float32(0)
 class AttentionCPU(Attention, backend="numpy"):
     @classmethod
     def supports(cls, q, k, v):
-        if not available or not is_float32(q, k, v) or not 2 <= q.ndim <= 4 or not q.size:
+        if not (available and is_float32(q, k, v) and 2 <= q.ndim <= 4 and q.size and k.shape == v.shape):
             return False
-        fits = k.shape == v.shape and k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1]
-        return fits and k.shape[-2] >= q.shape[-2]
+        return k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1] and k.shape[-2] >= q.shape[-2]
 
     def forward(self, q, k, v, p=0.0, key=0, first=0):
         shape = q.shape
@@ -42,19 +40,18 @@ class AttentionCPU(Attention, backend="numpy"):
         B, nh, Tq, hs = q.shape
         out = np.empty((B, Tq, nh, hs), np.float32).transpose(0, 2, 1, 3)
         logsum = np.empty((B, nh, Tq), np.float32)
-        dropout = np.float32(p), np.uint64(key), np.uint64(first)
+        constants = np.float32(1 / math.sqrt(hs)), np.float32(p), np.uint64(key), np.uint64(first)
+        self.save(q, k, v, out, logsum, constants)
         if Tq == 1 and p == 0:
             single_query.attend(q, k, v, out, logsum)
-        else:
-            constants = np.float32(1 / math.sqrt(hs)), *dropout
-            grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)       # heads for which waking a thread pays
-            within = switch_for(min(_BLOCK, Tq) * k.shape[2] * hs)     # for one product of a block
-            POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain, within=within)
-        self.save(q, k, v, out, logsum, dropout)
+            return out.reshape(shape)
+        grain = 1 + (1 << 18) // (Tq * k.shape[2] * hs)           # heads for which waking a thread pays
+        within = switch_for(min(_BLOCK, Tq) * k.shape[2] * hs)    # for one product of a block
+        POOL.split(_forward, B * nh, address, q, k, v, out, logsum, *constants, grain=grain, within=within)
         return out.reshape(shape)
 
     def backward(self, dout):
-        q, k, v, out, logsum, dropout = self.saved
+        q, k, v, out, logsum, constants = self.saved
         shape_q, shape_k = dout.shape, (*dout.shape[:-2], *k.shape[-2:])
         dout = four_axes(dout)
         (B, nh, Tq, hs), Tk = q.shape, k.shape[2]
@@ -63,7 +60,6 @@ class AttentionCPU(Attention, backend="numpy"):
             dq, dk, dv = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         else:
             dq, dk, dv = (np.empty((B, nh, T, hs), np.float32) for T in (Tq, Tk, Tk))
-        constants = np.float32(1 / math.sqrt(hs)), *dropout
         arrays = q, k, v, out, logsum, dout, dq, dk, dv
         POOL.split(_backward, B * nh, address, *arrays, *constants, within=switch_for(min(_BLOCK, Tq) * Tk * hs))
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)

@@ -15,11 +15,11 @@ from ops.kernels.cpu.numba_jit import inlined
 
 def four_axes(x):
     """x (T, hs), (B, T, hs) or (B, nh, T, hs) as the last of these, copied only if BLAS could not read it."""
-    if x.strides[-1] != 4 or any(stride % 4 or stride <= 0 for stride in x.strides):
+    if x.strides[-1] != 4 or min(x.strides) <= 0 or any([stride % 4 for stride in x.strides]):
         x = np.asarray(x, order="C")
-    if x.strides[-1] != 4 or any(stride <= 0 for stride in x.strides):
-        x = x.copy()
-    return x[(None,) * (4 - x.ndim)]
+        if x.strides[-1] != 4 or min(x.strides) <= 0:
+            x = x.copy()
+    return x if x.ndim == 4 else x[(None,) * (4 - x.ndim)]
 
 
 @inlined

@@ -55,7 +55,8 @@ def normalise(x, delta, s, weight, bias, eps):
     """(out, mean, rstd) of s = x + delta, which is written to `s`; delta may be None, and then s is x."""
     shape = (-1, x.shape[-1])
     out = np.empty_like(x)
-    mean, rstd = (np.empty((*x.shape[:-1], 1), np.float32) for _ in range(2))
+    mean = np.empty((*x.shape[:-1], 1), np.float32)
+    rstd = np.empty_like(mean)
     bias = np.zeros_like(weight) if bias is None else bias
     arrays = [a.reshape(shape) for a in (x, x if delta is None else delta, s, out)]
     split_rows(_forward, *arrays[0].shape, *arrays, delta is not None, np.asarray(weight, order="C"),

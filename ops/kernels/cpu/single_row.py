@@ -20,7 +20,7 @@ def product(row, weight, bias, out):
     n_in, n_out = weight.shape
     partial = np.empty((-(-n_in // _DEPTH), n_out), np.float32)
     POOL.split(_blocks, len(partial), row, weight, partial, grain=-(-_GRAIN // (_DEPTH * n_out)))
-    np.add(partial.sum(0), bias, out=out[0])
+    POOL.split(_total, n_out, partial, bias, out, grain=n_out)
 
 
 @jit
@@ -39,6 +39,21 @@ def _blocks(lo, hi, x, weight, partial):
             row, factor = weight[k], x[0, k]
             for j in range(total.size):
                 total[j] += factor * row[j]
+
+
+@jit
+def _total(lo, hi, partial, bias, out):
+    if spread(lo, hi):
+        return
+    total = out[0, lo:hi]
+    total[:] = 0
+    for block in range(len(partial)):
+        row = partial[block, lo:hi]
+        for j in range(total.size):
+            total[j] += row[j]
+    row = bias[lo:hi]
+    for j in range(total.size):
+        total[j] += row[j]
 
 
 @helper
