@@ -32,7 +32,8 @@ class AttentionCPU(Attention, backend="numpy"):
     def supports(cls, q, k, v):
         if not (available and is_float32(q, k, v) and 2 <= q.ndim <= 4 and q.size and k.shape == v.shape):
             return False
-        return k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1] and k.shape[-2] >= q.shape[-2]
+        alike = k.shape[:-2] == q.shape[:-2] and k.shape[-1] == q.shape[-1]
+        return alike and k.shape[-2] >= q.shape[-2]
 
     def forward(self, q, k, v, p=0.0, key=0, first=0):
         shape = q.shape
@@ -90,10 +91,9 @@ def _ds_block(w, dw, seen, logsum, average, scale):
     """In place: scores w become weights again, and dw becomes ds (times scale)."""
     for i in range(len(w)):
         row, drow, shift, mean = w[i], dw[i], logsum[i], average[i]
-        visible = seen + i
         for j in range(row.size):
             e = exp32(row[j] - shift)
-            e = e if j < visible else _ZERO
+            e = e if j < seen + i else _ZERO
             row[j] = e
             drow[j] = e * (drow[j] - mean) * scale
 
