@@ -61,6 +61,19 @@ def test_death_at_every_call_to_the_system_loses_nothing(folder):
     assert int(result.stdout) > 30  # so many deaths
 
 
+def test_without_memory_nothing_is_left_half_written(folder):
+    class Refused(dict):
+        def items(self):
+            raise MemoryError
+
+    later = checkpoint(3)
+    later.moments = Refused(later.moments)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(MemoryError):
+        write_checkpoint(folder, later)
+    assert sorted(os.listdir(folder)) == before
+
+
 def test_a_full_disk_is_reported_and_changes_nothing(folder, monkeypatch):
     import builtins
 

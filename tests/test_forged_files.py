@@ -15,6 +15,7 @@ import numpy as np
 import odd_kinds
 import odd_paths
 import pytest
+import scarce_memory
 from forged import enter, sign_container, sign_record
 from inputs import READS, SHAPE, STEP, mains, make_inputs, quick
 
@@ -98,6 +99,14 @@ def test_odd_paths_are_used_like_others_or_refused_in_a_line(base, tmp_path, n):
         place, what = rng.choice(places), rng.choice(kinds)
         words, outcome, problem = odd_paths.fault_of(*place, what, base, tmp_path / "try", RUN, expected)
         assert not problem, (words, what, outcome)
+
+
+@pytest.mark.parametrize("n", [8, pytest.param(300, marks=pytest.mark.long)])
+def test_programs_to_which_memory_is_refused_end_in_a_line(base, tmp_path, n):
+    rng, requests = random.Random(n), {}
+    for _ in range(n):
+        what, outcome, problem = scarce_memory.draw(rng, requests, base, tmp_path / "try", RUN)
+        assert not problem, (what, outcome)
 
 
 def test_a_dump_without_its_finding_is_refused(base, monkeypatch):

@@ -49,8 +49,7 @@ def temporary_folder(parent, name):
             _lock(handle)
         yield path
     finally:
-        with contextlib.suppress(OSError):  # Python 3.11 raises those of closing a folder all the same
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_folder(path)
         if handle is not None:
             close(handle)
 
@@ -112,12 +111,21 @@ def _remove_if_abandoned(entry, host, pid):
         if is_free is False or not (is_old or (host == _host() and (is_free or not _exists(pid)))):
             return
         if is_folder:
-            shutil.rmtree(entry.path, ignore_errors=True)
+            _remove_folder(entry.path)
         else:
             os.remove(entry.path)
     finally:
         if handle is not None:
             close(handle)
+
+
+def _remove_folder(path):
+    """Remove a folder, which is often empty: that takes no descriptor, of which there may be none left."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # Python 3.11 raises those of closing a folder all the same
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _free_path(folder, name):

@@ -114,6 +114,10 @@ def write_checkpoint(folder, checkpoint, keep=False):
             f"{folder}: the checkpoint of step {checkpoint.step} cannot be written ({error.strerror}); earlier ones "
             "are unchanged; free some space, or choose another --run-dir"
         ) from error
+    except BaseException:  # no memory, for example
+        if not path:
+            _remove_tree(temporary)
+        raise
 
 
 def _files_of(checkpoint):
