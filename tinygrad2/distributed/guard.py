@@ -34,6 +34,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 
 from tinygrad2.distributed.launch import end_job
 from tinygrad2.distributed.pmi_relay import Relay
@@ -41,6 +42,7 @@ from tinygrad2.distributed.status import StatusTable, describe_death
 from tinygrad2.distributed.watchdog import OTHERS_FIRST_SECONDS
 from tinygrad2.distributed.witness import REPORTED, TABLE, Lifeline, start_witness
 from tinygrad2.errors import to_bytes
+from tinygrad2.system.failures import explain
 from tinygrad2.system.launcher import is_first_on_host
 from tinygrad2.system.process import end_with, parents, rename_process, wake
 from tinygrad2.system.signals import STOP_SIGNALS, leave_now
@@ -120,6 +122,11 @@ def start_guard(rank, size):
         watch = _Watch(rank, size, child, ours, relay)
         rename_process(f"tinygrad2 guard of rank {rank} (process {child})")
         code = watch.run(before)
+    except BaseException as error:  # no more memory or files: the rank ends with its guard
+        text = explain(error) or "".join(traceback.format_exception(error))
+        write_descriptor(2, to_bytes(f"[rank {rank} of {size}] its guard: {text}\n"))
+        code = 2
+        end_job(code)
     finally:
         leave_now(code)  # not through the exit of Python, which belongs to the rank
 
@@ -198,7 +205,7 @@ class _Watch:
             self.closed = time.monotonic()
         elif word in (_ENDING, _LEAVING):
             self.ending, self.alone = True, word == _LEAVING
-        elif word == TABLE:
+        elif word == TABLE and descriptors:  # without: no more files may be opened
             self.row = int(rest[0])
             self.table = StatusTable(descriptors[0], self.row + 1, self.row)
             if self.row == 0:

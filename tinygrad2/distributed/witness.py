@@ -175,7 +175,7 @@ class _Witness:
         """Returns the ranks of the guards that have connected."""
         new = []
         self.listener.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # BlockingIOError: that was all; others: no more files may be opened
             while True:
                 connection, _ = self.listener.accept()
                 connection.settimeout(_ACCEPT_SECONDS)
@@ -205,7 +205,7 @@ class _Witness:
             while rank not in self.closed:
                 message, descriptors, _, _ = socket.recv_fds(self.lifelines[rank], 1 << 16, 1, socket.MSG_DONTWAIT)
                 word, _, value = message.partition(b" ")
-                if word == TABLE:
+                if word == TABLE and descriptors:  # without: no more files may be opened
                     self._take_table(value, *descriptors)
                 elif word == REPORTED:
                     self.reported.add(rank)

@@ -1,6 +1,7 @@
 """What mpirun or srun have started, from their environment variables: before MPI can be asked, and without it."""
 
 import functools
+import math
 import os
 import socket
 import stat
@@ -68,8 +69,8 @@ def is_first_on_host():
 
 
 def ranks_on_host():
-    """How many ranks there are on this host; infinite if that is unknown."""
-    return next((number for number in map(_number, _HOST_SIZES) if number), float("inf"))
+    """How many ranks there are on this host; infinitely many if that is unknown."""
+    return next((number for number in map(_number, _HOST_SIZES) if number), math.inf)
 
 
 def launcher_process():
