@@ -337,6 +337,19 @@ def test_a_job_ends_in_order_although_the_proxy_of_mpirun_is_stopped(tmp_path):
     assert mpirun(2, path, cwd=tmp_path).returncode == 152
 
 
+@needs_mpich
+@pytest.mark.parametrize("limit, line", [
+    ("-n 20", r"26 more open files are needed than the limit of this process leaves; raise it \(ulimit -n 1024\)"),
+    pytest.param("-v 200000", r"out of memory \(ulimit -v leaves \d+ MB; starting MPI .*\); raise that limit",
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_limits_that_are_too_small_for_mpi_are_one_line(tmp_path, limit, line):
+    path = script(tmp_path, "world.run(lambda: None)")
+    words = [MPIRUN, "-n", "2", "sh", "-c", f"ulimit {limit}; exec {sys.executable} {path}"]
+    result = subprocess.run(words, env=CLEAN, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 2 and re.fullmatch(f"job.py: {line}\n", result.stderr)
+
+
 def test_too_little_shared_memory_is_named(tmp_path, monkeypatch):
     blocks = [2_500]
 

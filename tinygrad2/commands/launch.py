@@ -32,6 +32,7 @@ import uuid
 
 from tinygrad2.cli import WITHOUT_OUTPUT, Parser, PathAction, explanation
 from tinygrad2.commands.hosts import answers, read_hostfile
+from tinygrad2.distributed.launch import FILES_FROM_MPIRUN, FILES_OF_RANK, THREADS_OF_RANK, too_few_files
 from tinygrad2.distributed.mpirun import environment, find_mpirun
 from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.errors import UserError, one_line, to_bytes
@@ -43,6 +44,7 @@ from tinygrad2.system.process import kill_marked, marked, set_parent_death_signa
 from tinygrad2.system.signals import STOP_SIGNALS
 from tinygrad2.system.streams import write_descriptor
 from tinygrad2.system.temporary import temporary_folder
+from tinygrad2.system.threads import require_threads
 
 _REPORT = re.compile(rb"^\[rank \d+ of \d+[^\]\n]*\] .+", re.MULTILINE)  # what ranks and guards print about a failure
 _WITHOUT_OUTPUT = re.compile(rb"^[^\n]+: " + WITHOUT_OUTPUT.encode())
@@ -77,6 +79,9 @@ def main(argv):
         raise UserError(f"{given}: give the number of ranks, as in: launch -n 4 -- train_gpt2.py")
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: give 0 or more")
+    if problem := too_few_files(FILES_FROM_MPIRUN + FILES_OF_RANK):  # its ranks have this limit, too
+        raise UserError(problem)
+    require_threads(3 + THREADS_OF_RANK * min(ranks, 32))  # without any process mpirun would wait indefinitely
     command = _program(args.command[args.command[:1] == ["--"] :])
     return _Launch(command, ranks, hosts, args.max_restarts, args.after_death == "left", args.log).run()
 

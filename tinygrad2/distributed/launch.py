@@ -13,15 +13,21 @@ from tinygrad2.cli import program
 from tinygrad2.distributed.shared_memory import shortage
 from tinygrad2.distributed.watchdog import TIMED_OUT
 from tinygrad2.errors import one_line, to_bytes
+from tinygrad2.system.failures import explain
 from tinygrad2.system.installation import adapt_hint
 from tinygrad2.system.launcher import is_first_on_host, own_rank, ranks_on_host
+from tinygrad2.system.memory import require_limits
 from tinygrad2.system.process import started_at
 from tinygrad2.system.signals import leave_now
 from tinygrad2.system.streams import print_error, wait_until_read, write_descriptor
+from tinygrad2.system.threads import require_threads
 
 _END_SECONDS = 15.0  # that mpirun may take to end its ranks, on a busy machine
 START_SECONDS = 300.0  # within which MPI must have started
-_FILES = 24  # that a rank opens, one more for each rank of its host: 14 of them MPICH 5.0 (22 in all, measured)
+FILES_OF_RANK = 24  # that it opens, one more for each rank of its host (measured: 22, of these MPICH 5.0 has 14)
+FILES_FROM_MPIRUN = 16  # that are open when a rank starts (measured: 14 to 22)
+_ADDRESS_SPACE, _DATA = 400 << 20, 140 << 20  # bytes: MPI 240 MB and 30 MB, measured; the rest for NumPy
+THREADS_OF_RANK = 8  # and processes: its guard, its watchdog, those of MPI, a writer of checkpoints
 
 
 def exit_unless_started(announce_exit):
@@ -72,25 +78,36 @@ def leave_with_line(line, code, announce_exit):
     leave_now(code)
 
 
-def refuse_few_files():
-    """Print one line and end the job with exit code 2 if this process may not open as many files as a rank needs.
-
-    Libraries that cannot open one abort, or report something else. To be called before the guard is started.
-    """
-    ranks = ranks_on_host()
-    need, opened = _FILES + (ranks if ranks < math.inf else 0), []
+def too_few_files(number):
+    """A line if this process may not open so many more files; "" if it may."""
+    opened = []
     try:
-        while len(opened) < need:
+        while len(opened) < number:
             opened.append(os.open(os.devnull, os.O_RDONLY))
     except OSError:
-        line = f"{program()}: a rank needs {need} more open files than the limit of this process leaves"
+        return f"{number} more open files are needed than the limit of this process leaves; raise it (ulimit -n 1024)"
     finally:
-        for number in opened:
-            os.close(number)
-    if len(opened) < need:
+        for descriptor in opened:
+            os.close(descriptor)
+    return ""
+
+
+def refuse_small_limits():
+    """Print one line and end the job with exit code 2 if the limits of this process (ulimit) leave too few open files
+    or threads, or too little memory, for a rank: libraries would abort, or report something else. Call it before the
+    guard starts.
+    """
+    ranks = ranks_on_host()
+    problem = too_few_files(FILES_OF_RANK + (ranks if ranks < math.inf else 0))
+    try:
+        require_limits(_ADDRESS_SPACE, _DATA, "starting MPI and NumPy")
+        require_threads(THREADS_OF_RANK)
+    except (MemoryError, RuntimeError) as error:
+        problem = problem or explain(error)
+    if problem:
         if not is_first_on_host():
             time.sleep(1)  # for that rank to print it, and to end the job
-        print_error(one_line(f"{line}; raise it (ulimit -n 1024)"))
+        print_error(one_line(f"{program()}: {problem}"))
         end_job(2)
         leave_now(2)
 

@@ -39,7 +39,7 @@ from tinygrad2.distributed.launch import (
     exit_unless_started,
     exit_with_line,
     leave_with_line,
-    refuse_few_files,
+    refuse_small_limits,
     refuse_small_shared_memory,
     report_hard_exits,
 )
@@ -91,7 +91,7 @@ class World:
         tasks = ranks_started()
         if not tasks:
             return cls(threads=plan_threads(threads))
-        refuse_few_files()
+        refuse_small_limits()
         guard = start_guard(own_rank(), tasks)
         announce_exit = guard.ending if guard else lambda alone=False: None
         atexit.register(announce_exit)
