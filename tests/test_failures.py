@@ -85,6 +85,8 @@ KINDS = {
     "other operation": ((1,), [DIFFERENT, r"rank {rank} is at .*largest of \d+"]),
     "other collective": ((1,), [DIFFERENT, r"rank {rank} is at #\d+ 'broadcast'"]),
 }
+MORE = [f"signal {number:d}" for number in (signal.SIGILL, signal.SIGFPE, signal.SIGALRM)]  # as others of KINDS
+MORE += ["exit 2**40", "MPI_Abort 7", "exited hard with 256", "exited in a library with 77", "child exited hard"]
 FLAGS = f"--steps 1000 --dropout 0.1 --checkpoint-every 2 --eval-every 3 --sample-every 4 --timeout {TIMEOUT}"
 
 
@@ -143,7 +145,7 @@ def plant(folder, kind, n, rank, step):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes are left")
-@pytest.mark.parametrize("kind", slow_but(("killed", "stopped", "raised", "skipped", "other size"), KINDS))
+@pytest.mark.parametrize("kind", slow_but(("killed", "stopped", "raised", "skipped", "other size"), KINDS, long=MORE))
 def test_one_rank_fails(tmp_path, kind):
     rng = random.Random(kind)
     n = rng.choice((2, 2, 3))
