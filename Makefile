@@ -17,6 +17,7 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 TESTS = not slow and not long
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+ALONE = $(if $(findstring tests/,$(ARGS)),,$(shell grep -l 'mark\.alone' tests/test_*.py))
 
 train: .venv/installed
 	$(PY) train_gpt2.py --seed 1337 $(ARGS)
@@ -24,7 +25,7 @@ train: .venv/installed
 # Tests marked `alone` have deadlines, so they run one at a time. Code 5: ARGS selects none of them.
 test: .venv/installed
 	$(PY) -m pytest -m "$(TESTS) and not alone" $(PARALLEL) $(ARGS) || [ $$? = 5 ]
-	$(PY) -m pytest -m "$(TESTS) and alone" $(ARGS) || [ $$? = 5 ]
+	$(PY) -m pytest -m "$(TESTS) and alone" $(ALONE) $(ARGS) || [ $$? = 5 ]
 
 test-all: TESTS = not long
 test-all: test
