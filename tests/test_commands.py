@@ -34,12 +34,21 @@ def run(tmp_path_factory):
     return folder
 
 
+EXPLAIN = """
+from tinygrad2.__main__ import main
+from tinygrad2.commands import COMMANDS
+for name in COMMANDS:
+    print(name, main([name, "--help"]), "NEXT")
+"""
+
+
 def test_the_commands_are_listed_and_each_explains_itself():
     listed = command()
     assert listed.returncode == 0 and all(name in listed.stdout for name in COMMANDS)
-    for name in COMMANDS:
-        helped = command(name, "--help")
-        assert helped.returncode == 0 and len(helped.stdout) > 100, name
+    helped = python("-c", EXPLAIN, cwd=ROOT, PYTHONPATH=str(ROOT))  # in one process: each would import everything
+    assert helped.returncode == 0, helped.stderr
+    for name, text in zip(COMMANDS, helped.stdout.split(" NEXT\n")[:-1], strict=True):
+        assert text.endswith(f"\n{name} 0") and len(text) > 100, text
     unknown = command("dance")
     assert unknown.returncode == 2 and "no command 'dance'; choose one of: doctor, launch" in unknown.stderr
 
