@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 from crash_everywhere import checkpoint
-from test_train import ROOT, TEXT, train
+from forked import train
+from test_train import ROOT, TEXT
 
 from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights

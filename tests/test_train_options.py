@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from test_train import TEXT, train
+from forked import train
+from test_train import TEXT
 
 from tinygrad2.monitor.metrics import read_metrics
 from tinygrad2.training.checkpoint import list_checkpoints, read_checkpoint
