@@ -1,5 +1,5 @@
-"""A training in a process forked from this one, which has the libraries and kernels already: for tests of what a
-training does, not of how its process starts (test_train.train). It takes a tenth of the time."""
+"""The programs in processes forked from this one, which has the libraries and kernels already: for tests of what a
+program does, not of how its process starts (test_train.py). A short training takes a tenth of the time."""
 
 import functools
 import os
@@ -13,15 +13,23 @@ from models import GPT, GPTConfig
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam
 
+MAINS = {test_train.ROOT / program.name: program.main for program in programs() if program.name.endswith(".py")}
 
-def train(folder, flags="", **environment):
-    """As test_train.train."""
-    if environment or not hasattr(os, "fork"):
-        return test_train.train(folder, flags, **environment)
+
+def python(script, *arguments, cwd, **environment):
+    """As test_train.python."""
+    if environment or script not in MAINS or not hasattr(os, "fork"):
+        return test_train.python(script, *arguments, cwd=cwd, **environment)
     load_kernels()
-    argv = [*test_train.SMALL.split(), "--data", str(folder / "text.txt"), *flags.split()]
-    outcome = run_forked(next(programs()).main, argv, str(folder), seconds=600)
+    argv = list(map(str, arguments))
+    outcome = run_forked(MAINS[script], argv, str(cwd), seconds=600)
     return subprocess.CompletedProcess(argv, outcome.code, outcome.out, outcome.err)
+
+
+def train(folder, flags="", script=test_train.ROOT / "train_gpt2.py", **environment):
+    """As test_train.train."""
+    flags = *test_train.SMALL.split(), "--data", folder / "text.txt", *flags.split()
+    return python(script, *flags, cwd=folder, **environment)
 
 
 @functools.cache

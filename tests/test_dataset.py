@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 import pytest
+from forked import train
 from test_token_files import IDS, write
-from test_train import ROOT, TEXT, train
+from test_train import ROOT, TEXT
 
 from tinygrad2.datasets import text_cache
 from tinygrad2.datasets.dataset import open_dataset

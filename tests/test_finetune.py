@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import ROOT, python
+from forked import python
+from test_train import ROOT
 
 from models import GPT, GPTConfig
 from models.pretrained import load_pretrained

@@ -6,8 +6,9 @@ import pickle
 
 import numpy as np
 import pytest
+from forked import python
 from test_dataset import ids_of, opened
-from test_train import ROOT, SMALL, python
+from test_train import ROOT, SMALL
 
 import train_gpt2
 from tinygrad2.cli import call

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import ROOT, TEXT, python, train
+from forked import python, train
+from test_train import ROOT, TEXT
 
 import ops  # noqa: F401
 from models import GPT, GPTConfig
