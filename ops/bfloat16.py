@@ -12,7 +12,7 @@ def round_to_bfloat16(xp, x):
     """float32 x rounded to the nearest bfloat16, ties to even; NaN stays NaN, subnormal numbers keep their bits.
 
     Half of the last bit that stays is added, less the smallest amount if that bit is 0 (a tie then goes down), and the
-    lower half is cut off. Above 3.3895e38, bfloat16's largest number and half a step, the sum carries into infinity.
+    lower half is cut off. From 3.3962e38 on, the largest bfloat16 (3.3895e38) and half a step, it is infinite.
     """
     bits = xp.asarray(x, dtype=xp.float32, order="C").view(xp.uint32)
     upper, half = xp.uint32(0xFFFF0000), xp.uint32(0x7FFF)

@@ -105,7 +105,7 @@ def test_verify_kvcache_sees_a_position_that_is_off(run, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", ["", "--matmul-precision high", "--matmul-precision medium --kernels reference",
-                                   "--init-from trained_weights.bin --dropout 0.1"])  # fmt: skip
+                                   "--init-from trained_weights.bin --dropout 0.1", "--dtype bfloat16"])  # fmt: skip
 def test_verify_precision_passes_and_explains_the_loss(run, monkeypatch, capsys, flags):
     """The shares of all ops are the error of the loss: what float64 does not explain would be missing."""
     from tinygrad2.commands import verify

@@ -16,6 +16,7 @@ if not ops.have_cpu_kernels():
 import numba
 from tile_registers import StandInTiles
 
+from ops import bfloat16
 from ops.bfloat16 import operand, split
 from ops.kernels.cpu.gemm import amx, blocks, microkernel, packing, plain_loops, target, tiles
 from ops.kernels.cpu.gemm.product import product
@@ -292,6 +293,18 @@ def test_tiles_need_the_permission_of_the_system(monkeypatch):
         assert not target.tiles_permitted() and not target.available("amx x6")
     finally:
         target.tiles_permitted.cache_clear()
+
+
+def test_kernels_and_references_split_the_same_matrices():
+    rng, answers = np.random.default_rng(1), set()
+    for _ in range(300):
+        a, b = (10.0 ** rng.integers(-38, 38, 2)).astype(np.float32)
+        a, b = a * matrix(rng, 5, 3, "plain"), b * matrix(rng, 3, 4, "plain")
+        a[rng.integers(5)] *= rng.integers(2)
+        b[:, rng.integers(4)] *= rng.integers(2)
+        answers.add(can_be_split(a, b))
+        assert can_be_split(a, b) == bfloat16.can_be_split(np, a, b)
+    assert answers == {True, False}
 
 
 def test_what_can_be_split():

@@ -652,3 +652,41 @@ def test_a_full_disk_costs_the_kept_kernels_only(monkeypatch, told):
     assert told[0] == "compiling CPU kernels (once)"
     reason = "[Errno 28] No space left on device"
     assert told[1:] == [f"note      compiled kernels cannot be kept ({reason}): every start will compile them"]
+
+
+@pytest.mark.parametrize("op", ["gelu", "gelu_erf"])
+def test_gelu_of_numbers_of_any_size(op):
+    """x and slope 1 far above zero, 0 and 0 far below; alone, and inside an MLP whose other layer is the identity."""
+    sizes = 10.0 ** np.arange(1.5, 38.5, 0.5).astype(np.float32)
+    sizes = np.concatenate([sizes, [3.4e38, 12, 13, 30]])
+    x = np.concatenate([sizes, -sizes, [1e-40, -1e-40, 0]]).astype(np.float32)
+    exact = np.where(x > 1, x, np.where(x < -1, 0, x / 2)), np.where(x > 1, 1, np.where(x < -1, 0, 0.5))
+    t = Tensor(x, requires_grad=True)
+    out = getattr(ops, op)(t)
+    out.backward(np.ones_like(x))
+    for found, right in zip((out.data, t.grad), exact):
+        np.testing.assert_allclose(found, right, rtol=1e-6, atol=1e-15)
+    one, none = np.eye(1, dtype=np.float32), np.zeros(1, np.float32)
+    t = Tensor(x[:, None], requires_grad=True)
+    out = ops.mlp(t, one, none, one, none, op == "gelu_erf")
+    out.backward(np.ones((len(x), 1), np.float32))
+    for found, right in zip((out.data, t.grad), exact):
+        np.testing.assert_allclose(found[:, 0], right, rtol=1e-6, atol=1e-15)
+    assert np.isnan(getattr(ops, op)(np.full(40, np.nan, np.float32)).data).all()
+
+
+def test_attention_of_numbers_whose_product_is_too_large():
+    """3e38 times 1.2 is no float32, 3e38 / sqrt(8) times 1.2 is."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 2, 70, 8)).astype(np.float32) for _ in range(3))
+    q[0, 1, [2, 66], 3], k[0, 1, :, 3] = 3e38, np.linspace(0.5, 1.5, 70)
+    found = []
+    for dtype in (np.float32, np.float64):
+        tensors = [Tensor(x.astype(dtype), requires_grad=True) for x in (q, k, v)]
+        out = ops.attention(*tensors)
+        out.backward(np.ones_like(out.data))
+        dq, dk, dv = (t.grad for t in tensors)
+        assert np.isfinite(dk).all()                              # rounding errors of ds, times 3e38
+        found.append([out.data, dq, dv])
+    for single, double in zip(*found):
+        np.testing.assert_allclose(single, double, atol=1e-5)

@@ -21,7 +21,7 @@ from tinygrad2.dispatch import kernels
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
 from tinygrad2.monitor.op_errors import OpErrors
-from tinygrad2.precision import computing, matmul_precision
+from tinygrad2.precision import computing, matmul_precision, precision_of
 from tinygrad2.system.memory import LOGITS_CHUNK
 
 _BFLOAT16 = {"an op": 1e-2, "the loss": 1e-2, "the gradient": 1e-1}
@@ -62,8 +62,9 @@ def measure(trial):
         "the loss": abs(loss - exact_loss) / exact_loss,
         "the gradient": _relative(*(np.concatenate([g[name].ravel() for name in exact]) for g in (gradients, exact))),
     }
-    parts = {what: (error, ALLOWED[config.matmul_precision][what]) for what, error in found.items()}
-    described = ops.describe_products("cpu", config.kernels, config.matmul_precision)
+    precision = precision_of(config)
+    parts = {what: (error, ALLOWED[precision][what]) for what, error in found.items()}
+    described = ops.describe_products("cpu", config.kernels, precision)
     text = f"{described}; loss {loss:.7f}, in float64 {exact_loss:.7f}; {x.size} tokens"
     table = [
         f"worst gradient: {worst}, {of_layers[worst]:.1e}",

@@ -102,15 +102,15 @@ def _ds_block(w, dw, seen, logsum, average, scale):
 def _forward(lo, hi, gemm, q, k, v, out, logsum, scale, p, key, first):
     if spread(lo, hi):
         return
-    (nh, Tq), Tk = q.shape[1:3], k.shape[2]
-    scores, step = np.empty(_BLOCK * Tk, np.float32), np.uint64(Tk)
+    (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
+    scores, rows, step = np.empty(_BLOCK * Tk, np.float32), np.empty((_BLOCK, hs), np.float32), np.uint64(Tk)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
         for t in range(0, Tq, _BLOCK):
             m = min(_BLOCK, Tq - t)
             n = Tk - Tq + t + m                                   # keys up to the block's last query
             w = scores[: m * n].reshape(m, n)
-            rows_times_rows(gemm, q, k, b, h, t, scale, w)
+            rows_times_rows(gemm, q, k, b, h, t, scale, rows, w)
             _softmax_block(w, n - m + 1, logsum[b, h, t : t + m])
             if p > 0:
                 drop_block(w, p, key, first + np.uint64(head * Tq + t) * step, step)
@@ -123,7 +123,7 @@ def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, ke
         return
     (nh, Tq, hs), Tk = q.shape[1:], k.shape[2]
     scores, dscores = np.empty(_BLOCK * Tk, np.float32), np.empty(_BLOCK * Tk, np.float32)
-    average, step = np.empty(_BLOCK, np.float32), np.uint64(Tk)
+    average, rows, step = np.empty(_BLOCK, np.float32), np.empty((_BLOCK, hs), np.float32), np.uint64(Tk)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
         beta = 0.0                                                # the last block sees all keys: it sets dk and dv
@@ -132,8 +132,8 @@ def _backward(lo, hi, gemm, q, k, v, out, logsum, dout, dq, dk, dv, scale, p, ke
             m = min(_BLOCK, Tq - t)
             n = Tk - Tq + t + m
             w, dw = scores[: m * n].reshape(m, n), dscores[: m * n].reshape(m, n)
-            rows_times_rows(gemm, q, k, b, h, t, scale, w)
-            rows_times_rows(gemm, dout, v, b, h, t, np.float32(1), dw)
+            rows_times_rows(gemm, q, k, b, h, t, scale, rows, w)
+            rows_times_rows(gemm, dout, v, b, h, t, np.float32(1), rows, dw)
             for i in range(m):
                 average[i] = 0
                 for j in range(hs):

@@ -10,7 +10,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from ops.kernels.cpu.blas_call import sgemm
-from ops.kernels.cpu.numba_jit import inlined
+from ops.kernels.cpu.numba_jit import helper, inlined
 
 
 def four_axes(x):
@@ -50,16 +50,29 @@ def _distance(x):
     return max(x.strides[2] // 4, x.shape[3])
 
 
+@helper
+def _scale_rows(x, b, h, t, scale, out):
+    """out = scale x[t : t + m], for out (m, hs)."""
+    m, hs = out.shape
+    for i in range(m):
+        for j in range(hs):
+            out[i, j] = scale * x[b, h, t + i, j]
+
+
 @inlined
-def rows_times_rows(gemm, x, y, b, h, t, scale, w):
-    """w = scale x[t : t + m] yT[: n], for w (m, n): scores."""
+def rows_times_rows(gemm, x, y, b, h, t, scale, rows, w):
+    """w = scale x[t : t + m] yT[: n], for w (m, n): scores. If scale is not 1, scaled x is written to rows (at least m,
+    hs): products of x and y may be too large for a float32 where those of scaled x are not."""
     m, n = w.shape
-    rows = _row(x, b, h, t)
+    at, distance = _row(x, b, h, t), _distance(x)
+    if scale != 1:
+        _scale_rows(x, b, h, t, scale, rows[:m])
+        at, distance = rows.ctypes.data, rows.shape[1]
     others = _row(y, b, h, 0)
     hs = x.shape[3]
     sgemm(
-        gemm, False, True, m, n, hs, scale,
-        rows, _distance(x),
+        gemm, False, True, m, n, hs, 1.0,
+        at, distance,
         others, _distance(y), 0.0,
         w.ctypes.data, n,
     )  # fmt: skip

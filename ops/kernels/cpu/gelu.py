@@ -20,7 +20,8 @@ from ops.kernels.cpu.spread import spread
 from tinygrad2.system.threads import POOL
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
-_ENOUGH = np.float32(30)                                          # e^30 / (e^30 + 1) = 1, and x e^30 stays finite
+_END = np.float32(8)                                              # from here on gelu(x) = x, and gelu(-x) = 0
+_END_PHI = np.float32(11)                                         # from here on x e^(-x^2/2) is lost beside 1
 _SCALE2 = np.float32(2 * math.sqrt(2 / math.pi))                  # for 2u
 _CUBIC, _CUBIC3 = np.float32(0.044715), np.float32(3 * 0.044715)
 _RSQRT2, _RSQRT2PI = np.float32(1 / math.sqrt(2)), np.float32(1 / math.sqrt(2 * math.pi))
@@ -31,10 +32,16 @@ _FAR, _MIDDLE, _STRETCH = np.float32(_LARGEST), np.float32(_HI - 1), np.float32(
 
 
 @inlined
+def _within(x, end):
+    """x held to -end .. end: beyond, its powers may overflow. NaN passes both comparisons."""
+    x = -end if x < -end else x
+    return end if x > end else x
+
+
+@inlined
 def _exp_2u(x):
     """e^2u; (1 + tanh u) / 2 = e / (e + 1)."""
-    u2 = _SCALE2 * (x + _CUBIC * (x * x * x))
-    return exp32(_ENOUGH if u2 > _ENOUGH else u2)
+    return exp32(_SCALE2 * (x + _CUBIC * (x * x * x)))
 
 
 @inlined
@@ -67,8 +74,10 @@ def gelu_row(x, out, exact):
             out[i] = x[i] * _Phi(x[i])
     else:
         for i in range(x.size):
-            e = _exp_2u(x[i])
-            out[i] = x[i] * (e / (e + _ONE))
+            value = _within(x[i], _END)
+            e = _exp_2u(value)
+            value *= e / (e + _ONE)
+            out[i] = x[i] if x[i] > _END else value
 
 
 @helper
@@ -78,17 +87,17 @@ def gelu_row_backward(x, d, exact):
         for i in range(x.size):
             value = x[i]
             Phi = _Phi(value)
-            phi = _RSQRT2PI * exp32(-_HALF * (value * value))
             x[i] = value * Phi
-            d[i] *= Phi + value * phi
+            value = _within(value, _END_PHI)
+            d[i] *= Phi + value * (_RSQRT2PI * exp32(-_HALF * (value * value)))
     else:
         for i in range(x.size):
-            value = x[i]
+            value = _within(x[i], _END)
             e = _exp_2u(value)
             rest = _ONE / (e + _ONE)                              # 1 - s without a difference: no digits lost
             s = e * rest
             d2u = _SCALE2 * (_ONE + _CUBIC3 * (value * value))
-            x[i] = value * s
+            x[i] = x[i] if x[i] > _END else value * s
             d[i] *= s + value * (s * rest) * d2u
 
 

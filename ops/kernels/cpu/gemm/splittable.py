@@ -16,10 +16,8 @@ def can_be_split(a, b):
     of_rows, of_columns = largest_of_lines(a), largest_of_lines(b.T)
     if not (of_rows.max() < LARGEST and of_columns.max() < LARGEST):  # NaN is not
         return False
-    smallest_row, smallest_column = (lines[lines > 0].min(initial=1.0) for lines in (of_rows, of_columns))
-    if min(smallest_row, smallest_column) < SMALLEST_LINE:
-        return False
-    return float(smallest_row) * float(smallest_column) >= SMALLEST_PRODUCT
+    row, column = (float(np.where(lines > 0, lines, np.float32(1)).min()) for lines in (of_rows, of_columns))
+    return min(row, column) >= SMALLEST_LINE and row * column >= SMALLEST_PRODUCT
 
 
 def largest_of_lines(x):
