@@ -535,7 +535,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_never_been_killed(folder, tm
 
 
 def test_ctrl_c_says_where_the_answers_are_and_nobody_else_writes_there(folder, tmp_path):
-    write_jsonl(tmp_path / "h.jsonl", questions(1500))
+    write_jsonl(tmp_path / "h.jsonl", questions(6000))            # more than are answered until it is stopped
     flags = ["--weights", str(folder / "trained_weights.bin"), "--data", "h.jsonl", "--results", "r.jsonl"]
     arguments = [sys.executable, "-m", "tinygrad2", "eval", "hellaswag", *flags]
     process = subprocess.Popen(
@@ -567,6 +567,8 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
     lines = good.split(b"\n")
     with pytest.raises(UserError, match="answers are of another model"):
         run("--block-size", 12)
+    with pytest.raises(UserError, match="answers are of another precision of products"):
+        run("--dtype", "bfloat16")
     damaged = {
         good[:30]: None,  # killed when it was made
         b"": None,
@@ -575,6 +577,8 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
         b"[1]\n": "is not a file of answers",
         good.replace(b'"block_size": 16', b'"block_size": 8'): "answers are of another block_size (8, here 16)",
         re.sub(rb'"model": "\w', b'"model": "z', good): "answers are of another model",
+        good.replace(b'"highest"', b'"bfloat16"'): "are of another precision of products ('bfloat16', here 'highest')",
+        good.replace(b', "precision of products": "highest"', b""): None,    # of an earlier version
         b"\n".join([lines[0], lines[2], lines[1], *lines[3:]]): "line 2: index is 1, not 0",
         b"\n".join([*lines[:4], lines[4][:-9], *lines[5:]]): "line 5: index is None",
         re.sub(rb'"nats": \[[\d.]+', b'"nats": [NaN', good): "line 2: nats is [nan, ",
@@ -583,12 +587,21 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
     for content, message in damaged.items():
         path.write_bytes(content)
         if message is None:
-            assert run() == 0 and path.read_bytes() == good
+            assert run() == 0 and path.read_bytes().count(b"\n") == good.count(b"\n")
             continue
         with pytest.raises(UserError) as caught:
             run()
         assert message in str(caught.value) and "\n" not in str(caught.value)
         assert path.read_bytes() == content
+
+
+def test_what_a_precision_costs_in_perplexity(folder, capsys):
+    losses = []
+    for flags in ([], ["--dtype", "bfloat16"], ["--matmul-precision", "medium", "--kernels", "reference"]):
+        argv = ["perplexity", "--weights", folder / "trained_weights.bin", "--data", folder / "text.txt", "--json"]
+        assert main([*map(str, argv), *flags]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert all(0 < abs(loss - losses[0]) < 0.01 * losses[0] for loss in losses[1:])
 
 
 def test_perplexity_of_a_text_and_of_its_tokens(folder, tmp_path):

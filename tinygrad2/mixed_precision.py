@@ -20,8 +20,8 @@ from tinygrad2.precision import DTYPES, ROUNDED, matmul_precision
 
 def mixed_precision(dtype: str) -> Block:
     """Within the block, of this thread or task (context.py), ops compute as the table below says for "bfloat16"; with
-    "float32" all is float32. Backward computes as forward did, wherever it is called. Float64 is never touched. Raises
-    ValueError for another dtype."""
+    "float32" all is float32, with products of precision "highest". Backward computes as forward did, wherever it is
+    called. Float64 is never touched. Raises ValueError for another dtype."""
     if dtype not in DTYPES:
         raise ValueError(f"mixed precision is with 'float32' or 'bfloat16', not {dtype!r}")
     return matmul_precision(ROUNDED if dtype == "bfloat16" else "highest")
@@ -34,7 +34,7 @@ class Row:
     ops       their names
     operands  what the products take: "" if there are none
     waits     what waits for backward, and in which dtype
-    packed    so many of the values that the op saves are activations, the first ones: they wait as bfloat16
+    packed    the number of saved values, from the first on, that are activations: they wait as bfloat16
     why       the reason
     """
 

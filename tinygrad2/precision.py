@@ -1,9 +1,9 @@
 """How exactly matrix products of float32 numbers are computed, in the words of PyTorch's float32_matmul_precision:
 
     highest     as float32 is
-    high        relative errors of 5e-6 are permitted: a float32 number is the sum of two bfloat16 numbers
-    medium      relative errors of 3e-3: it is one bfloat16 number; sums are float32
-    bfloat16    the same, but as an order: operands are rounded to bfloat16 on every machine (mixed precision)
+    high        relative errors of 5e-6 of a product are permitted: a float32 number is the sum of two bfloat16 numbers
+    medium      relative errors of 3e-3: it is one bfloat16 number, infinite from 3.3962e38 on; sums are float32
+    bfloat16    the same, but always: operands are rounded to bfloat16 on every machine (mixed precision)
 
 The first three are permissions: the fastest code computes whose errors are no larger, and that may be float32's. Only
 products of two float32 matrices are affected, in the ops linear, mlp, linear_cross_entropy and matmul (ops/products.py

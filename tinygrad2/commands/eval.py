@@ -45,12 +45,14 @@ from tinygrad2.io.open_file import open_file
 from tinygrad2.io.outputs import check_output, files_of
 from tinygrad2.io.text_file import read_valid_text
 from tinygrad2.monitor.progress import Meter
+from tinygrad2.precision import DTYPES, PRECISIONS, check_flags, computing, precision_of
 from tinygrad2.system.installation import data_folder
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
 _BEGIN = b'{"facts": {"task": "hellaswag"'  # of a file of answers
+_PRECISION = "precision of products"  # the name of a fact, which files of earlier versions do not have
 _METHOD = 1  # version of the scoring method: increment when the answers would change
 
 
@@ -66,8 +68,15 @@ class _Config:
     json: bool = flag(False, "print the result as one JSON object")
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
+                        choices=("auto", "reference"))
+    dtype: str = flag("float32", "bfloat16: products take bfloat16 numbers, as in a training with --dtype bfloat16",
+                      choices=DTYPES)
+    matmul_precision: str = flag("highest", "errors that matrix products may have: highest, high or medium, as in a "
+                                            "training", choices=PRECISIONS)
 
     def __post_init__(self):
+        check_flags(self)
         for name in ("block_size", "batch_tokens", "threads", "limit", "stride"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
@@ -110,7 +119,8 @@ def main(argv):
     add_flags(parser, kind)
     config = from_flags(kind, parser.parse_args(argv[1:]))
     array_module(config.device)
-    return run(config)
+    with computing(config):
+        return run(config)
 
 
 def _load(config):
@@ -148,7 +158,7 @@ def _hellaswag(config):
     cropped = count_cropped(examples, model.config.block_size)
     if cropped:
         _report(config, f"note      {cropped:,} of them do not fit into the context: the model sees only their end")
-    facts = _facts(model, tokenizer, path)
+    facts = _facts(model, tokenizer, path, precision_of(config))
     file = ResultsFile(config.results or _default_results(facts), facts, {"weights": config.weights, "questions": path})
     answers = file.read(examples)
     if answers:
@@ -188,8 +198,8 @@ def is_results(path):
     return line.startswith(_BEGIN) or (not end and _BEGIN.startswith(line))
 
 
-def _facts(model, tokenizer, path):
-    """What the answers depend on: checksums of model, tokenizer and data, and the context."""
+def _facts(model, tokenizer, path, precision):
+    """What the answers depend on: checksums of model, tokenizer and data, the context, the precision of products."""
     weights, names = 0, []
     for name, parameter in model.named_parameters():
         weights = zlib.crc32(np.ascontiguousarray(parameter.numpy()), weights)
@@ -197,7 +207,7 @@ def _facts(model, tokenizer, path):
     shape = zlib.crc32(repr((names, sorted(model.config.to_dict().items()))).encode())
     return {"task": "hellaswag", "method": _METHOD, "model": f"{weights:08x}-{shape:08x}",
             "tokenizer": _tokenizer_crc(tokenizer), "data": f"{zlib.crc32(read_bytes(path)):08x}",
-            "block_size": model.config.block_size}  # fmt: skip
+            "block_size": model.config.block_size, _PRECISION: precision}  # fmt: skip
 
 
 def _tokenizer_crc(tokenizer):
@@ -260,7 +270,7 @@ class ResultsFile:
         if not isinstance(facts, dict):
             raise UserError(f"{self.path}: is not a file of answers; name another one with --results")
         for name, value in self.facts.items():
-            if facts.get(name) != value:
+            if facts.get(name, "highest" if name == _PRECISION else None) != value:
                 raise UserError(f"{self.path}: its answers are of another {name} ({short(facts.get(name))}, here "
                                 f"{short(value)}); name another file with --results")
 

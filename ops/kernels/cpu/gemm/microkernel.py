@@ -2,9 +2,9 @@
 
 All have one form. For each unit along K: load the block's units of B as whole vectors, then for each row repeat one
 unit of A in all lanes and multiply-add. A block of 8 rows x 48 columns takes 24 registers for sums and 3 for B, of 32;
-the repeated unit is an operand from memory. For 24 multiply-adds, 384 products, 3 + 8 loads: a processor that starts
-one of each per cycle is kept busy by arithmetic, not by loads. One sum is added to every 24 instructions, longer than
-an addition takes (4 to 6 cycles), so none waits.
+the repeated unit is an operand from memory. That makes 3 + 8 instructions that load for 24 that multiply and add 16
+numbers each: a processor that starts one of each per cycle is kept busy by arithmetic, not by loads. One sum is added
+to every 24 instructions, longer than an addition takes (4 to 6 cycles), so none waits.
 
     name      block     registers           a unit of K
     vector    4 x 16    8 float32 (AVX2)    one number; LLVM fits the code to any processor
