@@ -86,6 +86,8 @@ def quantize(model, linear=LinearInt8):
         attn = block.attn
         attn.c_attn, attn.c_proj, block.mlp = replace(attn.c_attn), replace(attn.c_proj), SmallMLP(block.mlp, replace)
     model.lm_head = linear(head, place=place)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.copy()                    # a view of the flat buffer would keep all of it
     return model
 
 

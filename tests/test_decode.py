@@ -1,5 +1,8 @@
 """Generating text with a cache and with int8 weights."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from test_models import tiny, tokens
@@ -7,7 +10,7 @@ from test_models import tiny, tokens
 import inference
 from models import GPT, GPTConfig
 from models.kv_cache import KVCache
-from models.quantize import LinearBfloat16, quantize
+from models.quantize import LinearBfloat16, LinearInt8, quantize
 from models.sampling import sample
 from ops.linear_int8 import quantize_rows
 from tinygrad2.dispatch import kernels
@@ -101,6 +104,18 @@ def test_an_int8_model_computes_nearly_the_same(changes, mode):
     assert 1e-6 < off < 0.05
     assert len(list(model.generate([1, 2], 20))) == 20
 
+
+
+@pytest.mark.parametrize("linear", [LinearInt8, LinearBfloat16])
+def test_the_float32_weights_are_given_up(linear):
+    model = tiny(seed=1)
+    flat = FlatBuffers(model)
+    weights = weakref.ref(flat.data)
+    del flat
+    quantize(model.eval(), linear)
+    gc.collect()
+    assert weights() is None
+    model(np.array([[1, 2, 3]]))
 
 def test_an_int8_model_lets_go_of_its_float_weights():
     import gc
