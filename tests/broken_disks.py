@@ -41,7 +41,7 @@ STEPS = 12
 KERNELS = ("reference",) * 4 + ("auto",)  # compiling takes longer than all of the training
 FLAGS = f"""--n-layer 1 --n-head 2 --n-embd 32 --block-size 16 --vocab-size 290 --batch-size 4 --threads 1
             --steps {STEPS} --warmup-steps 2 --dropout 0.1 --micro-batch-size 2 --sample-every 5 --sample-tokens 2
-            --eval-every 4 --kernels reference""".split()
+            --eval-every 4""".split()
 TEXT = "The cat sat on the mat. The dog sat on the log.\n<|endoftext|>\nA bird in a tree sang.\n" * 40
 PLACES = ("run", "weights", "metrics", "data", "out")
 CALLS = "open write fsync rename mkdir close truncate unlink statvfs flock chmod rmdir".split()

@@ -626,7 +626,8 @@ def test_json_has_tokens_their_probabilities_and_why_it_ended(objects, folder):
             logits = model(np.array([ids]))[0].numpy()[0, :, : tokenizer.n_vocab].astype(np.float64)
         p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         own = [p[i - 1, ids[i]] for i in range(len(text["prompt_ids"]), len(ids))]
-        assert text["logprobs"][: len(own)] == pytest.approx(own, rel=1e-4, abs=1e-5)
+        # Scores of several hundred: float32 is off by up to 1e-3, against float64, with a cache and without.
+        assert text["logprobs"][: len(own)] == pytest.approx(own, abs=2e-3)
     assert {text["ended_by"] for text in texts} == {"stop string", "length", "end of text"}
 
 

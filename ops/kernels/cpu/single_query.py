@@ -33,15 +33,17 @@ def _attend(lo, hi, q, k, v, out, logsum, scale):
     if spread(lo, hi):
         return
     nh, Tk, hs = k.shape[1:]
-    scores, part = np.empty(Tk, np.float32), np.empty(hs, np.float32)
+    scores, part, query = np.empty(Tk, np.float32), np.empty(hs, np.float32), np.empty(hs, np.float32)
     for head in range(lo, hi):
         b, h = head // nh, head % nh
-        query = row_of_head(q, b, h, 0)
+        row = row_of_head(q, b, h, 0)
+        for i in range(query.size):
+            query[i] = scale * row[i]
         for t in range(Tk):
             key, total = row_of_head(k, b, h, t), _ZERO
             for i in range(key.size):
                 total += query[i] * key[i]
-            scores[t] = scale * total
+            scores[t] = total
         logsum[head] = _softmax(scores)
         target = row_of_head(out, b, h, 0)
         target[:] = 0
