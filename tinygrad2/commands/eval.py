@@ -246,7 +246,14 @@ class ResultsFile:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another with --results") from None
         if self._lock is None:
             raise UserError(f"{self.path}: another run is writing it; wait for that, or name another with --results")
-        weakref.finalize(self, self._lock.close)
+        release = weakref.finalize(self, self._lock.close)
+        try:
+            return self._read(examples)
+        except BaseException:                                     # an error keeps this object for as long as it is kept
+            release()
+            raise
+
+    def _read(self, examples):
         content = read_bytes(self.path)
         if self.head.startswith(content):                         # empty, or cut off while it was created
             self._write("wb", self.head)
