@@ -577,8 +577,8 @@ def test_a_file_of_other_answers_is_refused_and_left_alone(folder, tmp_path):
         b"[1]\n": "is not a file of answers",
         good.replace(b'"block_size": 16', b'"block_size": 8'): "answers are of another block_size (8, here 16)",
         re.sub(rb'"model": "\w', b'"model": "z', good): "answers are of another model",
-        good.replace(b'"highest"', b'"bfloat16"'): "are of another precision of products ('bfloat16', here 'highest')",
-        good.replace(b', "precision of products": "highest"', b""): None,    # of an earlier version
+        good.replace(b'"block_size": 16', b'"block_size": 16, "precision of products": "bfloat16"'):
+            "are of another precision of products ('bfloat16', here 'highest')",
         b"\n".join([lines[0], lines[2], lines[1], *lines[3:]]): "line 2: index is 1, not 0",
         b"\n".join([*lines[:4], lines[4][:-9], *lines[5:]]): "line 5: index is None",
         re.sub(rb'"nats": \[[\d.]+', b'"nats": [NaN', good): "line 2: nats is [nan, ",

@@ -52,7 +52,7 @@ from tinygrad2.tokenizers.tokenizer import TokenizerError
 
 _QUESTIONS = os.path.join(data_folder("hellaswag"), "hellaswag_val.jsonl")
 _BEGIN = b'{"facts": {"task": "hellaswag"'  # of a file of answers
-_PRECISION = "precision of products"  # the name of a fact, which files of earlier versions do not have
+_HIGHEST = {"precision of products": "highest"}  # a fact if it is another; files of earlier versions have none
 _METHOD = 1  # version of the scoring method: increment when the answers would change
 
 
@@ -207,7 +207,8 @@ def _facts(model, tokenizer, path, precision):
     shape = zlib.crc32(repr((names, sorted(model.config.to_dict().items()))).encode())
     return {"task": "hellaswag", "method": _METHOD, "model": f"{weights:08x}-{shape:08x}",
             "tokenizer": _tokenizer_crc(tokenizer), "data": f"{zlib.crc32(read_bytes(path)):08x}",
-            "block_size": model.config.block_size, _PRECISION: precision}  # fmt: skip
+            "block_size": model.config.block_size,
+            **({} if precision == "highest" else dict.fromkeys(_HIGHEST, precision))}  # fmt: skip
 
 
 def _tokenizer_crc(tokenizer):
@@ -276,8 +277,9 @@ class ResultsFile:
         facts = fields.get("facts")
         if not isinstance(facts, dict):
             raise UserError(f"{self.path}: is not a file of answers; name another one with --results")
-        for name, value in self.facts.items():
-            if facts.get(name, "highest" if name == _PRECISION else None) != value:
+        facts = _HIGHEST | facts
+        for name, value in (_HIGHEST | self.facts).items():
+            if facts.get(name) != value:
                 raise UserError(f"{self.path}: its answers are of another {name} ({short(facts.get(name))}, here "
                                 f"{short(value)}); name another file with --results")
 

@@ -46,9 +46,6 @@ class NonFiniteObserver(ModulePath):
     path    names of the modules that are running, the innermost last
     """
 
-    def __init__(self, model):
-        super().__init__(model)
-
     def check_parameters(self, model):
         """Raises NonFinite if a parameter is not finite before anything is computed: then the last update did it."""
         for name, parameter in model.named_parameters():

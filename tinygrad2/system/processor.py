@@ -13,16 +13,16 @@ def cpu_name():
     """The processor: its name, AMD's generation, the units that compute with many numbers at once, and the number of
     cores this process may use: "AMD EPYC (Zen 3; AVX2), 2 cores".
 
-    A virtual machine often hides the model number, and the generations differ by more than names tell."""
-    described = []
-    about = _about()
+    A virtual machine often hides the model number, and the generations differ by more than names tell.
+    """
+    about, generation = _about(), ""
     name = about.get("model name") or platform.processor() or platform.machine()
     flags = (about.get("flags") or about.get("Features") or "").split()
     if about.get("vendor_id") == "AuthenticAMD":
-        zen = _ZEN.get(about.get("cpu family"), "")
-        described.append("Zen 4" if zen == "Zen 3" and "avx512f" in flags else zen)
-    described.append(", ".join(unit for flag, unit in _UNITS.items() if flag in flags))
-    described = "; ".join(filter(None, described))
+        generation = _ZEN.get(about.get("cpu family"), "")
+        generation = "Zen 4" if generation == "Zen 3" and "avx512f" in flags else generation
+    units = ", ".join(unit for flag, unit in _UNITS.items() if flag in flags)
+    described = "; ".join(filter(None, (generation, units)))
     return f"{name}{f' ({described})' if described else ''}, {len(available_cores())} cores"
 
 

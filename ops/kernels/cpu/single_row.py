@@ -20,7 +20,7 @@ def product(row, weight, bias, out):
     n_in, n_out = weight.shape
     partial = np.empty((-(-n_in // _DEPTH), n_out), np.float32)
     POOL.split(_blocks, len(partial), row, weight, partial, grain=-(-_GRAIN // (_DEPTH * n_out)))
-    POOL.split(_total, n_out, partial, bias, out, grain=n_out)
+    _total(0, n_out, partial, bias, out)
 
 
 @jit
