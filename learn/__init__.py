@@ -1,0 +1,1 @@
+"""The lessons, and what builds notebooks from them; see learn/README.md."""

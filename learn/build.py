@@ -1,0 +1,145 @@
+"""Run the lessons, and build the notebooks from them.
+
+    python learn/build.py run                    run every lesson as a program, one after the other
+    python learn/build.py notebooks              build all notebooks, executed
+    python learn/build.py notebooks 03 15        only these
+    python learn/build.py check                  is every notebook the one that its lesson would become?
+"""
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import contextlib
+import io
+import json
+import runpy
+import time
+import warnings
+
+from learn import lesson, show
+from tinygrad2.cli import Parser, run, summary
+from tinygrad2.errors import UserError
+from tinygrad2.io.files import atomic_write
+
+TIMEOUT = 600  # seconds for one cell
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def main():
+    parser = Parser(prog="build.py", description=summary(__doc__))
+    parser.add_argument("what", choices=("run", "notebooks", "check"), help="what to do")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="beginnings of the lessons' names (default: all)")
+    args = parser.parse_args()
+    paths = chosen(args.names)
+    if args.what == "check":
+        stale = [path.name for path in paths if stale_cells(path)]
+        if stale:
+            raise UserError(f"{', '.join(stale)}: the notebook is another one; run: python learn/build.py notebooks")
+        print(f"{len(paths)} notebooks are those of their lessons")
+        return 0
+    for path in paths:
+        start = time.process_time(), time.perf_counter()
+        if args.what == "run":
+            run_lesson(path)
+            print(f"{path.name}: {time.process_time() - start[0]:.1f} s of CPU", flush=True)
+        else:
+            build_notebook(path)
+            seconds = time.perf_counter() - start[1]
+            print(f"{lesson.notebook_of(path).relative_to(ROOT)}: {seconds:.1f} s", flush=True)
+    return 0
+
+
+def chosen(names):
+    """The lessons whose names begin so; all if there are no names. Raises UserError for a name that no lesson has."""
+    paths = lesson.lessons()
+    for name in names:
+        if not any(path.name.startswith(name) for path in paths):
+            raise UserError(f"{name}: no lesson has a name that begins so; the last is {paths[-1].stem}")
+    return [path for path in paths if not names or path.name.startswith(tuple(names))]
+
+
+def run_lesson(path):
+    """Execute a lesson in this process, without showing its pictures; returns what it prints. Raises what it raises."""
+    plt = show.pyplot()
+    plt.switch_backend("Agg")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        plt.close("all")
+    return printed.getvalue()
+
+
+def build_notebook(path):
+    """Write the executed notebook of a lesson. Raises UserError if a cell fails or writes to stderr."""
+    try:
+        import nbformat
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError
+    except ImportError:
+        raise UserError('notebooks need nbformat, nbclient and ipykernel: pip install -e ".[learn]"') from None
+    notebook = nbformat.from_dict(empty_notebook(path))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+    os.environ.pop("MPLBACKEND", None)  # the kernel's own one draws into the notebook
+    folder = {"metadata": {"path": str(lesson.NOTEBOOKS)}}
+    client = NotebookClient(notebook, timeout=TIMEOUT, resources=folder, record_timing=False)
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        raise UserError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = tidy(cell.outputs)
+            for output in cell.outputs:
+                if output.get("name") == "stderr":
+                    raise UserError(f"{path.name}: a cell writes to stderr: {output['text'].strip().splitlines()[-1]}")
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}  # no versions of this machine
+    lesson.NOTEBOOKS.mkdir(exist_ok=True)
+    text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    with atomic_write(lesson.notebook_of(path)) as file:
+        file.write(text.encode())
+
+
+def empty_notebook(path):
+    """The notebook of a lesson before it is executed, as a dict of JSON values."""
+    made = []
+    for number, cell in enumerate(lesson.read(path)):
+        entry = {"cell_type": cell.kind, "id": f"{path.name[:2]}-{number}", "metadata": {}, "source": cell.source}
+        if cell.tags:
+            entry["metadata"] = {"tags": cell.tags, "jupyter": {"source_hidden": "answer" in cell.tags}}
+        if cell.kind == "code":
+            entry |= {"execution_count": None, "outputs": []}
+        made.append(entry)
+    return {"cells": made, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def tidy(outputs):
+    """The outputs of a cell with what is printed in one piece: in how many a kernel sends it is a matter of timing."""
+    joined = []
+    for output in outputs:
+        if joined and output["output_type"] == "stream" and joined[-1].get("name") == output["name"]:
+            joined[-1]["text"] += output["text"]
+        else:
+            joined.append(output)
+    return joined
+
+
+def stale_cells(path):
+    """Numbers of the cells in which the committed notebook of a lesson differs from the lesson; [-1]: no notebook."""
+    target = lesson.notebook_of(path)
+    if not target.exists():
+        return [-1]
+    new = empty_notebook(path)["cells"]
+    old = json.loads(target.read_text(encoding="utf-8"))["cells"]
+    keys = ("cell_type", "id", "metadata", "source")
+    differ = [i for i, (a, b) in enumerate(zip(new, old)) if any(a[key] != b.get(key) for key in keys)]
+    return differ + list(range(min(len(new), len(old)), max(len(new), len(old))))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,121 @@
+"""The lessons: each runs, has its six parts, and its notebook is built from it; what it quotes is shipped source."""
+
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+
+from learn import build, lesson, show
+from ops.add import Add
+from tests.marks import slow_but
+
+LESSONS = lesson.lessons()
+NAMES = [path.stem for path in LESSONS]
+QUICK = {"01_a_number_that_remembers", "03_broadcasting", "04_is_it_right"}
+PATHS = re.compile(r"/(home|root|tmp|work|Users|usr)/|[A-Z]:\\\\")
+
+
+def notebook(name):
+    return json.loads((lesson.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def printed(name):
+    """What the cells of a committed notebook have printed, one string each."""
+    for cell in notebook(name)["cells"]:
+        yield "".join(o["text"] for o in cell.get("outputs", []) if o["output_type"] == "stream")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lesson_has_its_parts(name):
+    parsed = lesson.read(lesson.LESSONS / f"{name}.py")
+    assert lesson.problems(parsed) == []
+    assert lesson.title(parsed).startswith(f"{int(name[:2])} · ")
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
+def test_a_lesson_runs(name, monkeypatch):
+    """Its assertions hold, its blanks are blank, and its answers pass the same checks."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(lesson.NOTEBOOKS)
+    said = build.run_lesson(lesson.LESSONS / f"{name}.py")
+    assert "is blank. Fill it in" in said and "The answer passes the same check." in said
+    assert "not yet" not in said and "is right." not in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_is_the_lesson_executed(name):
+    assert build.stale_cells(lesson.LESSONS / f"{name}.py") == [], "run: python learn/build.py notebooks"
+    code = [cell for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [text for text in printed(name) if PATHS.search(text)]
+    assert set(notebook(name)["metadata"]) == {"kernelspec", "language_info"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_notebook_quotes_is_the_shipped_source(name):
+    found = [match for text in printed(name) for match in re.finditer(r"^# (\S+)\.py: (\S+)$", text, re.MULTILINE)]
+    assert found
+    for match in found:
+        thing = importlib.import_module(match[1].replace("/", "."))
+        for attribute in match[2].split("."):
+            thing = getattr(thing, attribute)
+        assert any(show.quoted(thing) in text for text in printed(name)), f"{match[0]}: build the notebooks again"
+
+
+def test_the_readme_lists_every_lesson():
+    table = re.findall(r"^\| \[(.+)\]\(notebooks/(.+)\.ipynb\)", (lesson.HERE / "README.md").read_text("utf-8"), re.M)
+    assert table == [(lesson.title(lesson.read(path)), path.stem) for path in LESSONS]
+
+
+def test_cells_of_the_percent_format():
+    parsed = lesson.cells('# %% [markdown]\n# # T\n#\n# text\n\n# %% tags=["answer"]\nx = 1  # %% no cell\n')
+    assert [(cell.kind, cell.source, cell.tags) for cell in parsed] == [
+        ("markdown", "# T\n\ntext", []),
+        ("code", "x = 1  # %% no cell", ["answer"]),
+    ]
+    for text in ("x = 1\n", "# %% [raw]\n", "# %%markdown\n", "# %% [markdown]\nx = 1\n"):
+        with pytest.raises(ValueError, match="lesson, line"):
+            lesson.cells(text)
+    missing = lesson.problems(lesson.cells("# %% [markdown]\n# ## Read\n"))
+    assert len(missing) == 8
+
+
+@pytest.mark.parametrize(
+    "function, verdict",
+    [(lambda x: None, "blank"), (lambda x: x, "not yet"), (lambda x: 1 / 0, "not yet"), (lambda x: 2 * x, "right")],
+)
+def test_the_verdicts_of_an_exercise(function, verdict, capsys):
+    def check(double):
+        np.testing.assert_array_equal(double(np.arange(3)), [0, 2, 4])
+
+    assert show.exercise(function, check) == verdict
+    said = capsys.readouterr().out
+    assert {"blank": "is blank", "not yet": "not yet:", "right": "is right."}[verdict] in said
+    if verdict == "right":
+        show.answer(function, check)
+    else:
+        with pytest.raises((show.Blank, AssertionError, ZeroDivisionError)):
+            show.answer(function, check)
+
+
+def test_a_guess_is_compared(capsys):
+    show.guess(5, 6.25, "loss")
+    show.guess(None, 6.25, "loss")
+    assert capsys.readouterr().out.splitlines()[:3] == ["loss: 6.25", "You wrote 5: 20% off.", "loss: 6.25"]
+
+
+def test_a_quotation_is_the_source_under_its_name(capsys):
+    show.source(Add.backward)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["# ops/add.py: Add.backward", "def backward(self, dout):"]
+
+
+def test_a_name_that_no_lesson_has_is_refused():
+    assert build.chosen(["03"]) == [lesson.LESSONS / "03_broadcasting.py"]
+    with pytest.raises(build.UserError, match="^99: no lesson has a name"):
+        build.chosen(["99"])
