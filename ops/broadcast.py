@@ -19,10 +19,12 @@ def unbroadcast(dout, shape):
 
     Shapes: dout is any shape that `shape` broadcasts to; the result has exactly `shape`.
     """
+    # lab: begin unbroadcast
     new = dout.ndim - len(shape)
     dout = dout.sum(tuple(range(new))) if new else dout
     copied = tuple(axis for axis, size in enumerate(shape) if size == 1 and dout.shape[axis] != 1)
     return dout.sum(copied, keepdims=True) if copied else dout
+    # lab: end unbroadcast
 
 
 def shape_of(operand):

@@ -35,10 +35,12 @@ class LayerNorm(Function):
 
     def backward(self, dout):
         x, weight, mean, rstd = self.saved
+        # lab: begin layernorm_backward
         xhat, g = (x - mean) * rstd, dout * weight
         dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
         rows = tuple(range(x.ndim - 1))                           # every axis but the channels
         return dx, (dout * xhat).sum(rows), dout.sum(rows)
+        # lab: end layernorm_backward
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

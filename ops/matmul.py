@@ -33,10 +33,12 @@ class MatMul(Function):
             a, dout = a[None, :], dout[..., None, :]              # (1, k), (..., 1, m)
         need_a, need_b = self.needs_grad
         da = db = None
+        # lab: begin matmul_backward
         if need_a:
             da = unbroadcast(multiply(self, dout, b.swapaxes(-1, -2)), a.shape).reshape(a_shape)
         if need_b:
             db = unbroadcast(multiply(self, a.swapaxes(-1, -2), dout), b.shape).reshape(b_shape)
+        # lab: end matmul_backward
         return da, db
 
 

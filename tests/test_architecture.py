@@ -35,6 +35,9 @@ LAYERS = {  # what the files of a folder may import besides each other; nothing 
     | {f"tinygrad2/{name}" for name in ("io", "system", "monitor", "tokenizers", "datasets", "distributed")},
     "ops": ENGINE | {"tinygrad2/system"},
     "ops/kernels": ENGINE | {"ops", "tinygrad2/system"},
+    "tinygrad2/labs": ENGINE
+    | {"cli", "ops", "models"}
+    | {f"tinygrad2/{name}" for name in ("io", "system", "tokenizers", "distributed", "training")},
     "models": ENGINE | {"cli", "ops", "tinygrad2/interop", "tinygrad2/tokenizers", "tinygrad2/system"},
 }
 ROOF = {"tinygrad2/commands", "top", "data"}  # the programs that users start: they may import everything below

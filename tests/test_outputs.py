@@ -27,7 +27,7 @@ from tinygrad2.distributed.world import World
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and devices")
 SCRIPTS = ("gpt2", "hellaswag", "shakespeare", "shakespeare_char", "tinystories", "openwebtext", "fineweb_edu")
 TRAIN = [*FLAGS, "--steps", "2", "--checkpoint-every", "0"]
-NO_PATHS = {"prompt", "stop", "dataset", "batch", "preset", "gen", "command"}  # flags with text that is no path
+NO_PATHS = {"prompt", "stop", "dataset", "batch", "preset", "gen", "command", "names"}  # text that is no path
 
 
 def prepare_script(name):
@@ -180,6 +180,7 @@ def made(tmp_path_factory):
     os.chdir(folder)
     assert call(lambda: train_gpt2.main(World(), [*TRAIN, "--data", "text.txt"]), "prog") == 0
     (folder / "hosts.txt").write_text("localhost\n")
+    assert call(lambda: command("lab")(["start", "unbroadcast"]), "prog") == 0
     (folder / "questions.jsonl").write_text('{"not": "read"}\n')
     os.chdir(before)
     return folder
@@ -205,10 +206,12 @@ FILES = {  # (program, flag): its command line for the path of a file, and what 
     ("profile", "--trace"): (lambda p: [*FLAGS, "--measure", "1", "--trace", p], []),
     ("launch", "--log"): (lambda p: ["-n", "1", "--log", p, "-f", "hosts.txt", "--", "-c", "pass"], ["hosts.txt"]),
     ("plot", "--out"): (lambda p: ["run", "--out", p], ["run/metrics.jsonl"]),
+    ("lab", "--out"): (lambda p: ["report", "--out", p], ["labs/unbroadcast.py"]),
     ("convert", "OUT"): (lambda p: ["trained_weights.bin", p, "--to", "llmc", "--force"], ["trained_weights.bin"]),
 }
 FOLDERS = {  # (program, flag): its command line for the path of a folder, and a name that it writes there
     ("train_gpt2", "--run-dir"): (lambda p: [*TRAIN, "--run-dir", p], "config.json"),
+    ("lab", "--folder"): (lambda p: ["start", "unbroadcast", "--folder", p], "unbroadcast.py"),
     **{(f"prepare {name}", "--out"): (lambda p: ["--out", p], "") for name in SCRIPTS},
     ("prepare shakespeare", "--out"): (lambda p: ["--text", "text.txt", "--out", p], "tiny_shakespeare_train.bin"),
     ("prepare shakespeare_char", "--out"): (lambda p: ["--text", "text.txt", "--out", p], "train.bin"),

@@ -1,0 +1,269 @@
+"""The labs as students meet them: shipped solutions pass, holes and typical wrong answers fail with the right hint."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tinygrad2.commands.lab import main as lab_command
+from tinygrad2.dispatch import OPS
+from tinygrad2.errors import UserError
+from tinygrad2.labs.catalog import LABS
+from tinygrad2.labs.diagnose import compare
+from tinygrad2.labs.lab import MOST_POINTS, Wrong
+from tinygrad2.labs.run import run_cases
+from tinygrad2.labs.source import shipped, solution, with_answer, with_hole
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def answers(name):
+    """[(kind, title, phrase of the hint, code)] in tests/labs/NAME.txt."""
+    text = (ROOT / "tests" / "labs" / f"{name}.txt").read_text(encoding="utf-8")
+    found = re.findall(r"=== (wrong|right): (.*)\n(?:=== says: (.*)\n)?((?:(?!===).*\n)+)", text)
+    assert len(found) == len(re.findall("^=== (?:wrong|right)", text, re.MULTILINE))
+    return found
+
+
+ANSWERS = [(name, *answer) for name in LABS for answer in answers(name)]
+
+
+def grade(lab, text, folder, seed):
+    path = folder / f"{lab.name}.py"
+    path.write_text(text, encoding="utf-8")
+    return run_cases(lab, str(path), seed)
+
+
+def points(results):
+    return sum(result.points for result in results)
+
+
+# -- every lab --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
+def test_a_lab_has_cases_hints_and_answers_of_both_kinds(lab):
+    assert lab.most == MOST_POINTS and len(lab.cases) >= 4 and len(lab.hints) >= 3
+    assert len({case.title for case in lab.cases}) == len(lab.cases)
+    kinds = [kind for kind, *_ in answers(lab.name)]
+    assert kinds.count("wrong") >= 3 and kinds.count("right") >= 1
+    assert solution(lab).strip() and "NotImplementedError" not in solution(lab)
+
+
+@pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
+def test_the_shipped_solution_has_all_points_with_every_seed(lab, tmp_path):
+    text = with_answer(lab, solution(lab))
+    assert text == shipped(lab)
+    for seed in (*range(4), int(np.random.SeedSequence().entropy % (1 << 32))):
+        results = grade(lab, text, tmp_path, seed)
+        assert points(results) == MOST_POINTS, (seed, results)
+
+
+@pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
+def test_the_hole_has_no_points_and_says_where_it_is(lab, tmp_path):
+    text = with_hole(lab)
+    for line in filter(None, map(str.strip, solution(lab).splitlines())):
+        if line not in shipped(lab).replace(solution(lab), "", 1) and len(line) > 25:
+            assert line not in text, "the answer is still in there"
+    results = grade(lab, text, tmp_path, 0)
+    holes = [i for i, line in enumerate(text.splitlines(), 1) if f'NotImplementedError("lab {lab.name}' in line]
+    assert points(results) == 0
+    assert {result.message for result in results} <= {f"line {i}: the hole is still empty" for i in holes}
+
+
+@pytest.mark.parametrize("name, kind, title, says, code", ANSWERS, ids=[f"{a[0]}: {a[2]}" for a in ANSWERS])
+def test_answers(name, kind, title, says, code, tmp_path):
+    """A wrong one fails with the right hint, with every seed; a right one in another form is accepted."""
+    for seed in (1, 2):
+        results = grade(LABS[name], with_answer(LABS[name], code), tmp_path, seed)
+        messages = [result.message for result in results if result.message]
+        if kind == "right":
+            assert points(results) == MOST_POINTS, messages
+        else:
+            assert points(results) < MOST_POINTS and any(says in message for message in messages), messages
+
+
+# -- the diagnosis ----------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).standard_normal((4, 5))
+SQUARE = X[:, :4]
+TRACES = {
+    "sign": (-X, X, "ratio -1 over all elements: the sign is wrong"),
+    "twice": (2 * X, X, "ratio 2 over all elements: counted twice"),
+    "half": (X / 2, X, "ratio 1/2 over all elements: half of it is missing"),
+    "zero": (0 * X, X, "ratio 0: every element is zero"),
+    "size": (7 * X, X, "ratio 7 over all elements: times 7 rows: a sum where a mean belongs"),
+    "mean": (X / 7, X, "ratio 1/7 over all elements: divided by 7 rows: a mean where a sum belongs"),
+    "unknown factor": (1.37 * X, X, "ratio 1.37 over all elements: a factor is lost"),
+    "transposed": (SQUARE.T, SQUARE, "it is the transpose"),
+    "transposed shape": (X.T, X, "x has shape (5, 4), not (4, 5): transposed?"),
+    "later": (np.roll(X, 1, 1), X, "shifted by one along axis 1: each is one place later"),
+    "earlier": (np.roll(X, -1, 0), X, "shifted by one along axis 0: each is one place earlier"),
+    "reversed": (X[::-1], X, "reversed order along axis 0"),
+    "reshaped": (X.T.reshape(4, 5), X, "the right values at the wrong places"),
+    "offset": (X + 0.5, X, "every element is off by the same 0.5"),
+    "float32": (X.astype(np.float32), X, "the last digits"),
+    "nan": (np.where(X == X[0, 0], np.nan, X), X, "x[0, 0]: expected"),
+    "one row": (np.where(np.arange(4)[:, None] == 2, 9.0, X), X, "wrong is all of index 2 along axis 0; the rest"),
+    "keepdims": (X[:, 0], X[:, :1], "an axis of size 1 is gone: keepdims=True?"),
+    "not summed": (X, X[:, :1], "axis 1 was not summed"),
+    "none": (None, X, "x is None; it must be an array of shape (4, 5)"),
+    "text": ("x", X, "x is str 'x'; it must be an array of numbers"),
+    "nothing simple": (X**3, X, "no simple ratio, term or shift"),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_trace_is_named(name):
+    found, expected, says = TRACES[name]
+    with pytest.raises(Wrong) as error:
+        compare("x", found, expected, rtol=1e-9, sizes={"7 rows": 7})
+    assert says in str(error.value)
+
+
+def test_the_worst_element_is_shown():
+    found = X.copy()
+    found[1, 3] += 10
+    with pytest.raises(Wrong, match=r"x\[1, 3\]: expected .*\n1 of 20 elements are wrong; the rest is right"):
+        compare("x", found, X)
+
+
+def test_lists_and_numbers_are_accepted():
+    compare("x", X.tolist(), X)
+    compare("x", 2, np.float64(2))
+
+
+# -- loading and running ----------------------------------------------------------------------------------------------
+
+LAB = LABS["layernorm_backward"]
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("return 1 +", "SyntaxError: invalid syntax"),
+        ("return nothing", "NameError: name 'nothing' is not defined"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("return dout", "backward returns 1 gradients for the 3 inputs x, weight, bias"),
+        ("return None, None, None", "dx is None; it must be an array of shape (5, 6)"),
+        ("return 'a', 'b', 'c'", "dx is str 'a'; it must be an array of numbers"),
+    ],
+)
+def test_what_a_student_may_write_is_one_line(code, says, tmp_path):
+    results = grade(LAB, with_answer(LAB, code + "\n"), tmp_path, 0)
+    assert points(results) == 0
+    assert says in results[0].message and "\n" not in results[0].message
+    if "Error: " in says:
+        line = next(i for i, text in enumerate(shipped(LAB).splitlines(), 1) if "lab: begin" in text) + 1
+        assert results[0].message.startswith(f"line {line}: ")
+
+
+def test_the_former_ops_are_back_after_a_check(tmp_path):
+    before = OPS["layernorm"]
+    grade(LAB, shipped(LAB), tmp_path, 0)
+    assert OPS["layernorm"] is before and "lab_in_work" not in sys.modules
+
+
+def test_other_line_ends_and_a_byte_order_mark(tmp_path):
+    text = shipped(LAB).replace("\n", "\r\n").encode("utf-8-sig")
+    (tmp_path / "x.py").write_bytes(text)
+    assert points(run_cases(LAB, str(tmp_path / "x.py"), 0)) == MOST_POINTS
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(folder, *words):
+    command = [sys.executable, "-m", "tinygrad2", "lab", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=600)
+
+
+def test_a_student_from_start_to_report(tmp_path):
+    folder = tmp_path / "my labs é"
+    folder.mkdir()
+    assert run(folder, "start", "unbroadcast", "layernorm_backward").returncode == 0
+    path = folder / "labs" / "unbroadcast.py"
+    empty = run(folder, "check", "unbroadcast")
+    assert empty.returncode == 1 and "the hole is still empty" in empty.stdout and "0 of 10 points" in empty.stdout
+
+    path.write_text(with_answer(LABS["unbroadcast"], answers("unbroadcast")[0][3]), encoding="utf-8")
+    wrong = run(folder, "check", "unbroadcast", "--seed", "7")
+    assert wrong.returncode == 1 and "seed 7" in wrong.stdout and "axis 1 was not summed" in wrong.stdout
+
+    path.write_text(shipped(LABS["unbroadcast"]), encoding="utf-8")
+    right = run(folder, "check", "unbroadcast")
+    assert right.returncode == 0 and "10 of 10 points" in right.stdout and not right.stderr
+
+    report = run(folder, "report")
+    assert report.returncode == 1 and "10 of 20 points in 2 labs" in report.stdout
+    values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert values["score"] == 10 and values["extra_data"]["max_score"] == 20
+    assert sum(test["score"] for test in values["tests"]) == 10
+    assert values["extra_data"]["labs"]["unbroadcast"]["score"] == 10
+
+
+def test_an_endless_loop_is_ended(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+    endless = "if shape == ():\n    while True:\n        pass\n" + solution(LABS["unbroadcast"])
+    (tmp_path / "labs/unbroadcast.py").write_text(with_answer(LABS["unbroadcast"], endless), encoding="utf-8")
+    assert lab_command(["check", "unbroadcast", "--time-limit", "5"]) == 1
+    out = capfd.readouterr().out
+    assert out.count("no end within 5 s") == 1 and "more were not run" in out
+
+
+def test_a_process_that_ends_itself(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+    text = with_answer(LABS["unbroadcast"], "import os\nos._exit(5)\n")
+    (tmp_path / "labs/unbroadcast.py").write_text(text, encoding="utf-8")
+    assert lab_command(["check", "unbroadcast"]) == 1
+    assert "the process has ended here, with exit code 5" in capfd.readouterr().out
+
+
+def test_hints_come_one_by_one_and_a_reset_keeps_what_was_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "matmul_backward"])
+    path = tmp_path / "labs/matmul_backward.py"
+    hole = path.read_bytes()
+    capsys.readouterr()
+    for n in (1, 2, 3, 3):
+        lab_command(["hint", "matmul_backward"])
+        assert capsys.readouterr().out.count("hint ") == n
+    for n in (1, 2):
+        path.write_text(f"mine = {n}\n", encoding="utf-8")
+        lab_command(["reset", "matmul_backward"])
+        assert (tmp_path / f"labs/matmul_backward.previous-{n}.py").read_text(encoding="utf-8") == f"mine = {n}\n"
+        assert path.read_bytes() == hole
+
+
+def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/progress.json").write_text("[1]", encoding="utf-8")
+    for words, says in {
+        "start": "give the NAME of a lab",
+        "start dance": "there is no lab 'dance'; choose among: unbroadcast",
+        "start unbroadcast": "exists already; go on there, or begin again with",
+        "check matmul_backward": "does not exist; python -m tinygrad2 lab start matmul_backward writes it",
+        "check --folder empty": "no lab is started here",
+        "hint matmul_backward": "does not exist",
+        "check --seed -1": "--seed must be in 0 ..",
+        "check --time-limit 0": "--time-limit must be more than 0",
+        "check --time-limit nan": "--time-limit must be more than 0",
+        "report --out notes.txt": "exists and is not a report of labs",
+        "report --out labs/unbroadcast.py": "is what lab reads, and would be replaced",
+        "list --folder other": "is not the progress of labs",
+        "learn": "invalid choice: 'learn'",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(says)):
+            lab_command(words.split())
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
