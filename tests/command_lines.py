@@ -146,7 +146,8 @@ def programs():
     yield Program("eval hellaswag", command("eval", "hellaswag"), [*flags_of(HellaSwagConfig)],
                   (*weights, "--data", "questions.jsonl"))  # fmt: skip
     for name, words in (("convert", ("weights.bin", "out", "--to", "llmc")), ("plot", ("run", "--out", "curves")),
-                        ("compare", ("run",)), ("replay", ("run",))):  # fmt: skip
+                        ("compare", ("run",)), ("replay", ("run",)),
+                        ("explain", (*weights, "--prompt", "The cat"))):  # fmt: skip
         module = __import__(f"tinygrad2.commands.{name}", fromlist=["main"])
         yield Program(name, command(name), [*flags_of_parser(module.main)], words)
     yield Program("commands", commands.main, [Flag(name, "word") for name in ("nothing", "--help", "")], ())

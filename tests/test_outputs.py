@@ -27,7 +27,7 @@ from tinygrad2.distributed.world import World
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and devices")
 SCRIPTS = ("gpt2", "hellaswag", "shakespeare", "shakespeare_char", "tinystories", "openwebtext", "fineweb_edu")
 TRAIN = [*FLAGS, "--steps", "2", "--checkpoint-every", "0"]
-NO_PATHS = {"prompt", "stop", "dataset", "batch", "preset", "gen", "command", "names"}  # text that is no path
+NO_PATHS = {"prompt", "layers", "stop", "dataset", "batch", "preset", "gen", "command", "names"}  # text that is no path
 
 
 def prepare_script(name):
@@ -207,6 +207,7 @@ FILES = {  # (program, flag): its command line for the path of a file, and what 
     ("launch", "--log"): (lambda p: ["-n", "1", "--log", p, "-f", "hosts.txt", "--", "-c", "pass"], ["hosts.txt"]),
     ("plot", "--out"): (lambda p: ["run", "--out", p], ["run/metrics.jsonl"]),
     ("lab", "--out"): (lambda p: ["report", "--out", p], ["labs/unbroadcast.py"]),
+    ("explain", "--out"): (lambda p: ["--prompt", "the", "--out", p], ["trained_weights.bin"]),
     ("convert", "OUT"): (lambda p: ["trained_weights.bin", p, "--to", "llmc", "--force"], ["trained_weights.bin"]),
 }
 FOLDERS = {  # (program, flag): its command line for the path of a folder, and a name that it writes there

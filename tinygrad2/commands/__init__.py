@@ -7,6 +7,7 @@ COMMANDS = {
     "profile": "where does the time of a training step go? Time per op and layer, and a trace",
     "verify": "check, on your own data and flags, that a resumed, split or fast training is the same training",
     "convert": "convert models, tokenizers and tokens to and from Hugging Face, llm.c, nanoGPT",
+    "explain": "look into a forward pass or a training step on your text: a page with the numbers of that run",
     "plot": "plot the curves of one or several runs, as an image and as HTML",
     "compare": "is my loss normal? Compare a run with the curves of the presets",
     "eval": "how good is a model? HellaSwag, or the perplexity of a text",

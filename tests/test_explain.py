@@ -1,0 +1,311 @@
+"""explain: every number of the page is the engine's own, and the page is one file that works in a browser."""
+
+import base64
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from models import GPT, GPTConfig
+from tinygrad2.cli import call
+from tinygrad2.commands import explain
+from tinygrad2.explain import page as pages
+from tinygrad2.explain.forward import Forward, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.text import fractions, rounded, signed_bytes, token_text
+from tinygrad2.io.weights import save_weights
+from tinygrad2.tokenizers.tokenizer import Tokenizer
+
+TEXT = "the cat sat on the mat and the rat sat on the cat, and that was that. "
+TOKENIZER = Tokenizer.train(TEXT * 3, 300)
+SIZES = dict(block_size=64, vocab_size=TOKENIZER.n_vocab, n_layer=2, n_head=4, n_embd=32)
+PROMPT = "the cat sat on the rat."
+CHECKPOINTS = {
+    "usual": {},
+    "no biases": {"bias": False},
+    "own head": {"tied_head": False},
+    "exact gelu, narrow MLP": {"activation": "gelu_erf", "n_inner": 24},
+    "one layer, one head": {"n_layer": 1, "n_head": 1},
+    "dropout": {"dropout": 0.2},
+    "more rows than tokens": {"vocab_size": 320},
+}
+
+
+def small_gpt(**changes):
+    """A GPT whose weights are large enough that it computes something that is not uniform."""
+    model = GPT(GPTConfig(**{**SIZES, **changes}), seed=3)
+    rng = np.random.default_rng(1)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * rng.standard_normal(parameter.shape, dtype=np.float32)
+    return model.eval()
+
+
+def save(path, **changes):
+    model = small_gpt(**changes)
+    save_weights(str(path), model.state_dict(), model.config.to_dict(), TOKENIZER.to_json(), {})
+    return model
+
+
+def data_of(path):
+    return json.loads(re.search(r"^const DATA = (.*);$", path.read_text(encoding="utf-8"), re.MULTILINE)[1])
+
+
+def run(*words):
+    return call(lambda: explain.main(list(words)), "explain")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return Forward(small_gpt(), [TOKENIZER.eot, *TOKENIZER.encode(PROMPT)], [0, 1])
+
+
+# -- the numbers of a forward pass -------------------------------------------------------------------------------------
+
+
+def test_rows_of_attention_sum_to_one_and_give_what_the_op_returned(forward):
+    assert sorted(forward.attention) == [0, 1]
+    for one in forward.attention.values():
+        nh, T = one.weights.shape[:2]
+        assert (nh, T) == (4, len(forward.tokens)) and one.error < 1e-5
+        assert one.weights.sum(-1) == pytest.approx(np.ones((nh, T)), abs=1e-5)
+        assert not np.triu(one.weights, 1).any()
+        assert np.ptp(one.weights[:, -1]) > 0.05  # and they are not merely uniform
+
+
+def test_attention_of_another_q_is_noticed(forward):
+    from tinygrad2.explain.forward import attention_of
+    from tinygrad2.explain.recorder import Recorder
+    from tinygrad2.function import observe
+
+    recorder = Recorder(forward.model, ["attention"])
+    with observe(recorder):
+        forward.model(forward.tokens[None])
+    use = recorder.one("attention", "h.0.attn.head")
+    assert attention_of(use).error < 1e-5
+    use.inputs[0] = 1.1 * use.inputs[0]
+    assert attention_of(use).error > 1e-3
+    with pytest.raises(LookupError, match="attention ran 0 times in h.7"):
+        recorder.one("attention", "h.7")
+
+
+def test_the_stream_is_the_sum_of_what_is_added_to_it(forward):
+    x = forward.tokens_part + forward.positions_part
+    weights = {name: parameter.data for name, parameter in forward.model.named_parameters()}
+    assert np.array_equal(forward.tokens_part, weights["wte.weight"][forward.tokens])
+    assert np.array_equal(forward.positions_part, weights["wpe.weight"][: len(x)])
+    for block in forward.blocks:
+        assert block.before == pytest.approx(x, abs=1e-6)
+        x = x + block.attn + block.mlp
+        assert block.after == pytest.approx(x, abs=1e-5)
+
+
+def test_probabilities_sum_to_one_and_the_last_layer_says_what_the_model_says(forward):
+    assert forward.probabilities.sum(-1) == pytest.approx(np.ones(len(forward.tokens)), abs=1e-12)
+    assert np.array_equal(forward.logits, forward.model(forward.tokens[None])[0].numpy()[0])
+    layers = list(forward.lens())
+    assert len(layers) == 3 and layers[-1] == pytest.approx(forward.probabilities, abs=1e-6)
+    assert np.abs(layers[0] - forward.probabilities).max() > 0.1
+    assert all(layer.sum(-1) == pytest.approx(np.ones(len(forward.tokens))) for layer in layers)
+
+
+def test_the_page_has_these_numbers(forward):
+    page = page_of_forward(forward)
+    T = len(forward.tokens)
+    for t, row in enumerate(page["top"]):
+        assert row["ids"] == np.argsort(-forward.probabilities[t])[:10].tolist()
+        assert row["p"] == pytest.approx(np.sort(forward.probabilities[t])[::-1][:10], rel=1e-3)
+        assert sum(row["p"]) + row["rest"] == pytest.approx(1, abs=1e-3)
+    right = [forward.probabilities[t, forward.tokens[t + 1]] for t in range(T - 1)]
+    assert page["next"] == pytest.approx(right, rel=1e-3)
+    for shown, block in zip(page["blocks"], forward.blocks, strict=True):
+        assert shown["mlp"] == pytest.approx(np.linalg.norm(block.mlp, axis=-1), rel=1e-3)
+    head = np.frombuffer(base64.b64decode(page["attention"][1]["weights"][2]), "<u2") / 65535
+    for t in range(T):
+        row = head[t * (t + 1) // 2 : (t + 1) * (t + 2) // 2]
+        assert row == pytest.approx(forward.attention[1].weights[2, t, : t + 1], abs=1e-5)
+        assert row.sum() == pytest.approx(1, abs=T / 65535)
+    assert [len(rows) for rows in page["lens"]] == [T] * 3
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_every_kind_of_model_is_explained(kind, here, capsys):
+    model = save(here / "w.bin", **CHECKPOINTS[kind])
+    assert run("--weights", "w.bin", "--prompt", PROMPT) == 0, capsys.readouterr().err
+    data = data_of(here / "explain.html")
+    expected = softmax(model(np.array([data["tokens"]]))[0].numpy()[0, -1])
+    assert data["tokens"] == [TOKENIZER.eot, *TOKENIZER.encode(PROMPT)]
+    last = data["top"][-1]
+    assert last["ids"][0] == expected.argmax() and last["p"][0] == pytest.approx(expected.max(), rel=1e-3)
+    assert all(one["error"] < 1e-5 for one in data["attention"])
+
+
+def test_numbers_that_are_not_finite_are_none():
+    assert rounded([1.23456, np.nan, -np.inf, 0, 1e-30]) == [1.235, None, None, 0.0, 1e-30]
+    assert base64.b64decode(fractions([0, 0.5, 1, 2])) == bytes([0, 0, 0, 128, 255, 255, 255, 255])
+    row = signed_bytes(np.array([[1.0, -2.0, np.nan], [0, 0, 0]]))
+    assert row["scale"] == [2.0, 0.0] and list(base64.b64decode(row["values"])) == [64, 256 - 127, 0, 0, 0, 0]
+
+
+def test_a_large_model_shows_some_layers():
+    gpt2 = GPTConfig.preset("gpt2")
+    assert choose_layers(gpt2, 10) == list(range(12))
+    assert choose_layers(gpt2, 128) == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert choose_layers(gpt2, 256) == [0, 11]
+    assert choose_layers(GPTConfig.preset("gpt2", n_head=768), 256) == [0]
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+ODD = [
+    "</script><script>alert(1)</script>", "<!--<script>", "'\"\\ ${1} `x` </style>", "\x07bell\x1b[31m\x7f",
+    "a\tb\r\nc", "שלום עולם \u202eabc\u202c", "مرحبا", "日本 😀 e\u0301", "\udcff\udc80", "\u2028\u2029",
+    "* / KIND /* SCRIPT */", " ",
+]  # fmt: skip
+
+
+class Structure(html.parser.HTMLParser):
+    """Checks that elements are closed in their order; `scripts` are their texts, `links` the addresses."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.scripts, self.links, self.ids = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href", "action")]
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+
+
+@pytest.mark.parametrize("prompt", ODD, ids=range(len(ODD)))
+def test_odd_prompts_stay_text(prompt, here, capsys):
+    save(here / "w.bin", n_layer=1)
+    assert run("--weights", "w.bin", "--prompt", prompt) == 0, capsys.readouterr().err
+    text = (here / "explain.html").read_text(encoding="utf-8")
+    structure = Structure(text)
+    assert len(structure.scripts) == 1 and not structure.links and len(structure.ids) == len(set(structure.ids))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028-\u202e\u2066-\u2069]", text)
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp", text.replace("http://www.w3.org/2000/svg", ""))
+    data = data_of(here / "explain.html")
+    shown = "".join(data["texts"][str(id)] for id in data["tokens"])
+    assert re.sub(r"\\\\?x[0-9a-f]{2}|\\u[0-9a-f]{4}", "", shown).isprintable()
+
+
+def test_tokens_are_readable():
+    class Half:
+        n_vocab = 3
+
+        def decode(self, ids):
+            return ["a b\n\t", "\ufffd", "\x1b\u202e"][ids[0]]
+
+        def token_bytes(self, id):
+            return b"\xe2\x80"
+
+    assert [token_text(Half(), id) for id in range(4)] == ["a·b↵⇥", r"\xe2\x80", r"\x1b\u202e", "[3]"]
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--weights nowhere.bin", "nowhere.bin: no such file"),
+    ("--weights w.bin --prompt=", "--prompt is empty"),
+    ("--weights w.bin --prompt a --layers 0,2", "there is no layer 2; the model has 0 .. 1"),
+    ("--weights w.bin --prompt a --layers x", "--layers 'x': give all, or numbers"),
+    ("--weights w.bin --prompt <|endoftext|>", "--special allowed"),
+    ("--weights w.bin --prompt a --out notes.txt", "exists and is not a page of tinygrad2 explain"),
+    ("--weights w.bin --prompt a --out w.bin", "is what --weights reads"),
+    ("--weights notes.txt --prompt a", "notes.txt"),
+    ("--weights w.bin --prompt a --out nowhere/x.html", "does not exist"),
+    ("--weights w.bin --promptly a", "unrecognized arguments"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(words, says, here, capsys):
+    save(here / "w.bin")
+    (here / "notes.txt").write_text("mine\n" * 20)
+    assert run(*words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
+    assert sorted(os.listdir()) == ["notes.txt", "w.bin"] and (here / "notes.txt").read_text() == "mine\n" * 20
+
+
+def test_a_long_prompt_is_refused(here, capsys):
+    save(here / "w.bin")
+    assert run("--weights", "w.bin", "--prompt", TEXT * 20) == 2
+    assert re.search(r"tokens are more than 64, the model's block_size", capsys.readouterr().err)
+
+
+def test_an_older_page_is_replaced_and_that_is_said(here, capsys):
+    save(here / "w.bin")
+    for _ in range(2):
+        assert run("--weights", "w.bin", "--prompt", "cat", "--out", "p.html", "--layers", "1") == 0
+    out = capsys.readouterr().out
+    assert out.count("the page that was there is replaced") == 1 and pages.is_page("p.html")
+    assert data_of(here / "p.html")["layers"] == [1]
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+USE = """<script>{
+const tokens = document.querySelectorAll("#tokens button"), said = {};
+const shown = () => document.getElementById("reading").textContent;
+tokens[5].focus();
+tokens[5].dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}));
+said.focused = document.activeElement === tokens[4] && tokens[4].getAttribute("aria-pressed");
+document.querySelectorAll(".heads button")[6].click();
+said.keyboard = shown();
+tokens[2].click();
+said.touch = shown();
+for (const details of document.querySelectorAll("details")) { details.open = true; details.ontoggle(); }
+said.sums = [...document.querySelectorAll("#reading tr:last-child td.n")].map(cell => cell.textContent);
+said.error = document.querySelector("#error") !== null;
+document.body.append("\\n" + JSON.stringify(said) + " END");
+}</script>"""
+
+
+def in_browser(path, script):
+    """What a script that is added to a copy of the page writes; skips where there is no Chromium."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium")
+    copy = path.with_name("copy.html")
+    copy.write_text(path.read_text(encoding="utf-8") + script, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path.with_name('profile')}"]
+    words = [program, *flags, "--virtual-time-budget=5000", "--dump-dom", copy.as_uri()]
+    dom = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=300).stdout
+    found = re.findall(r"^(\{.*\}) END", dom, re.MULTILINE)
+    assert found, dom[-3000:]
+    return json.loads(html.unescape(found[-1]))
+
+
+def test_the_page_in_a_browser_answers_keyboard_and_touch(here, capsys):
+    model = save(here / "w.bin")
+    assert run("--weights", "w.bin", "--prompt", PROMPT) == 0
+    said = in_browser(here / "explain.html", USE)
+    ids = data_of(here / "explain.html")["tokens"]
+    weights = Forward(model, ids, [1]).attention[1].weights[2]    # the seventh tile: layer 1, head 2
+    assert said["focused"] == "true" and not said["error"]
+    for words, t in ((said["keyboard"], 4), (said["touch"], 2)):
+        assert f"Layer 1, head 2: where position {t}" in words
+        for w in weights[t, : t + 1]:
+            assert f"{w:.3f}".removeprefix("0") in words
+    assert said["sums"] == ["1.000"] * 4

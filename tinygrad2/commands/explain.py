@@ -1,0 +1,133 @@
+"""python -m tinygrad2 explain: look into a forward pass of a model on your text, as an HTML page.
+
+    python -m tinygrad2 explain --prompt "Once upon a time"                        writes explain.html
+    python -m tinygrad2 explain --weights data/gpt2/gpt2 --prompt "The cat sat" --layers 0,5,11
+
+The page shows, with the numbers of this very run: tokens, embeddings, where each attention head looks, what each block
+adds to the residual stream, what each layer would predict, and the most probable next tokens.
+"""
+
+import os
+from dataclasses import dataclass
+
+from models.config import GPTConfig
+from models.pretrained import load_pretrained
+from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags, input_path, output_path
+from tinygrad2.dispatch import kernels
+from tinygrad2.errors import UserError, one_line, short
+from tinygrad2.explain.forward import Forward, choose_layers, ids_on_page, page_of_forward
+from tinygrad2.explain.page import is_page, write_page
+from tinygrad2.explain.text import token_text
+from tinygrad2.io.outputs import check_output
+from tinygrad2.system.streams import print_error
+from tinygrad2.tokenizers.tokenizer import SPECIAL
+
+_MOST_TOKENS = 256  # of a text: a page has numbers for every pair of them
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """The flags, checked. Raises ValueError, naming the flag, for values that are not possible."""
+
+    weights: str = input_path("trained_weights.bin", "what train_gpt2.py has written, or a third-party model")
+    tokenizer: str = input_path("", "tokenizer file or folder, for weights that do not include one",
+                                default="that of the weights")
+    prompt: str = flag("Once upon a time", f"the text, at most {_MOST_TOKENS} tokens and the model's block_size")
+    special: str = flag("refused", "<|endoftext|> in the prompt: refused is an error; allowed is the end-of-text "
+                                   "token; ordinary is plain characters", choices=SPECIAL)
+    layers: str = flag("", "blocks whose attention is shown: all, or numbers such as 0,5,11",
+                       default="all, or as many as fit onto a page")
+    out: str = output_path("", "the page", default="explain.html")
+    kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
+                        choices=("auto", "reference"))
+    threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
+
+    def __post_init__(self):
+        if not self.prompt:
+            raise ValueError('--prompt is empty: give a text, for example --prompt "Once upon a time"')
+
+
+def main(argv):
+    parser = Parser(prog="tinygrad2 explain", description=explanation(__doc__).split("\n\n")[0].split(": ", 1)[-1])
+    add_flags(parser, ExplainConfig)
+    config = from_flags(ExplainConfig, parser.parse_args(argv))
+    out = config.out or "explain.html"
+    inputs = [("--weights", config.weights), ("--tokenizer", config.tokenizer)]
+    replaced = check_output("--out", out, "a page of tinygrad2 explain", is_page, [pair for pair in inputs if pair[1]])
+    model, tokenizer, pretrained = load(config)
+    tokens = encode(config, pretrained)
+    layers = read_layers(config.layers, model.config, len(tokens))
+    with kernels(config.kernels):
+        try:
+            forward = Forward(model, tokens, layers)
+        except LookupError as error:
+            raise UserError(f"{config.weights}: is no GPT as models/gpt.py has it ({error})") from None
+    page = page_of_forward(forward)
+    data = page | about(config, model, tokens) | {"layers": layers}
+    data["texts"] = {id: token_text(tokenizer, id) for id in sorted({*tokens, *ids_on_page(page)})}
+    size = write_page(out, "forward", data)
+    if replaced:
+        print(f"note      {out}: the page that was there is replaced")
+    report(forward, tokenizer)
+    print(f"page      {out}, {size / 1e6:.2f} MB: open it in a browser")
+    return 0
+
+
+def load(config):
+    """(model in evaluation mode, tokenizer, Pretrained); prints notes to stderr. Raises UserError."""
+    model, tokenizer, pretrained = load_pretrained(config.weights, tokenizer=config.tokenizer)
+    for note in pretrained.notes:
+        print_error(f"note      {note}")
+    if tokenizer is None:
+        raise UserError(f"{config.weights}: its tokenizer is not known; pass it with --tokenizer (GPT-2's: python "
+                        "data/gpt2/prepare.py --tokenizer-only)")
+    return model, tokenizer, pretrained
+
+
+def encode(config, pretrained):
+    """The ids of the prompt, for a model trained here after the token that begins a text. Raises UserError."""
+    for token in getattr(pretrained.tokenizer, "special", ()) if config.special == "refused" else ():
+        if token in config.prompt:
+            raise UserError(f"{token} is in the prompt; --special allowed reads it as the token of that name, "
+                            "--special ordinary as plain characters")
+    start = [pretrained.start] if pretrained.trained_here and pretrained.start is not None else []
+    tokens = start + pretrained.tokenizer.encode(os.fsencode(config.prompt), config.special)
+    most = min(_MOST_TOKENS, pretrained.config["block_size"])
+    if len(tokens) > most:
+        limit = "the model's block_size" if most < _MOST_TOKENS else "the most that a page shows"
+        raise UserError(f"--prompt: {len(tokens):,} tokens are more than {most}, {limit}; give a shorter text")
+    if not tokens:
+        raise UserError("--prompt: has no tokens; give another text")
+    return tokens
+
+
+def read_layers(text, config, n_tokens):
+    """The numbers of the layers that --layers names. Raises UserError for others."""
+    if not text:
+        return choose_layers(config, n_tokens)
+    if text == "all":
+        return list(range(config.n_layer))
+    try:
+        layers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--layers {short(text)}: give all, or numbers from 0 on, such as 0,1") from None
+    for layer in layers:
+        if not 0 <= layer < config.n_layer:
+            raise UserError(f"--layers {short(text)}: there is no layer {layer}; the model has 0 .. "
+                            f"{config.n_layer - 1}")
+    return layers
+
+
+def about(config, model, tokens):
+    """What the head of the page says of the run."""
+    c: GPTConfig = model.config
+    return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict(),
+            "tokens": list(tokens), "kernels": config.kernels}  # fmt: skip
+
+
+def report(forward, tokenizer):
+    """Print the prediction at the last position."""
+    last = forward.probabilities[-1]
+    best = (-last).argsort(kind="stable")[:3].tolist()
+    guesses = ", ".join(f"{token_text(tokenizer, id)} {last[id]:.1%}" for id in best)
+    print(f"tokens    {len(forward.tokens)}; after the last one: {guesses}")
