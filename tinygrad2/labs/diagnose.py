@@ -21,7 +21,8 @@ def compare(what, found, expected, rtol=1e-6, sizes=None, terms=None, suspects=N
     found     what the student's code has returned: an array, a Tensor, lists, a number
     expected  an array (...)
     rtol      largest difference that passes, relative to the largest expected element
-    sizes     {"N, the number of rows": 12}: numbers that may have been multiplied or divided by
+    sizes     {"12, the number of rows": 12, "sqrt(hs)": 2.0}: numbers that may have been multiplied or divided by; a
+              mean divides by those whose name begins with a digit
     terms     {"the path through the mean": array (...)}: their sum is `expected`
     suspects  {"what somebody has done who gets this": array}
     factors   {"weight": array that broadcasts to (...)}: what may be missing, or there twice, as a factor
@@ -36,8 +37,8 @@ def compare(what, found, expected, rtol=1e-6, sizes=None, terms=None, suspects=N
     worst = _worst(found, expected, close)
     index = f"[{', '.join(map(str, worst))}]" if worst else ""
     here, right = found[worst], expected[worst]
-    ratio = f", ratio {here / right:.6g}" if right and np.isfinite(here) else ""
-    lines = [f"{what}{index}: expected {right:.6g}, found {here:.6g}{ratio}"]
+    ratio = f", ratio {here / right:.6g}" if right and np.isfinite(here) and expected.dtype.kind != "b" else ""
+    lines = [f"{what}{index}: expected {_text(right, expected)}, found {_text(here, expected)}{ratio}"]
     lines.append(_explain(found, expected, close, rtol, sizes or {}, terms or {}, suspects or {}, factors or {}))
     raise Wrong("\n".join(filter(None, lines)))
 
@@ -49,6 +50,10 @@ def _as_array(what, found, expected):
     if array.dtype.kind not in "fiub":
         raise Wrong(f"{what} is {type(found).__name__} {str(found)[:60]!r}; it must be an array of numbers")
     return array
+
+
+def _text(value, expected):
+    return str(bool(value)) if expected.dtype.kind == "b" and value in (0, 1) else f"{value:.6g}"
 
 
 def _about_shape(found, expected):
@@ -98,8 +103,8 @@ def _explain(found, expected, close, rtol, sizes, terms, suspects, factors):
             return f"that is what one gets if {text}"
     if not found.any():
         return "ratio 0: every element is zero, so nothing arrives here"
-    trace = _rounded(found, expected) or _ratio(found, expected, sizes) or _terms(found, expected, terms, sizes)
-    trace = trace or _factor(found, expected, factors) or _places(found, expected) or _offset(found, expected)
+    trace = _rounded(found, expected) or _factor(found, expected, factors) or _ratio(found, expected, sizes)
+    trace = trace or _terms(found, expected, terms, sizes) or _places(found, expected) or _offset(found, expected)
     return trace or _pattern(~close, found)
 
 
@@ -146,14 +151,12 @@ def _meaning(c, sizes):
 
 def _of_size(c, sizes):
     for name, n in sizes.items():
-        if n != 1 and abs(c - n) < _TRACE * n:
-            return f"times {name}: a sum where a mean belongs, or the division by it is missing"
-        if n != 1 and abs(c * n - 1) < _TRACE:
-            return f"divided by {name}: a mean where a sum belongs, or divided twice"
-        if n != 1 and abs(c * n * n - 1) < _TRACE:
-            return f"divided by the square of {name}"
-        if n != 1 and abs(c - n * n) < _TRACE * n * n:
-            return f"times the square of {name}"
+        is_count = name[0].isdigit()
+        for power, text, usually in ((1, "times", ": a sum where a mean belongs, or the division by it is missing"),
+                                     (-1, "divided by", ": a mean where a sum belongs, or divided twice"),
+                                     (2, "times the square of", ""), (-2, "divided by the square of", "")):  # fmt: skip
+            if n != 1 and abs(c / n**power - 1) < _TRACE:
+                return f"{text} {name}{usually if is_count else ''}"
     return ""
 
 
