@@ -4,6 +4,7 @@ import base64
 import html.parser
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ from tinygrad2.cli import call
 from tinygrad2.commands import explain
 from tinygrad2.explain import page as pages
 from tinygrad2.explain.forward import Forward, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.step import Step, derivation, token_norms
 from tinygrad2.explain.text import fractions, rounded, signed_bytes, token_text
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
+ROOT = pathlib.Path(__file__).parents[1]
 TEXT = "the cat sat on the mat and the rat sat on the cat, and that was that. "
 TOKENIZER = Tokenizer.train(TEXT * 3, 300)
 SIZES = dict(block_size=64, vocab_size=TOKENIZER.n_vocab, n_layer=2, n_head=4, n_embd=32)
@@ -164,6 +167,95 @@ def test_a_large_model_shows_some_layers():
     assert choose_layers(GPTConfig.preset("gpt2", n_head=768), 256) == [0]
 
 
+# -- the numbers of a step ---------------------------------------------------------------------------------------------
+
+OPTIMIZER = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1, "grad_clip": 1.0}
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return [TOKENIZER.eot, *TOKENIZER.encode(PROMPT)]
+
+
+@pytest.fixture(scope="module")
+def step(tokens):
+    return Step(small_gpt(), tokens, OPTIMIZER)
+
+
+@pytest.fixture(scope="module")
+def trained(tokens):
+    """The same model after an ordinary backward pass."""
+    model = small_gpt()
+    model.loss(np.array([tokens[:-1]]), np.array([tokens[1:]])).backward()
+    return model
+
+
+def test_the_losses_average_to_the_loss(step):
+    assert step.losses.mean() == pytest.approx(step.loss, rel=1e-6) and np.ptp(step.losses) > 0.5
+
+
+def test_gradient_norms_are_those_of_grad(step, trained):
+    sizes = {}
+    for name, parameter in trained.named_parameters():
+        sizes[name] = np.linalg.norm(parameter.grad.astype(np.float64))
+        assert np.array_equal(step.grads[name], parameter.grad), name
+    assert {update.name: update.grad for update in step.updates} == pytest.approx(sizes, rel=1e-6)
+    assert step.norm == pytest.approx(np.linalg.norm(list(sizes.values())), rel=1e-5)
+    largest = {update.name: update.largest for update in step.updates}
+    assert largest["wpe.weight"] == np.abs(step.grads["wpe.weight"]).max()
+    unused = SIZES["block_size"] - len(step.losses)               # positions that the text does not reach
+    assert {update.name: update.zeros for update in step.updates}["wpe.weight"] == unused * SIZES["n_embd"]
+
+
+def test_the_gradient_of_each_token_is_that_of_its_tensor(step):
+    """A position occurs once, so the row of wpe's gradient is the gradient at that token."""
+    (add,) = [node for node in step.nodes if (node.op, node.layer) == ("add", "")]
+    rows = step.grads["wpe.weight"][: len(step.losses)].astype(np.float64)
+    assert add.outputs[0].grad_of_token == pytest.approx(np.linalg.norm(rows, axis=1), rel=1e-6)
+    for node in step.nodes:
+        for output in node.outputs:
+            if output.grad_of_token:
+                assert np.linalg.norm(output.grad_of_token) == pytest.approx(output.grad, rel=1e-6)
+    assert token_norms(np.ones((1, 2, 3, 5)), 3) == pytest.approx([10**0.5] * 3)
+    assert token_norms(np.ones((4, 5)), 4) == pytest.approx([5**0.5] * 4)
+    assert token_norms(np.ones(()), 1) is None and token_norms(np.ones((2, 3, 4)), 3) is None
+
+
+def test_the_graph_names_what_went_into_each_op(step):
+    ops = [(node.layer, node.op) for node in step.nodes]
+    assert ops[:3] == [("wte", "embedding"), ("wpe", "embedding"), ("", "add")]
+    assert ops[-1] == ("", "linear_cross_entropy") and len(ops) == 3 + 2 * 9 + 2
+    assert step.nodes[0].inputs[0] == ("weight", (SIZES["vocab_size"], 32), "wte.weight")
+    assert step.nodes[2].inputs == [("a", (1, 8, 32), (0, 0)), ("b", (8, 32), (1, 0))]
+    last = {source for _, _, source in step.nodes[-1].inputs}
+    assert last == {(len(ops) - 2, 0), "wte.weight", None}
+    assert step.nodes[-1].outputs[0].grad == 1
+    assert "softmax(s)" in derivation("attention") and "\n\nBackward" in derivation("attention")
+
+
+def test_the_update_is_the_first_step_of_adam_and_the_weights_stay(step, trained):
+    lr, decay, eps = OPTIMIZER["lr"], OPTIMIZER["weight_decay"], 1e-8
+    scale = min(1, 1 / (step.norm + 1e-6))
+    assert scale < 1 and step.scale == pytest.approx(scale, rel=1e-6)
+    for update, (name, parameter) in zip(step.updates, trained.named_parameters(), strict=True):
+        g = scale * parameter.grad.astype(np.float64)
+        expected = lr * (g / (np.abs(g) + eps) + (decay if parameter.ndim > 1 else 0) * parameter.data)
+        assert update.name == name and update.update == pytest.approx(np.linalg.norm(expected), rel=1e-3)
+        assert update.ratio == pytest.approx(update.update / np.linalg.norm(parameter.data), rel=1e-6)
+        assert np.array_equal(dict(step.model.named_parameters())[name].data, parameter.data)
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_step_of_every_kind_of_model(kind, here, capsys):
+    save(here / "w.bin", **CHECKPOINTS[kind])
+    assert run("--weights", "w.bin", "--prompt", PROMPT, "--step") == 0, capsys.readouterr().err
+    data = data_of(here / "explain_step.html")
+    assert np.mean(data["losses"]) == pytest.approx(data["loss"], rel=1e-4)
+    assert np.linalg.norm([u["grad"] for u in data["updates"]]) == pytest.approx(data["norm"], rel=1e-3)
+    assert set(data["ops"]) == {node["op"] for node in data["nodes"]}
+    assert all((ROOT / op["file"]).exists() and op["text"] for op in data["ops"].values())
+
+
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 ODD = [
@@ -233,6 +325,10 @@ def test_tokens_are_readable():
     ("--weights w.bin --prompt a --layers 0,2", "there is no layer 2; the model has 0 .. 1"),
     ("--weights w.bin --prompt a --layers x", "--layers 'x': give all, or numbers"),
     ("--weights w.bin --prompt <|endoftext|>", "--special allowed"),
+    ("--weights w.bin --prompt a --lr 0.1", "--lr is for --step"),
+    ("--weights w.bin --prompt a --step --lr nan", "--lr must be at least 0 and finite, not nan"),
+    ("--weights third.bin --tokenizer t.json --prompt a --step", "--prompt: one token has no next one to learn"),
+    ("--weights third.bin --prompt a", "its tokenizer is not known; pass it with --tokenizer"),
     ("--weights w.bin --prompt a --out notes.txt", "exists and is not a page of tinygrad2 explain"),
     ("--weights w.bin --prompt a --out w.bin", "is what --weights reads"),
     ("--weights notes.txt --prompt a", "notes.txt"),
@@ -240,18 +336,31 @@ def test_tokens_are_readable():
     ("--weights w.bin --promptly a", "unrecognized arguments"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(words, says, here, capsys):
-    save(here / "w.bin")
+    model = save(here / "w.bin")
+    save_weights("third.bin", model.state_dict(), model.config.to_dict(), "", {"converted_from": "elsewhere"})
+    TOKENIZER.save("t.json")
     (here / "notes.txt").write_text("mine\n" * 20)
+    before = sorted(os.listdir())
     assert run(*words.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and says in error
-    assert sorted(os.listdir()) == ["notes.txt", "w.bin"] and (here / "notes.txt").read_text() == "mine\n" * 20
+    assert sorted(os.listdir()) == before and (here / "notes.txt").read_text() == "mine\n" * 20
 
 
 def test_a_long_prompt_is_refused(here, capsys):
     save(here / "w.bin")
     assert run("--weights", "w.bin", "--prompt", TEXT * 20) == 2
     assert re.search(r"tokens are more than 64, the model's block_size", capsys.readouterr().err)
+
+
+def test_weights_that_are_not_finite_have_no_step(here, capsys):
+    model = small_gpt()
+    model.ln_f.weight.data[3] = np.nan
+    save_weights("w.bin", model.state_dict(), model.config.to_dict(), TOKENIZER.to_json(), {})
+    assert run("--weights", "w.bin", "--prompt", PROMPT, "--step") == 2
+    assert "w.bin: the loss is nan" in capsys.readouterr().err
+    assert run("--weights", "w.bin", "--prompt", PROMPT) == 0    # a forward pass is shown as it is
+    assert data_of(here / "explain.html")["top"][0]["p"] == [None] * 10
 
 
 def test_an_older_page_is_replaced_and_that_is_said(here, capsys):
@@ -277,6 +386,20 @@ tokens[2].click();
 said.touch = shown();
 for (const details of document.querySelectorAll("details")) { details.open = true; details.ontoggle(); }
 said.sums = [...document.querySelectorAll("#reading tr:last-child td.n")].map(cell => cell.textContent);
+said.error = document.querySelector("#error") !== null;
+document.body.append("\\n" + JSON.stringify(said) + " END");
+}</script>"""
+
+
+USE_STEP = """<script>{
+const tokens = document.querySelectorAll("#tokens button"), said = {};
+tokens[3].focus();
+tokens[3].dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}));
+said.loss = document.querySelector("#losses p:not(.note)").nextElementSibling.querySelector("p").textContent;
+said.here = [...document.querySelectorAll("#gradients td:nth-child(3)")].map(cell => cell.textContent);
+document.querySelectorAll("#graph .link")[6].click();
+said.open = document.querySelector("dialog").open;
+said.derivation = document.querySelector("dialog").textContent;
 said.error = document.querySelector("#error") !== null;
 document.body.append("\\n" + JSON.stringify(said) + " END");
 }</script>"""
@@ -309,3 +432,14 @@ def test_the_page_in_a_browser_answers_keyboard_and_touch(here, capsys):
         for w in weights[t, : t + 1]:
             assert f"{w:.3f}".removeprefix("0") in words
     assert said["sums"] == ["1.000"] * 4
+
+
+def test_the_page_of_a_step_in_a_browser(here, capsys):
+    save(here / "w.bin")
+    assert run("--weights", "w.bin", "--prompt", PROMPT, "--step") == 0
+    data = data_of(here / "explain_step.html")
+    said = in_browser(here / "explain_step.html", USE_STEP)
+    assert not said["error"] and said["open"] and "Vaswani" in said["derivation"]
+    assert said["loss"].startswith("After position 2, ") and f"loss {data['losses'][2]:.3g}"[:8] in said["loss"]
+    expected = [out["tokens"][2] for node in data["nodes"] for out in node["outputs"] if out["tokens"]]
+    assert [float(text) for text in said["here"]] == pytest.approx(expected, rel=6e-3)

@@ -1,26 +1,33 @@
-"""python -m tinygrad2 explain: look into a forward pass of a model on your text, as an HTML page.
+"""python -m tinygrad2 explain: look into a forward pass or a training step on your text, as an HTML page.
 
     python -m tinygrad2 explain --prompt "Once upon a time"                        writes explain.html
+    python -m tinygrad2 explain --prompt "Once upon a time" --step                 writes explain_step.html
     python -m tinygrad2 explain --weights data/gpt2/gpt2 --prompt "The cat sat" --layers 0,5,11
 
-The page shows, with the numbers of this very run: tokens, embeddings, where each attention head looks, what each block
-adds to the residual stream, what each layer would predict, and the most probable next tokens.
+A page has the numbers of this very run. Of a forward pass: tokens, embeddings, where each attention head looks, what
+each block adds to the residual stream, what each layer would predict, the most probable next tokens. Of a step: the
+graph, the loss of each position, the gradient of every tensor, and the update of every parameter.
 """
 
+import math
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.config import GPTConfig
 from models.pretrained import load_pretrained
-from tinygrad2.cli import Parser, add_flags, explanation, flag, from_flags, input_path, output_path
+from tinygrad2.cli import Parser, add_flags, flag, from_flags, input_path, output_path, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.explain.forward import Forward, choose_layers, ids_on_page, page_of_forward
 from tinygrad2.explain.page import is_page, write_page
+from tinygrad2.explain.step import Step, page_of_step
 from tinygrad2.explain.text import token_text
 from tinygrad2.io.outputs import check_output
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import SPECIAL
+from tinygrad2.training.config import RECIPES, TrainConfig
 
 _MOST_TOKENS = 256  # of a text: a page has numbers for every pair of them
 
@@ -35,9 +42,11 @@ class ExplainConfig:
     prompt: str = flag("Once upon a time", f"the text, at most {_MOST_TOKENS} tokens and the model's block_size")
     special: str = flag("refused", "<|endoftext|> in the prompt: refused is an error; allowed is the end-of-text "
                                    "token; ordinary is plain characters", choices=SPECIAL)
+    step: bool = flag(False, "one training step on the text, instead of a forward pass")
+    lr: float = flag(None, "of the step", kind=float, default="the highest of the training of these weights, else 6e-4")
     layers: str = flag("", "blocks whose attention is shown: all, or numbers such as 0,5,11",
                        default="all, or as many as fit onto a page")
-    out: str = output_path("", "the page", default="explain.html")
+    out: str = output_path("", "the page", default="explain.html, explain_step.html")
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
@@ -45,32 +54,74 @@ class ExplainConfig:
     def __post_init__(self):
         if not self.prompt:
             raise ValueError('--prompt is empty: give a text, for example --prompt "Once upon a time"')
+        if self.lr is not None and not 0 <= self.lr < float("inf"):
+            raise ValueError(f"--lr must be at least 0 and finite, not {self.lr}")
+        if self.lr is not None and not self.step:
+            raise ValueError("--lr is for --step: a forward pass changes no weight")
 
 
 def main(argv):
-    parser = Parser(prog="tinygrad2 explain", description=explanation(__doc__).split("\n\n")[0].split(": ", 1)[-1])
+    parser = Parser(prog="tinygrad2 explain", description=summary(__doc__))
     add_flags(parser, ExplainConfig)
     config = from_flags(ExplainConfig, parser.parse_args(argv))
-    out = config.out or "explain.html"
+    out = config.out or ("explain_step.html" if config.step else "explain.html")
     inputs = [("--weights", config.weights), ("--tokenizer", config.tokenizer)]
     replaced = check_output("--out", out, "a page of tinygrad2 explain", is_page, [pair for pair in inputs if pair[1]])
     model, tokenizer, pretrained = load(config)
     tokens = encode(config, pretrained)
-    layers = read_layers(config.layers, model.config, len(tokens))
-    with kernels(config.kernels):
+    with kernels(config.kernels), np.errstate(over="ignore", invalid="ignore"):
         try:
-            forward = Forward(model, tokens, layers)
+            explained = explain_step if config.step else explain_forward
+            data, line = explained(config, model, tokenizer, pretrained, tokens)
         except LookupError as error:
             raise UserError(f"{config.weights}: is no GPT as models/gpt.py has it ({error})") from None
-    page = page_of_forward(forward)
-    data = page | about(config, model, tokens) | {"layers": layers}
-    data["texts"] = {id: token_text(tokenizer, id) for id in sorted({*tokens, *ids_on_page(page)})}
-    size = write_page(out, "forward", data)
+    size = write_page(out, "step" if config.step else "forward", data | about(config, model))
     if replaced:
         print(f"note      {out}: the page that was there is replaced")
-    report(forward, tokenizer)
+    print(line)
     print(f"page      {out}, {size / 1e6:.2f} MB: open it in a browser")
     return 0
+
+
+def explain_forward(config, model, tokenizer, pretrained, tokens):
+    """(data of the page, a line for the terminal) of a forward pass."""
+    layers = read_layers(config.layers, model.config, len(tokens))
+    forward = Forward(model, tokens, layers)
+    page = page_of_forward(forward) | {"layers": layers, "tokens": tokens}
+    page["texts"] = {id: token_text(tokenizer, id) for id in sorted({*tokens, *ids_on_page(page)})}
+    last = forward.probabilities[-1]
+    best = (-last).argsort(kind="stable")[:3].tolist()
+    guesses = ", ".join(f"{token_text(tokenizer, id)} {last[id]:.1%}" for id in best)
+    return page, f"tokens    {len(tokens)}; after the last one: {guesses}"
+
+
+def explain_step(config, model, tokenizer, pretrained, tokens):
+    """The same of a training step."""
+    if len(tokens) < 2:
+        raise UserError("--prompt: one token has no next one to learn; give a longer text")
+    optimizer = optimizer_of(config, pretrained)
+    step = Step(model, tokens, optimizer)
+    if not math.isfinite(step.loss + step.norm):
+        raise UserError(f"{config.weights}: the loss is {step.loss}, the norm of its gradient {step.norm}: these "
+                        "weights cannot be trained; python -m tinygrad2 replay finds where a training broke")
+    page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1]}
+    page["texts"] = {id: token_text(tokenizer, id) for id in sorted(set(tokens))}
+    line = f"loss      {step.loss:.4f}, the mean of {len(tokens) - 1} positions; norm of the gradient {step.norm:.4g}"
+    return page, line
+
+
+def optimizer_of(config, pretrained):
+    """{"lr", "betas", "weight_decay", "grad_clip"}: those of the training of these weights, else the defaults."""
+    recorded = pretrained.training if pretrained.trained_here else {}
+
+    def value(name, default):
+        given = recorded.get(name)
+        return given if type(given) in (int, float) and 0 <= given < math.inf else default
+
+    lr = value("lr", RECIPES["gpt2"]["lr"]) if config.lr is None else config.lr
+    betas = value("beta1", TrainConfig.beta1), value("beta2", TrainConfig.beta2)
+    decay, clip = value("weight_decay", TrainConfig.weight_decay), value("grad_clip", TrainConfig.grad_clip)
+    return {"lr": lr, "betas": betas, "weight_decay": decay, "grad_clip": clip}
 
 
 def load(config):
@@ -118,16 +169,7 @@ def read_layers(text, config, n_tokens):
     return layers
 
 
-def about(config, model, tokens):
-    """What the head of the page says of the run."""
+def about(config, model):
+    """What the head of the page says of the model."""
     c: GPTConfig = model.config
-    return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict(),
-            "tokens": list(tokens), "kernels": config.kernels}  # fmt: skip
-
-
-def report(forward, tokenizer):
-    """Print the prediction at the last position."""
-    last = forward.probabilities[-1]
-    best = (-last).argsort(kind="stable")[:3].tolist()
-    guesses = ", ".join(f"{token_text(tokenizer, id)} {last[id]:.1%}" for id in best)
-    print(f"tokens    {len(forward.tokens)}; after the last one: {guesses}")
+    return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict()}

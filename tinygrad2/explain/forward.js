@@ -175,5 +175,3 @@ const lensName = l => l ? `after layer ${l - 1}` : "embeddings";
       : "Here the text ends: this is what the model would continue with.";
   });
 })();
-
-begin();

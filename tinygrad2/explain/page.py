@@ -1,7 +1,7 @@
 """The page of `python -m tinygrad2 explain`: one HTML file, which needs nothing but a browser.
 
-Its parts are beside this file: page.html, page.css, common.js, and forward.js or step.js, which draw the data. The
-page forbids itself every request (Content-Security-Policy).
+Its parts are beside this file: page.html, page.css, and the scripts that draw the data. The page forbids itself every
+request (Content-Security-Policy).
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 from tinygrad2.io.files import atomic_write, first_bytes, read_bytes
 
 _MARK = b"<title>tinygrad2: explain"
+_SCRIPTS = {"forward": ("common.js", "forward.js"), "step": ("common.js", "step.js")}
 
 
 def write_page(path, kind, data):
@@ -22,7 +23,8 @@ def write_page(path, kind, data):
     text = text.replace("<", "\\u003c")                           # so no prompt ends the script
     page = _part("page.html").replace("/* STYLE */", _part("page.css")).replace("KIND", kind)
     head, tail = page.split("/* SCRIPT */")
-    page = f"{head}const DATA = {text};\n{_part('common.js')}{_part(kind + '.js')}{tail}".encode()
+    scripts = "".join(map(_part, _SCRIPTS[kind]))
+    page = f"{head}const DATA = {text};\n{scripts}begin();\n{tail}".encode()
     with atomic_write(path) as file:
         file.write(page)
     return len(page)

@@ -1,0 +1,127 @@
+const where = t => `position ${t}, “${text(DATA.tokens[t])}”`, target = t => text(DATA.targets[t]);
+const shape = sizes => sizes.length ? `(${sizes.join(", ")})` : "()";
+const O = DATA.optimizer;
+
+head("One training step, taken apart", [
+  `Each of the ${T} positions is asked for the token that follows it; the loss ${number(DATA.loss, 5)} is the mean of their losses, in nats. `
+  + `From there gradients walked back to every tensor and every parameter. The step ran without dropout.`,
+  "Choose a position below: by pointing, by touching, or with Tab and the arrow keys. The small number is its loss."]);
+tokenBar(t => number(DATA.losses[t], 3));
+
+// -- losses ------------------------------------------------------------------------------------------------------------
+
+(() => {
+  const e = section("losses", "The loss of each position", "Minus the logarithm of the probability that the model gave to the token that follows. "
+    + `A model that knows nothing has ln ${DATA.config.vocab_size} = ${number(Math.log(DATA.config.vocab_size))}.`);
+  const card = element(e, "div", {class: "card"}), columns = element(card, "div", {class: "columns"}), most = Math.max(...DATA.losses);
+  const bars = DATA.losses.map((loss, t) => {
+    const button = element(columns, "button", {type: "button", tabindex: "-1", style: `height: ${Math.max(1, 100 * loss / most)}%`,
+                                               title: `${where(t)}: ${number(loss)}`, "aria-label": `loss of ${where(t)}: ${number(loss)}`});
+    button.onclick = () => pin(t);
+    return button;
+  });
+  const line = element(card, "p");
+  const mean = DATA.losses.reduce((a, b) => a + b, 0) / T;
+  element(card, "p", {class: "note"}, `The bars begin at 0; the tallest is ${number(most)}. Their mean is ${number(mean, 6)}; the step's own loss, in float32, ${number(DATA.loss, 6)}.`);
+  follow(t => {
+    bars.forEach((one, i) => one.setAttribute("aria-pressed", String(i === t)));
+    const loss = DATA.losses[t];
+    line.textContent = `After ${where(t)} comes “${target(t)}”: probability ${percent(Math.exp(-loss))}, loss ${number(loss)}, `
+      + `${percent(loss / (T * mean))} of the sum.`;
+  });
+})();
+
+// -- the graph ---------------------------------------------------------------------------------------------------------
+
+const dialog = element(document.body, "dialog", {"aria-label": "derivation"});
+function derive(op) {
+  const {text: words, file} = DATA.ops[op];
+  dialog.replaceChildren();
+  element(dialog, "h3", {}, `${op}: ${file}`);
+  element(dialog, "pre", {}, words || "(the text of this op was removed by python -OO)");
+  const close = element(dialog, "button", {type: "button", class: "plain"}, "close");
+  close.onclick = () => dialog.close();
+  dialog.showModal();
+}
+const opLink = op => cell => {
+  const button = element(cell, "button", {type: "button", class: "link", title: "formula and derivation of its gradient"}, op);
+  button.onclick = event => { event.stopPropagation(); derive(op); };
+};
+(() => {
+  const e = section("graph", "The graph of the step", "One line for each op, in the order of forward; backward walks it from below. Lines on the "
+    + "left join an op with those that use its result. On the right the norm of its result and of the gradient of the loss with respect to "
+    + "that. Choose an op to read its formula and how its gradient is derived.");
+  const H = 46, card = element(e, "div", {class: "card"}), legend = element(card, "div", {class: "node"});
+  const lanes = [], arcs = [];
+  DATA.nodes.forEach(({inputs}, i) => {
+    for (const from of new Set(inputs.map(input => input[2]).filter(Array.isArray).map(source => source[0]))) {
+      if (from === i - 1) { arcs.push([from, i, -1]); continue; }
+      let lane = 0;
+      while ((lanes[lane] ?? -1) > from) lane++;
+      lanes[lane] = i;
+      arcs.push([from, i, lane]);
+    }
+  });
+  const left = 18 + 9 * lanes.length;
+  legend.style.cssText = `height: auto; padding-left: ${left}px`;
+  element(legend, "div", {}).append("op, and its parameters");
+  element(legend, "div", {class: "n"}, "value");
+  element(legend, "div", {class: "n"}, "gradient");
+  const graph = element(card, "div", {class: "graph", style: `padding-left: ${left}px`});
+  const svg = element(graph, "svg", {width: left, height: H * DATA.nodes.length, "aria-hidden": "true"});
+  const y = i => H * (i + .5), x = left - 9;
+  for (const [from, to, lane] of arcs) {
+    const d = lane < 0 ? `M${x} ${y(from)}V${y(to)}` : `M${x} ${y(from)}C${x - 9 * lane - 10} ${y(from) + 14},${x - 9 * lane - 10} ${y(from) + 14},${x - 9 * lane - 10} ${y(from) + 30}`
+      + `V${y(to) - 30}C${x - 9 * lane - 10} ${y(to) - 14},${x - 9 * lane - 10} ${y(to) - 14},${x} ${y(to)}`;
+    element(svg, "path", {d, fill: "none", stroke: lane < 0 ? "var(--pale)" : "var(--accent)", "stroke-width": 1.5});
+  }
+  DATA.nodes.forEach((node, i) => {
+    element(svg, "circle", {cx: x, cy: y(i), r: 4, fill: "var(--ink)"});
+    const line = element(graph, "div", {class: "node"}), name = element(line, "div");
+    opLink(node.op)(name);
+    const shapes = node.outputs.map(out => shape(out.shape)), alike = shapes.every(one => one === shapes[0]);
+    name.append(" " + (shapes.length > 1 && alike ? `${shapes.length} × ${shapes[0]}` : shapes.join(", ")));
+    const parameters = node.inputs.filter(input => typeof input[2] === "string").map(input => node.layer ? input[2].replace(node.layer + ".", "") : input[2]);
+    element(name, "small", {title: node.kernel}, [node.layer || "the model itself", ...parameters].join(" · "));
+    element(line, "div", {class: "n"}, node.outputs.map(out => number(out.norm, 3)).join("\n"));
+    element(line, "div", {class: "n"}, node.outputs.map(out => out.grad === null ? "–" : number(out.grad, 3)).join("\n"));
+  });
+  const last = DATA.nodes[DATA.nodes.length - 1].op;
+  element(card, "p", {class: "note"}, `Of an op with several results the norms stand below each other. The gradient of ${last}, the loss itself, is 1.`);
+})();
+
+// -- gradients of all tensors, token by token --------------------------------------------------------------------------
+
+(() => {
+  const e = section("gradients", "The gradient of every tensor, token by token", "How strongly the loss would react to a change of each tensor at each "
+    + "position: norms of the gradient. Colour is logarithmic, from the largest norm down to a ten-thousandth of it.");
+  const card = element(e, "div", {class: "card"}), body = table(card, ["tensor", ">whole", ">here", "all positions"], {class: "strips"});
+  const rows = DATA.nodes.flatMap(node => node.outputs.map((out, i) => ({node, out, i})).filter(({out}) => out.tokens));
+  const most = Math.max(...rows.flatMap(({out}) => out.tokens)) || 1;
+  const cells = rows.map(({node, out, i}) => {
+    let here;
+    row(body, [cell => { cell.append(`${node.layer ? node.layer + ": " : ""}`); opLink(node.op)(cell); if (node.outputs.length > 1) cell.append(` result ${i}`); },
+               n(out.grad, 3), cell => { here = cell; cell.className = "n"; },
+               cell => heatMap(cell, {class: "row", "aria-label": `gradient of ${node.op} in ${node.layer} at all positions`}, T, 1,
+                               at => 1 + Math.log10(out.tokens[at] / most || 1e-9) / 4 > 0 ? 1 + Math.log10(out.tokens[at] / most) / 4 : 0)]);
+    return [here, out.tokens];
+  });
+  follow(t => cells.forEach(([cell, tokens]) => { cell.textContent = number(tokens[t], 3); }));
+})();
+
+// -- parameters --------------------------------------------------------------------------------------------------------
+
+(() => {
+  const e = section("parameters", "Parameters: gradient and update", `Adam with a learning rate of ${number(O.lr)}, weight decay ${number(O.weight_decay)} on matrices, `
+    + `from moments of zero, so this is its first step: nearly every element moves by the learning rate, however small its gradient, and one whose gradient is exactly 0 moves by decay alone. `
+    + `The norm of the whole gradient is ${number(DATA.norm)}` + (DATA.scale < 1 ? `; clipping at ${number(O.grad_clip)} multiplies it by ${number(DATA.scale)}.` : "; it is not clipped.")
+    + " The last column is the norm of the update as a share of the norm of the weights, on a logarithmic scale from 1e-5 to 1; around 1e-3 is usual in training.");
+  const card = element(e, "div", {class: "card"});
+  const body = table(card, ["parameter", ">weights", ">gradient", ">largest", ">update", ">update / weights", ""], {class: "bars"});
+  for (const u of DATA.updates) {
+    row(body, [cell => { element(cell, "span", {}, u.name); element(cell, "small", {class: "note"}, " " + shape(u.shape)); },
+               n(u.weight, 3), n(u.grad, 3), n(u.largest, 3), n(u.update, 3),
+               {n: u.ratio === null ? "weights 0" : number(u.ratio, 3)}, bar(u.ratio === null ? 1 : 1 + Math.log10(u.ratio || 1e-9) / 5, "second")]);
+  }
+  element(card, "p", {class: "note"}, "“Largest” is the largest gradient of an element, by size.");
+})();
