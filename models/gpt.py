@@ -85,9 +85,11 @@ class GPT(Module):
 
     def logits(self, x: Tensor) -> Tensor:                        # (..., C)
         """Scores of the next token for hidden states x: (..., V)."""
+        # lab: begin tied_head
         if self.lm_head is not None:
             return self.lm_head(x)                                # (..., V)
         return ops.linear(x, self.wte.weight.T)                   # (..., V)
+        # lab: end tied_head
 
     def generate(self, tokens: list[int], max_new_tokens: int, rng: np.random.Generator | None = None,
                  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop: Any = None,

@@ -40,6 +40,7 @@ class Attention(Function):
     def backward(self, dout):
         q, k, v, w, dropout = self.saved
         scale = 1 / math.sqrt(q.shape[-1])
+        # lab: begin attention_backward
         wk = self._drop(w, *dropout)
         dv = wk.swapaxes(-1, -2) @ dout
         dw = self._drop(dout @ v.swapaxes(-1, -2), *dropout)      # (..., Tq, Tk)
@@ -48,6 +49,7 @@ class Attention(Function):
         dq = ds @ k
         dk = ds.swapaxes(-1, -2) @ q
         return dq, dk, dv
+        # lab: end attention_backward
 
     def _drop(self, x, p, key, first):
         if p == 0:
@@ -62,8 +64,10 @@ def future(xp, Tq, Tk):
         future(np, 2, 3) -> [[False, False, True],
                              [False, False, False]]
     """
+    # lab: begin causal_mask
     position = xp.arange(Tk - Tq, Tk)[:, None]                    # (Tq, 1)
     return xp.arange(Tk) > position
+    # lab: end causal_mask
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, key: int = 0, first: int = 0) -> Tensor:

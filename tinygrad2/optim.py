@@ -36,12 +36,14 @@ def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
 
 
 def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
+    # lab: begin adamw
     xp = xp_of(p)
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
     mhat = m / (1 - beta1**t)
     vhat = v / (1 - beta2**t)
     p -= lr * (mhat / (xp.sqrt(vhat) + eps) + weight_decay * p)
+    # lab: end adamw
 
 
 class Adam:
@@ -180,7 +182,9 @@ def clip_scale(norm, max_norm):
     A 0-d array on the norm's device, for Adam.step: nothing waits for a GPU, and clipping needs no pass over the data.
     Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1.
     """
+    # lab: begin clip_grad_norm
     return xp_of(norm).minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+    # lab: end clip_grad_norm
 
 
 # -- the learning rate -----------------------------------------------------------------------------------------------
@@ -198,6 +202,7 @@ def learning_rate(step, schedule, peak, final, warmup, total, decay=0):
 
     wsd is warmup, stable, decay: a training stopped before its decay can be resumed with more steps and loses nothing.
     """
+    # lab: begin cosine_schedule
     if step < warmup:
         return peak * (step + 1) / warmup
     start = max(warmup, total - decay) if schedule == "wsd" else warmup
@@ -209,3 +214,4 @@ def learning_rate(step, schedule, peak, final, warmup, total, decay=0):
     if schedule == "cosine":
         return final + 0.5 * (1 + math.cos(math.pi * x)) * (peak - final)
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}")
+    # lab: end cosine_schedule

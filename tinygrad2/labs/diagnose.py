@@ -14,13 +14,14 @@ from tinygrad2.labs.lab import Wrong
 _TRACE = 1e-5  # relative: how closely a trace must fit
 
 
-def compare(what, found, expected, rtol=1e-6, sizes=None, terms=None, suspects=None, factors=None):
+def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, suspects=None, factors=None):
     """Raises Wrong, naming the element and the likely mistake, unless `found` is `expected`.
 
     what      "dx"
     found     what the student's code has returned: an array, a Tensor, lists, a number
     expected  an array (...)
     rtol      largest difference that passes, relative to the largest expected element
+    atol      a difference that passes in any case: the error of what `expected` was measured with
     sizes     {"12, the number of rows": 12, "sqrt(hs)": 2.0}: numbers that may have been multiplied or divided by; a
               mean divides by those whose name begins with a digit
     terms     {"the path through the mean": array (...)}: their sum is `expected`
@@ -31,7 +32,7 @@ def compare(what, found, expected, rtol=1e-6, sizes=None, terms=None, suspects=N
     found = _as_array(what, found, expected)
     if found.shape != expected.shape:
         raise Wrong(f"{what} has shape {found.shape}, not {expected.shape}{_about_shape(found, expected)}")
-    close = _close(found, expected, rtol)
+    close = _close(found, expected, rtol, atol)
     if close.all():
         return
     worst = _worst(found, expected, close)
@@ -76,8 +77,9 @@ def _scale(expected):
     return float(finite.max(initial=0.0)) or 1.0
 
 
-def _close(found, expected, rtol):
-    return np.isclose(found.astype(float), expected.astype(float), rtol=0, atol=rtol * _scale(expected))
+def _close(found, expected, rtol, atol=0.0):
+    limit = max(atol, rtol * _scale(expected))
+    return np.isclose(found.astype(float), expected.astype(float), rtol=0, atol=limit)
 
 
 def _same(found, expected, rtol=_TRACE):

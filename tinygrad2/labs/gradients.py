@@ -7,6 +7,8 @@ from tinygrad2.labs.diagnose import compare
 from tinygrad2.labs.lab import Wrong
 from tinygrad2.tensor import apply
 
+_ATOL = 1e-10  # above the rounding error of a numerical gradient
+
 
 class Use:
     """One forward and backward of a Function on arrays.
@@ -44,7 +46,7 @@ class Use:
 
     def check(self, name, **traces):
         """Raises Wrong unless the gradient of this input is the measured one. `traces`: see `compare`."""
-        compare(f"d{name}", self.grads[name], self.numeric(name), **traces)
+        compare(f"d{name}", self.grads[name], self.numeric(name), atol=_ATOL, **traces)
 
 
 def check_in_the_engine(op, inputs, rng, options=None):
@@ -62,7 +64,7 @@ def check_in_the_engine(op, inputs, rng, options=None):
     for i, (name, tensor) in enumerate(zip(inputs, tensors)):
         if isinstance(tensor, Tensor):
             expected = numeric_gradient(use, list(inputs.values()), i, first + second)
-            compare(f"d{name} of a result with two uses", tensor.grad, expected)
+            compare(f"d{name} of a result with two uses", tensor.grad, expected, atol=_ATOL)
 
 
 def transposed(array):
