@@ -16,9 +16,14 @@ from models import GPT, GPTConfig
 from tinygrad2.cli import call
 from tinygrad2.commands import explain
 from tinygrad2.explain import page as pages
-from tinygrad2.explain.forward import Forward, choose_layers, page_of_forward, softmax
+from tinygrad2.explain import pulls as pulls_module
+from tinygrad2.explain.forward import Forward, attention_of, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
+from tinygrad2.explain.pulls import StreamObserver, choose_targets, pulls
+from tinygrad2.explain.recorder import Recorder
 from tinygrad2.explain.step import Step, derivation, token_norms
 from tinygrad2.explain.text import fractions, rounded, signed_bytes, token_text
+from tinygrad2.function import observe
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 
@@ -86,10 +91,6 @@ def test_rows_of_attention_sum_to_one_and_give_what_the_op_returned(forward):
 
 
 def test_attention_of_another_q_is_noticed(forward):
-    from tinygrad2.explain.forward import attention_of
-    from tinygrad2.explain.recorder import Recorder
-    from tinygrad2.function import observe
-
     recorder = Recorder(forward.model, ["attention"])
     with observe(recorder):
         forward.model(forward.tokens[None])
@@ -245,6 +246,63 @@ def test_the_update_is_the_first_step_of_adam_and_the_weights_stay(step, trained
         assert np.array_equal(dict(step.model.named_parameters())[name].data, parameter.data)
 
 
+def test_each_target_pulls_as_its_own_loss_does(step, tokens):
+    T = len(tokens) - 1
+    found = pulls(step.model, step.x, step.y, [0, 3, T - 1])
+    assert list(found) == ["", "h.0", "h.1"]
+    for row, s in enumerate((0, 3, T - 1)):
+        model = small_gpt()
+        masked = np.where(np.arange(T) == s, step.y, -1)          # another way: this target alone, one text
+        observer = StreamObserver(model)
+        with observe(observer):
+            model.loss(step.x, masked).backward()
+        for layer, norms in found.items():
+            assert norms[row] == pytest.approx(observer.norms[layer][0] / T, rel=1e-4, abs=1e-9)
+            assert not norms[row, s + 1 :].any() and norms[row, s] > 0
+        rows = np.linalg.norm(model.wpe.weight.grad[:T].astype(np.float64), axis=1) / T
+        assert found[""][row] == pytest.approx(rows, rel=1e-4, abs=1e-9)
+    assert all(parameter.requires_grad for parameter in step.model.parameters())
+
+
+def test_the_parts_of_all_targets_are_in_several_batches_the_same(step, monkeypatch):
+    targets = list(range(len(step.losses)))
+    whole = pulls(step.model, step.x, step.y, targets)
+    monkeypatch.setattr(pulls_module, "_TOKENS", 3 * len(targets))
+    for layer, norms in pulls(step.model, step.x, step.y, targets).items():
+        assert norms.shape == (len(targets),) * 2 and norms == pytest.approx(whole[layer], rel=1e-4, abs=1e-9)
+
+
+def test_samples_of_large_models():
+    gpt2, demo = GPTConfig.preset("gpt2"), GPTConfig.preset("demo")
+    assert choose_targets(demo, 128) == list(range(128)) and choose_targets(demo, 1) == [0]
+    few = choose_targets(gpt2, 60)
+    assert 10 < len(few) < 30 and few[-1] == 59 and len(set(np.diff(few))) <= 2
+    grads = {f"w{i}": np.arange(12.0).reshape(3, 4) for i in range(148)}
+    sample = choose_elements(gpt2, grads, 60)
+    assert list(sample) == [f"w{148 * i // 6}" for i in range(6)] and sample["w0"] == [(2, 3)]
+    full = choose_elements(demo, grads | {"zero": np.zeros(2)}, 1)
+    assert len(full) == 149 and full["zero"] == [(0,)]
+    for indices in list(full.values())[:-1]:
+        assert indices[0] == (2, 3) and (0, 0) not in indices and len(set(indices)) == len(indices) == 3
+
+
+def test_measured_gradients_are_those_of_backward(step):
+    before = [parameter.data for parameter in step.model.parameters()]
+    values = [array.copy() for array in before]
+    chosen = choose_elements(step.model.config, step.grads, len(step.losses))
+    measured = measure(step.model, step.x, step.y, chosen)
+    assert list(chosen) == list(step.grads) and sum(map(len, chosen.values())) > 50
+    for name, indices in chosen.items():
+        for index, numeric in zip(indices, measured[name], strict=True):
+            assert numeric == pytest.approx(step.grads[name][index], rel=1e-3, abs=1e-5), (name, index)
+    rows = samples(step.model, step.grads, chosen, measured)
+    assert largest_difference(rows) < 1e-2
+    rows["ln_f.bias"][0]["numeric"] *= 1.5                        # a gradient that is wrong is noticed
+    assert largest_difference(rows) == pytest.approx(1 / 3, rel=1e-2)
+    for parameter, array, value in zip(step.model.parameters(), before, values):
+        assert parameter.data is array and np.array_equal(array, value)
+
+
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_a_step_of_every_kind_of_model(kind, here, capsys):
     save(here / "w.bin", **CHECKPOINTS[kind])
@@ -363,6 +421,14 @@ def test_weights_that_are_not_finite_have_no_step(here, capsys):
     assert data_of(here / "explain.html")["top"][0]["p"] == [None] * 10
 
 
+def test_a_step_measures_the_layers_that_are_named(here, capsys):
+    save(here / "w.bin")
+    assert run("--weights", "w.bin", "--prompt", PROMPT, "--step", "--layers", "1") == 0
+    data = data_of(here / "explain_step.html")
+    assert {name[:4] for name in data["samples"]} == {"wte.", "wpe.", "h.1.", "ln_f"}
+    assert [point["layer"] for point in data["pulls"]["points"]] == ["", "h.1"]
+
+
 def test_an_older_page_is_replaced_and_that_is_said(here, capsys):
     save(here / "w.bin")
     for _ in range(2):
@@ -400,6 +466,11 @@ said.here = [...document.querySelectorAll("#gradients td:nth-child(3)")].map(cel
 document.querySelectorAll("#graph .link")[6].click();
 said.open = document.querySelector("dialog").open;
 said.derivation = document.querySelector("dialog").textContent;
+document.querySelector("dialog").close();
+document.querySelectorAll("#pulls button")[1].click();
+said.pulled = [...document.querySelectorAll("#pulls td:nth-child(3)")].map(cell => cell.textContent);
+[...document.querySelectorAll("#parameters .link")].find(button => button.textContent === "ln_f.bias").click();
+said.measured = [...document.querySelectorAll("#numeric td:nth-child(4)")].map(cell => cell.textContent);
 said.error = document.querySelector("#error") !== null;
 document.body.append("\\n" + JSON.stringify(said) + " END");
 }</script>"""
@@ -443,3 +514,7 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
     assert said["loss"].startswith("After position 2, ") and f"loss {data['losses'][2]:.3g}"[:8] in said["loss"]
     expected = [out["tokens"][2] for node in data["nodes"] for out in node["outputs"] if out["tokens"]]
     assert [float(text) for text in said["here"]] == pytest.approx(expected, rel=6e-3)
+    column = sorted((row[2] for row in data["pulls"]["points"][1]["norms"][2:]), reverse=True)[:8]
+    assert [float(text) for text in said["pulled"]] == pytest.approx(column, rel=6e-3)
+    measured = [sample["numeric"] for sample in data["samples"]["ln_f.bias"]]
+    assert [float(text) for text in said["measured"]] == pytest.approx(measured, rel=1e-5)

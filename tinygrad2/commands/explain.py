@@ -21,7 +21,9 @@ from tinygrad2.cli import Parser, add_flags, flag, from_flags, input_path, outpu
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.explain.forward import Forward, choose_layers, ids_on_page, page_of_forward
+from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
 from tinygrad2.explain.page import is_page, write_page
+from tinygrad2.explain.pulls import choose_targets, page_of_pulls, pulls
 from tinygrad2.explain.step import Step, page_of_step
 from tinygrad2.explain.text import token_text
 from tinygrad2.io.outputs import check_output
@@ -44,8 +46,8 @@ class ExplainConfig:
                                    "token; ordinary is plain characters", choices=SPECIAL)
     step: bool = flag(False, "one training step on the text, instead of a forward pass")
     lr: float = flag(None, "of the step", kind=float, default="the highest of the training of these weights, else 6e-4")
-    layers: str = flag("", "blocks whose attention is shown: all, or numbers such as 0,5,11",
-                       default="all, or as many as fit onto a page")
+    layers: str = flag("", "blocks whose attention is shown, or of a step what is measured: all, or numbers such as "
+                           "0,5,11", default="all, or as many as fit onto a page")
     out: str = output_path("", "the page", default="explain.html, explain_step.html")
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
@@ -100,14 +102,27 @@ def explain_step(config, model, tokenizer, pretrained, tokens):
     if len(tokens) < 2:
         raise UserError("--prompt: one token has no next one to learn; give a longer text")
     optimizer = optimizer_of(config, pretrained)
+    layers = read_layers(config.layers or "all", model.config, len(tokens))
     step = Step(model, tokens, optimizer)
     if not math.isfinite(step.loss + step.norm):
         raise UserError(f"{config.weights}: the loss is {step.loss}, the norm of its gradient {step.norm}: these "
                         "weights cannot be trained; python -m tinygrad2 replay finds where a training broke")
-    page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1]}
+    wanted = {name: grad for name, grad in step.grads.items() if in_layers(name, layers)}
+    elements = choose_elements(model.config, wanted, len(tokens) - 1)
+    numeric = samples(model, step.grads, elements, measure(model, step.x, step.y, elements))
+    targets = choose_targets(model.config, len(tokens) - 1)
+    page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1], "samples": numeric}
+    found = pulls(model, step.x, step.y, targets)
+    page["pulls"] = page_of_pulls({name: part for name, part in found.items() if in_layers(name, layers)}, targets)
     page["texts"] = {id: token_text(tokenizer, id) for id in sorted(set(tokens))}
     line = f"loss      {step.loss:.4f}, the mean of {len(tokens) - 1} positions; norm of the gradient {step.norm:.4g}"
-    return page, line
+    count, worst = sum(map(len, elements.values())), largest_difference(numeric)
+    return page, f"{line}\ngradient  {count} elements measured in float64: they differ by {worst:.1e} at most, relative"
+
+
+def in_layers(name, layers):
+    """Is a module or parameter ("h.3.attn") of one of these layers, or of none?"""
+    return not name.startswith("h.") or int(name.split(".")[1]) in layers
 
 
 def optimizer_of(config, pretrained):

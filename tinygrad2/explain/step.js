@@ -109,6 +109,53 @@ const opLink = op => cell => {
   follow(t => cells.forEach(([cell, tokens]) => { cell.textContent = number(tokens[t], 3); }));
 })();
 
+// -- which target pulls which position ---------------------------------------------------------------------------------
+
+(() => {
+  const {targets, points} = DATA.pulls, all = targets.length === T;
+  const e = section("pulls", "Which target pulled which position", "The gradient of the stream is a sum of parts, one for the loss of each target. "
+    + "In the square a row is a target (the token that follows that position), a column the position that its loss pulls at; a target pulls at no later position. "
+    + "Colour is logarithmic, down to a ten-thousandth of the largest norm."
+    + (all ? "" : ` For the size of this model ${targets.length} of the ${T} targets are followed, evenly spread.`));
+  const card = element(e, "div", {class: "card"}), buttons = element(card, "div", {class: "chips", role: "group", "aria-label": "where in the model"});
+  const holder = element(card, "div", {class: "square"}), title = element(card, "h3"), chips = element(card, "div", {class: "chips"});
+  const title2 = element(card, "h3"), holder2 = element(card, "div");
+  const name = layer => layer ? `after ${layer}` : "embeddings";
+  const most = points.map(({norms}) => Math.max(...norms.flat()) || 1);
+  const share = (v, k) => v > 0 ? Math.max(0, 1 + Math.log10(v / most[k]) / 4) : 0;
+  let chosen = 0, canvas = null, paint = () => {};
+  painters.push(() => paint());
+  const draw = t => {
+    const {layer, norms} = points[chosen], row_ = targets.indexOf(t);
+    title.textContent = row_ < 0 ? `The target of ${where(t)} is not among those followed`
+      : `The loss of “${target(t)}”, the target of ${where(t)}, pulls at (norm of its gradient, ${name(layer)})`;
+    chips.replaceChildren();
+    if (row_ >= 0) norms[row_].forEach((v, i) => {
+      const chip = element(chips, "div", {class: "chip", style: tint(share(v, chosen) ** 2), "aria-current": String(i === t)});
+      element(chip, "span", {class: "token"}, text(DATA.tokens[i]));
+      element(chip, "small", {}, number(v, 2));
+    });
+    const column = targets.map((s, i) => s >= t ? norms[i][t] : 0), sum = column.reduce((a, b) => a + b, 0);
+    title2.textContent = `The stream at ${where(t)} is pulled most by`;
+    holder2.replaceChildren();
+    const body = table(holder2, ["target", ">of position", ">norm", ">share", ""], {class: "bars"});
+    for (const i of largest(column, 8).filter(i => column[i] > 0))
+      row(body, [cell => element(cell, "span", {class: "token"}, target(targets[i])), n(targets[i]), n(column[i], 3), p(column[i] / sum), bar(column[i] / sum)]);
+    element(holder2, "p", {class: "note"}, "Share of the sum of the norms. The parts are vectors and may cancel, so the norm of their sum is smaller.");
+  };
+  const choose = k => {
+    chosen = k;
+    [...buttons.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === k)));
+    if (!canvas) canvas = element(holder, "canvas", {role: "img"});
+    canvas.setAttribute("aria-label", `norms of gradients, ${name(points[k].layer)}`);
+    paint = heat(canvas, T, targets.length, (t, i) => t <= targets[i] ? share(points[k].norms[i][t], k) : 0);
+    if (shown >= 0) draw(shown);
+  };
+  points.forEach(({layer}, k) => { element(buttons, "button", {type: "button", class: "plain"}, name(layer)).onclick = () => choose(k); });
+  choose(chosen);
+  follow(draw);
+})();
+
 // -- parameters --------------------------------------------------------------------------------------------------------
 
 (() => {
@@ -119,9 +166,34 @@ const opLink = op => cell => {
   const card = element(e, "div", {class: "card"});
   const body = table(card, ["parameter", ">weights", ">gradient", ">largest", ">update", ">update / weights", ""], {class: "bars"});
   for (const u of DATA.updates) {
-    row(body, [cell => { element(cell, "span", {}, u.name); element(cell, "small", {class: "note"}, " " + shape(u.shape)); },
+    row(body, [cell => {
+      if (!DATA.samples[u.name]) element(cell, "span", {}, u.name);
+      else element(cell, "button", {type: "button", class: "link", title: "its gradient, measured"}, u.name).onclick = () => {
+        const choice = document.querySelector("#numeric select");
+        choice.value = u.name;
+        choice.onchange();
+        document.getElementById("numeric").scrollIntoView({block: "center"});
+      }; 
+      element(cell, "small", {class: "note"}, " " + shape(u.shape));
+    },
                n(u.weight, 3), n(u.grad, 3), n(u.largest, 3), n(u.update, 3),
                {n: u.ratio === null ? "weights 0" : number(u.ratio, 3)}, bar(u.ratio === null ? 1 : 1 + Math.log10(u.ratio || 1e-9) / 5, "second")]);
   }
   element(card, "p", {class: "note"}, "“Largest” is the largest gradient of an element, by size.");
+
+  const count = Object.values(DATA.samples).flat().length, measured = element(e, "div", {class: "card", id: "numeric"});
+  element(measured, "h3", {}, "Is the gradient right? Measured beside computed");
+  element(measured, "p", {}, `${count} elements: of ${Object.keys(DATA.samples).length} of the ${DATA.updates.length} parameters the one with the largest gradient, and others drawn among those `
+    + "whose gradient is not 0. Computed: by backward, in float32. Measured: the loss in float64, once with the element 1e-5 larger and once 1e-5 "
+    + "smaller; their difference, divided by 2e-5.");
+  const choice = element(element(measured, "p"), "select", {"aria-label": "parameter"}), holder = element(measured, "div");
+  for (const name in DATA.samples) element(choice, "option", {}, name);
+  const list = () => {
+    holder.replaceChildren();
+    const body = table(holder, ["element", ">value", ">computed", ">measured", ">difference"]);
+    for (const {index, value, grad, numeric} of DATA.samples[choice.value])
+      row(body, [`[${index.join(", ")}]`, n(value), n(grad, 6), n(numeric, 6), n(grad - numeric, 2)]);
+  };
+  choice.onchange = list;
+  list();
 })();
