@@ -155,8 +155,10 @@ def generate(config):
     array_module(config.device)
     model, tokenizer, pretrained = load(config.weights, config.device, config.tokenizer, config.block_size)
     if config.quantize == "int8":
+        model.config.require_gpt("--quantize int8")
         quantize(model)
     elif config.dtype == "bfloat16":
+        model.config.require_gpt("--dtype bfloat16")
         quantize(model, LinearBfloat16)
     start = start_ids(config.start_token, pretrained)
     encode = partial(encode_prompt, config.special, pretrained, start, model.config.block_size)

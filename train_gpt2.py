@@ -35,9 +35,9 @@ from functools import partial
 import numpy as np
 
 import ops
-from models import GPT, PRESETS, GPTConfig
-from models.config import train_flops_per_token
+from models import PRESETS
 from models.dropout import set_dropout
+from models.families import ModelFlags, make_config, make_model
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, choose_gpu, to_host
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
@@ -79,9 +79,9 @@ class Trainer:
     finished   all steps are done, or a signal has come
     """
 
-    def __init__(self, config, gpt_config, world, stop=None):
+    def __init__(self, config, model_config, world, stop=None):
         self.config, self.world, self.stop = config, world, stop
-        self.model = GPT(gpt_config, seed=None if config.init_from else config.seed, recompute=config.recompute)
+        self.model = make_model(model_config, None if config.init_from else config.seed, config.recompute)
         self.flat = FlatBuffers(self.model, config.device)        # all weights in one array, all gradients in another
         self.micro_batches = config.batch_size // config.micro_batch_size                  # of all ranks together
         overlap = world.hosts > 1 if config.overlap == "auto" else config.overlap == "yes"
@@ -156,12 +156,12 @@ def main(world, argv=None):
     argv    the flags; by default the process's, in a notebook none
     """
     start = time.perf_counter()
-    config, gpt_config, state, run_dir, checkpoint = configure(argv, world)
-    tokenizer, loader, val_loader, examples, pretrained = open_data(config, gpt_config, state, world)
+    config, model_config, state, run_dir, checkpoint = configure(argv, world)
+    tokenizer, loader, val_loader, examples, pretrained = open_data(config, model_config, state, world)
 
-    plan = plan_memory(config, gpt_config, world)
+    plan = plan_memory(config, model_config, world)
     stop = StopRequest(verbose=world.rank == 0)
-    trainer = Trainer(config, gpt_config, world, stop)
+    trainer = Trainer(config, model_config, world, stop)
     if checkpoint:
         snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it
     if pretrained:
@@ -234,7 +234,7 @@ def read_command_line(argv, log=print):
     shape = parser.add_argument_group("model")
     shape.add_argument("--model", choices=PRESETS, metavar="NAME",
                        help=f"preset: one of {', '.join(PRESETS)} (default: demo); the flags below change parts of it")
-    add_flags(shape, GPTConfig, default_text="the preset's")
+    add_flags(shape, ModelFlags, default_text="the preset's")
     args = parser.parse_args(argv)
     if args.help:
         log(parser.format_help())
@@ -243,7 +243,7 @@ def read_command_line(argv, log=print):
 
 
 def parse(argv, ranks=None, saved=None, log=print):
-    """(TrainConfig, GPTConfig, preset) from the command line: the preset and its recipe, overridden by flags.
+    """(TrainConfig, ModelConfig, preset) from the command line: the preset and its recipe, overridden by flags.
 
     ranks   how many share the batch; None: as many as --ranks says, or one
     saved   RunState of a checkpoint: its flags hold if the command line has none
@@ -253,10 +253,10 @@ def parse(argv, ranks=None, saved=None, log=print):
 
 def resolve(args, ranks=None, saved=None):
     """The same, from the flags that were given."""
-    flags, model_flags = given(TrainConfig, args), given(GPTConfig, args)
+    flags, model_flags = given(TrainConfig, args), given(ModelFlags, args)
     if saved:
         saved.refuse_changes(args.model, flags, model_flags)
-        preset, gpt_config = saved.preset, build(GPTConfig, saved.model | model_flags)
+        preset, model_config = saved.preset, build(make_config, saved.model | model_flags)
         before = {name: value for name, value in saved.training.items() if name not in OF_THIS_START}
         if flags.get("schedule", "wsd") != "wsd":
             before.pop("decay_steps", None)                       # belongs to the schedule that this start leaves
@@ -266,20 +266,22 @@ def resolve(args, ranks=None, saved=None):
     elif args.init_from:
         if args.model:
             raise UserError(f"--model {args.model}: --init-from sets the model's shape; use only one of the two")
-        preset, gpt_config = "--init-from", config_for_training(args.init_from, model_flags, args.tokenizer or "")
+        preset, model_config = "--init-from", config_for_training(args.init_from, model_flags, args.tokenizer or "")
     else:
         preset = args.model or "demo"
-        gpt_config = build(GPTConfig, PRESETS[preset] | model_flags)
+        model_config = build(make_config, PRESETS[preset] | model_flags)
     config = build(TrainConfig, RECIPES[preset] | flags)
+    if config.recompute or config.dtype != "float32":
+        model_config.require_gpt("--recompute" if config.recompute else f"--dtype {config.dtype}")
     if config.decay_steps and config.schedule != "wsd":
         raise UserError(f"--decay-steps is for --schedule wsd, not {config.schedule}")
     if config.decay_steps and config.decay_steps > config.steps:
         raise UserError(f"--decay-steps {config.decay_steps} is more than the {config.steps} of --steps")
-    return fit_batch(config, ranks or config.ranks or 1, args.micro_batch_size is not None), gpt_config, preset
+    return fit_batch(config, ranks or config.ranks or 1, args.micro_batch_size is not None), model_config, preset
 
 
 def configure(argv, world):
-    """(config, gpt_config, RunState, RunDir, Checkpoint); the checkpoint on rank 0 with --resume, else None.
+    """(config, model_config, RunState, RunDir, Checkpoint); the checkpoint on rank 0 with --resume, else None.
 
     Rank 0 reads the newest intact checkpoint, and all ranks continue with its flags.
     """
@@ -290,30 +292,30 @@ def configure(argv, world):
     if args.resume:
         checkpoint = world.on_rank_0("looking for a checkpoint", run_dir.find_checkpoint, world.print)
         saved = world.broadcast_object(checkpoint and RunState.from_checkpoint(checkpoint))
-    config, gpt_config, preset = resolve(args, world.size, saved)
-    world.require_same("flags", asdict(config) | gpt_config.to_dict())
+    config, model_config, preset = resolve(args, world.size, saved)
+    world.require_same("flags", asdict(config) | model_config.to_dict())
     world.set_timeout(config.timeout)
     if saved:
-        report.print_changes(saved, config, gpt_config, world.print)
+        report.print_changes(saved, config, model_config, world.print)
     world.on_rank_0("checking what will be written", check_outputs, config, run_dir, world.print)
-    parameters, done = gpt_config.count_parameters(), saved.step if saved else 0
+    parameters, done = model_config.count_parameters(), saved.step if saved else 0
     world.on_rank_0("checking the room on the disk", check_disk, config, parameters, run_dir, done)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     described = ops.describe_kernels(config.device, config.kernels)
     products = ops.describe_products(config.device, config.kernels, precision_of(config))
-    report.print_setup(config, gpt_config, preset, world, described, products, xp)
+    report.print_setup(config, model_config, preset, world, described, products, xp)
     ops.announce_compiling(world.print)
-    state = replace(saved or RunState(preset), training=asdict(config), model=gpt_config.to_dict())
-    return config, gpt_config, state, run_dir, checkpoint
+    state = replace(saved or RunState(preset), training=asdict(config), model=model_config.to_dict())
+    return config, model_config, state, run_dir, checkpoint
 
 
-def open_data(config, gpt_config, state, world):
+def open_data(config, model_config, state, world):
     """(tokenizer, loader, validation loader, HellaSwag examples, Pretrained); all except the loader may be None.
 
     Fills in `state.data` and `state.tokenizer`. Raises UserError if a training is resumed on other data.
     """
-    V, T = gpt_config.vocab_size, gpt_config.block_size
+    V, T = model_config.vocab_size, model_config.block_size
     pretrained, tokenizer, examples, val_loader = None, None, None, None
     if config.hellaswag:
         first_bytes(config.hellaswag)                             # an error now, not after the text was tokenized
@@ -338,18 +340,18 @@ def open_data(config, gpt_config, state, world):
         examples = hellaswag.load_examples(config.hellaswag, data.tokenizer, config.hellaswag_examples)
         if line := state.note_questions(hellaswag.checksum(examples), config.hellaswag):
             world.print(line)
-    report.print_data(data, loader, pretrained, config, gpt_config, world)
+    report.print_data(data, loader, pretrained, config, model_config, world)
     if problem := validation.check_prompt(data.tokenizer, config):
         world.print(f"note      {problem}")
     return data.tokenizer, loader, val_loader, examples if config.eval_every else None, pretrained
 
 
-def plan_memory(config, gpt_config, world):
+def plan_memory(config, model_config, world):
     """The MemoryPlan of a rank. What opening the data took is returned to the system first."""
     give_back_freed_memory()
     forget_peak()
     return MemoryPlan.of(
-        config, gpt_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), world.size
+        config, model_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), world.size
     )
 
 
@@ -357,7 +359,7 @@ def measure_costs(trainer, plan, loader):
     """Report what a step takes; returns the seconds of its arithmetic at this machine's peak."""
     keep_freed_memory()
     peak = gemm_peak(array_module(trainer.config.device)) * trainer.world.size
-    flops = train_flops_per_token(trainer.model.config) * loader.tokens_per_batch
+    flops = trainer.model.config.train_flops_per_token() * loader.tokens_per_batch
     report.print_costs(trainer, plan, peak, flops)
     return flops / peak
 

@@ -152,7 +152,7 @@ def inference(args, clock, folder):
 
 def steps(args, clock, folder):
     """Training steps of each side, in turns, at each batch size; and the limits of the GPU."""
-    from models.config import GPTConfig, train_flops_per_token
+    from models.config import GPTConfig
 
     names = [name for name in args.sides.split(",") if name.startswith("ours") or installed("torch")]
     config = GPTConfig.preset(args.model)
@@ -177,7 +177,7 @@ def steps(args, clock, folder):
                 memory[name] = answer["peak"]
             print(f"B={B} turn {turn + 1}: "
                   + ", ".join(f"{s} {statistics.median(ms[s][-1]):.1f} ms" for s in ms), flush=True)  # fmt: skip
-        flops = train_flops_per_token(config) * B * T
+        flops = config.train_flops_per_token() * B * T
         for name in sides:
             rows.append(step_row(name, B, T, ms, losses, memory, flops, peaks))
         if clock.left() < 0:

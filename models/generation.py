@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from models.kv_cache import CachePack, KVCache
+from models.cache_pack import CachePack
 from models.sampling import Sampling, log_probability, sample
 from tinygrad2.backend import to_device
 from tinygrad2.tensor import no_grad
@@ -39,7 +39,7 @@ class _Text:
     number: int
     tokens: list
     rng: Generator | None
-    cache: KVCache
+    cache: Any                                                    # KVCache, or TokenCache
     first: Any = None                                             # (V,) array, the scores after the prompt,
     logits: Any = None                                            # (V,) array, those after the newest token
     done: int = 0
@@ -53,7 +53,7 @@ class _Text:
 def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, rngs: Sequence[Generator | None],
              sampling: Sampling | None = None, *, stop: int | Collection[int] | None = None, n_vocab: int | None = None,
              batch_size: int = 8, logprobs: bool = False, ended: Collection[int] = ()) -> Iterator[Step]:  # fmt: skip
-    """Continue each of `prompts` (lists of ids) with a GPT by up to max_new_tokens; yields Steps, one per token.
+    """Continue each of `prompts` (lists of ids) by up to max_new_tokens; yields Steps, one per token.
 
     rngs             NumPy Generators, one per prompt; None means greedy
     stop, n_vocab    id or ids that end a text (not part of it); only ids below n_vocab are drawn (as in GPT.generate)
@@ -94,7 +94,7 @@ def _begin(model, numbers, prompts, rngs, max_new_tokens, running):
     for number in numbers:
         prompt = list(prompts[number])
         room = min(len(prompt), model.config.block_size) + max_new_tokens - 1    # nothing follows the last token
-        text = _Text(number, prompt, rngs[number], KVCache(model.config, 1, model.wpe.weight.device, room))
+        text = _Text(number, prompt, rngs[number], model.new_cache(1, room))
         new.append((text, known.setdefault(tuple(prompt), text)))
     _feed(model, [text for text, like in new if like is text])
     for text, like in new:

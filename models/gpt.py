@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,16 @@ from models.block import Block
 from models.config import GPTConfig
 from models.dropout import Dropout
 from models.embedding import Embedding
-from models.generation import generate
+from models.kv_cache import KVCache
+from models.language_model import LanguageModel
 from models.layernorm import LayerNorm
 from models.linear import Linear
-from models.sampling import Sampling
-from ops.embedding import check_ids
 from tinygrad2.backend import to_device
-from tinygrad2.module import Module
 from tinygrad2.recompute import recompute
-from tinygrad2.tensor import Tensor, no_grad
+from tinygrad2.tensor import Tensor
 
 
-class GPT(Module):
+class GPT(LanguageModel):
     """GPT-2: from token ids to the scores (logits) of the token that comes next, at every position.
 
         x = wte[tokens] + wpe[positions]         what the token is, and where
@@ -33,6 +30,8 @@ class GPT(Module):
     for a model that is about to be loaded. With `recompute` a block keeps only its input for backward, and is computed
     again there (tinygrad2/recompute.py). Radford et al., 2019.
     """
+
+    config: GPTConfig
 
     def __init__(self, config: GPTConfig, seed: int | None = None, recompute: bool = False):
         self.config, self.recompute = config, recompute
@@ -45,29 +44,12 @@ class GPT(Module):
         if seed is not None:
             initialize(self, seed)
 
-    def forward(self, tokens: Any, targets: Any = None) -> tuple[Tensor, Tensor | None]:      # (B, T) integers
-        """(logits, loss): logits (B, T, V), and the mean loss over all targets (B, T) in nats, None without targets.
-
-        Raises IndexError for ids outside the vocabulary and ValueError for more than block_size tokens.
-        """
-        logits = self.logits(self.hidden(tokens))                 # (B, T, V)
-        if targets is None:
-            return logits, None
-        return logits, ops.cross_entropy(logits, self._to_model(targets, ignored=-1))
-
-    def loss(self, tokens: Any, targets: Any) -> Tensor:          # (B, T) integers, both
-        """The loss alone, as `forward` returns it, without ever holding all logits: for training and validation."""
-        weight = self.wte.weight if self.lm_head is None else self.lm_head.weight.T     # (V, C)
-        return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
-
     def hidden(self, tokens: Any, cache: Any = None) -> Tensor:   # (B, T)
         """The final hidden state at each position: (B, T, C).
 
         With a KVCache (or CachePack) the tokens follow those that are in it, and are added to it.
         """
-        tokens = np.asarray(tokens) if isinstance(tokens, (list, tuple)) else tokens
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens of shape {tokens.shape}: a model takes (B, T), a row for each text")
+        tokens = self._rows(tokens)
         B, T = tokens.shape
         if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
@@ -91,34 +73,11 @@ class GPT(Module):
         return ops.linear(x, self.wte.weight.T)                   # (..., V)
         # lab: end tied_head
 
-    def generate(self, tokens: list[int], max_new_tokens: int, rng: np.random.Generator | None = None,
-                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, stop: Any = None,
-                 n_vocab: int | None = None) -> Iterator[int]:  # fmt: skip
-        """Continue a list of token ids; yields one new id at a time (so text can be shown as it is written).
+    def head_weight(self) -> Tensor:
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight.T      # (V, C)
 
-        rng       NumPy Generator for the draws; None means greedy: always the most probable token
-        stop      id that ends the text (it is not yielded), or several ids
-        n_vocab   only ids below are drawn (if the tokenizer has fewer than the model has rows)
-
-        Past block_size the oldest tokens slide out of the window. See models/sampling.py for the other knobs, and
-        models/generation.py for several texts at once.
-        """
-        knobs = Sampling(temperature, top_k, top_p)
-        for step in generate(self, [tokens], max_new_tokens, [rng], knobs, stop=stop, n_vocab=n_vocab):
-            if step.token is not None:
-                yield step.token
-
-    def next_logits(self, tokens: Any, cache: Any) -> Tensor:     # (B, T) lists of ids
-        """The scores of the token that follows each sequence, (B, V); the tokens are added to the KVCache."""
-        with no_grad():
-            return self.logits(self.hidden(np.array(tokens), cache)[:, -1])
-
-    def _to_model(self, ids: Any, ignored: int | None = None) -> Any:
-        """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""
-        ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
-        if isinstance(ids, np.ndarray):
-            check_ids(ids if ignored is None else ids[ids != ignored], self.config.vocab_size)
-        return to_device(ids, self.wte.weight.device)
+    def new_cache(self, batch: int = 1, size: int | None = None) -> KVCache:
+        return KVCache(self.config, batch, self.device, size)
 
 
 def initialize(model: GPT, seed: int) -> None:

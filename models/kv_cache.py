@@ -2,7 +2,6 @@
 
 import numpy as np
 
-import ops
 from tinygrad2.backend import array_module
 from tinygrad2.tensor import Tensor
 
@@ -61,33 +60,6 @@ class KVCache:
         return _Layer(self, i)
 
 
-class CachePack:
-    """Caches of several texts that go through the model in one pass, their new tokens concatenated into one row.
-
-    lengths[i] tokens belong to text i: a whole prompt, or one new token. All matrix products run over the tokens of all
-    texts together; only attention, where each text has its own past, runs text by text. So nothing is padded, and
-    nothing needs a mask.
-    """
-
-    def __init__(self, caches, lengths):
-        self.caches, self.lengths = caches, lengths
-
-    def positions(self, batch, T):
-        """Positions of the tokens, (T,). Raises ValueError as KVCache.positions does."""
-        if (batch, T) != (1, sum(self.lengths)):
-            raise ValueError(f"texts of {self.lengths} tokens make one row of {sum(self.lengths)}, not {batch} of {T}")
-        return np.concatenate([cache.positions(1, length) for cache, length in zip(self.caches, self.lengths)])
-
-    def advance(self, T):
-        """The tokens have passed through all layers."""
-        for cache, length in zip(self.caches, self.lengths):
-            cache.advance(length)
-
-    def layer(self, i):
-        """The caches of layer i, one after the other."""
-        return _LayerPack([cache.layer(i) for cache in self.caches], self.lengths)
-
-
 class _Layer:
     def __init__(self, cache, i):
         self.cache, self.k, self.v = cache, cache.k[i], cache.v[i]
@@ -103,14 +75,3 @@ class _Layer:
     def attend(self, head, q, k, v):
         """Attention of the new tokens to all tokens so far, (B, nh, T, hs)."""
         return head(q, *self.append(k, v))
-
-
-class _LayerPack:
-    def __init__(self, layers, lengths):
-        self.layers, self.ends = layers, np.cumsum([0, *lengths]).tolist()
-
-    def attend(self, head, q, k, v):                              # each (1, nh, T, hs)
-        parts = []
-        for layer, start, end in zip(self.layers, self.ends, self.ends[1:]):
-            parts.append(layer.attend(head, q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]))
-        return ops.concatenate(parts, axis=2)                     # (1, nh, T, hs)

@@ -16,6 +16,7 @@ import pytest
 from test_train import SMALL, TEXT, metrics
 
 import train_gpt2
+from models import GPT, GPTConfig
 from tinygrad2.cli import call
 from tinygrad2.datasets.token_files import ChangedData, TokenFile, TokenStream, write_raw, write_tokens
 from tinygrad2.distributed.world import World
@@ -409,7 +410,7 @@ def test_weights_that_are_cut_off_while_they_are_read(folder, monkeypatch, capsy
     assert call(lambda: convert(["trained_weights.bin", "m", "--to", to]), "prog") == 0
     path = "m/model.safetensors" if to == "hf" else "m"
     opened = open_model("m")
-    model = train_gpt2.GPT(train_gpt2.GPTConfig.from_dict(opened.config))
+    model = GPT(GPTConfig.from_dict(opened.config))
     load_into(model, opened)
     os.truncate(path, 5000)
     with pytest.raises(UserError, match=r"m.*: was cut off while it is read: 5,000 bytes, [\d,]+ at first"):

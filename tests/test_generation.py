@@ -381,7 +381,7 @@ def test_caches_are_as_long_as_needed_and_go_with_their_texts(monkeypatch, no_co
             super().__init__(*args)
             made.append((self.size, weakref.ref(self)))
 
-    monkeypatch.setattr(models.generation, "KVCache", Watched)
+    monkeypatch.setattr(models.gpt, "KVCache", Watched)
     writing = generate(tiny(), [[1], [1] * 5, [1] * 12, [1] * 30, [2]], 4, [None] * 5, batch_size=2)
     most = 0
     for step in writing:

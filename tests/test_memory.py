@@ -20,7 +20,7 @@ from tinygrad2.mixed_precision import DTYPES, mixed_precision
 from tinygrad2.saved16 import Saved16
 from tinygrad2.system.memory import available_bytes, megabytes, peak_resident_bytes, resident_bytes
 from tinygrad2.tensor import Tensor
-from tinygrad2.training.memory_plan import MemoryPlan, advice, layer_activations
+from tinygrad2.training.memory_plan import MemoryPlan, advice
 
 CONFIG = dict(block_size=32, vocab_size=300, n_head=4, n_embd=64)
 
@@ -73,7 +73,7 @@ def test_a_layer_keeps_what_the_plan_says(reference, changes, dtype):
             model = GPT(config, seed=1)
             set_dropout(model, 1, 0)
             kept.append(kept_bytes(model.loss(ids, ids), model))
-    planned = sum(layer_activations(config, 6, 32, reference, dtype).values())
+    planned = sum(config.kept(6, 32, reference, dtype).values())
     assert (kept[1] - kept[0]) / 2 == pytest.approx(planned, rel=0.02)
 
 

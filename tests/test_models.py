@@ -107,7 +107,7 @@ def test_configs_from_files_are_checked():
         GPTConfig.from_dict({**values, "rope": True}, "w.bin")
     with pytest.raises(ValueError, match="w.bin: config field 'n_head' is missing"):
         GPTConfig.from_dict({k: v for k, v in values.items() if k != "n_head"}, "w.bin")
-    with pytest.raises(ValueError, match="the presets are demo, baby, gpt2"):
+    with pytest.raises(ValueError, match="the presets are block, demo, baby, gpt2"):
         GPTConfig.preset("gpt5")
 
 

@@ -17,7 +17,6 @@ from test_train import ROOT, SMALL, TEXT
 
 import ops
 import train_gpt2
-from models.config import train_flops_per_token
 from ops.kernels.cpu import linear_cross_entropy
 from tinygrad2.commands import profile
 from tinygrad2.commands.profile_tables import BETWEEN
@@ -128,7 +127,7 @@ def test_products_are_those_of_the_formula(profiled):
     config, gpt_config, _ = train_gpt2.parse(flags)
     c, tokens = gpt_config, config.batch_size * gpt_config.block_size
     vectors = c.count_parameters() - c.n_layer * 12 * c.n_embd**2 - c.vocab_size * c.n_embd * (2 - c.tied_head)
-    per_token = train_flops_per_token(c) - 6 * (vectors - c.block_size * c.n_embd)     # of matrices only, and
+    per_token = c.train_flops_per_token() - 6 * (vectors - c.block_size * c.n_embd)     # of matrices only, and
     if not c.tied_head:
         per_token -= 6 * c.vocab_size * c.n_embd                                       # looked up, not multiplied
     per_token -= 6 * c.n_layer * c.n_embd * (c.block_size - 1)                         # without what the mask hides

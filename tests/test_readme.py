@@ -100,7 +100,7 @@ def test_every_command_and_script_that_is_called_exists():
 def test_every_flag_in_the_text_exists():
     """`--flag` in running text is a flag of a script or of a command here, or one of these of other programs."""
     known = {"--signal", "--dependency", "--init_from"}  # Slurm, Slurm, nanoGPT
-    for config in (train_gpt2.TrainConfig, train_gpt2.GPTConfig, inference.InferenceConfig, ExplainConfig):
+    for config in (train_gpt2.TrainConfig, train_gpt2.ModelFlags, inference.InferenceConfig, ExplainConfig):
         known |= {sign + field.name.replace("_", "-") for field in fields(config) for sign in ("--", "--no-")}
     for path in (*ROOT.glob("*.py"), *(ROOT / "tinygrad2" / "commands").glob("*.py"), *ROOT.glob("[bd]*/**/*.py")):
         known |= set(re.findall(r'"(--[a-z][a-z0-9-]+)"', path.read_text(encoding="utf-8")))

@@ -51,9 +51,10 @@ class SGD(_Optimizer):
         p <- p - lr u
 
     With a constant gradient u grows to g / (1 - momentum): momentum 0.9 makes steps ten times as long where the
-    gradient keeps its direction, and averages it where it does not. torch.optim.SGD computes the same. Robbins and Monro, "A
-    stochastic approximation method", 1951; Polyak, "Some methods of speeding up the convergence of iteration methods",
-    1964 (the heavy ball); Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    gradient keeps its direction, and averages it where it does not. torch.optim.SGD computes the same. Robbins and
+    Monro, "A stochastic approximation method", 1951; Polyak, "Some methods of speeding up the convergence of iteration
+    methods", 1964 (the heavy ball); Sutskever et al., "On the importance of initialization and momentum in deep
+    learning", ICML 2013.
 
     flat            FlatBuffers: parameters and gradients
     momentum        0 <= momentum < 1
@@ -88,7 +89,7 @@ class RMSprop(_Optimizer):
         p <- p - lr g / (sqrt(v) + eps)
 
     Where gradients are always small, steps are as long as where they are large: about lr. v is young at first, so
-    that the first step is lr / sqrt(1 - beta) long, ten times lr for beta = 0.99; Adam corrects that, and averages g as well.
+    that the first step is lr / sqrt(1 - beta) long, ten times lr for beta = 0.99; Adam corrects that, and averages g.
     torch.optim.RMSprop computes the same, and calls beta alpha. Tieleman and Hinton, "Lecture 6.5: rmsprop", COURSERA:
     Neural Networks for Machine Learning, 2012.
 

@@ -113,8 +113,10 @@ def _model(args):
     pretrained = open_model(args.source, args.tokenizer)
     if args.block_size is not None:
         pretrained.crop(args.block_size)
-    config = config_of(pretrained).to_dict()
-    tokenizer, notes = pretrained.tokenizer, list(pretrained.notes)
+    model_config = config_of(pretrained)
+    if args.to != "trained":
+        model_config.require_gpt(f"--to {args.to}", "it can become: trained")
+    config, tokenizer, notes = model_config.to_dict(), pretrained.tokenizer, list(pretrained.notes)
     if args.dtype != "float32" and args.to not in ("hf", "llmc"):
         raise UserError(f"--dtype {args.dtype}: only hf and llmc can be written in it")
     size = (4 if args.dtype == "float32" else 2) * sum(tensor.size for tensor in pretrained.tensors.values())
@@ -191,6 +193,7 @@ def _debug_state(args):
         raise UserError(f"--tokens {args.tokens}: is not a token file (.bin or .npy); make one: "
                         "python data/shakespeare/prepare.py")
     model, _, pretrained = load_pretrained(args.source, args.block_size)
+    model.config.require_gpt("--to llmc-debug", "it can become: trained")
     file = TokenFile(args.tokens)
     if len(file) < B * T + 1:
         raise UserError(f"{args.tokens}: {len(file)} ids are too few for --batch {args.batch}, which needs {B * T + 1}")

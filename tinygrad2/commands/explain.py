@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.config import GPTConfig
 from models.pretrained import load_pretrained
 from tinygrad2.cli import Parser, add_flags, flag, from_flags, input_path, output_path, summary
 from tinygrad2.dispatch import kernels
@@ -142,6 +141,7 @@ def optimizer_of(config, pretrained):
 def load(config):
     """(model in evaluation mode, tokenizer, Pretrained); prints notes to stderr. Raises UserError."""
     model, tokenizer, pretrained = load_pretrained(config.weights, tokenizer=config.tokenizer)
+    model.config.require_gpt(config.weights, "give a GPT")
     for note in pretrained.notes:
         print_error(f"note      {note}")
     if tokenizer is None:
@@ -186,5 +186,5 @@ def read_layers(text, config, n_tokens):
 
 def about(config, model):
     """What the head of the page says of the model."""
-    c: GPTConfig = model.config
+    c = model.config
     return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict()}

@@ -7,7 +7,6 @@ Exit code 0 if it fits into the memory that is free now, 1 if it does not (then 
 
 import ops
 import train_gpt2
-from models.config import train_flops_per_token
 from tinygrad2.backend import array_module
 from tinygrad2.cli import explanation
 from tinygrad2.mixed_precision import table_lines
@@ -23,14 +22,14 @@ def main(argv):
     if any(word in ("--help", "-h") for word in argv):
         print(explanation(__doc__))
         return 0
-    config, gpt_config, preset = train_gpt2.parse(argv)
+    config, model_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
     plan = MemoryPlan.of(
-        config, gpt_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), ranks
+        config, model_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), ranks
     )
-    tokens = config.batch_size * gpt_config.block_size            # per step
+    tokens = config.batch_size * model_config.block_size            # per step
     name = config.init_from or preset
-    print(f"model     {name}: {gpt_config.count_parameters():,} parameters, {gpt_config.n_layer} layers")
+    print(f"model     {name}: {model_config.count_parameters():,} parameters: {model_config.describe()}")
     shared = f", on each of {ranks} ranks" if ranks > 1 else ""
     print(f"batch     {tokens:,} tokens per step, in micro-batches of {plan.rows} x {plan.length}{shared}\n")
     for line in plan.table():
@@ -45,11 +44,8 @@ def main(argv):
             print("    " + line)
 
     peak = gemm_peak(array_module("cpu"))
-    flops = train_flops_per_token(gpt_config) * tokens
-    best, worst = (flops / peak / share for share in reversed(_EFFICIENCY))
-    print(f"\ntime      {flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} "
-          f"to {seconds(worst)}; {config.steps:,} steps: {duration(best * config.steps)} to "
-          f"{duration(worst * config.steps)}")  # fmt: skip
+    flops = model_config.train_flops_per_token() * tokens
+    print(f"\ntime      {time_of(flops, peak, config.steps)}")
     available = available_bytes()
     if available is None:
         print("memory    this system does not report how much is free")
@@ -62,6 +58,15 @@ def main(argv):
         for line in advice(plan, available / ranks + plan.base):
             print(f"    {line}")
     return 0 if fits else 1
+
+
+def time_of(flops, peak, steps):
+    """What is known of the time, in words. flops: floating-point operations of a step; peak: of them per second."""
+    if not flops:
+        return "no matrix products: memory and the other operations take the time, and are not estimated"
+    best, worst = (flops / peak / share for share in reversed(_EFFICIENCY))
+    return (f"{flops / 1e9:,.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s of this machine: {seconds(best)} to "
+            f"{seconds(worst)}; {steps:,} steps: {duration(best * steps)} to {duration(worst * steps)}")  # fmt: skip
 
 
 def seconds(s):

@@ -59,8 +59,8 @@ def main(argv, world=None):
     world.require_size(args.ranks)
     if args.resume:
         raise UserError("--resume: a profile starts a training of its own")
-    config, gpt_config, preset = train_gpt2.resolve(args, world.size)
-    world.require_same("flags", asdict(config) | gpt_config.to_dict() | vars(own))
+    config, model_config, preset = train_gpt2.resolve(args, world.size)
+    world.require_same("flags", asdict(config) | model_config.to_dict() | vars(own))
     world.set_timeout(config.timeout)
     if own.trace:
         check = check_output, "--trace", own.trace, "a trace of tinygrad2", is_trace, list(inputs_of(config))
@@ -68,9 +68,9 @@ def main(argv, world=None):
     choose_gpu(array_module(config.device), world.host_rank)
     with computing(config), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
         ops.announce_compiling(world.print)
-        trainer, loader = prepare(config, gpt_config, world, args)
+        trainer, loader = prepare(config, model_config, world, args)
         result, recording = measure(trainer, loader, own)
-    result |= {"model": config.init_from or preset, "parameters": gpt_config.count_parameters(),
+    result |= {"model": config.init_from or preset, "parameters": model_config.count_parameters(),
                "kernels": ops.describe_kernels(config.device, config.kernels), "processor": cpu_name(),
                "products": ops.describe_products(config.device, config.kernels, precision_of(config)),
                "threads": planned_threads()}  # fmt: skip
@@ -105,16 +105,16 @@ def read_flags(argv):
     return own, flags
 
 
-def prepare(config, gpt_config, world, args):
+def prepare(config, model_config, world, args):
     """(Trainer, DataLoader) as train_gpt2.py makes them; random tokens if no data is given."""
     pretrained = None
     if args.data or args.init_from:
-        _, loader, _, _, pretrained = train_gpt2.open_data(config, gpt_config, RunState(""), world)
+        _, loader, _, _, pretrained = train_gpt2.open_data(config, model_config, RunState(""), world)
     else:
-        T, V = gpt_config.block_size, gpt_config.vocab_size
+        T, V = model_config.block_size, model_config.vocab_size
         tokens = np.random.default_rng(config.seed).integers(0, V, max(1 << 16, 8 * config.batch_size * T + 1))
         loader = DataLoader(tokens, config.batch_size, T, world.rank, world.size, config.order, config.seed)
-    trainer = train_gpt2.Trainer(config, gpt_config, world)
+    trainer = train_gpt2.Trainer(config, model_config, world)
     if pretrained:
         world.on_rank_0("loading the pretrained weights", load_into, trainer.model, pretrained)
     snapshot.synchronize(trainer, None)
@@ -187,8 +187,9 @@ def report(result):
     yield from main_table(result, peak, memory)
     yield ""
     yield from layer_table("layer", result["layers"], step_ms)
-    yield ""
-    yield from layer_table("part of a block, all blocks", {k: v for k, v in result["parts"].items() if k}, step_ms)
+    if parts := {name: times for name, times in result["parts"].items() if name}:
+        yield ""
+        yield from layer_table("part of a block, all blocks", parts, step_ms)
     if any(row["gflop"] > 1.05 * peak / 1e9 * row["ms"] / 1e3 for row in result["rows"]):
         yield "\nnote      above 100 % of the peak: other programs were running while the peak was measured"
     busy = ", ".join(f"{name} {share:.0%}" for name, share in result["busy"].items())

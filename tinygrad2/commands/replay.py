@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from models import GPT, GPTConfig
 from models.dropout import set_dropout
+from models.families import config_from_dict, make_model
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError
@@ -30,7 +30,7 @@ def main(argv):
 
     dump, weights, x, y = read_dump(args.dump)
     try:
-        model = GPT(GPTConfig.from_dict(weights.config, source=args.dump), recompute=dump["recompute"])
+        model = make_model(config_from_dict(weights.config, source=args.dump), recompute=dump["recompute"])
         model.load_state_dict(weights.tensors)
         FlatBuffers(model).freeze(dump["frozen"])
     except ValueError as error:

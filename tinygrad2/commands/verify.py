@@ -31,8 +31,8 @@ import numpy as np
 
 import ops
 import train_gpt2
-from models import GPT
 from models.dropout import set_dropout
+from models.families import make_model
 from models.generation import generate
 from models.pretrained import load_pretrained
 from models.sampling import Sampling, sample
@@ -82,7 +82,7 @@ def main(argv):
     if unknown:
         raise UserError(f"there is no property {unknown[0]!r}; choose among: {', '.join(PROPERTIES)}, all")
     names = [name for name in PROPERTIES if name in words or not words or "all" in words]
-    config, gpt_config, _ = train_gpt2.parse(flags)
+    config, model_config, _ = train_gpt2.parse(flags)
     if config.resume:
         raise UserError("--resume: a verification starts its own trainings")
     config = replace(config, data=file_of(config.data, print))
@@ -97,7 +97,7 @@ def main(argv):
             if live:
                 print(f"{name:12s} ...", end="", flush=True)
             begin = time.perf_counter()
-            result = PROPERTIES[name](Trial(flags, config, gpt_config, folder))
+            result = PROPERTIES[name](Trial(flags, config, model_config, folder))
             good = result.difference <= result.tolerance  # False for NaN
             failed += not good
             limit = f"{result.tolerance:.0e}" if 0 < result.tolerance < 1 else result.tolerance or "none"
@@ -128,8 +128,11 @@ def _leading(argv):
 class Trial:
     """The user's flags, and trainings with them."""
 
-    def __init__(self, flags, config, gpt_config, folder):
-        self.flags, self.config, self.gpt_config, self.folder = flags, config, gpt_config, folder
+    def __init__(self, flags, config, model_config, folder):
+        self.flags, self.config, self.model_config, self.folder = flags, config, model_config, folder
+        has_dropout = hasattr(model_config, "dropout")            # only a GPT
+        self.dropout = ("--dropout", model_config.dropout or 0.1) if has_dropout else ()
+        self.dropout_text = f"dropout {self.dropout[1]:g}, " if has_dropout else ""
 
     def command(self, name, *more):
         """train_gpt2.py with the user's flags, but few steps, and all files under this name in our folder."""
@@ -175,10 +178,10 @@ class Trial:
         """Some rows of the user's data: x, y (rows, length). `tokenizer`: that of a model that has one."""
         c, world = self.config, World()
         data = open_dataset(
-            c.data, c.dataset, c.tokenizer, self.gpt_config.vocab_size, c.val_fraction, world,
+            c.data, c.dataset, c.tokenizer, self.model_config.vocab_size, c.val_fraction, world,
             known_tokenizer=tokenizer, may_train=not c.init_from,
         )  # fmt: skip
-        loader = DataLoader(data.train, rows, min(length, self.gpt_config.block_size), 0, 1, c.order, c.seed)
+        loader = DataLoader(data.train, rows, min(length, self.model_config.block_size), 0, 1, c.order, c.seed)
         return loader.batch((0, 0))
 
 
@@ -215,26 +218,26 @@ def _determinism(trial):
 
 
 def _accum(trial):
-    B, dropout = trial.config.batch_size, trial.gpt_config.dropout or 0.1
+    B = trial.config.batch_size
     pieces = [n for n in (1, 2, 4, 8) if B % n == 0]
     if len(pieces) == 1:
         raise UserError(f"--batch-size {B} does not split into micro-batches; verify accum needs an even one")
     clip = min(trial.config.grad_clip or 0.5, 0.5)
     curves = []
     for n in pieces:
-        trial.run(f"pieces-{n}", "--micro-batch-size", B // n, "--dropout", dropout, "--grad-clip", clip)
+        trial.run(f"pieces-{n}", "--micro-batch-size", B // n, *trial.dropout, "--grad-clip", clip)
         records, _ = trial.outcome(f"pieces-{n}")
         curves.append([records[step] for step in sorted(records)])
     curves = np.array(curves)  # (len(pieces), STEPS, 3)
     losses = curves[:, :, 0]
     clipped = int((curves[0, :, 1] > clip).sum())
     difference = float((np.abs(losses - losses[0]) / np.maximum(1, losses[0])).max())
-    how = f"{', '.join(map(str, pieces))} micro-batches, dropout {dropout:g}, clipped at {clip:g}"
+    how = f"{', '.join(map(str, pieces))} micro-batches, {trial.dropout_text}clipped at {clip:g}"
     return Result(difference, ROUNDING, f"{STEPS} steps with {how} in {clipped} of them: losses")
 
 
 def _ranks(trial):
-    B, dropout = trial.config.batch_size, trial.gpt_config.dropout or 0.1
+    B = trial.config.batch_size
     counts = [n for n in (1, 2, 4) if B % n == 0]
     if len(counts) == 1:
         raise UserError(f"--batch-size {B} cannot be shared by 2 ranks; verify ranks needs an even one")
@@ -243,12 +246,12 @@ def _ranks(trial):
     reference = ops.runs_reference(trial.config.kernels)
     threads = ("--threads", 1) if reference and trial.config.threads is None else ()  # BLAS: other threads, other bits
     for n in counts:
-        flags = ("--micro-batch-size", micro, "--dropout", dropout, "--grad-clip", clip, *threads)
+        flags = ("--micro-batch-size", micro, *trial.dropout, "--grad-clip", clip, *threads)
         trial.run(f"ranks-{n}", *flags, ranks=n)
     outcomes = [trial.outcome(f"ranks-{n}") for n in counts]
     difference = max(_largest_difference(outcomes[0], other) for other in outcomes[1:])
     clipped = sum(norm > clip for _, norm, _ in outcomes[0][0].values())
-    how = f"{B // micro} micro-batches of {micro}, dropout {dropout:g}, clipped at {clip:g} in {clipped} of them"
+    how = f"{B // micro} micro-batches of {micro}, {trial.dropout_text}clipped at {clip:g} in {clipped} of them"
     ranks = ", ".join(map(str, counts))
     return Result(difference, 0, f"{STEPS} steps with {ranks} ranks; {how}: losses, norms, validation, weights")
 
@@ -260,7 +263,7 @@ def _kernels(trial):
     results = []
     for mode in ("auto", "reference"):
         with kernels(mode):
-            model = GPT(trial.gpt_config, seed=trial.config.seed)
+            model = make_model(trial.model_config, seed=trial.config.seed)
             set_dropout(model, trial.config.seed, 0)
             loss = model.loss(x, y)
             loss.backward()
@@ -281,7 +284,7 @@ def _relative(a, b):
 def _gradients(trial):
     """(L(p + h v) - L(p - h v)) / 2h against dL/dp . v, with five points, along random directions v."""
     x, y = trial.batch(2, 64)
-    model = GPT(trial.gpt_config, seed=trial.config.seed)
+    model = make_model(trial.model_config, seed=trial.config.seed)
     for parameter in model.parameters():
         parameter.data = parameter.data.astype(np.float64)
     flat = FlatBuffers(model)
@@ -322,11 +325,11 @@ def _gradients(trial):
 
 def _kvcache(trial):
     """Three texts of different lengths, together and with caches, beyond the context; then each alone and without."""
-    T = min(48, trial.gpt_config.block_size)
+    T = min(max(48, getattr(trial.model_config, "n_context", 1)), trial.model_config.block_size)
     if trial.config.init_from:
         model = load_pretrained(trial.config.init_from, T)[0]
     else:
-        model = GPT(replace(trial.gpt_config, block_size=T), seed=trial.config.seed).eval()
+        model = make_model(replace(trial.model_config, block_size=T), seed=trial.config.seed).eval()
     V, new = model.config.vocab_size, T + 8
     rng = np.random.default_rng(trial.config.seed)
     prompts = [rng.integers(0, V, length).tolist() for length in (1, T // 2 or 1, T + 3)]

@@ -82,6 +82,7 @@ def verify_hf(path):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"verify hf needs {library} to compare with: pip install torch transformers")
     model, _, pretrained = load_pretrained(path)
+    model.config.require_gpt(path, "give a GPT")
     V, T = pretrained.config["vocab_size"], min(256, pretrained.config["block_size"])
     ids = np.random.default_rng(0).integers(0, V, (2, T + 1))  # the last of each row is a target only
     begin = max(1, min(4, T // 2))
@@ -120,7 +121,9 @@ def _run_transformers(path, ids, out, new, begin):
 
 def verify_llmc(path, debug_state):
     """Yields (name, difference, allowed, number of values compared, text) for logits, loss and each gradient."""
-    config = config_of(open_model(path)).to_dict()
+    model_config = config_of(open_model(path))
+    model_config.require_gpt(path, "give a GPT")
+    config = model_config.to_dict()
     llmc.check_supported(path, config)
     theirs = llmc.read_debug_state(debug_state, config)
     model, _, pretrained = load_pretrained(path)

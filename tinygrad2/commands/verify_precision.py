@@ -14,8 +14,8 @@ All are relative: the root of the mean square of the error, divided by that of t
 import numpy as np
 
 import ops
-from models import GPT
 from models.dropout import set_dropout
+from models.families import make_model
 from models.pretrained import load_pretrained
 from tinygrad2.dispatch import kernels
 from tinygrad2.flat_buffers import FlatBuffers
@@ -36,12 +36,12 @@ _ROWS = 12  # of the table
 
 def measure(trial):
     """(parts of what is allowed {what: (error, allowed)}, one line of text, lines of the table)."""
-    config, T = trial.config, min(256, trial.gpt_config.block_size)
+    config, T = trial.config, min(256, trial.model_config.block_size)
     tokenizer = None
     if config.init_from:
-        model, tokenizer, _ = load_pretrained(config.init_from, trial.gpt_config.block_size, "cpu", config.tokenizer)
+        model, tokenizer, _ = load_pretrained(config.init_from, trial.model_config.block_size, "cpu", config.tokenizer)
     else:
-        model = GPT(trial.gpt_config, seed=config.seed)
+        model = make_model(trial.model_config, seed=config.seed)
         FlatBuffers(model)
     at_once = max(1, LOGITS_CHUNK // (4 * model.config.vocab_size * T))   # dweight of several chunks is not an array
     x, y = trial.batch(min(4, config.batch_size, at_once), T, tokenizer)

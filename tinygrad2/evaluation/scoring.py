@@ -186,6 +186,16 @@ class _Layout:
         """Positions of all tokens, (1, T)."""
         return self._positions
 
+    def contexts(self, tokens, window):                           # (1, T) integers
+        """What a TokenCache returns (models/last_tokens.py): each ending follows its context."""
+        parts = []
+        for start, end, endings in self._pieces:
+            parts.append(window(tokens[:, start:end], end - start))
+            for first, stop in endings:
+                row = np.concatenate((tokens[:, start:end], tokens[:, first:stop]), axis=1)
+                parts.append(window(row, stop - first))
+        return np.concatenate(parts, axis=1)
+
     def advance(self, T):
         """Does nothing: no keys and values are kept."""
 

@@ -29,7 +29,7 @@ class Pretrained:
 
     kind        its format: "tinygrad2", "Hugging Face", "llm.c" or "nanoGPT"
     tensors     {our name: LazyTensor}, in our orientation
-    config      {field of GPTConfig: value}
+    config      {field of GPTConfig, or of another model's config: value}
     tokenizer   a tokenizer, or None if none is known
     notes       lines for the user
     training    what our own file records about the training
@@ -69,13 +69,15 @@ class Pretrained:
         return self.kind == "tinygrad2" and "converted_from" not in self.training
 
     def crop(self, block_size: int) -> None:
-        """Shorten its context: the rows of wpe from block_size on are dropped. Raises UserError if it would grow."""
+        """Shorten its context: the rows of wpe (if there is one) from block_size on are dropped. Raises UserError if it
+        would grow."""
         longest = self.config["block_size"]
         if block_size > longest:
             raise UserError(f"--block-size {block_size}: {self.path} has {longest} positions and can only be cropped; "
                             f"use {longest} or less")
-        if block_size < longest and "wpe.weight" in self.tensors:
-            self.tensors["wpe.weight"] = self.tensors["wpe.weight"].first(block_size)
+        if block_size < longest:
+            if "wpe.weight" in self.tensors:
+                self.tensors["wpe.weight"] = self.tensors["wpe.weight"].first(block_size)
             self.config = self.config | {"block_size": block_size}
 
 

@@ -21,14 +21,14 @@ def shapes_of(config):
 
 
 def check_shapes(tensors, config, path):
-    """Raise UserError if tensors {our name: anything with a shape} are not those of the config.
+    """Raise UserError if tensors {our name: anything with a shape} are not those of a ModelConfig.
 
     It is called before a model is made: a config may claim a terabyte, tensors cannot be larger than their file.
     """
-    if config["n_layer"] > len(tensors):
-        problem = f"n_layer is {config['n_layer']:,}, but there are {len(tensors)} tensors"
+    if config.n_layer > len(tensors):
+        problem = f"n_layer is {config.n_layer:,}, but there are {len(tensors)} tensors"
         raise UserError(f"{path}: {problem}; copy it again")
-    shapes = shapes_of(config)
+    shapes = config.shapes()
     problems = [f"{name} is missing" for name in shapes if name not in tensors]
     problems += [f"{name} is not a parameter of this model" for name in tensors if name not in shapes]
     for name, shape in shapes.items():

@@ -45,7 +45,7 @@ def save_weights(
     """Write the file atomically.
 
     tensors     {name: float32 NumPy array}
-    config      dict for GPTConfig.from_dict
+    config      of the model (ModelConfig.to_dict)
     tokenizer   the JSON text of Tokenizer.to_json(), or "" if there is none
     training    dict of facts about the run (step, loss, data, ...)
 

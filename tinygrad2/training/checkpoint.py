@@ -49,7 +49,7 @@ class Checkpoint:
     missed             {name: steps in which a parameter was frozen} (Adam.missed)
     state              dict of JSON values: everything else (RunState.to_dict), with "step" at least
     tokenizer          its JSON text, or ""
-    config             dict for GPTConfig
+    config             of the model (ModelConfig.to_dict)
     history            bytes of metrics.jsonl
     path               where it was read from
     """

@@ -13,6 +13,10 @@ from tinygrad2.precision import DTYPES, PRECISIONS, check_flags
 from tinygrad2.system.installation import bundled
 
 RECIPES = {  # steps, batch size and learning rate depend on the model
+    "bigram":      dict(steps=1000,   batch_size=16,  lr=1e-1, weight_decay=0.0),
+    "mlp":         dict(steps=1000,   batch_size=16,  lr=1e-2),
+    "head":        dict(steps=1000,   batch_size=16,  lr=6e-3),
+    "block":       dict(steps=1000,   batch_size=16,  lr=6e-3),
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
     "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
     "gpt2":        dict(steps=20000,  batch_size=8,   lr=6e-4),
@@ -62,7 +66,7 @@ class TrainConfig:
     decay_steps: int = flag(None, "for --schedule wsd: the last steps, over which the learning rate falls from --lr",
                             kind=int, default="a fifth of --steps")
     warmup_steps: int = flag(100, "steps over which the learning rate rises to --lr", default="100, 10 for --init-from")
-    weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only")
+    weight_decay: float = flag(0.1, "decoupled weight decay, on matrices only", default="0.1, 0 for bigram")
     beta1: float = flag(0.9, "Adam: decay rate of the first moment, the mean of the gradient")
     beta2: float = flag(0.99, "Adam: decay rate of the second moment, the mean of its square")
     grad_clip: float = flag(1.0, "largest norm of the gradient of all parameters; 0 means no clipping")

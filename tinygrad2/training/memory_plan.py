@@ -1,31 +1,15 @@
 """How much memory a training will take, computed before it starts, and what would reduce it.
 
-The plan is arithmetic. With N = micro-batch rows x T tokens and C channels, a block keeps for backward, in elements:
-
-    what                          kernels            reference implementations, if they differ
-    ln_1: its input x             N C
-    c_attn: its input             N C
-    q, k, v in one piece          3 N C
-    attention: its output         N C
-    attention: the weights        (ln sum e^s) N nh  N nh T
-    ln_2: the sum x + attn        N C
-    mlp: its input, and h         5 N C              (h is n_inner wide, usually 4 C)
-    layernorms: mean, rstd        4 N
-
-which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. An element
-is a float32, with --dtype bfloat16 two bytes except in the logarithms, mean, rstd, and what --recompute keeps; then
-backward has what one op has kept in float32 once more. Dropout keeps nothing: its masks are computed again. The head's
-logits are N x V elements; the kernel has them in chunks of at most 70 MB, the reference implementation all at once,
-several times. tests/test_memory.py compares these sums with what a model really keeps.
+The plan is arithmetic. What a model keeps for backward and needs besides is told by its config (models/model_config.py,
+models/gpt_memory.py); tests/test_memory.py compares these sums with what a model really keeps.
 """
 
 from dataclasses import dataclass, replace
 
 from tinygrad2.distributed.reducer import BUCKET
-from tinygrad2.system.memory import LOGITS_CHUNK, available_bytes, megabytes, resident_bytes
+from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
 
 _F = 4  # bytes of a float32
-_BYTES = {"float32": _F, "bfloat16": 2}  # of an activation that waits for backward
 _COMPILED_OVERHEAD = 50 << 20  # bytes of Numba's machine code and BLAS's buffers once the first step has run
 _COMPILING = 60 << 20  # and what LLVM takes in addition in the process that compiles them
 _REFERENCE_OVERHEAD = 6 << 20  # the same without Numba
@@ -35,7 +19,7 @@ _REFERENCE_OVERHEAD = 6 << 20  # the same without Numba
 class MemoryPlan:
     """The memory of one rank of a training on the CPU. dataclasses.replace(plan, rows=1) is the plan of another one.
 
-    config         GPTConfig
+    config         ModelConfig
     rows, length   of one micro-batch
     batch_rows     of all micro-batches of this rank in a step; None: there is one micro-batch
     recompute      only the inputs of blocks are kept for backward
@@ -49,7 +33,7 @@ class MemoryPlan:
     base           bytes of Python and its libraries; None: what this process has now
 
     parts          {what: bytes}
-    layer          {what: bytes} that one block keeps for backward
+    layer          {what: bytes} that one layer (block) keeps for backward
     """
 
     config: object
@@ -69,14 +53,14 @@ class MemoryPlan:
 
     def __post_init__(self):
         self.base = resident_bytes() if self.base is None else self.base
-        self.layer = layer_activations(self.config, self.rows, self.length, self.reference, self.dtype)
+        self.layer = self.config.kept(self.rows, self.length, self.reference, self.dtype)
         self.parts = self._parts()
 
     @classmethod
-    def of(cls, config, gpt_config, reference, compiles, ranks=1):
-        """The plan for a TrainConfig and a GPTConfig; `reference` (ops.runs_reference) and `compiles` as above."""
+    def of(cls, config, model_config, reference, compiles, ranks=1):
+        """The plan for a TrainConfig and a ModelConfig; `reference` (ops.runs_reference) and `compiles` as above."""
         return cls(
-            gpt_config, config.micro_batch_size, gpt_config.block_size, batch_rows=config.batch_size // ranks,
+            model_config, config.micro_batch_size, model_config.block_size, batch_rows=config.batch_size // ranks,
             recompute=config.recompute, dtype=config.dtype, reference=reference, compiles=compiles,
             keeps_copies=any(0 < every < config.steps for every in (config.checkpoint_every, config.keep_every)),
             keeps_every=0 < config.keep_every < config.steps,
@@ -102,24 +86,12 @@ class MemoryPlan:
 
     def _parts(self):
         c, n, N = self.config, self.config.count_parameters(), self.rows * self.length
-        C, one_layer, ranks = c.n_embd, sum(self.layer.values()), self.ranks
-        kept = _F * N * C if self.recompute else one_layer
-        activations = c.n_layer * kept + 3 * _F * N * C               # and those of embedding, ln_f and its output
-        logits = _F * N * c.vocab_size
-        if self.reference:
-            masks = 6 if c.dropout else 0                             # three arrays of 64-bit integers at a time
-            attention = (4 + masks) * _F * N * c.n_head * self.length
-            work = max(4 * logits, _F * N * (6 * c.inner + 2 * C), attention)     # logits: they, e^logits, dlogits, and
-                                                                      # one more, freed before backward is in the blocks
-            if self.dtype == "bfloat16":                              # rounding the largest operand, step by step
-                work += 6 * max(logits, _F * N * c.inner, _F * c.vocab_size * C)
-            name, chunk, overhead = "logits, or work space of backward", 0, _REFERENCE_OVERHEAD
-        else:
-            chunk = min(logits, LOGITS_CHUNK) + (_F * N * C if logits > LOGITS_CHUNK else 0)
-            work = (2 * c.inner + 3 * C) * _F * N                     # the MLP's backward: g, dh, and three of C
-            name, overhead = "work space of backward", _COMPILED_OVERHEAD
+        one_layer, ranks = sum(self.layer.values()), self.ranks
+        outside, chunk, work = c.work_space(self.rows, self.length, self.reference, self.dtype)
+        activations = c.n_layer * (_F * N * c.n_embd if self.recompute else one_layer) + outside
         work += one_layer if self.recompute else 0
-        work += _F * N * (c.inner + C) if self.dtype == "bfloat16" else 0     # x and h of an MLP in float32 again
+        name = "logits, or work space of backward" if self.reference else "work space of backward"
+        overhead = _REFERENCE_OVERHEAD if self.reference else _COMPILED_OVERHEAD
         micro_batches = (self.batch_rows or self.rows) // self.rows
         parts = {
             "Python and libraries": self.base + overhead,
@@ -138,22 +110,6 @@ class MemoryPlan:
             # In the end rank 0 has an Adam moment in the activations' memory.
             parts["copies while a checkpoint is written"] = max(0, _F * n - activations - chunk - work)
         return parts
-
-
-def layer_activations(config, rows, length, reference, dtype="float32"):
-    """{what: bytes} that one block keeps for backward, for `rows` sequences of `length` tokens."""
-    N, C, nh, size = rows * length, config.n_embd, config.n_head, _BYTES[dtype]
-    return {
-        "ln_1: input": size * N * C,
-        "c_attn: input": size * N * C,
-        "attention: q, k, v": size * 3 * N * C,
-        "attention: output": size * N * C,
-        "attention: weights": size * N * nh * length if reference else _F * N * nh,
-        "ln_2: x + attention": size * N * C,
-        "mlp: input": size * N * C,
-        "mlp: h": size * N * config.inner,
-        "layernorms: mean and rstd": _F * 4 * N,
-    }
 
 
 def _twos(n):
@@ -190,6 +146,8 @@ def advice(plan, available):
         "--zero 1": (replace(plan, shards=True), "the same bits"),
         f"--block-size {length}": (replace(plan, length=length), "a shorter context"),
     }
+    if plan.config.family != "gpt":
+        options = {flag: option for flag, option in options.items() if flag not in ("--recompute", "--dtype bfloat16")}
     rows = plan.rows // 2
     while rows:
         options[f"--micro-batch-size {rows}"] = replace(plan, rows=rows), "the same training"
@@ -199,7 +157,8 @@ def advice(plan, available):
         if saved > 0.02 * plan.total:
             fits = "fits" if total <= available else "still too much"
             yield f"{flag} saves {megabytes(saved)} ({price}): {megabytes(total)}, {fits}"
-    least = replace(plan, rows=1, recompute=True, keeps_copies=False, tree=False).total
+    recompute = "--recompute " if "--recompute" in options else ""
+    least = replace(plan, rows=1, recompute=bool(recompute), keeps_copies=False, tree=False).total
     fits = "fits" if least <= available else "still too much: take a smaller model, or a machine with more memory"
-    yield (f"--micro-batch-size 1 --recompute {at_the_end} --reduce-order plain together: {megabytes(least)}, "
+    yield (f"--micro-batch-size 1 {recompute}{at_the_end} --reduce-order plain together: {megabytes(least)}, "
            f"{fits}")

@@ -31,23 +31,21 @@ def print_field(log, name, *items):
 # -- before the first step ---------------------------------------------------------------------------------------------
 
 
-def print_setup(config, gpt_config, preset, world, kernels, products, library):
+def print_setup(config, model_config, preset, world, kernels, products, library):
     """The flags that differ from the defaults, the model, the ranks, and what computes. A collective.
 
     kernels, products    what computes (ops.describe_kernels), and what multiplies matrices (ops.describe_products)
     library              the array library
     """
     field = partial(print_field, world.print)
-    rows = list(_changed_flags(config, gpt_config, preset, world.size))
+    rows = list(_changed_flags(config, model_config, preset, world.size))
     recipe = f"finetuning of {config.init_from}" if preset == "--init-from" else f"preset {preset}"
     changed = " with these changes" if rows else ", unchanged"
     field("config", f"{recipe}{changed} ({config.run_dir}/config.json has the complete configuration)")
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     for name, value, default in rows:
         field("", f"{name:{widths[0]}s}   {value:{widths[1]}s}   instead of {default}")
-    c = gpt_config
-    field("model", f"{c.count_parameters():,} parameters: {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, "
-                   f"{c.block_size} positions, {c.vocab_size:,} tokens")
+    field("model", f"{model_config.count_parameters():,} parameters: {model_config.describe()}")
     threads = f" with {world.threads} thread(s) each" if world.threads else ""
     field("world", f"{world.size} rank(s){threads} on {config.device} ({library.__name__} {library.__version__})")
     for line in world.describe():
@@ -56,14 +54,14 @@ def print_setup(config, gpt_config, preset, world, kernels, products, library):
     field("products", products)
 
 
-def _changed_flags(config, gpt_config, preset, ranks):
+def _changed_flags(config, model_config, preset, ranks):
     """(flag, value, default) as text for each flag that is not as the preset has it."""
     default = fit_batch(TrainConfig(**RECIPES[preset] | {"batch_size": config.batch_size}), ranks)
     default = replace(default, batch_size=RECIPES[preset]["batch_size"])
     pairs = [(f, getattr(config, f.name), getattr(default, f.name)) for f in fields(config) if f.name != "resume"]
     if preset != "--init-from":
-        shape = type(gpt_config).preset(preset)
-        pairs += [(f, getattr(gpt_config, f.name), getattr(shape, f.name)) for f in fields(gpt_config)]
+        shape = type(model_config).preset(preset)
+        pairs += [(f, getattr(model_config, f.name), getattr(shape, f.name)) for f in fields(model_config)]
     for f, value, usual in pairs:
         if value != usual:
             named = "default" in f.metadata and not isinstance(usual, (int, float))
@@ -74,7 +72,7 @@ def _text(value):
     return ("no", "yes")[value] if isinstance(value, bool) else str(value) or "none"
 
 
-def print_data(data, loader, pretrained, config, gpt_config, world):
+def print_data(data, loader, pretrained, config, model_config, world):
     """The model that a finetuning starts from, the tokens, and how they are cut into batches."""
     log, field = world.print, partial(print_field, world.print)
     if pretrained:
@@ -83,8 +81,8 @@ def print_data(data, loader, pretrained, config, gpt_config, world):
     for line in data.description:
         log(line)
     if data.tokenizer:
-        field("tokenizer", f"{data.tokenizer.n_vocab:,} different tokens; the model has {gpt_config.vocab_size:,} rows "
-                           "for them")
+        rows = f"{model_config.vocab_size:,} rows for them"
+        field("tokenizer", f"{data.tokenizer.n_vocab:,} different tokens; the model has {rows}")
     field("split", f"{len(data.train):,} tokens to train, {len(data.val or ()):,} to validate")
     if loader.repeats > 1:
         field("note", f"the text is shorter than a batch + 1: padded by repeating it {loader.repeats} times")
@@ -116,9 +114,9 @@ def print_costs(trainer, plan, peak, flops):
     world.print()
 
 
-def print_changes(saved, config, gpt_config, log):
+def print_changes(saved, config, model_config, log):
     """The flags of a resumed training that are not what they were: from here on it is another training."""
-    now = {"training": asdict(config), "model": gpt_config.to_dict()}
+    now = {"training": asdict(config), "model": model_config.to_dict()}
     for part, values in (("training", saved.training), ("model", saved.model)):
         for name, value in values.items():
             if name not in OF_THIS_START and value != now[part].get(name, value):

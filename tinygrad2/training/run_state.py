@@ -10,7 +10,8 @@ from tinygrad2.errors import UserError, short
 from tinygrad2.system.shell import quote
 from tinygrad2.training.config import RECIPES, TrainConfig
 
-_SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head")
+_SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head", "n_context",
+          "n_hidden")  # fmt: skip
 _MOST = 1 << 62  # of counts: what NumPy can count with
 
 
@@ -19,7 +20,7 @@ class RunState:
     """What a training is (its flags, model, data and tokenizer), how far it is, and what was measured on the way.
 
     preset           the preset, or "--init-from"
-    training, model  the fields of TrainConfig and GPTConfig
+    training, model  the fields of TrainConfig and of the model's config
     data             fingerprint of the tokens
     files            {file of the data: its checksum}, to tell which has changed; {} if that is not kept
     questions        checksum of the questions of --hellaswag, "" without them
