@@ -11,13 +11,17 @@ import subprocess
 
 import numpy as np
 import pytest
+from test_memory import kept_bytes
 
+import ops
 from models import GPT, GPTConfig
 from tinygrad2.cli import call
 from tinygrad2.commands import explain
+from tinygrad2.dispatch import kernels
 from tinygrad2.explain import page as pages
 from tinygrad2.explain import pulls as pulls_module
 from tinygrad2.explain.forward import Forward, attention_of, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.memory import Buffer, MemoryObserver, first_fit, page_of_memory
 from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
 from tinygrad2.explain.pulls import StreamObserver, choose_targets, pulls
 from tinygrad2.explain.recorder import Recorder
@@ -26,6 +30,7 @@ from tinygrad2.explain.text import fractions, rounded, signed_bytes, token_text
 from tinygrad2.function import observe
 from tinygrad2.io.weights import save_weights
 from tinygrad2.tokenizers.tokenizer import Tokenizer
+from tinygrad2.training.memory_plan import MemoryPlan
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = "the cat sat on the mat and the rat sat on the cat, and that was that. "
@@ -303,6 +308,81 @@ def test_measured_gradients_are_those_of_backward(step):
         assert parameter.data is array and np.array_equal(array, value)
 
 
+# -- the memory of a step ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_memory_is_what_the_graph_keeps_and_what_was_planned(mode, tokens):
+    T = len(tokens) - 1
+    with kernels(mode):
+        step = Step(small_gpt(n_layer=3), tokens, OPTIMIZER)
+        model = small_gpt(n_layer=3)
+        loss = model.loss(np.array([tokens[:-1]]), np.array([tokens[1:]]))
+        expected = kept_bytes(loss, model)
+    memory = step.memory
+    assert sum(buffer.nbytes for buffer in memory.kept()) == pytest.approx(expected, abs=64)
+    plan = MemoryPlan(step.model.config, 1, T, reference=ops.runs_reference(mode), base=0)
+    planned = sum(plan.layer.values())
+    assert [memory.kept_by(f"h.{i}") for i in range(3)] == pytest.approx([planned] * 3, rel=0.02)
+    page = page_of_memory(memory, {"parts": plan.parts, "layer": plan.layer}, step.fixed)
+    for what, planned, fact in page["beside"]:
+        if what.startswith("logits"):
+            assert planned <= fact <= 2 * planned + 4096          # kept memory is taken that may be larger
+        else:
+            assert fact == pytest.approx(planned, rel=0.2), what
+    assert [what for what, _, _ in page["beside"]][3:6] == ["activations kept for backward", "of them in layer 0",
+                                                            "of them in layer 2"]  # fmt: skip
+
+
+def test_what_an_op_keeps_dies_after_its_backward(step):
+    events, buffers = step.memory.events, step.memory.buffers
+    n = step.memory.forward_ends + 1
+    assert len(events) == 2 * n and [event.phase for event in events] == ["forward"] * n + ["backward"] * n
+    backward = {(event.op, event.layer): i for i, event in enumerate(events) if event.phase == "backward"}
+    for buffer in buffers:
+        for keeper in buffer.keepers:
+            event = events[keeper]
+            assert buffer.dies is None or buffer.dies >= backward[event.op, event.layer], buffer
+        if buffer.dies is None:                                   # work space, ids, a loss of four bytes
+            assert buffer.leased or buffer.what == "input" or buffer.nbytes <= 8
+        elif buffer.what == "result" and not buffer.keepers and buffer.nbytes > 8:
+            assert buffer.dies < n, buffer
+    end = sum(buffer.nbytes for buffer in buffers if buffer.dies is None)
+    assert max(step.memory.alive()) > 3 * end and step.memory.alive()[-1] >= end
+
+
+def test_an_array_that_somebody_holds_does_not_die(no_collector):
+    held = []
+
+    class Holder(MemoryObserver):
+        def after_forward(self, node, arrays, results):
+            super().after_forward(node, arrays, results)
+            if node.name == "mlp":
+                held.append(results[0])
+
+    model = small_gpt(n_layer=1)
+    with observe(Holder(model, [])) as holder:
+        model.loss(np.array([[1, 2, 3]]), np.array([[2, 3, 4]])).backward()
+    (mlp,) = [i for i, event in enumerate(holder.events) if (event.op, event.phase) == ("mlp", "forward")]
+    (buffer,) = [one for one in holder.buffers if one.made == mlp and one.what == "result"]
+    assert buffer.dies is None and not buffer.keepers
+    held.clear()
+    assert buffer.dies == len(holder.events) - 1
+
+
+def test_bands_do_not_lie_on_each_other(step):
+    rng = np.random.default_rng(5)
+    several = [Buffer(int(size), "", int(made), [], int(made + length)) for size, made, length in
+               zip(rng.integers(1, 50, 60), rng.integers(0, 30, 60), rng.integers(0, 20, 60))]  # fmt: skip
+    for buffers in (step.memory.buffers, several):
+        offsets = first_fit(buffers, 50)
+        for i, a in enumerate(buffers):
+            for j, b in enumerate(buffers[:i]):
+                if a.made <= (50 if b.dies is None else b.dies) and b.made <= (50 if a.dies is None else a.dies):
+                    assert offsets[i] + a.nbytes <= offsets[j] or offsets[j] + b.nbytes <= offsets[i]
+    assert first_fit([Buffer(4, "", 0, [], 1), Buffer(2, "", 0, [], 5), Buffer(3, "", 2, [], 3)], 9) == [0, 4, 0]
+
+
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_a_step_of_every_kind_of_model(kind, here, capsys):
     save(here / "w.bin", **CHECKPOINTS[kind])
@@ -471,6 +551,11 @@ document.querySelectorAll("#pulls button")[1].click();
 said.pulled = [...document.querySelectorAll("#pulls td:nth-child(3)")].map(cell => cell.textContent);
 [...document.querySelectorAll("#parameters .link")].find(button => button.textContent === "ln_f.bias").click();
 said.measured = [...document.querySelectorAll("#numeric td:nth-child(4)")].map(cell => cell.textContent);
+const bands = document.querySelector("#memory svg");
+bands.focus();
+for (let i = 0; i < 2; i++) bands.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+said.band = document.getElementById("band").textContent;
+said.bands = bands.querySelectorAll("rect").length;
 said.error = document.querySelector("#error") !== null;
 document.body.append("\\n" + JSON.stringify(said) + " END");
 }</script>"""
@@ -518,3 +603,6 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
     assert [float(text) for text in said["pulled"]] == pytest.approx(column, rel=6e-3)
     measured = [sample["numeric"] for sample in data["samples"]["ln_f.bias"]]
     assert [float(text) for text in said["measured"]] == pytest.approx(measured, rel=1e-5)
+    buffers = data["memory"]["buffers"]
+    chosen = buffers[(max(range(len(buffers)), key=lambda i: buffers[i][0]) + 2) % len(buffers)]
+    assert said["bands"] == len(buffers) and data["memory"]["events"][chosen[2]][1] in said["band"]

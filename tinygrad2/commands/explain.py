@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import ops
 from models.pretrained import load_pretrained
 from tinygrad2.cli import Parser, add_flags, flag, from_flags, input_path, output_path, summary
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.explain.forward import Forward, choose_layers, ids_on_page, page_of_forward
+from tinygrad2.explain.memory import page_of_memory
 from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
 from tinygrad2.explain.page import is_page, write_page
 from tinygrad2.explain.pulls import choose_targets, page_of_pulls, pulls
@@ -29,6 +31,7 @@ from tinygrad2.io.outputs import check_output
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import SPECIAL
 from tinygrad2.training.config import RECIPES, TrainConfig
+from tinygrad2.training.memory_plan import MemoryPlan
 
 _MOST_TOKENS = 256  # of a text: a page has numbers for every pair of them
 
@@ -113,6 +116,9 @@ def explain_step(config, model, tokenizer, pretrained, tokens):
     page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1], "samples": numeric}
     found = pulls(model, step.x, step.y, targets)
     page["pulls"] = page_of_pulls({name: part for name, part in found.items() if in_layers(name, layers)}, targets)
+    reference = ops.runs_reference(config.kernels)
+    plan = MemoryPlan(model.config, 1, len(tokens) - 1, reference=reference, keeps_copies=False, base=0)
+    page["memory"] = page_of_memory(step.memory, {"parts": plan.parts, "layer": plan.layer}, step.fixed)
     page["texts"] = {id: token_text(tokenizer, id) for id in sorted(set(tokens))}
     line = f"loss      {step.loss:.4f}, the mean of {len(tokens) - 1} positions; norm of the gradient {step.norm:.4g}"
     count, worst = sum(map(len, elements.values())), largest_difference(numeric)

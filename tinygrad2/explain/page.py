@@ -10,7 +10,7 @@ import os
 from tinygrad2.io.files import atomic_write, first_bytes, read_bytes
 
 _MARK = b"<title>tinygrad2: explain"
-_SCRIPTS = {"forward": ("common.js", "forward.js"), "step": ("common.js", "step.js")}
+_SCRIPTS = {"forward": ("common.js", "forward.js"), "step": ("common.js", "step.js", "memory.js")}
 
 
 def write_page(path, kind, data):

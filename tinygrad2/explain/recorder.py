@@ -6,6 +6,7 @@
     recorder.one("attention", "h.0.attn.head").inputs         q, k, v
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +48,8 @@ class Recorder(ModulePath):
         if len(found) != 1:
             raise LookupError(f"{op} ran {len(found)} times in {layer or 'the model itself'}, not once")
         return found[0]
+
+
+def input_names(node):
+    """The names of an op's inputs as its forward has them, followed by those of its options: x, weight, bias, ..."""
+    return list(inspect.signature(type(node).forward).parameters)[1:]

@@ -5,7 +5,6 @@ The step is that of train_gpt2.py: `model.loss(x, y).backward()`, clipping, Adam
 while it runs, and keeps no array, so that the memory of the step is what it always is.
 """
 
-import contextlib
 import inspect
 import weakref
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import numpy as np
 
 from tinygrad2.backend import is_array
 from tinygrad2.dispatch import OPS
+from tinygrad2.explain.memory import MemoryObserver
+from tinygrad2.explain.recorder import input_names
 from tinygrad2.explain.text import rounded
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import observe
@@ -84,9 +85,8 @@ class GraphObserver(ModulePath):
         """Called with the op's inputs and its results."""
         if not node.parents:
             return
-        names = [*inspect.signature(type(node).forward).parameters][1:]
         inputs = [(name, array.shape, self._source(edge))
-                  for name, array, edge in zip(names, arrays, node.parents) if is_array(array)]  # fmt: skip
+                  for name, array, edge in zip(input_names(node), arrays, node.parents) if is_array(array)]  # fmt: skip
         outputs = [Output(result.shape, norm(result)) for result in results]
         self._number[node] = len(self.nodes)
         self.nodes.append(Node(node.name, type(node).__name__, self.path[-1], inputs, outputs))
@@ -113,7 +113,6 @@ class Step:
     model       in evaluation mode: the step is without dropout
     tokens      ids of the text (T + 1,): the first T are the input, the last T the targets
     optimizer   {"lr", "betas", "weight_decay", "grad_clip"}
-    more        further observers of the step
 
     losses      of each position (T,), nats, float64, from the model's own logits
     loss        the step's, their mean, as the fused op returned it
@@ -121,20 +120,21 @@ class Step:
     norm        of the gradient of all parameters; scale: what clipping multiplies it by
     updates     an Update for each parameter
     grads       {name: a copy of the gradient}
+    memory      the MemoryObserver of forward and backward
+    fixed       {what: bytes} of the arrays that are there before and after
     """
 
-    def __init__(self, model, tokens, optimizer, more=()):
+    def __init__(self, model, tokens, optimizer):
         self.model = model
         self.x, self.y = (np.asarray(part)[None] for part in (tokens[:-1], tokens[1:]))         # (1, T)
         self.losses = losses_of(model, self.x, self.y)
         self.flat = FlatBuffers(model)
-        observer = GraphObserver(model, self.x.shape[1])
-        with contextlib.ExitStack() as stack:
-            for one in (observer, *more):
-                stack.enter_context(observe(one))
+        graph = GraphObserver(model, self.x.shape[1])
+        self.memory = MemoryObserver(model, [self.flat.data, self.flat.grad_buffer])
+        with observe(graph), observe(self.memory):
             loss = model.loss(self.x, self.y)
             loss.backward()
-        self.loss, self.nodes = loss.item(), observer.nodes
+        self.loss, self.nodes = loss.item(), graph.nodes
         del loss
         self.norm = float(grad_norm(self.flat.grad))
         self.scale = float(clip_scale(self.flat.data.dtype.type(self.norm), optimizer["grad_clip"]))
@@ -152,6 +152,8 @@ class Step:
         before = self.flat.data.copy()
         adam = Adam(self.flat, optimizer["betas"], weight_decay=optimizer["weight_decay"])
         adam.step(optimizer["lr"], self.scale)
+        self.fixed = {"weights": self.flat.data.nbytes, "gradients": self.flat.grad_buffer.nbytes,
+                      "Adam: m and v": adam.m.nbytes + adam.v.nbytes}  # fmt: skip
         views = self.flat.named_views(self.flat.data - before)
         for update in updates:
             update.update = norm(views[update.name])
