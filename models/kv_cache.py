@@ -66,11 +66,13 @@ class _Layer:
 
     def append(self, k, v):                                       # Tensors (B, nh, T, hs)
         """Append those of the new tokens; returns all so far, Tensors (B, nh, position + T, hs)."""
+        # lab: begin kv_cache
         start = self.cache.position
         end = start + k.shape[2]
         self.k[:, :, start:end] = k.data
         self.v[:, :, start:end] = v.data
         return Tensor(self.k[:, :, :end]), Tensor(self.v[:, :, :end])
+        # lab: end kv_cache
 
     def attend(self, head, q, k, v):
         """Attention of the new tokens to all tokens so far, (B, nh, T, hs)."""

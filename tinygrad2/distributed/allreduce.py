@@ -128,14 +128,18 @@ class RecursiveHalving(AllReduce):
     def _reduce_scatter(self, host):
         if self._received is None:
             self._received = np.empty(self.largest, host.dtype)
+        # lab: begin tree_allreduce
         for partner, keep, send in self._rounds(len(host), self.rank):
             received = self._received[: keep.stop - keep.start]
             self.transport.sendrecv(host[send], partner, received)
             add(host[keep], received)
+        # lab: end tree_allreduce
 
     def _all_gather(self, host):
+        # lab: begin tree_allreduce
         for partner, keep, send in reversed(list(self._rounds(len(host), self.rank))):
             self.transport.sendrecv(host[keep], partner, host[send])
+        # lab: end tree_allreduce
 
 
 class PackedSum(AllReduce):

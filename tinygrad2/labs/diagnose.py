@@ -36,7 +36,7 @@ def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, 
     if close.all():
         return
     worst = _worst(found, expected, close)
-    index = f"[{', '.join(map(str, worst))}]" if worst else ""
+    index = f"{' at ' if ' ' in what else ''}[{', '.join(map(str, worst))}]" if worst else ""
     here, right = found[worst], expected[worst]
     ratio = f", ratio {here / right:.6g}" if right and np.isfinite(here) and expected.dtype.kind != "b" else ""
     lines = [f"{what}{index}: expected {_text(right, expected)}, found {_text(here, expected)}{ratio}"]

@@ -41,6 +41,7 @@ def merge_pair(ids: tuple[int, ...], pair: Pair, new_id: int) -> tuple[int, ...]
     >>> merge_pair((7, 7, 7), (7, 7), 256)
     (256, 7)
     """
+    # lab: begin bpe_merge
     left, right = pair
     merged: list[int] = []
     for token in ids:
@@ -49,6 +50,7 @@ def merge_pair(ids: tuple[int, ...], pair: Pair, new_id: int) -> tuple[int, ...]
         else:
             merged.append(token)
     return tuple(merged)
+    # lab: end bpe_merge
 
 
 def count_pairs(words: Mapping[tuple[int, ...], int]) -> Counter[Pair]:
@@ -79,6 +81,7 @@ def train_merges_plain(
 
     It stops early when no pair is left that occurs twice. `progress(done, total)` is called after each merge.
     """
+    # lab: begin bpe_train
     words = dict(chunk_counts)
     merges: list[Pair] = []
     while len(merges) < n_merges:
@@ -92,6 +95,7 @@ def train_merges_plain(
         if progress:
             progress(len(merges), n_merges)
     return merges
+    # lab: end bpe_train
 
 
 def train_merges(

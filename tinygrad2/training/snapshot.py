@@ -125,13 +125,17 @@ def restore(trainer, checkpoint):
     Parameters that were frozen are frozen again; those that are frozen already remain so.
     """
     try:
+        # lab: begin exact_checkpoint
         trainer.model.load_state_dict(checkpoint.weights)
         trainer.optimizer.load_state_dict(checkpoint.moments, checkpoint.t, checkpoint.missed)
         trainer.flat.freeze({*trainer.flat.frozen, *checkpoint.frozen})
+        # lab: end exact_checkpoint
     except ValueError as error:
         raise UserError(f"{checkpoint.path}: {error}") from None
     refuse_useless_start(trainer.flat, checkpoint.path, "remove this folder to go on from the checkpoint before it")
+    # lab: begin exact_checkpoint
     trainer.done, trainer.position = checkpoint.step, tuple(checkpoint.state["position"])
+    # lab: end exact_checkpoint
 
 
 def synchronize(trainer, checkpoint=None):
