@@ -1,4 +1,5 @@
 import ops
+from models.decode_block import decode_block
 from models.layernorm import LayerNorm
 from models.mlp import MLP
 from models.multihead_attention import MultiHeadAttention
@@ -23,6 +24,8 @@ class Block(Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cache=None):                             # (B, T, C); a layer of a KVCache, or None
+        if cache is not None and (out := decode_block(self, x, cache)) is not None:
+            return out                                            # one new token: what follows, in one call
         attn_out = self.attn(self.ln_1(x), cache)
         ln_2 = self.ln_2
         # Fused: x = x + attn_out and normed = ln_2(x), in one pass over each row.

@@ -64,6 +64,10 @@ class _Layer:
     def __init__(self, cache, i):
         self.cache, self.k, self.v = cache, cache.k[i], cache.v[i]
 
+    @property
+    def layers(self):
+        return [self]
+
     def append(self, k, v):                                       # Tensors (B, nh, T, hs)
         """Append those of the new tokens; returns all so far, Tensors (B, nh, position + T, hs)."""
         # lab: begin kv_cache

@@ -14,3 +14,7 @@ class LayerNorm(Module):
 
     def forward(self, x):                                         # (..., C)
         return ops.layernorm(x, self.weight, self.bias, self.eps)  # (..., C)
+
+    def arrays(self):
+        """(weight, bias or None, epsilon), for decode_block.py."""
+        return self.weight.data, None if self.bias is None else self.bias.data, self.eps

@@ -1,6 +1,7 @@
 import numpy as np
 
 import ops
+from models.decode_block import Weights
 from tinygrad2.module import Module, Parameter
 
 
@@ -13,3 +14,7 @@ class Linear(Module):
 
     def forward(self, x):                                         # (..., n_in)
         return ops.linear(x, self.weight, self.bias)              # (..., n_out)
+
+    def arrays(self):
+        """Its Weights, for decode_block.py."""
+        return Weights(self.weight.data, None, None if self.bias is None else self.bias.data, self.weight.shape[1])

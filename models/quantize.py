@@ -3,6 +3,7 @@
 import numpy as np
 
 import ops
+from models.decode_block import Weights
 from ops.linear_int8 import quantize_rows
 from tinygrad2.backend import large_zeros, xp_of
 from tinygrad2.bfloat16 import pack_bfloat16
@@ -28,6 +29,9 @@ class LinearInt8(Module):
     def forward(self, x):                                         # (..., I)
         return ops.linear_int8(x, self.q, self.scale, self.bias)  # (..., O)
 
+    def arrays(self):
+        return Weights(self.q, self.scale, self.bias, len(self.q))
+
 
 class LinearBfloat16(Module):
     """Replaces a Linear: weights rounded to bfloat16 (ops/linear_bfloat16.py). `place` as above."""
@@ -41,16 +45,20 @@ class LinearBfloat16(Module):
     def forward(self, x):                                         # (..., I)
         return ops.linear_bfloat16(x, self.weight, self.bias)     # (..., O)
 
+    def arrays(self):
+        return Weights(self.weight, None, self.bias, len(self.weight))
+
 
 class SmallMLP(Module):
     """Replaces an MLP. `linear` makes the module that replaces a Linear."""
 
     def __init__(self, mlp, linear):
         self.c_fc, self.c_proj = linear(mlp.c_fc), linear(mlp.c_proj)
-        self.gelu = ops.gelu_erf if mlp.exact else ops.gelu
+        self.exact = mlp.exact
 
     def forward(self, x):                                         # (B, T, C)
-        return self.c_proj(self.gelu(self.c_fc(x)))               # (B, T, C)
+        gelu = ops.gelu_erf if self.exact else ops.gelu
+        return self.c_proj(gelu(self.c_fc(x)))                    # (B, T, C)
 
 
 class _Memory:

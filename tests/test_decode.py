@@ -1,22 +1,29 @@
 """Generating text with a cache and with int8 weights."""
 
+import contextlib
 import gc
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
 from test_models import tiny, tokens
 
 import inference
-from models import GPT, GPTConfig
+from models import GPT, GPTConfig, block
+from models.dropout import set_dropout
 from models.kv_cache import KVCache
 from models.quantize import LinearBfloat16, LinearInt8, quantize
 from models.sampling import sample
 from ops.linear_int8 import quantize_rows
-from tinygrad2.dispatch import kernels
+from tinygrad2.dispatch import KERNELS, kernels
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.function import observe
 from tinygrad2.mixed_precision import mixed_precision
+from tinygrad2.system.threads import POOL
 from tinygrad2.tensor import no_grad
+
+needs_kernels = pytest.mark.skipif(("decode_block", "numpy") not in KERNELS, reason="no kernels: Numba is missing")
 
 
 def uncached(model, text, n, rng=None, **how):
@@ -77,6 +84,112 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match=r"for 1 sequence\(s\), not 2"):
         model.next_logits(tokens(B=2, T=1), cache)
     assert cache.position == 10
+
+
+# -- a block in one call ---------------------------------------------------------------------------------------------
+
+KINDS = [None, LinearBfloat16, LinearInt8]
+
+
+@contextlib.contextmanager
+def counting():
+    """A list that gets a True for each block that is computed in one call, a False for each other."""
+    calls, one_call = [], block.decode_block
+
+    def counted(*args):
+        out = one_call(*args)
+        calls.append(out is not None)
+        return out
+
+    with mock.patch.object(block, "decode_block", counted):
+        yield calls
+
+
+def large(kind, seed=1, **changes):
+    sizes = {"n_layer": 2, "n_head": 4, "n_embd": 64, **changes}
+    model = GPT(GPTConfig(block_size=150, vocab_size=97, **sizes), seed=seed).eval()
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        parameter.data[...] += 0.05 * rng.standard_normal(parameter.shape).astype(np.float32)
+    return model if kind is None else quantize(model, kind)
+
+
+def written(model, n=4, prompt=(1, 2, 3)):
+    """Scores of n new tokens, keys and values."""
+    cache = KVCache(model.config)
+    model.next_logits([prompt], cache)
+    logits = [model.next_logits([[t]], cache).numpy() for t in range(n)]
+    return np.array(logits), np.array(cache.k), np.array(cache.v)
+
+
+@needs_kernels
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"activation": "gelu_erf", "n_embd": 96}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_in_one_call_computes_what_its_ops_do(kind, dtype, changes):
+    model, weights_must_be_rounded = large(kind, **changes), kind is None and dtype == "bfloat16"
+    for prompt in ([5], [1, 2, 3], list(range(97))):
+        with mixed_precision(dtype), counting() as calls:
+            in_one_call = written(model, prompt=prompt)
+        assert calls[-4 * 2 :] == [not weights_must_be_rounded] * (4 * 2)
+        with mixed_precision(dtype), mock.patch.object(block, "decode_block", return_value=None):
+            by_ops = written(model, prompt=prompt)
+        for one, other in zip(in_one_call, by_ops):
+            off = np.abs(one - other).max() / np.abs(other).max()
+            assert off < (2e-6 if dtype == "float32" else 1e-2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_in_one_call_has_the_same_bits_for_any_number_of_threads(kind, monkeypatch):
+    model, seen = large(kind, n_embd=192, n_head=6), []
+    for threads in (1, 2, 3, 4):
+        monkeypatch.setattr(POOL, "threads", threads)
+        seen.append([array.tobytes() for array in written(model)])
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+
+
+@needs_kernels
+def test_when_the_ops_of_a_block_run_one_by_one():
+    with counting() as calls:
+        written(tiny())                                           # 20 channels: no multiple of what a vector holds
+        assert not any(calls)
+        model = large(None, dropout=0.5)
+        written(model, n=1)
+        assert calls[-4:] == [False, False, True, True]           # the prompt, the new token
+        calls.clear()
+        with kernels("reference"):
+            written(model)
+        with observe(Nothing()):
+            written(model)
+        cache = KVCache(model.config, batch=2)
+        model.next_logits([[1], [2]], cache)                      # two texts
+        model.hidden(np.array([[1]]), KVCache(model.config))      # gradients are recorded
+        model.train()
+        set_dropout(model, seed=0, step=0)
+        written(model)
+        assert len(calls) > 20 and not any(calls)
+
+
+class Nothing:
+    """An observer that sees all ops and does nothing."""
+
+    def inside(self, module):
+        return contextlib.nullcontext()
+
+    def before(self, node):
+        pass
+
+    def after_forward(self, node, arrays, results):
+        pass
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_in_one_call_stays_one(kind):
+    model = large(kind)
+    model.wpe.weight.data[3] = np.nan
+    assert np.isnan(written(model, n=1)[0]).all()
 
 
 # -- int8 ------------------------------------------------------------------------------------------------------------

@@ -61,13 +61,19 @@ def has_kernels(reference):
 
     @functools.wraps(reference)
     def run(*args):
-        if kernel_mode() == "auto":
-            for kernel in reversed(KERNELS.get((reference.__name__, xp_of(args[0]).__name__), ())):
-                if kernel.supports(*args):
-                    return kernel(*args)
-        return reference(*args)
+        return (fast_version(reference.__name__, xp_of(args[0]), *args) or reference)(*args)
 
     return run
+
+
+def fast_version(name, xp, *args):
+    """The newest kernel of this name, for the array library xp, that supports the arguments; None if there is none, or
+    the mode is "reference": the caller has another way."""
+    if kernel_mode() == "auto":
+        for kernel in reversed(KERNELS.get((name, xp.__name__), ())):
+            if kernel.supports(*args):
+                return kernel
+    return None
 
 
 def kernels(mode):

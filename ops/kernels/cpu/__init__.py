@@ -9,6 +9,7 @@ from ops.kernels.cpu import (  # noqa: F401
     add,
     attention,
     cross_entropy,
+    decode_block,
     dropout,
     embedding,
     gelu,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ops.kernels.cpu.numba_jit import inlined, jit, split_rows
+from ops.kernels.cpu.numba_jit import helper, inlined, jit, split_rows
 from ops.kernels.cpu.pack_bfloat16 import round_bits
 from ops.kernels.cpu.spread import spread
 
@@ -23,6 +23,14 @@ def _operand_bits(bits):
     nearest = np.uint32(np.uint32(round_bits(bits)) << np.uint32(16))
     is_subnormal = np.uint32(bits & np.uint32(0x7FFFFFFF)) < np.uint32(0x00800000)
     return np.uint32(bits & np.uint32(0x80000000)) if is_subnormal else nearest
+
+
+@helper
+def round_in_place(x):
+    """The same for a contiguous row (N,)."""
+    bits = x.view(np.uint32)
+    for j in range(bits.size):
+        bits[j] = _operand_bits(bits[j])
 
 
 @jit

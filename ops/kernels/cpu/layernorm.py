@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from ops.add_layernorm import AddLayerNorm
-from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, split_blocks, split_rows
+from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, helper, is_float32, jit, split_blocks, split_rows
 from ops.kernels.cpu.spread import spread
 from ops.layernorm import LayerNorm
 
@@ -57,7 +57,7 @@ def normalise(x, delta, s, weight, bias, eps):
     out = np.empty_like(x)
     mean = np.empty((*x.shape[:-1], 1), np.float32)
     rstd = np.empty_like(mean)
-    bias = np.zeros_like(weight) if bias is None else bias
+    bias = np.empty(0, np.float32) if bias is None else bias
     arrays = [a.reshape(shape) for a in (x, x if delta is None else delta, s, out)]
     split_rows(_forward, *arrays[0].shape, *arrays, delta is not None, np.asarray(weight, order="C"),
                np.asarray(bias, order="C"), np.float32(eps), mean.reshape(-1), rstd.reshape(-1))
@@ -79,24 +79,32 @@ def gradients(x, weight, mean, rstd, dout, dresidual):
 def _forward(lo, hi, x, delta, s, out, add, weight, bias, eps, mean, rstd):
     if spread(lo, hi):
         return
-    C = np.float32(weight.size)
     for n in range(lo, hi):
         row, target = x[n], out[n]
         if add:
             first, second, row = x[n], delta[n], s[n]
             for j in range(row.size):
                 row[j] = first[j] + second[j]
-        total = np.float32(0)
+        mean[n], rstd[n] = normalise_row(row, weight, bias, eps, target)
+
+
+@helper
+def normalise_row(row, weight, bias, eps, out):
+    """out = the layernorm of one row, all of them (C,); bias may be empty. Returns (mean, rstd)."""
+    C, total = np.float32(row.size), np.float32(0)
+    for j in range(row.size):
+        total += row[j]
+    mean, total = total / C, np.float32(0)
+    for j in range(row.size):
+        total += (row[j] - mean) * (row[j] - mean)
+    rstd = np.float32(1) / np.float32(math.sqrt(total / C + eps))
+    if bias.size:
         for j in range(row.size):
-            total += row[j]
-        m = total / C
-        total = np.float32(0)
+            out[j] = (row[j] - mean) * rstd * weight[j] + bias[j]
+    else:
         for j in range(row.size):
-            total += (row[j] - m) * (row[j] - m)
-        r = np.float32(1) / np.float32(math.sqrt(total / C + eps))
-        for j in range(row.size):
-            target[j] = (row[j] - m) * r * weight[j] + bias[j]
-        mean[n], rstd[n] = m, r
+            out[j] = (row[j] - mean) * rstd * weight[j]
+    return mean, rstd
 
 
 @jit

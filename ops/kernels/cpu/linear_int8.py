@@ -12,12 +12,12 @@ import numpy as np
 from llvmlite import ir
 
 from ops.kernels.cpu.gemm.emit import emitted, f32, i32, vector
-from ops.kernels.cpu.numba_jit import is_float32, jit
+from ops.kernels.cpu.numba_jit import helper, is_float32, jit
 from ops.kernels.cpu.spread import spread
 from ops.linear_int8 import LinearInt8
 from tinygrad2.system.threads import POOL
 
-_MOST_ROWS = 4
+_MOST_ROWS = 8
 _GRAIN = 1 << 16                                                  # weights of a part, at least
 _STEP = 32                                                        # weights of one vector: I must be a multiple of it
 _AHEAD = 4096                                                     # bytes: so far in front memory is asked for
@@ -88,3 +88,15 @@ def _int8(lo, hi, quarters, q, scale, bias, out):
             for lane in range(8):
                 total += sums[i, lane]
             out[i, j] = scale[j] * total + bias[j]
+
+
+@helper
+def int8_products(lo, hi, quarters, q, scale, out):
+    """out[j] = scale[j] times the product of x and row j of q, for rows lo .. hi - 1; x (I,) sorted as above."""
+    n, sums = q.shape[1], np.empty(8, np.float32)
+    for j in range(lo, hi):
+        _one_row(quarters.ctypes.data, q.ctypes.data + j * n, n, sums.ctypes.data)
+        total = np.float32(0)
+        for lane in range(8):
+            total += sums[lane]
+        out[j] = scale[j] * total

@@ -39,19 +39,28 @@ def _attend(lo, hi, q, k, v, out, logsum, scale):
         row = row_of_head(q, b, h, 0)
         for i in range(query.size):
             query[i] = scale * row[i]
-        for t in range(Tk):
-            key, total = row_of_head(k, b, h, t), _ZERO
-            for i in range(key.size):
-                total += query[i] * key[i]
-            scores[t] = total
-        logsum[head] = _softmax(scores)
-        target = row_of_head(out, b, h, 0)
-        target[:] = 0
-        for start in range(0, Tk, _BLOCK):
-            part[:] = 0
-            _add_values(scores, v, b, h, start, min(Tk, start + _BLOCK), part)
-            for i in range(part.size):
-                target[i] += part[i]
+        logsum[head] = one_query(query, k, v, b, h, scores, part, row_of_head(out, b, h, 0))
+
+
+@helper
+def one_query(query, k, v, b, h, scores, part, out):
+    """out (hs,) = softmax(query kT) v for the first `scores.size` keys of head h; returns ln of the sum of e^scores.
+
+    scores, part    work space, as many as keys and hs
+    """
+    for t in range(scores.size):
+        key, total = row_of_head(k, b, h, t), _ZERO
+        for i in range(key.size):
+            total += query[i] * key[i]
+        scores[t] = total
+    logsum = _softmax(scores)
+    out[:] = 0
+    for start in range(0, scores.size, _BLOCK):
+        part[:] = 0
+        _add_values(scores, v, b, h, start, min(scores.size, start + _BLOCK), part)
+        for i in range(part.size):
+            out[i] += part[i]
+    return logsum
 
 
 @helper

@@ -31,14 +31,7 @@ def _blocks(lo, hi, x, weight, partial):
     for block in range(lo, hi):
         total = partial[block]
         total[:] = 0
-        start, stop = block * _DEPTH, min(n_in, (block + 1) * _DEPTH)
-        full = stop - (stop - start) % 8
-        for k in range(start, full, 8):
-            _add_eight(x[0, k:], weight[k:], total)
-        for k in range(full, stop):
-            row, factor = weight[k], x[0, k]
-            for j in range(total.size):
-                total[j] += factor * row[j]
+        add_block(x[0], weight, block * _DEPTH, min(n_in, (block + 1) * _DEPTH), total)
 
 
 @jit
@@ -54,6 +47,18 @@ def _total(lo, hi, partial, bias, out):
     row = bias[lo:hi]
     for j in range(total.size):
         total[j] += row[j]
+
+
+@helper
+def add_block(x, weight, start, stop, total):
+    """Add what rows start .. stop - 1 of the weight make of x."""
+    full = stop - (stop - start) % 8
+    for k in range(start, full, 8):
+        _add_eight(x[k:], weight[k:], total)
+    for k in range(full, stop):
+        row, factor = weight[k], x[k]
+        for j in range(total.size):
+            total[j] += factor * row[j]
 
 
 @helper

@@ -30,12 +30,12 @@ def spread(lo, hi):
     if lo >= 0:
         return False
     function, arguments = enclosing_kernel()
-    _lead(-lo, hi, function, arguments)
+    lead(-lo, hi, function, arguments)
     return True
 
 
 @helper
-def _lead(team, n, function, arguments):
+def lead(team, n, function, arguments):
     """Let the team do this job; returns when it is done."""
     parts = load(team, PARTS)
     store(team, _SIZE, n)
