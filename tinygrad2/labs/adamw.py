@@ -67,12 +67,14 @@ def _update(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay, mode=""):
         if mode == "once":
             mhat, vhat = new_m / (1 - beta1), new_v / (1 - beta2)
         root = {"eps inside": np.sqrt(vhat + eps), "no root": vhat + eps}.get(mode, np.sqrt(vhat) + eps)
+        if mode == "old":
+            mhat, root = m / (1 - beta1**t), np.sqrt(v / (1 - beta2**t)) + eps
         adaptive = {"g": g, "sign": -mhat}.get(mode, mhat) / root
         if mode == "after":
             return (p - lr * adaptive) * (1 - lr * weight_decay)
         if mode == "decay without lr":
             return p - lr * adaptive - weight_decay * p
-        decay = {"coupled": 0, "none": 0, "grows": -1}.get(mode, 1)
+        decay = {"coupled": 0, "none": 0, "grows": -1, "lr twice": lr}.get(mode, 1)
         return p - lr * (adaptive + decay * weight_decay * p)
 
 
@@ -91,6 +93,8 @@ _MISTAKES = {
     "the weight decay is missing": "none",
     "the decay has the wrong sign: weights grow": "grows",
     "the decay is not multiplied by lr": "decay without lr",
+    "the decay is multiplied by lr twice": "lr twice",
+    "m and v are updated after p: the step uses those of before": "old",
     "the decay is applied to what the adaptive step has changed already": "after",
 }  # fmt: skip
 
@@ -99,7 +103,8 @@ def _check_p(before, after, knobs, rtol=1e-6):
     expected = _update(**before, **knobs) - before["p"]
     suspects = {text: _update(**before, **knobs, mode=mode) - before["p"] for text, mode in _MISTAKES.items()}
     suspects = {text: array for text, array in suspects.items() if not np.allclose(array, expected, 1e-5, 0)}
-    unchanged = {"p was not changed in place: p -= ... writes into it, p = p - ... does not": np.zeros_like(expected)}
+    unchanged = {"p was not changed: p = p - ... makes another array, p -= ... writes into this one (or m and v are "
+                 "still zero, because they are updated after p)": np.zeros_like(expected)}  # fmt: skip
     compare("the change of p", after["p"] - before["p"], expected, rtol, sizes={f"lr = {knobs['lr']:.4g}": knobs["lr"]},
             suspects=unchanged | suspects)  # fmt: skip
 

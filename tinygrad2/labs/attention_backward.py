@@ -59,8 +59,11 @@ def _check(student, rng, shape, Tk=None, p=0.0, layout=np.asarray, size=1.0):
             "the direct term of the softmax, w * dw,": product(w * dw),
             "the average in the softmax, -w * sum(dw * w),": product(-w * average)})  # fmt: skip
 
-    use.check("q", **traces("dq", lambda d: d @ k * scale))
-    of_k = traces("dk", lambda d: t(d) @ q * scale)
+    of_q, of_k = traces("dq", lambda d: d @ k * scale), traces("dk", lambda d: t(d) @ q * scale)
+    if Tq == Tk:
+        of_q["suspects"] |= {"q is used where k belongs": ds @ q * scale, "ds is transposed": t(ds) @ k * scale}
+        of_k["suspects"]["k is used where q belongs"] = t(ds) @ k * scale
+    use.check("q", **of_q)
     if Tq == Tk:
         of_k["suspects"]["ds is not transposed"] = ds @ q * scale
     use.check("k", **of_k)

@@ -35,8 +35,15 @@ def _mistakes(ids, pair, new_id):
     kept = [new_id if i in matches else token for i, token in enumerate(ids)]
     both = tuple(new for i, new in enumerate(kept) if i in matches or i - 1 not in matches)
     removed = tuple(token for token in _right(ids, pair, None) if token is not None)
+    left, i = [], 0
+    while i < len(ids):
+        left.append(new_id if ids[i] == pair[0] else ids[i])
+        i += 2 if ids[i] == pair[0] else 1
+    left = tuple(left)
     return {
         "nothing was replaced": ids,
+        "the left token alone decides, and the right one is not compared": left,
+        "each token of the pair is replaced alone": tuple(new_id if token in pair else token for token in ids),
         "only the first occurrence is replaced": once,
         "the matches are taken from the right; where they overlap, that is another result": backwards,
         "the right token of the pair stays": tuple(kept),

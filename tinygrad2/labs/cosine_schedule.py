@@ -63,6 +63,7 @@ def _(student, rng):
             "it ends at 0 and not at `final`": cosine(x, 0.0),
             "the curve runs upwards: 1 - cos": cosine(1 - x),
             "the angle goes to pi / 2, not to pi": final + 0.5 * (1 + np.cos(np.pi * x / 2)) * (peak - final),
+            "it is a quarter of a cosine, cos(pi x / 2)": final + np.cos(np.pi * x / 2) * (peak - final),
             "the angle goes to 2 pi": final + 0.5 * (1 + np.cos(2 * np.pi * x)) * (peak - final),
             "1 + cos is not halved": final + (1 + np.cos(np.pi * x)) * (peak - final),
             "`final` is added to the whole curve, whose height is then peak and not peak - final":

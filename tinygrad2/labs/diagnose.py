@@ -69,7 +69,7 @@ def _about_shape(found, expected):
     if found.ndim < expected.ndim:
         return ": an axis too much was summed"
     axes = [axis for axis, (n, m) in enumerate(zip(found.shape, expected.shape)) if n != m and m == 1]
-    return f": axis {axes[0]} was not summed" if axes else ""
+    return f": axis {axes[0]} was not summed" if axes else ": is it another axis that was summed?"
 
 
 def _scale(expected):
@@ -95,6 +95,7 @@ def _worst(found, expected, close):
 
 def _explain(found, expected, close, rtol, sizes, terms, suspects, factors):
     """One or several sentences about all elements."""
+    is_mask = expected.dtype.kind == "b"
     found, expected = found.astype(float), expected.astype(float)
     if not np.isfinite(found).all() and np.isfinite(expected).all():
         bad = ~np.isfinite(found)
@@ -103,6 +104,8 @@ def _explain(found, expected, close, rtol, sizes, terms, suspects, factors):
     for text, array in suspects.items():
         if _same(found, np.broadcast_to(array, found.shape)):
             return f"that is what one gets if {text}"
+    if is_mask:                                                   # ratios and shifts of two values mean little
+        return _pattern(~close, found)
     if not found.any():
         return "ratio 0: every element is zero, so nothing arrives here"
     trace = _rounded(found, expected) or _factor(found, expected, factors) or _ratio(found, expected, sizes)

@@ -34,6 +34,7 @@ def _check(student, x, rng, layout=np.asarray):
                "the second term, dout x (1 - tanh(u)^2) / 2 du/dx,": dout * inner * du},
         suspects={
             "du/dx is left out (the chain rule stops at u)": dout * (first + inner),
+            "the derivative of tanh is taken as 1 + tanh^2": dout * (first + x * (1 + t * t) / 2 * du),
             "du/dx has no term of x^2": dout * (first + inner * scale),
             "the 3 of the derivative of x^3 is missing": dout * (first + inner * scale * (1 + cubic * x * x)),
             "the derivative of x^3 is taken as 3 x": dout * (first + inner * scale * (1 + 3 * cubic * x)),

@@ -37,7 +37,8 @@ def _check_dx(use):
 
     use.check(
         "x",
-        sizes={f"{C}, the number of channels": C},
+        sizes={f"{C}, the number of channels": C,
+               f"C / (C - 1) = {C / (C - 1):.6g}: avg divides by C, not by C - 1": C / (C - 1)},
         terms={
             "the direct path, rstd * g,": rstd * g,
             "the path through the mean, -rstd * avg(g),": np.broadcast_to(-rstd * g.mean(-1, keepdims=True), x.shape),
@@ -48,6 +49,8 @@ def _check_dx(use):
             "avg(g) stands where avg(g * xhat) belongs, or xhat is left out": rstd * (g - g.mean(-1, keepdims=True)
                 - along),
             "x is used in place of xhat": rstd * (g - g.mean(-1, keepdims=True) - x * (g * x).mean(-1, keepdims=True)),
+            "the averages go over all elements, and not over each row's channels":
+                rstd * (g - g.mean() - xhat * (g * xhat).mean()),
             "the averages go over the rows, axis 0, and not over the channels":
                 rstd * (g - g.mean(0, keepdims=True) - xhat * (g * xhat).mean(0, keepdims=True)),
         },

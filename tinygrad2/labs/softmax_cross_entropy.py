@@ -38,6 +38,11 @@ def _check(student, logits, targets, rng, layout=np.asarray):
         "the division goes by columns: e / total without [:, None]":
             whole(weight * (e / e.sum(-1) - onehot)) if len(z) == V else whole(np.full_like(p, np.inf)),
         "the 1 is subtracted in every row, whatever the target": whole(weight * (p - 1)),
+        "the 1 is subtracted in every row at the targets of all rows, dz[:, t]": whole(weight * (p - onehot.any(0))),
+        "token t + 1 is taken for t": whole(weight * (p - np.roll(onehot, 1, 1))),
+        "token t - 1 is taken for t": whole(weight * (p - np.roll(onehot, -1, 1))),
+        "the derivative of softmax is applied to p - onehot, which is the gradient at the logits already":
+            whole(weight * p * (p - onehot - (p * (p - onehot)).sum(-1, keepdims=True))),
         "the 1 is subtracted after the rows are weighted, unweighted": whole(weight * p - onehot),
     }  # fmt: skip
     if not counted.all():

@@ -52,7 +52,8 @@ def _check(student, rng, size, n, block=4):
     for rank, (found, part) in enumerate(results):
         mine = np.where(np.isin(np.arange(n), np.arange(n)[part]), total, arrays[rank])
         pair = arrays[rank] + arrays[rank ^ 1]
-        compare(f"the array of rank {rank} of {size}, {n} elements,", found, total, 1e-5, suspects={
+        sizes = {f"{size}, the number of ranks": size}
+        compare(f"the array of rank {rank} of {size}, {n} elements,", found, total, 1e-5, sizes=sizes, suspects={
             "nothing was exchanged": arrays[rank],
             "the parts of the other ranks were not gathered": mine,
             "only one round was made: two ranks are in the sum": pair if size > 2 else np.full(n, np.inf),
