@@ -16,6 +16,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.labs.catalog import LABS
 from tinygrad2.labs.diagnose import compare
 from tinygrad2.labs.lab import MOST_POINTS, Wrong
+from tinygrad2.labs.report import entry_of, report_of
 from tinygrad2.labs.run import run_cases
 from tinygrad2.labs.source import shipped, solution, with_answer, with_hole
 
@@ -271,3 +272,47 @@ def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=re.escape(says)):
             lab_command(words.split())
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+# -- the documentation ------------------------------------------------------------------------------------------------
+
+
+def read(name):
+    return (ROOT / "learn" / name).read_text(encoding="utf-8")
+
+
+def test_the_tables_name_all_labs_and_the_files_they_are_cut_from():
+    table = re.findall(r"^\| `(\w+)` \| `([\w./]+)` \| \d+ \|$", read("labs.md"), re.MULTILINE)
+    assert sorted(table) == sorted((lab.name, lab.file) for lab in LABS.values())
+    assert set(re.findall(r"^\| `(\w+)` \|", read("teachers/mistakes.md"), re.MULTILINE)) == set(LABS)
+    assert all(f"`{name}`" in read("teachers/README.md") for name in LABS)
+    weeks = read("teachers/plans.md").split("\n## ")[1:]
+    assert [plan.split()[0] for plan in weeks] == ["4", "8", "14"]
+    for plan in weeks:
+        assert len(re.findall(r"^\| \d+ \|", plan, re.MULTILINE)) == int(plan.split()[0])
+        assert set(re.findall(r"`(\w+_\w+)`", plan)) <= set(LABS)
+    assert all(f"`{name}`" in weeks[-1] for name in LABS)
+
+
+def test_every_field_of_the_report_is_documented(tmp_path):
+    results = grade(LAB, with_hole(LAB), tmp_path, 3)
+    report = report_of({LAB.name: entry_of(LAB, "labs/x.py", b"", results, 3, 1)})
+    text = read("labs.md").split("## report.json")[1]
+    extra = report["extra_data"]
+    names = [*report, *report["tests"][0], *extra["labs"][LAB.name], *extra["labs"][LAB.name]["cases"][0]]
+    names += [*extra["versions"], *(f"extra_data.{name}" for name in extra)]
+    assert [name for name in names if f"`{name}`" not in text and name != "extra_data"] == []
+    assert report == json.loads(json.dumps(report))
+
+
+@pytest.mark.parametrize("name", ["labs.md", "teachers/README.md", "teachers/plans.md", "teachers/mistakes.md"])
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)", read(name)):
+        assert target.startswith("http") or (ROOT / "learn" / name).parent.joinpath(target).exists(), target
+
+
+def test_the_output_in_the_text_is_that_of_the_program(tmp_path):
+    code = solution(LAB).replace(" - g.mean(-1, keepdims=True)", "")
+    messages = "\n".join(result.message for result in grade(LAB, with_answer(LAB, code), tmp_path, 7))
+    for line in re.findall(r"^ {16}(.*)$", read("labs.md"), re.MULTILINE):
+        assert line in messages

@@ -87,7 +87,11 @@ def check_in_the_engine(op, inputs, rng, options=None):
     for i, (name, tensor) in enumerate(zip(inputs, tensors)):
         if isinstance(tensor, Tensor):
             expected = numeric_gradient(use, list(inputs.values()), i, first + second)
-            compare(f"d{name} of a result with two uses", tensor.grad, expected, atol=_ATOL)
+            try:
+                compare(f"d{name} of a result with two uses", tensor.grad, expected, atol=_ATOL)
+            except Wrong as wrong:
+                cause = "if the cases above are right: is something changed or lost that is still needed?"
+                raise Wrong(f"{str(wrong).splitlines()[0]}\n{cause}") from None
 
 
 def transposed(array):
