@@ -11,6 +11,7 @@
 
 import inspect
 import pathlib
+import re
 import textwrap
 
 import numpy as np
@@ -38,8 +39,9 @@ def heading(thing):
 
 
 def quoted(thing):
-    """The source of a function or class of this project, with its heading, as text."""
-    return f"# {heading(thing)}\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}\n"
+    """The source of a function or class of this project, with its heading, as text, without the marks of labs."""
+    code = re.sub(r"^ *# lab: (begin|end) \w+\n", "", inspect.getsource(thing), flags=re.MULTILINE)
+    return f"# {heading(thing)}\n{textwrap.dedent(code).rstrip()}\n"
 
 
 def source(thing):
