@@ -15,6 +15,7 @@ from test_memory import kept_bytes
 
 import ops
 from models import GPT, GPTConfig
+from models.families import PRESETS, make_config, make_model
 from tinygrad2.cli import call
 from tinygrad2.commands import explain
 from tinygrad2.dispatch import kernels
@@ -306,6 +307,22 @@ def test_measured_gradients_are_those_of_backward(step):
     assert largest_difference(rows) == pytest.approx(1 / 3, rel=1e-2)
     for parameter, array, value in zip(step.model.parameters(), before, values):
         assert parameter.data is array and np.array_equal(array, value)
+
+
+@pytest.mark.parametrize("family", ["bigram", "mlp", "head"])
+def test_a_step_of_the_smaller_models(family, here, capsys):
+    values = dict(PRESETS[family], vocab_size=TOKENIZER.n_vocab)
+    values.pop("family")
+    model = make_model(make_config(family, **values), seed=3)
+    save_weights("w.bin", model.state_dict(), model.config.to_dict(), TOKENIZER.to_json(), {})
+    assert run("--weights", "w.bin", "--prompt", PROMPT, "--step") == 0, capsys.readouterr().err
+    data = data_of(here / "explain_step.html")
+    assert np.mean(data["losses"]) == pytest.approx(data["loss"], rel=1e-4) and "pulls" not in data
+    assert sorted(data["samples"]) == sorted(name for name, _ in model.named_parameters())
+    for sample in sum(data["samples"].values(), []):
+        assert sample["numeric"] == pytest.approx(sample["grad"], rel=1e-3, abs=1e-6)
+    assert run("--weights", "w.bin", "--prompt", PROMPT) == 2
+    assert "give a GPT, or --step, which takes any model" in capsys.readouterr().err
 
 
 # -- the memory of a step ----------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def explain_forward(config, model, tokenizer, pretrained, tokens):
     last = forward.probabilities[-1]
     best = (-last).argsort(kind="stable")[:3].tolist()
     guesses = ", ".join(f"{token_text(tokenizer, id)} {last[id]:.1%}" for id in best)
+    if not np.isfinite(last).all():
+        guesses = "its probabilities are not finite numbers"
     return page, f"tokens    {len(tokens)}; after the last one: {guesses}"
 
 
@@ -112,10 +114,11 @@ def explain_step(config, model, tokenizer, pretrained, tokens):
     wanted = {name: grad for name, grad in step.grads.items() if in_layers(name, layers)}
     elements = choose_elements(model.config, wanted, len(tokens) - 1)
     numeric = samples(model, step.grads, elements, measure(model, step.x, step.y, elements))
-    targets = choose_targets(model.config, len(tokens) - 1)
     page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1], "samples": numeric}
-    found = pulls(model, step.x, step.y, targets)
-    page["pulls"] = page_of_pulls({name: part for name, part in found.items() if in_layers(name, layers)}, targets)
+    if model.config.family == "gpt":                              # the others have no residual stream
+        targets = choose_targets(model.config, len(tokens) - 1)
+        found = pulls(model, step.x, step.y, targets)
+        page["pulls"] = page_of_pulls({name: part for name, part in found.items() if in_layers(name, layers)}, targets)
     reference = ops.runs_reference(config.kernels)
     plan = MemoryPlan(model.config, 1, len(tokens) - 1, reference=reference, keeps_copies=False, base=0)
     page["memory"] = page_of_memory(step.memory, {"parts": plan.parts, "layer": plan.layer}, step.fixed)
@@ -147,7 +150,8 @@ def optimizer_of(config, pretrained):
 def load(config):
     """(model in evaluation mode, tokenizer, Pretrained); prints notes to stderr. Raises UserError."""
     model, tokenizer, pretrained = load_pretrained(config.weights, tokenizer=config.tokenizer)
-    model.config.require_gpt(config.weights, "give a GPT")
+    if not config.step:
+        model.config.require_gpt(config.weights, "give a GPT, or --step, which takes any model")
     for note in pretrained.notes:
         print_error(f"note      {note}")
     if tokenizer is None:
@@ -193,4 +197,5 @@ def read_layers(text, config, n_tokens):
 def about(config, model):
     """What the head of the page says of the model."""
     c = model.config
-    return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict()}
+    return {"weights": one_line(config.weights, 200), "parameters": c.count_parameters(), "config": c.to_dict(),
+            "describe": c.describe()}  # fmt: skip

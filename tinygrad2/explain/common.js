@@ -77,6 +77,7 @@ function row(body, cells, attributes = {}) {
 }
 const n = (v, digits) => ({n: number(v, digits)}), p = v => ({n: percent(v)});
 const text = id => DATA.texts[id];
+const quoted = id => `“\u2068${text(id)}\u2069”`;                       // isolated: it may be written from right to left
 const token = id => cell => element(cell, "span", {class: "token"}, text(id));
 const bar = (share, kind = "") => cell => {
   element(element(cell, "div", {class: "meter"}), "span", {class: "bar " + kind, style: `width: ${Math.max(.5, 100 * Math.min(1, share || 0))}%`});
@@ -138,11 +139,9 @@ function pin(t) {
   show(t);
 }
 function head(title, lines) {
-  const header = document.getElementById("header"), c = DATA.config;
+  const header = document.getElementById("header");
   element(header, "h1", {}, title);
-  element(header, "p", {class: "note"}, `${DATA.weights}: ${DATA.parameters.toLocaleString("en")} parameters, `
-    + `${c.n_layer} layer${c.n_layer > 1 ? "s" : ""} of ${c.n_head} head${c.n_head > 1 ? "s" : ""}, width ${c.n_embd}, `
-    + `vocabulary of ${c.vocab_size.toLocaleString("en")}, context of ${c.block_size}.`);
+  element(header, "p", {class: "note"}, `${DATA.weights}: ${DATA.parameters.toLocaleString("en")} parameters; ${DATA.describe}.`);
   for (const line of lines) element(header, "p", {}, line);
 }
 // `under(t)`: the small line below a token.

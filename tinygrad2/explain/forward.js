@@ -1,5 +1,5 @@
 const C = DATA.config, L = DATA.blocks.length;
-const where = t => `position ${t}, “${text(DATA.tokens[t])}”`;
+const where = t => `position ${t}, ${quoted(DATA.tokens[t])}`;
 
 head("One forward pass, looked into", [
   "Choose a token below: by pointing, by touching, or with Tab and the arrow keys. Everything on this page then shows "
@@ -47,12 +47,13 @@ tokenBar(t => DATA.tokens[t]);
   const shownLayers = DATA.attention.length < L ? ` Shown: layers ${DATA.layers.join(", ")} of ${L}.` : "";
   const e = section("attention", "Attention: where each head looks", "Each position mixes the values of the positions up to its own; "
     + "the weights of a row sum to 1. In the squares a row is the position that asks, a column the one that is looked at; colour follows the "
-    + `root of the weight, so that small ones can be seen; the line marks the chosen row. Choose a head to read it.${shownLayers}`);
+    + `root of the weight, so that small ones can be seen; the line marks the chosen row. Choose a head to read it here.${shownLayers}`);
   const layers = DATA.attention.map(({layer, error, weights}) => ({layer, error, heads: weights.map(fractions)}));
   const rowOf = (head, t) => head.subarray(t * (t + 1) / 2, (t + 1) * (t + 2) / 2);
   let chosen = [0, 0], draw = () => {};
   const tiles = [];
-  for (const [l, {layer, error, heads}] of layers.entries()) {
+  const reading = element(e, "div", {class: "card", id: "reading"});
+  for (const [l, {layer, heads}] of layers.entries()) {
     const card = element(e, "div", {class: "card"});
     element(card, "h3", {}, `Layer ${layer}`);
     const grid = element(card, "div", {class: "heads"});
@@ -65,10 +66,9 @@ tokenBar(t => DATA.tokens[t]);
       tiles.push({l, h, button, head, mark: element(map, "i"), line: element(button, "small")});
       button.onclick = () => { chosen = [l, h]; draw(shown); };
     });
-    element(card, "p", {class: "note"}, "The fused op never holds these weights; they are recomputed from its q and k by the op's formula. "
-      + `Weights times v differ from what the op returned by at most ${number(error, 2)}.`);
   }
-  const reading = element(e, "div", {class: "card", id: "reading"});
+  element(e, "p", {class: "note"}, "The fused op never holds these weights; they are recomputed from its q and k by the op's formula. "
+    + `Weights times v differ from what the op returned by at most ${number(Math.max(...layers.map(layer => layer.error)), 2)}.`);
   const title = element(reading, "h3"), chips = element(reading, "div", {class: "chips"});
   const details = element(reading, "details"), numbers = element(details, "div");
   element(details, "summary", {}, "as numbers, all heads of this layer");
@@ -171,7 +171,7 @@ const lensName = l => l ? `after layer ${l - 1}` : "embeddings";
     const others = C.vocab_size - ids.length;
     if (others) row(body, [`${others.toLocaleString("en")} other tokens`, "", p(rest), bar(rest, "second")]);
     note.textContent = t + 1 < T
-      ? `In the text “${text(DATA.tokens[t + 1])}” follows: probability ${percent(DATA.next[t])}, loss ${number(-Math.log(DATA.next[t]))} nats.`
+      ? `In the text ${quoted(DATA.tokens[t + 1])} follows: probability ${percent(DATA.next[t])}, loss ${number(-Math.log(DATA.next[t]))} nats.`
       : "Here the text ends: this is what the model would continue with.";
   });
 })();

@@ -170,7 +170,7 @@ def page_of_memory(memory, plan, fixed):
     name = "activations kept for backward"
     beside.append((name, parts[name], sum(b.nbytes for b in kept) - logits))
     layers = sorted({event.layer.split(".")[1] for event in memory.events if event.layer.startswith("h.")}, key=int)
-    for layer in (layers[0], layers[-1])[: len(layers)]:
+    for layer in dict.fromkeys(layers[:1] + layers[-1:]):
         beside.append((f"of them in layer {layer}", sum(plan["layer"].values()), memory.kept_by(f"h.{layer}")))
     if planned := parts["logits, a chunk at a time"]:
         beside.append(("logits, a chunk at a time", planned, logits))

@@ -1,4 +1,4 @@
-const where = t => `position ${t}, “${text(DATA.tokens[t])}”`, target = t => text(DATA.targets[t]);
+const where = t => `position ${t}, ${quoted(DATA.tokens[t])}`, target = t => quoted(DATA.targets[t]);
 const shape = sizes => sizes.length ? `(${sizes.join(", ")})` : "()";
 const O = DATA.optimizer;
 
@@ -26,7 +26,7 @@ tokenBar(t => number(DATA.losses[t], 3));
   follow(t => {
     bars.forEach((one, i) => one.setAttribute("aria-pressed", String(i === t)));
     const loss = DATA.losses[t];
-    line.textContent = `After ${where(t)} comes “${target(t)}”: probability ${percent(Math.exp(-loss))}, loss ${number(loss)}, `
+    line.textContent = `After ${where(t)} comes ${target(t)}: probability ${percent(Math.exp(-loss))}, loss ${number(loss)}, `
       + `${percent(loss / (T * mean))} of the sum.`;
   });
 })();
@@ -111,7 +111,7 @@ const opLink = op => cell => {
 
 // -- which target pulls which position ---------------------------------------------------------------------------------
 
-(() => {
+if (DATA.pulls) (() => {
   const {targets, points} = DATA.pulls, all = targets.length === T;
   const e = section("pulls", "Which target pulled which position", "The gradient of the stream is a sum of parts, one for the loss of each target. "
     + "In the square a row is a target (the token that follows that position), a column the position that its loss pulls at; a target pulls at no later position. "
@@ -128,7 +128,7 @@ const opLink = op => cell => {
   const draw = t => {
     const {layer, norms} = points[chosen], row_ = targets.indexOf(t);
     title.textContent = row_ < 0 ? `The target of ${where(t)} is not among those followed`
-      : `The loss of “${target(t)}”, the target of ${where(t)}, pulls at (norm of its gradient, ${name(layer)})`;
+      : `The loss of ${target(t)}, the target of ${where(t)}, pulls at (norm of its gradient, ${name(layer)})`;
     chips.replaceChildren();
     if (row_ >= 0) norms[row_].forEach((v, i) => {
       const chip = element(chips, "div", {class: "chip", style: tint(share(v, chosen) ** 2), "aria-current": String(i === t)});
@@ -140,7 +140,7 @@ const opLink = op => cell => {
     holder2.replaceChildren();
     const body = table(holder2, ["target", ">of position", ">norm", ">share", ""], {class: "bars"});
     for (const i of largest(column, 8).filter(i => column[i] > 0))
-      row(body, [cell => element(cell, "span", {class: "token"}, target(targets[i])), n(targets[i]), n(column[i], 3), p(column[i] / sum), bar(column[i] / sum)]);
+      row(body, [cell => element(cell, "span", {class: "token"}, text(DATA.targets[targets[i]])), n(targets[i]), n(column[i], 3), p(column[i] / sum), bar(column[i] / sum)]);
     element(holder2, "p", {class: "note"}, "Share of the sum of the norms. The parts are vectors and may cancel, so the norm of their sum is smaller.");
   };
   const choose = k => {
