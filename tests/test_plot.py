@@ -14,6 +14,7 @@ import pytest
 
 from tinygrad2.commands import plot, plot_picture
 from tinygrad2.commands.ticks import linear_ticks, log_ticks, spread, tick_labels, value_range
+from tinygrad2.errors import UserError
 from tinygrad2.monitor.metrics import mean_around, smooth, thin
 
 RANGES = [
@@ -190,6 +191,15 @@ def test_an_even_width_is_named_as_what_it_is(tmp_path, monkeypatch, capsys):
     assert data["panels"][0]["lines"][0]["mean"][25] == pytest.approx(sum(i * i for i in range(15, 36)) / 21)
     plot.main([run, "--out", "c", "--smooth", "1"])
     assert page_data(tmp_path / "c.html")["panels"][0]["lines"][0]["mean"] is None
+
+
+def test_one_panel_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path, "run", [{"step": i, "loss": 1.0, "val_loss": 2.0, "lr": 3.0} for i in range(5)])
+    plot.main([run, "--out", "c", "--panel", "val_loss"])
+    assert [panel["title"] for panel in page_data(tmp_path / "c.html")["panels"]] == ["Validation loss"]
+    with pytest.raises(UserError, match="has nothing to draw: no grad_norm$"):
+        plot.main([run, "--out", "c", "--panel", "grad_norm"])
 
 
 # -- the page's own numbers --------------------------------------------------------------------------------------------

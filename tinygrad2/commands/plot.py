@@ -42,6 +42,9 @@ def main(argv):
     parser.add_argument("--smooth", type=int, default=21, metavar="N",
                         help="draw the mean of the N values around each step (N + 1 if N is even) on top of the pale "
                              "curve itself; 1: no mean (default: 21)")  # fmt: skip
+    shown = [name for name, *_ in PANELS]
+    parser.add_argument("--panel", action="append", choices=shown, metavar="NAME",
+                        help=f"draw this one only; may be repeated: {', '.join(shown)} (default: all)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.smooth < 1:
         raise UserError(f"--smooth must be at least 1, not {args.smooth}")
@@ -49,9 +52,9 @@ def main(argv):
     stem = _stem(args.out)
     replaced = _check_outputs(stem, args.runs)
     runs = dict(zip(_labels(args.runs), map(read_metrics, args.runs)))
-    panels, names = panels_of(runs, width), list(runs)
+    panels, names = panels_of(runs, width, args.panel or shown), list(runs)
     if not panels:
-        raise UserError(f"{args.runs[0]}: has nothing to draw: no loss, no learning rate, ...")
+        raise UserError(f"{args.runs[0]}: has nothing to draw: no {', no '.join(args.panel or ('loss', 'lr', '...'))}")
     for path in replaced:
         print(f"note      {path}: the plot that was there is replaced")
     _write_page(names, panels, stem + ".html", width)
@@ -94,14 +97,17 @@ def _labels(paths):
     return [name if names.index(name) == i else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
-def panels_of(runs, width):
-    """[{"title", "unit", "log", "lines"}], of every panel for which a run {name: (steps, values)} has values.
+def panels_of(runs, width, shown=None):
+    """[{"title", "unit", "log", "lines"}], of every panel (in `shown`, if that is given) for which a run {name: (steps,
+    values)} has values.
 
     A line has x: steps, y: values, None where they are not finite, and mean: for each the mean of the `width` values
     around it, or None for a curve that is not smoothed.
     """
     panels = []
     for name, title, unit, logarithmic in PANELS:
+        if shown is not None and name not in shown:
+            continue
         lines = [_line(*curves.get(name, ([], [])), width if name in _SMOOTHED else 1) for curves in runs.values()]
         if any(value is not None for line in lines for value in line["y"]):
             panels.append({"title": title, "unit": unit, "log": logarithmic, "lines": lines})

@@ -15,7 +15,7 @@ from tinygrad2.system.installation import bundled
 RECIPES = {  # steps, batch size and learning rate depend on the model
     "bigram":      dict(steps=1000,   batch_size=16,  lr=1e-1, weight_decay=0.0),
     "mlp":         dict(steps=1000,   batch_size=16,  lr=1e-2),
-    "head":        dict(steps=1000,   batch_size=16,  lr=6e-3),
+    "head":        dict(steps=1000,   batch_size=16,  lr=2e-2),
     "block":       dict(steps=1000,   batch_size=16,  lr=6e-3),
     "demo":        dict(steps=1000,   batch_size=16,  lr=6e-3),
     "baby":        dict(steps=2000,   batch_size=12,  lr=1e-3),
