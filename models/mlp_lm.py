@@ -24,10 +24,10 @@ class MLPConfig(ModelConfig):
     """The sizes of an MLPLanguageModel. Raises ValueError, naming the field, for values that cannot work."""
 
     family = "mlp"
-    presets = {"mlp": dict(block_size=128, vocab_size=1024, n_context=8, n_embd=32, n_hidden=256)}
+    presets = {"mlp": dict(block_size=128, vocab_size=1024, n_context=4, n_embd=32, n_hidden=256)}
     sizes = ("block_size", "vocab_size", "n_context", "n_embd", "n_hidden")
 
-    n_context: int = flag(8, "of an mlp: how many of the last tokens it sees")
+    n_context: int = flag(4, "of an mlp: how many of the last tokens it sees")
     n_embd: int = flag(32, "channels of a token's embedding")
     n_hidden: int = flag(256, "of an mlp: width of its hidden layer")
 
