@@ -16,6 +16,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.labs.catalog import LABS
 from tinygrad2.labs.diagnose import compare
 from tinygrad2.labs.lab import MOST_POINTS, Wrong
+from tinygrad2.labs.load import UNUSABLE
 from tinygrad2.labs.report import entry_of, report_of
 from tinygrad2.labs.run import run_cases
 from tinygrad2.labs.source import shipped, solution, with_answer, with_hole
@@ -91,6 +92,7 @@ def test_answers(name, kind, title, says, code, tmp_path):
             assert points(results) == MOST_POINTS, messages
         else:
             assert points(results) < MOST_POINTS and any(says in message for message in messages), messages
+            assert not any(UNUSABLE in message for message in messages), f"the grader failed: {messages}"
 
 
 # -- the diagnosis ----------------------------------------------------------------------------------------------------
@@ -166,6 +168,22 @@ def test_what_a_student_may_write_is_one_line(code, says, tmp_path):
     if "Error: " in says:
         line = next(i for i, text in enumerate(shipped(LAB).splitlines(), 1) if "lab: begin" in text) + 1
         assert results[0].message.startswith(f"line {line}: ")
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "the file has no LayerNorm any more: write it again"),
+        ("x = 1".encode("utf-16"), "it seems to be UTF-16; save it as UTF-8"),
+        (b"\xe9 = 1\n", "line 1: SyntaxError"),
+        (b"import nothing_there\n", "line 1: ModuleNotFoundError: No module named 'nothing_there'"),
+    ],
+)
+def test_other_files_are_one_line(content, says, tmp_path):
+    (tmp_path / "x.py").write_bytes(content)
+    results = run_cases(LAB, str(tmp_path / "x.py"), 0)
+    assert points(results) == 0 and all(says in result.message for result in results)
+    assert not any("\n" in result.message for result in results)
 
 
 def test_the_former_ops_are_back_after_a_check(tmp_path):
@@ -316,3 +334,22 @@ def test_the_output_in_the_text_is_that_of_the_program(tmp_path):
     messages = "\n".join(result.message for result in grade(LAB, with_answer(LAB, code), tmp_path, 7))
     for line in re.findall(r"^ {16}(.*)$", read("labs.md"), re.MULTILINE):
         assert line in messages
+
+
+# -- answers that are nonsense ----------------------------------------------------------------------------------------
+
+JUNK = ("None", "'x'", "()", "[1, [2, 3]]", "3", "1j", "True", "float('nan')", "{}", "object", "(None,) * 2",
+        "(None,) * 3", "([1, [2]],) * 2", "([1, [2]],) * 3", "('x',)", "(1, 1j)", "(object(), {}, 'x')")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_nonsense_is_answered_with_a_sentence(name, tmp_path):
+    """Never by the bare name of an exception."""
+    lab = LABS[name]
+    count = solution(lab).count("---\n") + 1
+    returns = name not in ("adamw", "matmul_backward", "exact_checkpoint", "tree_allreduce")
+    for junk in JUNK:
+        code = f"return {junk}\n" if returns else f"da = db = {junk}\n"
+        results = grade(lab, with_answer(lab, "---\n".join([code] * count)), tmp_path, 5)
+        messages = [result.message for result in results if result.message]
+        assert points(results) < MOST_POINTS and not any(re.match(r"\w+Error", m) for m in messages), (junk, messages)

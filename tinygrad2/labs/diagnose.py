@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from tinygrad2.labs.lab import Wrong
+from tinygrad2.tensor import Tensor
 
 _TRACE = 1e-5  # relative: how closely a trace must fit
 
@@ -47,7 +48,11 @@ def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, 
 def _as_array(what, found, expected):
     if found is None:
         raise Wrong(f"{what} is None; it must be an array of shape {expected.shape}")
-    array = np.asarray(getattr(found, "data", found) if type(found).__name__ in ("Tensor", "Parameter") else found)
+    found = found.data if isinstance(found, Tensor) else found
+    try:
+        array = np.asarray(found)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
     if array.dtype.kind not in "fiub":
         raise Wrong(f"{what} is {type(found).__name__} {str(found)[:60]!r}; it must be an array of numbers")
     return array
@@ -160,7 +165,7 @@ def _of_size(c, sizes):
         for power, text, usually in ((1, "times", ": a sum where a mean belongs, or the division by it is missing"),
                                      (-1, "divided by", ": a mean where a sum belongs, or divided twice"),
                                      (2, "times the square of", ""), (-2, "divided by the square of", "")):  # fmt: skip
-            if n != 1 and abs(c / n**power - 1) < _TRACE:
+            if n != 1 and abs(c / float(n) ** power - 1) < _TRACE:
                 return f"{text} {name}{usually if is_count else ''}"
     return ""
 

@@ -10,6 +10,8 @@ import ops  # noqa: F401  (a graph needs the ops that the student's file does no
 from tinygrad2.dispatch import KERNELS, OPS, kernels
 from tinygrad2.io.files import read_bytes
 
+UNUSABLE = "what came back cannot be used"
+
 
 class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname):
@@ -44,9 +46,14 @@ def loaded(path):
 def explain_error(error, path):
     """An exception of the student's code in one line, with the line number in the student's file."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, AttributeError) and getattr(error.obj, "__file__", "") == path:
+        return (f"the file has no {error.name} any more: write it again, or begin with lab reset (this file "
+                "stays)")  # fmt: skip
+    if isinstance(error, (SyntaxError, ValueError)) and "null bytes" in text:
+        return f"{text}: it seems to be UTF-16; save it as UTF-8"
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, NotImplementedError) and text.startswith("NotImplementedError: lab "):
         return f"line {lines[-1]}: the hole is still empty"
-    return f"line {lines[-1]}: {text}" if lines else text
+    return f"line {lines[-1]}: {text}" if lines else f"{UNUSABLE}: {text}"

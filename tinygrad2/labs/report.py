@@ -46,7 +46,7 @@ def report_of(labs):
     score, most = (sum(lab[field] for lab in labs.values()) for field in ("score", "max_score"))
     return {
         "score": score,
-        "output": f"{score} of {most} points in {len(labs)} labs",
+        "output": f"{score} of {most} points in {len(labs)} lab{'s' * (len(labs) != 1)}",
         "visibility": "visible",
         "stdout_visibility": "visible",
         "tests": tests,

@@ -84,7 +84,10 @@ def _(student, rng):
     model = _model(student, rng)
     W = model.wte.weight
     tokens, targets = rng.integers(0, 7, (2, 4)), rng.integers(0, 7, (2, 4))
-    model(tokens, targets)[1].backward()
+    loss = model(tokens, targets)[1]
+    if not loss.requires_grad:
+        raise Wrong("the loss is not connected to any parameter by a graph: the logits were computed from .data")
+    loss.backward()
     found = np.zeros(W.shape) if W.grad is None else W.grad.copy()
     hidden, table = model.hidden(tokens).detach(), Tensor(W.numpy().copy(), requires_grad=True)
     cross_entropy(linear(hidden, table.T), targets).backward()
