@@ -13,6 +13,7 @@ from tinygrad2 import Tokenizer
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.optim import Adam, clip_scale, grad_norm
+from tinygrad2.tokenizers.load import load_tokenizer
 
 VOCAB = 512
 
@@ -21,6 +22,16 @@ VOCAB = 512
 def tokenizer():
     """A tokenizer of 512 tokens, trained on the bundled stories."""
     return Tokenizer.train(show.stories(), VOCAB)
+
+
+@functools.cache
+def gpt2_tokenizer():
+    """(GPT-2's tokenizer, True) if its files are in data/gpt2/gpt2, else (the small one, False), and a line says so."""
+    if (show.GPT2_FILES / "merges.txt").exists():
+        return load_tokenizer(str(show.GPT2_FILES)), True
+    print("GPT-2's tokenizer is not on this machine; shown is the small one of the lessons. To get it:")
+    print("    python data/gpt2/prepare.py --tokenizer-only")
+    return tokenizer(), False
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The lessons: each runs, has its six parts, and its notebook is built from it; what it quotes is shipped source."""
 
 import importlib
+import inspect
 import json
 import re
 
@@ -9,6 +10,7 @@ import pytest
 
 from learn import build, lesson, show
 from ops.add import Add
+from ops.broadcast import unbroadcast
 from tests.marks import slow_but
 
 LESSONS = lesson.lessons()
@@ -113,6 +115,7 @@ def test_a_quotation_is_the_source_under_its_name(capsys):
     show.source(Add.backward)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["# ops/add.py: Add.backward", "def backward(self, dout):"]
+    assert "# lab:" in inspect.getsource(unbroadcast) and "# lab:" not in show.quoted(unbroadcast)
 
 
 def test_a_name_that_no_lesson_has_is_refused():
