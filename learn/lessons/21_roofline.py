@@ -31,13 +31,12 @@ import numpy as np
 
 from learn import show, small
 from models import GPTConfig
-from models.config import train_flops_per_token
 from tinygrad2.function import observe
 from tinygrad2.monitor.op_costs import forward_bytes, products
 from tinygrad2.system.gemm_peak import gemm_peak
 
 plt = show.pyplot()
-show.source(train_flops_per_token)
+show.source(GPTConfig.train_flops_per_token)
 show.source(forward_bytes)
 
 # %% [markdown]
@@ -54,7 +53,7 @@ my_guess = None
 
 # %%
 gpt2 = GPTConfig.preset("gpt2")
-step = train_flops_per_token(gpt2) * 1024
+step = gpt2.train_flops_per_token() * 1024
 show.guess(my_guess, step / 1e12, "10^12 FLOPs per step of 1,024 tokens")
 print(f"6 N alone: {6 * gpt2.count_parameters() * 1024 / 1e12:.3f}; the rest is attention's T x T")
 for speed, name in (1e11, "a laptop core or two (0.1 TFLOP/s)"), (5e13, "a graphics card in float32 (50 TFLOP/s)"):
@@ -156,7 +155,7 @@ def their_flops_per_token(C=128, n_layer=2, T=64, V=512):
 
 
 theirs = their_flops_per_token()
-ours = train_flops_per_token(model.config)
+ours = model.config.train_flops_per_token()
 print(f"theirs / ours: {theirs / ours:.2f}")
 assert theirs / ours > 1.1
 
