@@ -52,6 +52,17 @@ def test_there_are_at_least_14_labs():
     assert len(LABS) >= 14
 
 
+def test_every_marker_in_the_source_belongs_to_a_lab():
+    files = [path for folder in ("ops", "models", "tinygrad2") for path in (ROOT / folder).rglob("*.py")]
+    marked = set()
+    for path in files:
+        lines = re.findall(r"^ *# lab: (begin|end) (\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert [kind for kind, _ in lines] == ["begin", "end"] * (len(lines) // 2)
+        assert lines[::2] == [("begin", name) for _, name in lines[1::2]]
+        marked |= {(name, path.relative_to(ROOT).as_posix()) for _, name in lines}
+    assert marked == {(lab.name, lab.file) for lab in LABS.values()}
+
+
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
 def test_a_lab_has_cases_hints_and_answers_of_both_kinds(lab):
     assert lab.most == MOST_POINTS and len(lab.cases) >= 4 and len(lab.hints) >= 3

@@ -28,9 +28,10 @@ class Use:
         node = op(np, is_float)
         self.out = np.asarray(node.forward(*arrays, **self.options))
         self.dout = layout(rng.standard_normal(self.out.shape))
-        before = [None if a is None else a.copy() for a in [*arrays, self.dout]]
+        others = [*arrays, self.dout, self.out]  # whose arrays are not backward's own
+        before = [None if a is None else a.copy() for a in others]
         returned = node.backward(self.dout)
-        for name, array, old in zip([*inputs, "dout"], [*arrays, self.dout], before):
+        for name, array, old in zip([*inputs, "dout", "the result of forward"], others, before):
             if old is not None and not np.array_equal(array, old, equal_nan=True):
                 raise Wrong(f"backward has changed {name} in place: others still read it; work on a copy, or write "
                             "a = a * b for a *= b")  # fmt: skip
