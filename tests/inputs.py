@@ -96,6 +96,7 @@ READS = [
          ("weights.bin", "tokens.bin")),
     Read("plot", ("run", "--out", "curves"), ("run/metrics.jsonl", "run/config.json", "curves.svg", "curves.html")),
     Read("explain", ("--weights", "weights.bin", "--prompt", "The cat"), ("weights.bin", "explain.html")),
+    Read("explain", ("--weights", "weights.bin", "--prompt", "The cat", "--step"), ("explain_step.html",)),
     Read("compare", ("run",), ("run/metrics.jsonl", "run/config.json")),
     Read("replay", ("dump",), ("dump/dump.json", "dump/batch.bin", "dump/weights.bin")),
     Read("plan", ("--init-from", "hf", "--data", "text.txt"), ("hf/config.json", "hf/model.safetensors", "text.txt")),

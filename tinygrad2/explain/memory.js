@@ -85,7 +85,7 @@
   const body = table(beside, ["", ">planned", ">in this step", ">fact / plan"]);
   for (const [name, planned, fact] of M.beside) row(body, [name, {n: size(planned)}, {n: size(fact)}, p(fact / planned)]);
   element(beside, "p", {class: "note"}, "The plan is arithmetic, made before anything runs (python -m tinygrad2 plan). An array that several ops keep is counted "
-    + "in the layer of the first. Outside of the layers the plan allows three arrays of the width of the model for each token.");
+    + "in the layer of the first." + (DATA.pulls ? " Outside of the layers the plan allows three arrays of the width of the model for each token." : ""));
   const details = element(e, "details", {class: "card"}), holder = element(details, "div");
   element(details, "summary", {}, `all ${buffers.length} arrays, the largest first`);
   details.ontoggle = () => {

@@ -177,7 +177,7 @@ if (DATA.pulls) (() => {
       element(cell, "small", {class: "note"}, " " + shape(u.shape));
     },
                n(u.weight, 3), n(u.grad, 3), n(u.largest, 3), n(u.update, 3),
-               {n: u.ratio === null ? "weights 0" : number(u.ratio, 3)}, bar(u.ratio === null ? 1 : 1 + Math.log10(u.ratio || 1e-9) / 5, "second")]);
+               {n: u.ratio === null ? "weights 0" : number(u.ratio, 3)}, bar(u.ratio === null ? 0 : 1 + Math.log10(u.ratio || 1e-9) / 5, "second")]);
   }
   element(card, "p", {class: "note"}, "“Largest” is the largest gradient of an element, by size.");
 
