@@ -205,5 +205,9 @@ plt.title("The next token after 'Once upon a'")
 plt.show()
 
 # %% [markdown]
+# More of such pictures, of a model and a text of yours: after `python train_gpt2.py`, the command `python -m
+# tinygrad2 explain --prompt "Once upon a"` writes a page with each head's attention and what every layer would say,
+# and with `--step` one with the gradients of a training step.
+#
 # **Next:** how does `backward()` know the gradient of each parameter? Lesson 1 builds it for single numbers, in 60
 # lines.
