@@ -91,7 +91,7 @@ def build_notebook(path):
     try:
         client.execute()
     except CellExecutionError as error:
-        raise UserError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
+        raise UserError(f"{path.name}: a cell fails ({error.ename}: {error.evalue})") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
