@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 
-from benchmarks.harness import Side, installed, load_average, machine, ratio_of, save
+from benchmarks.harness import Side, installed, load_average, memory_read, ratio_of, save
 from tinygrad2.system.threads import available_cores
 
 OURS = ("ours", "ours-bfloat16", "ours-int8")  # the latter two for a single text
@@ -65,7 +65,7 @@ def time_it(args):
                 ms[side.name].append(answer["ms"])
                 prefill[side.name].append(answer["prefill_ms"])
         if turn >= 0:
-            limits.append(machine(args.threads)[1])
+            limits.append(memory_read(args.threads))
     for side in sides:
         side.close()
     report(args, model, ms, prefill, max(limits))
@@ -76,7 +76,7 @@ def report(args, model, ms, prefill, bandwidth):
     weights = 12 * L * C * C + V * C
     print(f"{args.model}, {args.texts} text(s), prompt {args.prompt_len}, {args.new_tokens} tokens, {args.threads} "
           f"thread(s); "
-          f"{bandwidth / 1e9:.1f} GB/s memory bandwidth; load {load_average()}\n")
+          f"memory is read at {bandwidth / 1e9:.1f} GB/s; load {load_average()}\n")
     rows = []
     for name, turns in ms.items():
         all_ms = sum(turns, [])
@@ -93,7 +93,7 @@ def report(args, model, ms, prefill, bandwidth):
         rate = args.texts * 1e3 / median
         print(f"{name:21} min {min(all_ms):7.2f}  median {median:7.2f} ms a token  {rate:6.1f} tok/s  "
               f"x{ratio:.2f} ours ({low:.2f} .. {high:.2f})  prefill {rows[-1]['prefill_ms']:6.1f} ms  "
-              f"{read / 1e9:5.1f} GB/s of weights")
+              f"{read / 1e9:5.1f} GB/s of weights, {100 * read / bandwidth:.0f}%")
     if args.save:
         save("decode", rows)
 

@@ -99,6 +99,14 @@ def machine(threads):
     return answer["gemm"], answer["bandwidth"]
 
 
+def memory_read(threads):
+    """Bytes/s that are read from memory, measured in a separate process."""
+    side = Side("machine", "benchmarks.machine_side", threads)
+    answer = side.ask(read=True)
+    side.close()
+    return answer["reading"]
+
+
 def answer_requests(handle):
     """In the process of a Side: call handle(**request) for every line on stdin; the dict it returns is the answer."""
     out = os.fdopen(os.dup(1), "w")

@@ -14,7 +14,14 @@ def main():
     from tinygrad2.system.bandwidth import bandwidth
     from tinygrad2.system.gemm_peak import gemm_peak
 
-    answer_requests(lambda: dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth()))
+    def measure(read=False):
+        if read:
+            from benchmarks.reading import reading
+
+            return dict(reading=reading())
+        return dict(gemm=gemm_peak(np, seconds=0.5), bandwidth=bandwidth())
+
+    answer_requests(measure)
 
 
 if __name__ == "__main__":
