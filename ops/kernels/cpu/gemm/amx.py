@@ -13,7 +13,8 @@ products of two parts have an error of 4e-6, six of three parts float32's own, a
 float32 arithmetic. Neighbouring products share an operand, which then is not loaded again.
 
 The instruction computes as AVX512-BF16 does: exact products, sums in float32, subnormal numbers taken as zeros. Where
-there are no tiles, the tests run this file on a stand-in for the registers (tests/tile_registers.py).
+there are no tiles, the tests run this file on a stand-in for the registers (tests/tile_registers.py), and trainings
+with each instruction trapped and computed (tests/emulated_tiles.py).
 """
 
 import struct
