@@ -451,6 +451,8 @@ SAMPLES = {
         sample((1, 64), int8(9, 64), positive(9), (9,)),
         sample((3, 1, 96), int8(7, 96), positive(7), None),
         sample(transposed(4, 32), int8(5, 32), positive(5), (5,)),
+        sample((5, 64), int8(9, 64), positive(9), (9,)),
+        sample((8, 128), int8(33, 128), positive(33), None),
         sample((7, 33), int8(1023, 33), positive(1023), (1023,)),
         sample((2, 1023), int8(7, 1023), positive(7), (7,)),
         sample(transposed(3, 4), int8(5, 4), positive(5), (5,)),
