@@ -63,6 +63,8 @@ def test_what_a_notebook_quotes_is_the_shipped_source(name):
     found = [match for text in printed(name) for match in re.finditer(r"^# (\S+)\.py: (\S+)$", text, re.MULTILINE)]
     assert found
     for match in found:
+        if match[1].startswith("ops/kernels/"):
+            pytest.importorskip("numba")
         thing = importlib.import_module(match[1].replace("/", "."))
         for attribute in match[2].split("."):
             thing = getattr(thing, attribute)

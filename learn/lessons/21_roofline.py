@@ -222,4 +222,4 @@ plt.show()
 # do. With a single one, still in the processor's cache from the last call, the first points would lie above the
 # slope. Try it.
 #
-# **Next:** from the reference to a kernel: how a product gets near the roof.
+# **Next:** from reference to kernel: one operation, made faster one step at a time.
