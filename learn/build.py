@@ -1,9 +1,10 @@
-"""Run the lessons, and build the notebooks from them.
+"""Run the lessons, and build the notebooks and the site from them.
 
     python learn/build.py run                    run every lesson as a program, one after the other
     python learn/build.py notebooks              build all notebooks, executed
     python learn/build.py notebooks 03 15        only these
     python learn/build.py check                  is every notebook the one that its lesson would become?
+    python learn/build.py site --out site        build the site: lessons, ops, documents, names
 """
 
 import os
@@ -20,7 +21,7 @@ import time
 import warnings
 
 from learn import lesson, show
-from tinygrad2.cli import Parser, run, summary
+from tinygrad2.cli import Parser, PathAction, run, summary
 from tinygrad2.errors import UserError
 from tinygrad2.io.files import atomic_write
 
@@ -30,9 +31,13 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 def main():
     parser = Parser(prog="build.py", description=summary(__doc__))
-    parser.add_argument("what", choices=("run", "notebooks", "check"), help="what to do")
+    parser.add_argument("what", choices=("run", "notebooks", "check", "site"), help="what to do")
     parser.add_argument("names", nargs="*", metavar="NAME", help="beginnings of the lessons' names (default: all)")
+    text = "folder of the site, which is replaced if this program has built it (default: site)"
+    parser.add_argument("--out", action=PathAction, role="output", default="site", help=text)
     args = parser.parse_args()
+    if args.what == "site":
+        return build_site(args)
     paths = chosen(args.names)
     if args.what == "check":
         stale = [path.name for path in paths if stale_cells(path)]
@@ -49,6 +54,19 @@ def main():
             build_notebook(path)
             seconds = time.perf_counter() - start[1]
             print(f"{lesson.notebook_of(path).relative_to(ROOT)}: {seconds:.1f} s", flush=True)
+    return 0
+
+
+def build_site(args):
+    """The whole site, into a folder. Raises UserError for names: there are no sites of single lessons."""
+    from learn.pages import site
+
+    if args.names:
+        raise UserError(f"site {' '.join(args.names)}: the site is built as a whole; the folder is --out")
+    start = time.perf_counter()
+    pages = site.build(args.out)
+    seconds = time.perf_counter() - start
+    print(f"{pages} pages in {seconds:.0f} s; to read them: python -m http.server -d {args.out}")
     return 0
 
 
