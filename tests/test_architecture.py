@@ -33,6 +33,7 @@ LAYERS = {  # what the files of a folder may import besides each other; nothing 
     "tinygrad2/training": ENGINE
     | {"cli"}
     | {f"tinygrad2/{name}" for name in ("io", "system", "monitor", "tokenizers", "datasets", "distributed")},
+    "tinygrad2/bugs": {"base"} | {f"tinygrad2/{name}" for name in ("io", "monitor", "system")},
     "tinygrad2/explain": ENGINE | {"tinygrad2/io", "tinygrad2/monitor"},
     "ops": ENGINE | {"tinygrad2/system"},
     "ops/kernels": ENGINE | {"ops", "tinygrad2/system"},

@@ -27,7 +27,9 @@ from tinygrad2.distributed.world import World
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and devices")
 SCRIPTS = ("gpt2", "hellaswag", "shakespeare", "shakespeare_char", "tinystories", "openwebtext", "fineweb_edu")
 TRAIN = [*FLAGS, "--steps", "2", "--checkpoint-every", "0"]
-NO_PATHS = {"prompt", "layers", "stop", "dataset", "batch", "preset", "gen", "command", "names"}  # text that is no path
+NO_PATHS = {  # text that is no path
+    "prompt", "layers", "stop", "dataset", "batch", "preset", "gen", "command", "names", "numbers",
+}  # fmt: skip
 
 
 def prepare_script(name):
@@ -213,6 +215,7 @@ FILES = {  # (program, flag): its command line for the path of a file, and what 
 FOLDERS = {  # (program, flag): its command line for the path of a folder, and a name that it writes there
     ("train_gpt2", "--run-dir"): (lambda p: [*TRAIN, "--run-dir", p], "config.json"),
     ("lab", "--folder"): (lambda p: ["start", "unbroadcast", "--folder", p], "unbroadcast.py"),
+    ("bug", "--folder"): (lambda p: ["plant", "7", "--folder", p], "07"),
     **{(f"prepare {name}", "--out"): (lambda p: ["--out", p], "") for name in SCRIPTS},
     ("prepare shakespeare", "--out"): (lambda p: ["--text", "text.txt", "--out", p], "tiny_shakespeare_train.bin"),
     ("prepare shakespeare_char", "--out"): (lambda p: ["--text", "text.txt", "--out", p], "train.bin"),

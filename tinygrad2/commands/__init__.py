@@ -13,5 +13,6 @@ COMMANDS = {
     "eval": "how good is a model? HellaSwag, or the perplexity of a text",
     "lm_eval": "the tasks of lm-evaluation-harness with a model of tinygrad2 (pip install lm_eval)",
     "lab": "exercises cut from the source, and their grader: list, start, check, hint, reset, report",
+    "bug": "thirty bugs to find, planted into a copy of the source: list, plant, hint, reveal, remove",
     "replay": "repeat, under a debugger, the step in which a training computed a value that is not finite",
 }
