@@ -6,11 +6,11 @@ import json
 import re
 
 from learn import lesson
-from learn.pages.text import fence, linked_paths, output, relative
+from learn.pages.text import ROOT, fence, linked_paths, output, relative
 
 
 def page_of(path):
-    """The path of the page of a notebook."""
+    """The path of the page of a lesson or notebook."""
     return f"learn/notebooks/{path.stem}.md"
 
 
@@ -18,7 +18,6 @@ def page(path, links):
     """(Markdown, {path of a figure: its bytes}) of a notebook's page."""
     here, figures = page_of(path), {}
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    title = lesson_title(cells)
     made = []
     for cell in cells:
         source = "".join(cell["source"])
@@ -31,13 +30,13 @@ def page(path, links):
             if "image/png" in data:
                 name = f"figures/{path.stem}-{len(figures) + 1}.png"
                 figures[f"learn/notebooks/{name}"] = base64.b64decode("".join(data["image/png"]))
-                code += f"\n![Figure {len(figures)} of lesson {title}]({name})\n"
+                code += f"\n![Figure {len(figures)} of {title(path)}]({name})\n"
             else:
                 code += "\n" + printed("".join(out.get("text") or data.get("text/plain", "")))
         if "answer" in cell.get("metadata", {}).get("tags", ()):
             code = f'<details markdown="1"><summary>Show the answer</summary>\n\n{code}\n</details>\n'
         made.append(code)
-    made.append(f"\n---\n\nTo run it yourself: `jupyter lab learn/notebooks/{path.name}`.\n")
+    made.append(f"\n---\n\nTo run it yourself: `jupyter lab {path.relative_to(ROOT).as_posix()}`.\n")
     return "\n".join(made), figures
 
 
@@ -50,9 +49,10 @@ def printed(text):
     return fence(text, "{ .python .output }") if quoted else output(text)
 
 
-def lesson_title(cells):
-    """The title of a notebook, for the text that stands for a figure."""
-    return re.sub(r"[\[\]]", "", "".join(cells[0]["source"]).splitlines()[0].removeprefix("# "))
+def title(path):
+    """The title of a notebook: its first line."""
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    return "".join(first["source"]).splitlines()[0].removeprefix("# ")
 
 
 def text(source, here, links):

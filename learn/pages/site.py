@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,7 @@ from tinygrad2.dispatch import OPS
 from tinygrad2.errors import UserError
 
 MARK = ".tinygrad2-site"  # in every folder that this program has built
-DOCUMENTS = ("README.md", "CHANGELOG.md", "learn/README.md", "learn/labs.md", "learn/teachers/*.md", "docs/*.md")
-PICTURES = ("docs/images/*.png", "docs/images/*.svg")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "learn/*.md", "learn/teachers/*.md", "docs/*.md")
 
 
 def documents():
@@ -36,12 +36,18 @@ def names_of_ops():
     return [name for name, cls in OPS.items() if cls.__module__.startswith("ops.")]
 
 
+def notebooks():
+    """The notebooks of the lessons, then the long ones."""
+    return [*map(lesson.notebook_of, lesson.lessons()), *sorted(lesson.HERE.glob("*.ipynb"))]
+
+
 def first_links():
     """The Links of the pages that there are in any case."""
     pages = {path: page_of_document(path) for path in documents()}
     pages |= {op.file_of(name): op.page_of(name) for name in names_of_ops()}
     for path in lesson.lessons():
-        pages[f"learn/lessons/{path.name}"] = pages[f"learn/notebooks/{path.stem}.ipynb"] = notebook.page_of(path)
+        pages[f"learn/lessons/{path.name}"] = notebook.page_of(path)
+    pages |= {path.relative_to(ROOT).as_posix(): notebook.page_of(path) for path in notebooks()}
     return Links(pages)
 
 
@@ -53,15 +59,14 @@ def files():
         made[page] = document((ROOT / path).read_text(encoding="utf-8"), page, links, path)
     for name in names_of_ops():
         made[op.page_of(name)] = op.page(name, links)
-    for path in lesson.lessons():
-        made[notebook.page_of(path)], figures = notebook.page(lesson.notebook_of(path), links)
+    for path in notebooks():
+        made[notebook.page_of(path)], figures = notebook.page(path, links)
         made |= figures
     made |= api.pages(links)
     made["index.md"], made["ops/index.md"] = home(links), list_of_ops(links)
     for path in sorted(links.sources):  # last: all links are known
         made[source_page(path)] = source(path, links)
-    for pattern in PICTURES:
-        made |= {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(ROOT.glob(pattern))}
+    made |= {path: (ROOT / path).read_bytes() for path in sorted(links.pictures)}
     made["assets/site.css"] = (pathlib.Path(__file__).parent / "site.css").read_text(encoding="utf-8")
     return made
 
@@ -87,7 +92,7 @@ def home(links):
     ]
     for number, (title, about, lessons, names, paths) in enumerate(STEPS, 1):
         made.append(f"## {number}. {title}\n\n{about}\n")
-        for path in map(lesson_path, lessons):
+        for path in lessons_of(lessons):
             made.append(f"- Lesson [{lesson.title(lesson.read(path))}]({notebook.page_of(path)})")
         if names:
             made.append("- Ops: " + ", ".join(f"[{name}]({op.page_of(name)})" for name in names))
@@ -99,9 +104,9 @@ def home(links):
     return "\n".join(made) + "\n"
 
 
-def lesson_path(number):
-    """The file of a lesson. Raises StopIteration if there is none."""
-    return next(path for path in lesson.lessons() if path.name.startswith(f"{number:02}_"))
+def lessons_of(numbers):
+    """The files of the lessons with these numbers."""
+    return [path for path in lesson.lessons() if int(path.name[:2]) in numbers]
 
 
 def list_of_ops(links):
@@ -119,12 +124,13 @@ def list_of_ops(links):
 
 def navigation():
     """The pages in the order of the menu."""
-    lessons = [{lesson.title(lesson.read(path)): notebook.page_of(path)} for path in lesson.lessons()]
+    lessons = [{notebook.title(path): notebook.page_of(path)} for path in notebooks()]
+    more = [path for path in documents() if re.fullmatch(r"learn/(?!README)\w+\.md", path)]
     by_kind = [{kind: [{name: op.page_of(name)} for name in names]} for kind, names in OPS_BY_KIND.items()]
     docs = [path for path in documents() if path.startswith("docs/")]
     return [
         {"Start": ["index.md", {"About and install": "readme.md"}]},
-        {"Lessons": ["learn/README.md", *lessons, {"Labs": "learn/labs.md"},
+        {"Lessons": ["learn/README.md", *lessons, *more,
                      {"For teachers": [path for path in documents() if path.startswith("learn/teachers/")]}]},
         {"Ops": ["ops/index.md", *by_kind]},
         {"Documents": [*docs, {"Changes": "CHANGELOG.md"}]},

@@ -22,10 +22,11 @@ class Links:
 
     pages     {path of a file in the project: path of its page}
     sources   paths of files that have been linked and have no page of their own: they are shown as they are
+    pictures  paths of the pictures of documents
     """
 
     def __init__(self, pages):
-        self.pages, self.sources = dict(pages), set()
+        self.pages, self.sources, self.pictures = dict(pages), set(), set()
 
     def page_of(self, path):
         """The page that shows a file of the project; None if there is no such text file."""
@@ -136,9 +137,12 @@ def document(text, page, links, origin):
 
     def link(match):
         name, _, anchor = match["target"].partition("#")
-        if not name or name.startswith("http") or name.endswith((".png", ".svg")):
-            return match[0]
         path = posixpath.normpath(posixpath.join(folder, name))
+        if not name or name.startswith("http"):
+            return match[0]
+        if name.endswith((".png", ".svg")):
+            links.pictures.add(path)
+            return f"]({relative(page, path)})"
         target = links.to(page, path, f"#{anchor}" * bool(anchor))
         return f"]({target})" if target else match[0]  # the build reports it
 
