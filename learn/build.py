@@ -2,7 +2,7 @@
 
     python learn/build.py run                    run every lesson as a program, one after the other
     python learn/build.py notebooks              build all notebooks, executed
-    python learn/build.py notebooks 03 15        only these
+    python learn/build.py notebooks 03 build     only these
     python learn/build.py check                  is every notebook the one that its lesson would become?
     python learn/build.py site --out site        build the site: lessons, ops, documents, names
 """
@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import runpy
+import tempfile
 import time
 import warnings
 
@@ -71,11 +72,12 @@ def build_site(args):
 
 
 def chosen(names):
-    """The lessons whose names begin so; all if there are no names. Raises UserError for a name that no lesson has."""
-    paths = lesson.lessons()
+    """The lessons and long reads whose names begin so; all if there are no names. Raises UserError for a name that
+    none has."""
+    paths = lesson.lessons() + lesson.long_reads()
     for name in names:
         if not any(path.name.startswith(name) for path in paths):
-            raise UserError(f"{name}: no lesson has a name that begins so; the last is {paths[-1].stem}")
+            raise UserError(f"{name}: no lesson has a name that begins so; the last is {lesson.lessons()[-1].stem}")
     return [path for path in paths if not names or path.name.startswith(tuple(names))]
 
 
@@ -87,10 +89,22 @@ def run_lesson(path):
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
-            runpy.run_path(str(path), run_name="__main__")
+            if path.parent == lesson.LONG:
+                run_cells(path)
+            else:
+                runpy.run_path(str(path), run_name="__main__")
     finally:
         plt.close("all")
     return printed.getvalue()
+
+
+def run_cells(path):
+    """Run a long read: the code of all its cells as one program."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = os.path.join(folder, path.name)
+        with open(program, "w", encoding="utf-8") as file:
+            file.write("\n\n".join(cell.source for cell in lesson.read(path) if cell.kind == "code"))
+        runpy.run_path(program, run_name="__main__")
 
 
 def build_notebook(path):

@@ -3,6 +3,9 @@
 A lesson is a Python file that runs by itself. A comment `# %%` begins a cell of code, `# %% [markdown]` a cell of text,
 whose lines are comments as well. Tags stand behind it: `# %% tags=["answer"]` is a cell that a notebook folds away.
 This is the format of Jupytext, Spyder and Visual Studio Code, which open these files as notebooks.
+
+A long read (`long/`) is made of lessons: in place of a cell tagged `["include", "05_bigram", "Read", "Look"]` stand
+these parts of that lesson, as a chapter.
 """
 
 import json
@@ -13,6 +16,7 @@ from dataclasses import dataclass, field
 HERE = pathlib.Path(__file__).resolve().parent
 LESSONS = HERE / "lessons"
 NOTEBOOKS = HERE / "notebooks"
+LONG = HERE / "long"
 PARTS = ("Read", "Predict", "Run", "Build", "Break", "Look")  # the headings of every lesson, in this order
 _MARKER = re.compile(r"# %%(?P<text> \[markdown\])?(?: tags=(?P<tags>\[.*\]))?\n?")
 
@@ -31,9 +35,14 @@ def lessons():
     return sorted(LESSONS.glob("[0-9][0-9]_*.py"))
 
 
+def long_reads():
+    """The paths of the long reads, in order."""
+    return sorted(LONG.glob("[a-z]*.py"))
+
+
 def notebook_of(path):
-    """The notebook that is built from a lesson."""
-    return NOTEBOOKS / f"{path.stem}.ipynb"
+    """The notebook that is built from a lesson or a long read."""
+    return (HERE if path.parent == LONG else NOTEBOOKS) / f"{path.stem}.ipynb"
 
 
 def cells(text, name="lesson"):
@@ -64,8 +73,40 @@ def cells(text, name="lesson"):
 
 
 def read(path):
-    """The cells of a lesson's file."""
-    return cells(path.read_text(encoding="utf-8"), path.name)
+    """The cells of the file of a lesson, or of a long read with those of its lessons."""
+    found = []
+    for cell in cells(path.read_text(encoding="utf-8"), path.name):
+        if cell.tags[:1] == ["include"]:
+            found += chapter(read(LESSONS / f"{cell.tags[1]}.py"), cell.tags[2:])
+        else:
+            found.append(cell)
+    return found
+
+
+def chapter(parsed, parts):
+    """These parts of a lesson's cells, their headings one level lower; without the heading of the first part.
+
+    >>> lesson = [Cell("markdown", "# T\\n\\n## Read\\n\\na\\n\\n## Build\\n\\nb"), Cell("code", "x = 1")]
+    >>> chapter(lesson, ["Read"])
+    [Cell(kind='markdown', source='## T\\n\\na', tags=[])]
+    """
+    part, kept = parts[0], []                                     # what stands before the first part belongs to it
+    for cell in parsed:
+        pieces = [cell.source] if cell.kind == "code" else re.split(r"^(?=## \w)", cell.source, flags=re.MULTILINE)
+        for piece in filter(None, pieces):
+            heading = re.match(r"## (\w+)", piece) if cell.kind == "markdown" else None
+            part = heading[1] if heading else part
+            if part not in parts:
+                continue
+            if heading and part == parts[0]:
+                piece = piece[heading.end() :].lstrip("\n")
+            if cell.kind == "markdown":
+                piece = re.sub(r"^(?=##* \w)", "#", piece, flags=re.MULTILINE).strip("\n")
+                if kept and kept[-1].kind == "markdown":
+                    kept[-1].source += f"\n\n{piece}"
+                    continue
+            kept.append(Cell(cell.kind, piece, list(cell.tags)))
+    return kept
 
 
 def title(parsed):

@@ -15,12 +15,14 @@ from tests.marks import slow_but
 
 LESSONS = lesson.lessons()
 NAMES = [path.stem for path in LESSONS]
+LONG = {path.stem: path for path in lesson.long_reads()}
+PATH_OF = {path.stem: path for path in LESSONS} | LONG
 QUICK = {"01_a_number_that_remembers", "03_broadcasting", "04_is_it_right"}
 PATHS = re.compile(r"/(home|root|tmp|work|Users|usr)/|[A-Z]:\\\\")
 
 
 def notebook(name):
-    return json.loads((lesson.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    return json.loads(lesson.notebook_of(PATH_OF[name]).read_text(encoding="utf-8"))
 
 
 def printed(name):
@@ -46,9 +48,17 @@ def test_a_lesson_runs(name, monkeypatch):
     assert "not yet" not in said and "is right." not in said
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_read_runs(name, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(lesson.HERE)
+    assert "not yet" not in build.run_lesson(LONG[name])
+
+
+@pytest.mark.parametrize("name", PATH_OF)
 def test_the_notebook_is_the_lesson_executed(name):
-    assert build.stale_cells(lesson.LESSONS / f"{name}.py") == [], "run: python learn/build.py notebooks"
+    assert build.stale_cells(PATH_OF[name]) == [], "run: python learn/build.py notebooks"
     code = [cell for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
@@ -58,7 +68,7 @@ def test_the_notebook_is_the_lesson_executed(name):
     assert set(notebook(name)["metadata"]) == {"kernelspec", "language_info"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PATH_OF)
 def test_what_a_notebook_quotes_is_the_shipped_source(name):
     found = [match for text in printed(name) for match in re.finditer(r"^# (\S+)\.py: (\S+)$", text, re.MULTILINE)]
     assert found
@@ -74,6 +84,40 @@ def test_what_a_notebook_quotes_is_the_shipped_source(name):
 def test_the_readme_lists_every_lesson():
     table = re.findall(r"^\| \[(.+)\]\(notebooks/(.+)\.ipynb\)", (lesson.HERE / "README.md").read_text("utf-8"), re.M)
     assert table == [(lesson.title(lesson.read(path)), path.stem) for path in LESSONS]
+
+
+def test_the_readme_names_the_long_reads():
+    named = re.findall(r"\]\((\w+)\.ipynb\)", (lesson.HERE / "README.md").read_text("utf-8"))
+    assert sorted(named) == sorted(LONG) == ["build_gpt", "tokenization"]
+
+
+@pytest.mark.parametrize("name, numbers", [("build_gpt", range(5, 12)), ("tokenization", [15])])
+def test_a_long_read_has_the_cells_of_its_lessons(name, numbers):
+    parsed = lesson.read(LONG[name])
+    text = "\n".join(cell.source for cell in parsed if cell.kind == "markdown")
+    titles = [lesson.title(lesson.read(path)) for path in LESSONS if int(path.name[:2]) in numbers]
+    assert re.findall(r"^## (\d+ · .+)", text, re.MULTILINE) == titles
+    assert not re.search(r"^## (Read|Predict|Run|Build|Break|Look)", text, re.MULTILINE)
+    code = [cell.source for cell in parsed if cell.kind == "code"]
+    assert len(code) == len([cell for cell in build.empty_notebook(LONG[name])["cells"] if cell["cell_type"] == "code"])
+    for number in numbers:
+        (path,) = (path for path in LESSONS if int(path.name[:2]) == number)
+        assert lesson.read(path)[1].source in code
+    assert not any("show.exercise(" in source for source in code)
+
+
+def test_a_chapter_is_some_parts_of_a_lesson():
+    parsed = lesson.cells(
+        "# %% [markdown]\n# # T\n#\n# about\n#\n# ## Read\n#\n# r\n\n# %%\nread = 1\n\n"
+        "# %% [markdown]\n# ### More\n#\n# ## Build\n#\n# b\n\n# %%\nbuild = 1\n\n"
+        '# %% [markdown]\n# ## Look\n#\n# l\n\n# %% tags=["answer"]\nlook = 1\n'
+    )
+    assert [(cell.kind, cell.source, cell.tags) for cell in lesson.chapter(parsed, ["Read", "Look"])] == [
+        ("markdown", "## T\n\nabout\n\nr", []),
+        ("code", "read = 1", []),
+        ("markdown", "#### More\n\n### Look\n\nl", []),
+        ("code", "look = 1", ["answer"]),
+    ]
 
 
 def test_cells_of_the_percent_format():
