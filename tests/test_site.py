@@ -200,6 +200,36 @@ def test_without_mkdocs_one_line_says_what_to_install(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_loop_of_the_lessons_needs_no_more_than_a_browser_has(tmp_path):
+    """What learn/README.md says about training in the page: no threads, processes, Numba, fcntl, resource."""
+    script = """
+import os, subprocess, sys, threading
+
+missing = ("numba", "llvmlite", "mpi4py", "cupy", "fcntl", "resource", "termios", "pwd", "grp", "_multiprocessing")
+
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(name, name=name)
+
+def refuse(*args, **kwargs):
+    raise OSError("not in a browser")
+
+sys.meta_path.insert(0, Gate())
+for name in missing:
+    sys.modules.pop(name, None)
+threading.Thread.start = subprocess.Popen.__init__ = os.fork = refuse
+from learn import small
+model = small.gpt()
+losses = small.train(model, 12)
+print(losses[-1] < losses[0] - 0.3, len(small.text(model, length=8)) > 8)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
+    assert result.stdout == "True True\n", result.stderr
+
+
 @pytest.mark.slow
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path, monkeypatch, capsys):
     pytest.importorskip("material", reason='needs mkdocs-material: pip install -e ".[learn]"')
