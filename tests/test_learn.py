@@ -12,6 +12,7 @@ from learn import build, lesson, show
 from ops.add import Add
 from ops.broadcast import unbroadcast
 from tests.marks import slow_but
+from tinygrad2.labs.catalog import LABS
 
 LESSONS = lesson.lessons()
 NAMES = [path.stem for path in LESSONS]
@@ -84,6 +85,17 @@ def test_what_a_notebook_quotes_is_the_shipped_source(name):
 def test_the_readme_lists_every_lesson():
     table = re.findall(r"^\| \[(.+)\]\(notebooks/(.+)\.ipynb\)", (lesson.HERE / "README.md").read_text("utf-8"), re.M)
     assert table == [(lesson.title(lesson.read(path)), path.stem) for path in LESSONS]
+
+
+def test_each_lab_is_named_where_its_lesson_builds():
+    rows = re.findall(r"^\| `(\w+)` \| `[^`]+` \| (\d+) \|$", (lesson.HERE / "labs.md").read_text("utf-8"), re.M)
+    assert sorted(name for name, _ in rows) == sorted(LABS)
+    for path in LESSONS:
+        own = [name for name, number in rows if int(number) == int(path.name[:2])]
+        cells = lesson.chapter(lesson.read(path), ["Build"])
+        text = "\n".join(cell.source for cell in cells if cell.kind == "markdown")
+        assert re.findall(r"lab start (\w+)`", text) == own[:1], path.name
+        assert [name for name in LABS if f"`{name}`" in text] == sorted(own, key=list(LABS).index), path.name
 
 
 def test_the_readme_names_the_long_reads():

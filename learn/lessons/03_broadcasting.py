@@ -71,6 +71,8 @@ assert a.grad.tolist() == [[6.0], [60.0]] and b.grad.tolist() == [11.0, 22.0, 33
 #
 # Write it. `dout` has the shape of the result, `shape` is the operand's. First sum away the axes in front that the
 # operand does not have; then sum, with `keepdims=True`, over the axes in which it has size 1 and `dout` has not.
+#
+# The lab of this lesson, on the shipped source: `unbroadcast` (`python -m tinygrad2 lab start unbroadcast`).
 
 # %%
 def my_unbroadcast(dout, shape):

@@ -107,6 +107,8 @@ assert right and not wrong
 #
 # The measured side: the derivative of `F(x) = sum(dout * f(x))` along the direction `d`, with two points and a step
 # `h`.
+#
+# The lab of this lesson, on the shipped source: `matmul_backward` (`python -m tinygrad2 lab start matmul_backward`).
 
 # %%
 def my_slope(f, x, d, dout, h=1e-5):

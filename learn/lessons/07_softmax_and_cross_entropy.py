@@ -96,6 +96,9 @@ assert np.allclose(x.grad, p - [[0, 1, 0]])
 # ## Build
 #
 # The gradient of the mean cross-entropy: `logits` (N, V), `targets` (N,), integers. Return an array (N, V).
+#
+# The labs of this lesson, on the shipped source: `softmax_backward` and `softmax_cross_entropy`
+# (`python -m tinygrad2 lab start softmax_backward`).
 
 # %%
 def my_dlogits(logits, targets):

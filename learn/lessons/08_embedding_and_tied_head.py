@@ -78,6 +78,9 @@ assert show.relative_error(tied.wte.weight.grad, lookup + head) < 1e-4
 #
 # The scatter-add: `ids` (n,) integers, `dout` (n, C); return the gradient (n_rows, C) of the table. Beware of ids
 # that occur twice.
+#
+# The labs of this lesson, on the shipped source: `embedding_backward` and `tied_head`
+# (`python -m tinygrad2 lab start embedding_backward`).
 
 # %%
 def my_scatter_add(ids, dout, n_rows):

@@ -99,6 +99,9 @@ assert abs(dx.sum()) < 1e-12 and abs((dx * xhat).sum()) < 1e-4
 # ## Build
 #
 # Write `dx` for many rows at once: `x` and `dout` (..., C), `weight` (C,). Three terms.
+#
+# The lab of this lesson, on the shipped source: `layernorm_backward`
+# (`python -m tinygrad2 lab start layernorm_backward`).
 
 # %%
 def my_layernorm_dx(x, weight, dout, eps=1e-5):

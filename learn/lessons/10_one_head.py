@@ -102,6 +102,9 @@ assert first_change(model) == 5
 #
 # The head for one sequence, in plain NumPy: `q`, `k`, `v` are (T, d). Scores, scale, mask, softmax, mix. A mask is
 # `np.where(future, -np.inf, s)` with `future` true where the key's position is larger than the query's.
+#
+# The labs of this lesson, on the shipped source: `causal_mask` and `attention_backward`
+# (`python -m tinygrad2 lab start causal_mask`).
 
 # %%
 def my_head(q, k, v):

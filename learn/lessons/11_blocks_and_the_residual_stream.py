@@ -107,6 +107,8 @@ assert sizes[False][-1] > 4 * sizes[True][-1]
 # ## Build
 #
 # Split one array into heads: `x` (B, T, C) becomes (B, nh, T, C / nh). Channels of one head are neighbours in `x`.
+#
+# The lab of this lesson, on the shipped source: `gelu_backward` (`python -m tinygrad2 lab start gelu_backward`).
 
 # %%
 def my_split(x, n_head):

@@ -115,6 +115,9 @@ for name, path in paths.items():
 # ## Build
 #
 # One step of AdamW: `p`, `g`, `m`, `v` are arrays, `t` counts from 1. Return the new `(p, m, v)`.
+#
+# The labs of this lesson, on the shipped source: `adamw`, `clip_grad_norm` and `cosine_schedule`
+# (`python -m tinygrad2 lab start adamw`).
 
 # %%
 def my_adam(p, g, m, v, t, lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1):

@@ -183,6 +183,9 @@ print(pieces(" SolidGoldMagikarp"), tokenizer.encode(" SolidGoldMagikarp"))
 # Encode one chunk: `ids` is a tuple of byte tokens, `merges` maps a pair to the id that it becomes, smaller ids
 # were learned earlier. Apply the merge that was learned **first** among those that fit, until none fits.
 # (`merge_pair` replaces a pair everywhere.)
+#
+# The labs of this lesson, on the shipped source: `bpe_merge` and `bpe_train`
+# (`python -m tinygrad2 lab start bpe_merge`).
 
 # %%
 def my_merges(ids, merges):

@@ -84,6 +84,8 @@ assert difference < 1e-4
 #
 # The nucleus: `p` (V,) sums to 1. Keep the fewest most probable tokens with a total of at least `top_p`, set the
 # others to 0, and make the rest sum to 1.
+#
+# The lab of this lesson, on the shipped source: `kv_cache` (`python -m tinygrad2 lab start kv_cache`).
 
 # %%
 def my_nucleus(p, top_p):

@@ -107,6 +107,9 @@ assert all(tree_share == 0 for _, tree_share in different.values()) and differen
 #
 # The binary tree for any stream of values that come one at a time, without keeping them all: a stack of partial
 # sums, like the digits of a binary counter. Return the sum of `values` (a power of two of them) in tree order.
+#
+# The labs of this lesson, on the shipped source: `exact_checkpoint` and `tree_allreduce`
+# (`python -m tinygrad2 lab start exact_checkpoint`).
 
 # %%
 def my_tree_sum(values):
