@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,12 +18,15 @@ import train_gpt2
 from models import GPTConfig
 from tinygrad2 import Tensor, gradcheck, no_grad
 from tinygrad2.bugs.patch import parse, patches
+from tinygrad2.bugs.signatures import curves, distance, looks_like, recorded
 from tinygrad2.commands.bug import main as bug_command
+from tinygrad2.commands.compare import main as compare_command
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.labs.load import loaded
+from tinygrad2.monitor.reference_curves import load_curves
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUGS = {patch.name: patch for patch in patches().values()}
@@ -391,6 +395,7 @@ def test_a_learner_from_planting_to_removal(tmp_path, monkeypatch, capsys):
     assert bug_command(["hint", "24"]) == 0 and bug_command(["reveal", "24"]) == 0
     said = capsys.readouterr().out
     assert "models/language_model.py" in said and "+         p = ops.softmax(" in said
+    assert re.search(r"loss of step   50 +6\.\d{3} +3\.\d{3}\n", said) and "validation loss" in said
     with pytest.raises(UserError, match="24: is planted already"):
         bug_command(["plant", "24"])
     assert bug_command(["remove", "24"]) == 0
@@ -432,3 +437,59 @@ def test_other_words_are_refused_in_a_line(words, says, tmp_path, monkeypatch):
         bug_command(words)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+# -- signatures -------------------------------------------------------------------------------------------------------
+
+REFERENCE = load_curves("demo")["losses"]
+CLEAR = [name for name, curve in recorded().items() if looks_like(curve, REFERENCE)]
+
+
+def like_seed(curve, seed):
+    """A curve with the deviations of another seed: those of a reference run from the mean of all five."""
+    mean = np.exp(np.mean([np.log(losses[: len(curve)]) for losses in REFERENCE.values()], axis=0))
+    return (np.array(curve) * np.array(REFERENCE[seed][: len(curve)]) / mean).tolist()
+
+
+def test_the_recorded_curves_are_of_the_bugs():
+    assert set(recorded()) <= set(BUGS)
+    assert all(len(curve) <= curves()["first"] == 150 for curve in recorded().values())
+    assert distance(curves()["curves"]["none"]["losses"], REFERENCE["1"]) < 0.02
+    for patch in BUGS.values():
+        row = curves()["curves"].get(patch.name)
+        assert row is None or row["flags"] == patch.flags
+    assert {"labels_not_shifted", "double_softmax", "mask_off_by_one", "same_batch", "weights_too_large"} <= set(CLEAR)
+
+
+@pytest.mark.parametrize("name", CLEAR)
+@pytest.mark.parametrize("seed", REFERENCE)
+def test_a_curve_is_named_with_every_seed(name, seed):
+    assert name in [patch.name for patch, _, _ in looks_like(like_seed(recorded()[name], seed), REFERENCE)]
+
+
+@pytest.mark.parametrize("seed", REFERENCE)
+def test_no_healthy_run_is_named(seed):
+    others = {key: losses for key, losses in REFERENCE.items() if key != seed}
+    for n in (50, 100, 150, 1000):
+        assert looks_like(REFERENCE[seed][:n], others) == [] == looks_like(REFERENCE[seed][:n], REFERENCE)
+
+
+def test_what_is_like_no_bug_is_not_named():
+    mean = np.mean(list(REFERENCE.values()), axis=0)
+    later = np.where(np.arange(1000) > 100, mean * 9, mean)
+    for strange in (mean * 2, mean * 0.8, mean[::-1], np.full(200, 3.0), later):
+        assert looks_like(strange.tolist(), REFERENCE) == []
+    assert looks_like(recorded()["labels_not_shifted"][:40], REFERENCE) == []  # too short
+    assert looks_like([math.nan] * 200, REFERENCE) == looks_like([0.0] * 200, REFERENCE) == []
+
+
+def test_compare_names_the_bug(tmp_path, capsys):
+    config = load_curves("demo")["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"preset": "demo"}))
+    for name, says in (("labels_not_shifted", "looks like labels that are not shifted"), ("none", "inside the band")):
+        losses = REFERENCE["2"] if name == "none" else recorded()[name]
+        lines = [json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(losses)]
+        (tmp_path / "metrics.jsonl").write_text("".join(lines))
+        assert compare_command([str(tmp_path)]) == (name != "none")
+        said = capsys.readouterr().out
+        assert says in said and said.count("looks like") == (name != "none")

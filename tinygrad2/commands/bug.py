@@ -16,6 +16,7 @@ import textwrap
 
 from tinygrad2.bugs.patch import patches
 from tinygrad2.bugs.plant import folder_of, is_planted, plant, remove
+from tinygrad2.bugs.signatures import beside_the_demo, curves
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.errors import UserError
 
@@ -87,6 +88,9 @@ def _reveal(patch, folder):
     _say(patch.why)
     print("Found by:")
     _say(patch.means)
+    if lines := beside_the_demo(patch):
+        print(f"What it does to the demo ({patch.flags or 'its own flags'}, seed {curves()['seed']}):")
+        print("\n".join(f"    {line}" for line in lines))
 
 
 def _remove(patch, folder):

@@ -1,11 +1,13 @@
 """python -m tinygrad2 compare RUN: is my loss normal? The run compared with the reference curves of its preset.
 
 RUN is a run's folder. Exit code 0: all steps are inside the band. 1: it left the band; the first step is printed. 2: it
-cannot be compared, because flags on which the loss depends are not those of the reference; they are printed.
+cannot be compared, because flags on which the loss depends are not those of the reference; they are printed. Where the
+curve of the demo is that of a known bug (python -m tinygrad2 bug), and clearly so, the bug is named.
 """
 
 import math
 
+from tinygrad2.bugs.signatures import looks_like
 from tinygrad2.cli import Parser, PathAction, summary
 from tinygrad2.datasets.dataset import is_same_data
 from tinygrad2.errors import UserError
@@ -56,4 +58,9 @@ def main(argv):
     step, value = outside
     print(f"OUTSIDE the band, first at step {step + 1:,}: the mean over {WIDTH} steps is {value:.4f}, the band there "
           f"{band.low[step]:.4f} to {band.high[step]:.4f}")
+    if reference["preset"] == "demo":
+        for patch, near, far in looks_like(losses, reference["losses"]):
+            print(f"looks like {patch.title}")
+            print(f"    ln(loss) is {near:.2f} from that of a training with this bug, {far:.2f} from the reference; "
+                  f"python -m tinygrad2 bug hint {patch.number}")
     return 1
