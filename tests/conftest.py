@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 import pytest
@@ -12,6 +13,11 @@ from tinygrad2.system.gemm_peak import gemm_peak
 # 250 of them, a quarter of the time that a short training takes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be each program that the tests start, and
+# wait for, and stop by Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
