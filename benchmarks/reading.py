@@ -28,7 +28,7 @@ def _read(lo, hi, blocks, sums):
         sums[i] = total
 
 
-def reading(seconds=0.5, size=1 << 27):
+def reading(seconds=0.5, size=1 << 26):
     """Bytes per second that all kernel threads read together, of an array of `size` float32 that no cache holds."""
     n = size // (_ROWS * _COLUMNS)
     blocks = large_zeros(np, n * _ROWS * _COLUMNS, np.float32).reshape(n, _ROWS, _COLUMNS)

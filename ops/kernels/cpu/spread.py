@@ -10,6 +10,8 @@ of the words below, `spread` lets the threads of the team call *the kernel itsel
 with the same other arguments, and is True when all parts are done. The calling thread takes parts, too. Nobody waits
 for a thread that has not begun: whoever is there takes the next part, so a core that is busy with another program costs
 no more than its own share of the work. Which thread computes a part has no influence on the result.
+
+A kernel of several steps, each of which needs all of the one before, calls `lead` for each instead (decode_block.py).
 """
 
 from ops.kernels.cpu.atomics import add, exchange, let_others_run, load, pause, store
