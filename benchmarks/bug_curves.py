@@ -2,8 +2,8 @@
 
 The demo is trained with each bug, one seed, for its first steps (the schedule is that of all 1,000), and without one.
 Losses and the validation loss after the last of these steps go to tinygrad2/bugs/curves/demo.json. The compiled kernels
-run, except those in whose place the line with the bug is. Bugs that the file has already are left out: --again records
-them anew.
+run, except those in whose place the line with the bug is. Bugs that the file has already are left out, but for
+those of --again.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=150, help="steps of each training (default: 150)")
-    parser.add_argument("--again", default="", help="record these anew: names with commas between them, or all")
+    parser.add_argument("--again", default="", help="record these again: names with commas between them, or all")
     parser.add_argument("--only", default="", help="record these, in this order: names with commas between them")
     parser.add_argument("--out", default=CURVES, help=f"file to write (default: {CURVES})")
     args = parser.parse_args()

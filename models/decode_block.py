@@ -1,8 +1,8 @@
 """A new token of a text goes through a block: in one call, where there is a kernel for it.
 
 Writing a text sends one row at a time through the model. Each op then computes for a few microseconds, and calling
-twelve of them takes longer than what they compute. The kernel (ops/kernels/cpu/decode_block.py) is the whole block; the
-block's own forward (models/block.py) says what it must return.
+nine to eleven of them takes longer than what they compute. The kernel (ops/kernels/cpu/decode_block.py) is the whole
+block; the block's own forward (models/block.py) says what it must return.
 """
 
 from typing import Any, NamedTuple
