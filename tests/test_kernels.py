@@ -591,6 +591,25 @@ def test_a_process_that_compiles_computes_the_bits_of_one_that_loads(tmp_path):
         assert [name for name in first if first[name] != later[name]] == []
 
 
+def test_importing_numba_leaves_standard_output_as_it_is(tmp_path):
+    """With colorama installed, Numba would replace sys.stdout, and an escape sequence would follow the last line."""
+    (tmp_path / "colorama.py").write_text(
+        "from unittest.mock import MagicMock\n"
+        "__version__, Fore, Style = '0.4.6', MagicMock(), MagicMock()\n"
+        "init = reinit = deinit = lambda: print('initialised')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(pathlib.Path(__file__).parent.parent)])
+    shown = []
+    for first in ("ops", "numba"):  # the second: a process in which something else imported Numba
+        command = (f"import {first}, ops, os, numba; numba.core.errors.termcolor().errmsg('none');"
+                   "print([name for name in os.environ if 'HIGHLIGHT' in name])")  # fmt: skip
+        process = subprocess.run([sys.executable, "-c", command], env={**os.environ, "PYTHONPATH": path},
+                                 capture_output=True, text=True, timeout=900)  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        shown.append(process.stdout)
+    assert shown[0] == "[]\n" and shown[1].startswith("initialised\n") and shown[1].endswith("\n[]\n")
+
+
 def test_no_kernel_calls_another_kernel():
     """Two compiled copies of one function would compete for its name; see `helper` in numba_jit.py."""
     import ops.kernels.cpu as package

@@ -7,6 +7,7 @@ cannot be read. ops/__init__.py catches it: then the reference implementations r
 import os
 import re
 import warnings
+from contextlib import contextmanager
 
 from tinygrad2.system.failures import is_exhausted
 from tinygrad2.system.memory import require_limits
@@ -43,7 +44,8 @@ def load_numba():
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            import numba
+            with _without_colours():
+                import numba
     except ModuleNotFoundError as error:
         if error.name in ("numba", "llvmlite"):
             raise
@@ -68,6 +70,21 @@ def load_numba():
             raise UnusableNumba.by_setting(name, "switches compiling off")
         raise UnusableNumba("Numba's configuration file switches compiling off", "remove disable_jit from it")
     return numba
+
+
+@contextmanager
+def _without_colours():
+    """Where colorama is installed, importing Numba replaces sys.stdout, and writes an escape sequence at exit."""
+    name = "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _broken(error):
