@@ -26,7 +26,8 @@ from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.labs.load import loaded
-from tinygrad2.monitor.reference_curves import load_curves
+from tinygrad2.monitor.metrics import smooth
+from tinygrad2.monitor.reference_curves import WIDTH, band_of, first_outside, load_curves
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUGS = {patch.name: patch for patch in patches().values()}
@@ -456,9 +457,27 @@ def test_the_recorded_curves_are_of_the_bugs():
     assert all(len(curve) <= curves()["first"] == 150 for curve in recorded().values())
     assert distance(curves()["curves"]["none"]["losses"], REFERENCE["1"]) < 0.02
     for patch in BUGS.values():
-        row = curves()["curves"].get(patch.name)
-        assert row is None or row["flags"] == patch.flags
+        assert curves()["curves"][patch.name]["flags"] == patch.flags
     assert {"labels_not_shifted", "double_softmax", "mask_off_by_one", "same_batch", "weights_too_large"} <= set(CLEAR)
+
+
+@pytest.mark.parametrize("name", recorded())
+def test_what_is_said_of_a_curve_is_true_of_the_recorded_one(name):
+    """Nearly normal: within 15 % of the reference after the warmup, and at most 1 % outside its band."""
+    band, curve, said = band_of(REFERENCE), smooth(recorded()[name], WIDTH), BUGS[name].report
+    n = len(curve)
+    low, mean, high = (np.array(values[:n]) for values in (band.low, band.mean, band.high))
+    if "nearly normal" in said and "afterwards" not in said:
+        assert (curve <= high * 1.01).all() and (curve >= low * 0.99).all()
+        assert np.abs(np.log(curve / mean))[20:].max() < 0.15
+    if "are those of the reference" in said or "Nothing is visible" in said:
+        assert np.abs(np.log(curve / np.array(smooth(curves()["curves"]["none"]["losses"], WIDTH)))).max() < 0.02
+    if "above the reference" in said:
+        assert (curve > mean)[-100:].all() and first_outside(recorded()[name], band)
+    if "below that of every reference" in said or "faster than that of every reference" in said:
+        assert (curve < low).any() and not (curve > high).any()
+    if "slower than the reference" in said or "slowly than the reference" in said:
+        assert (curve > mean)[-50:].all() and first_outside(recorded()[name], band)
 
 
 @pytest.mark.parametrize("name", CLEAR)
