@@ -11,8 +11,10 @@ class Embedding(Function):
 
         out[n] = weight[ids[n]]
 
-    The same as a matrix product with one-hot rows, without the zeros. Backward.  A row gets the gradient of every
-    position it was used at; a token that occurs three times adds three gradients to its row:
+    The same as a matrix product with one-hot rows, without the zeros.
+
+    Backward.  A row gets the gradient of every position it was used at; a token that occurs three times adds three
+    gradients to its row:
 
         dweight = 0,  then  dweight[ids[n]] += dout[n]  for every n
 

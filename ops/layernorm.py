@@ -10,12 +10,21 @@ class LayerNorm(Function):
 
     (avg is over the C channels of a row; the bias may be left out.)
 
-    Backward.  Write g = dout * weight, the gradient at xhat. x reaches xhat on three paths:
+    Backward.  Write g = dout * weight, the gradient at xhat. x_j reaches xhat on three paths, and on each gets the sum
+    over i of g_i dxhat_i/dx_j:
 
-        directly                            g * rstd
-        through mean:  dxhat_i/dmean = -rstd, dmean/dx_j = 1/C              -rstd * avg(g)
-        through rstd:  drstd/dx_j = -rstd^3 (x_j - mean)/C, so              -rstd * xhat_j * avg(g * xhat)
-                       sum_i g_i (x_i - mean) drstd/dx_j
+        directly:      dxhat_j/dx_j = rstd
+                       g_j * rstd
+
+        through mean:  dxhat_i/dmean = -rstd
+                       dmean/dx_j = 1/C
+                       sum_i g_i (-rstd)/C = -rstd * avg(g)
+
+        through rstd:  dxhat_i/drstd = x_i - mean = xhat_i/rstd
+                       drstd/dvar = -rstd^3/2
+                       dvar/dx_j = 2 (x_j - mean)/C = 2 xhat_j/(rstd C)
+                       sum_i g_i xhat_i (-rstd xhat_j)/C
+                                 = -rstd * xhat_j * avg(g * xhat)
 
     (mean also moves var, but at the mean itself the sum of (x - mean) is zero, so that path is closed.) Together
 

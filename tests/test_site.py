@@ -15,8 +15,9 @@ import sys
 import pytest
 
 from learn import build, lesson
-from learn.pages import api, example, op, order, site
+from learn.pages import api, example, notebook, op, order, site
 from learn.pages.text import ROOT, blocks, document, escaped, fence, signature
+from models import GPTConfig
 from tests.samples import SAMPLES
 from tinygrad2.dispatch import OPS
 from tinygrad2.errors import UserError
@@ -60,7 +61,9 @@ def test_a_derivation_is_the_docstring_as_it_stands(pages):
 
 def test_the_gradient_of_layernorm_has_its_three_paths(pages):
     gradient = pages["ops/layernorm.md"].split("## The gradient\n")[1].split("\n## ")[0]
-    assert re.search(r"```text\ndirectly +g \* rstd\nthrough mean: .*\nthrough rstd: ", gradient)
+    paths = re.search(r"```text\ndirectly: (.*?)\nthrough mean: (.*?)\nthrough rstd: (.*?)\n```", gradient, re.S)
+    terms = [re.split(r"\n\s*(?:= )?|= (?=-)", path.strip())[-1] for path in paths.groups()]
+    assert terms == ["g_j * rstd", "-rstd * avg(g)", "-rstd * xhat_j * avg(g * xhat)"]
     assert "dx = rstd * (g - avg(g) - xhat * avg(g * xhat))" in gradient
 
 
@@ -105,7 +108,8 @@ def test_every_lesson_is_in_the_reading_order_with_its_figures(files, pages):
     for path in lesson.lessons():
         assert f"(learn/notebooks/{path.stem}.md)" in pages["index.md"]
         page = pages[f"learn/notebooks/{path.stem}.md"]
-        assert page.startswith(f"# {lesson.title(lesson.read(path))}\n")
+        title = f"# {lesson.title(lesson.read(path))}\n"
+        assert page.startswith(f"{notebook.FIRST_IN_SEARCH}\n{title}")  # in front of the pages that only name a thing
         pictures = re.findall(r"!\[[^\]]+\]\((figures/[^)]+)\)", page)
         assert pictures and all(files[f"learn/notebooks/{name}"].startswith(b"\x89PNG") for name in pictures)
 
@@ -129,11 +133,24 @@ def test_every_gradient_check_on_the_pages_passes(pages):
 
 
 def test_costs_are_those_of_the_operation():
-    shapes, _, result, flops, moved = example.costs("matmul")[0]
-    assert (shapes, result) == ("(3, 4), (4, 5)", "(3, 5)")
+    whose, shapes, _, result, flops, moved = example.costs("matmul")[0]
+    assert (whose, shapes, result) == ("tests", "(3, 4), (4, 5)", "(3, 5)")
     assert flops == (2 * 3 * 4 * 5, 2 * 2 * 3 * 4 * 5)
     assert moved[0] == 4 * (3 * 4 + 4 * 5 + 3 * 5)
-    assert [row[3:] for row in example.costs("reshape")][0] == ((0, 0), [0, 0])  # a view moves nothing
+    assert [row[4:] for row in example.costs("reshape")][0] == ((0, 0), [0, 0])  # a view moves nothing
+
+
+def test_ops_of_a_gpt_show_what_they_cost_in_gpt2(pages):
+    """The shapes of one text, and the bytes and operations that follow from them."""
+    config = GPTConfig.preset("gpt2")
+    T, C, V = example.GPT2_TOKENS, config.n_embd, config.vocab_size
+    rows = {name: example.costs(name)[0] for name in ("linear", "linear_cross_entropy", "layernorm")}
+    assert rows["linear"][:2] == ("GPT-2", f"(1, {T}, {C}), ({C}, {3 * C}), ({3 * C},)")
+    assert rows["linear"][4] == (2 * T * C * 3 * C, 2 * 2 * T * C * 3 * C)
+    assert rows["linear_cross_entropy"][4][0] == 2 * T * C * V
+    assert rows["layernorm"][5][0] == 4 * (2 * T * C + 2 * C)
+    shown = pages["ops/layernorm.md"].split("## Shapes and cost\n")[1].split("\n## ")[0]
+    assert "| GPT-2 | (1, 64, 768), (768,), (768,) |" in shown and "| tests | (3, 4), (4,), (4,) |" in shown
 
 
 def test_code_on_a_page_is_the_source_without_docstring_and_marks():

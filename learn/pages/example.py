@@ -1,4 +1,5 @@
-"""A short program for each op, run to show what it prints, and what the op costs on its samples (tests/samples.py)."""
+"""A short program for each op, run to show what it prints, and what the op costs: on arrays of GPT-2's shapes, and on
+its samples (tests/samples.py)."""
 
 import contextlib
 import inspect
@@ -8,12 +9,32 @@ import textwrap
 import numpy as np
 
 import ops
-from tests.samples import SAMPLES, Draw
+from tests.samples import SAMPLES, Draw, bfloat16, int8, integers, sample
 from tinygrad2.dispatch import OPS
 from tinygrad2.function import Function
 from tinygrad2.monitor.op_costs import backward_bytes, forward_bytes, products
 
 MOST_ROWS = 6
+GPT2_TOKENS = 64  # few enough that all of it takes a second
+_T, _C, _V = GPT2_TOKENS, 768, 50_257
+GPT2 = {  # the inputs of ops in GPT-2's smallest model: one text of so many tokens; one token where a text is generated
+    "embedding": sample((_V, _C), integers(1, _T, below=_V)),
+    "layernorm": sample((1, _T, _C), (_C,), (_C,)),
+    "add_layernorm": sample((1, _T, _C), (1, _T, _C), (_C,), (_C,)),
+    "linear": sample((1, _T, _C), (_C, 3 * _C), (3 * _C,)),
+    "split_heads": sample((1, _T, 3 * _C), n_head=12),
+    "attention": sample(*3 * [(1, 12, _T, 64)]),
+    "merge_heads": sample((1, 12, _T, 64)),
+    "gelu": sample((1, _T, 4 * _C)),
+    "mlp": sample((1, _T, _C), (_C, 4 * _C), (4 * _C,), (4 * _C, _C), (_C,)),
+    "dropout": sample((1, _T, _C), p=0.1, key=1),
+    "softmax": sample((1, _V)),
+    "cross_entropy": sample((1, _T, _V), integers(1, _T, below=_V)),
+    "linear_cross_entropy": sample((1, _T, _C), (_V, _C), integers(1, _T, below=_V)),
+    "linear_bfloat16": sample((1, 1, _C), bfloat16(3 * _C, _C), (3 * _C,)),
+    "linear_int8": sample((1, 1, _C), int8(3 * _C, _C), (3 * _C,), (3 * _C,)),
+    "add": sample((1, _T, _C), (1, _T, _C)),
+}
 _DRAWN = {
     "normal": "rng.standard_normal({shape})",
     "positive": "0.5 + np.abs(rng.standard_normal({shape}))",
@@ -107,6 +128,13 @@ def printed(text):
     return out.getvalue()
 
 
+def zeros(sample):
+    """The inputs of a sample, all of them arrays, filled with zeros: what an op costs depends on their shapes."""
+    kinds = {"integers": np.int64, "int8": np.int8, "bfloat16": np.uint16}
+    drawn = [value if isinstance(value, Draw) else Draw("normal", value) for value in sample.inputs]
+    return [np.zeros(value.shape, kinds.get(value.kind, np.float32)) for value in drawn]
+
+
 def shape(value):
     """The shape of an input as text; the value itself of a scalar."""
     if isinstance(value, Draw):
@@ -116,23 +144,25 @@ def shape(value):
 
 
 def costs(name):
-    """A row per sample of usual layout: inputs, options, result, FLOPs and bytes of forward and backward.
+    """A row for GPT-2, if the op is part of it, and one per sample of usual layout: whose shapes they are, inputs,
+    options, result, FLOPs and bytes of forward and backward.
 
     FLOPs and bytes are the least that the profiler counts (tinygrad2/monitor/op_costs.py), of the reference
     implementation in float32.
     """
+    tried = [("tests", sample, sample.arrays(np.float32)) for sample in SAMPLES[name] if plain(sample)][:MOST_ROWS]
+    in_gpt2 = [("GPT-2", GPT2[name], zeros(GPT2[name]))] if name in GPT2 else []
     rows = []
-    for sample in [sample for sample in SAMPLES[name] if plain(sample)][:MOST_ROWS]:
-        arrays = sample.arrays(np.float32)
-        node, results, several = results_of(name, arrays, sample.options)
+    for whose, given, arrays in in_gpt2 + tried:
+        node, results, several = results_of(name, arrays, given.options)
         flops, moved = products(node, arrays, results), [forward_bytes(node, arrays, results)]
         if has_gradient(OPS[name]):
             douts = tuple(np.ones_like(out) for out in results)
             dout = douts if several else douts[0]
             moved.append(backward_bytes(node, dout, node.backward(dout)))
-        options = ", ".join(f"{key}={option(value)}" for key, value in sample.options.items())
-        shapes = ", ".join(map(shape, sample.inputs))
-        rows.append((shapes, options, ", ".join(str(out.shape) for out in results), flops, moved))
+        options = ", ".join(f"{key}={option(value)}" for key, value in given.options.items())
+        shapes = ", ".join(map(shape, given.inputs))
+        rows.append((whose, shapes, options, ", ".join(str(out.shape) for out in results), flops, moved))
     return rows
 
 

@@ -8,6 +8,8 @@ import re
 from learn import lesson
 from learn.pages.text import ROOT, fence, linked_paths, output, relative
 
+FIRST_IN_SEARCH = "---\nsearch:\n  boost: 2\n---"  # a lesson explains what other pages only name
+
 
 def page_of(path):
     """The path of the page of a lesson or notebook."""
@@ -17,8 +19,9 @@ def page_of(path):
 def page(path, links):
     """(Markdown, {path of a figure: its bytes}) of a notebook's page."""
     here, figures = page_of(path), {}
+    is_lesson = path.parent == lesson.NOTEBOOKS
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    made = []
+    made = [FIRST_IN_SEARCH] if is_lesson else []
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":

@@ -46,25 +46,32 @@ def source_link(here, path, links):
 
 
 def cost_table(name):
-    """A row per sample."""
-    lines = ["| inputs | options | result | FLOPs forward | backward | bytes forward | backward |", "|---" * 7 + "|"]
-    for shapes, options, results, flops, moved in example.costs(name):
+    """A row for GPT-2 and each sample. A column that would be empty is left out."""
+    rows = example.costs(name)
+    head = ["shapes of", "inputs", "options", "result"]
+    head += [f"{what} {way}" for what in ("FLOPs", "bytes") for way in ("forward", "backward")]
+    lines = []
+    for whose, shapes, options, results, flops, moved in rows:
         numbers = [f"{value:,}" for value in (*flops, *moved)] + ["none"] * (2 - len(moved))
         if len(moved) == 1:
             numbers[1] = "none"
         options = f"`{options}`".replace("|", "\\|") if options else ""
-        lines.append(f"| {' | '.join([cell(shapes), options, cell(results), *numbers])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([whose, cell(shapes), options, cell(results), *numbers])
+    kept = [column for column in zip(head, *lines) if any(column[1:])]
+    lines = [f"| {' | '.join(row)} |" for row in zip(*kept)]
+    return "\n".join([lines[0], "|---" * len(kept) + "|", *lines[1:]]) + "\n"
 
 
 def cost_note(name, here, links):
     """What the numbers of the table are."""
+    tokens = "one token" if name in ("softmax", "linear_bfloat16", "linear_int8") else f"{example.GPT2_TOKENS} tokens"
+    gpt2 = f"In GPT-2's smallest model, {tokens} of one text: the first row. " if name in example.GPT2 else ""
     return (
         "The least the op has to do, as the profiler counts it "
         f"({links.code(here, 'tinygrad2/monitor/op_costs.py')}), for the reference implementation in float32: of "
         "operations those of matrix products only, and each array that goes in or comes out moved once through "
-        "memory. A view moves nothing. The shapes are those that the tests use, "
-        f"{links.code(here, 'tests/samples.py')}.\n"
+        f"memory. A view moves nothing. {gpt2}The other shapes are those that the tests use "
+        f"({links.code(here, 'tests/samples.py')}).\n"
     )
 
 
