@@ -258,7 +258,7 @@ for parent, node in edges:
 plt.figure(figsize=(7.2, 3))
 for parent, node in edges:
     (x0, y0), (x1, y1) = place[parent], place[node]
-    arrow = dict(arrowstyle="->", color="gray", shrinkA=9 if y0 else 33, shrinkB=33)
+    arrow = dict(arrowstyle="->", color="gray", shrinkA=9 if y0 else 33, shrinkB=22 if y0 else 33)
     plt.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
 for item, (px, py) in place.items():
     if item.is_leaf:

@@ -85,7 +85,9 @@ assert 1e-7 < steps[two.argmin()] < 1e-4 and five.min() < two.min() < 1e-9 < 1e-
 # five points in float64 reach about 1e-12, and `gradcheck` passes relative errors below 1e-7. Real mistakes are
 # never that small.
 #
-# Does the check find a wrong gradient? A test that has never failed proves nothing, so try a **negative control**:
+# Does the check find a wrong gradient? A test that has never failed proves nothing, so try a **negative control**. The
+# operation is the *softmax*, which makes positive numbers that sum to 1 of each row: e to the power of each number,
+# divided by the sum of these (what it is good for comes in lessons 5 and 7).
 
 # %%
 class SloppySoftmax(Softmax, name="sloppy_softmax"):

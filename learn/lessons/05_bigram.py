@@ -92,11 +92,12 @@ def my_shares(ids, V):
 
 # %%
 def check_shares(shares):
-    small = shares(np.array([0, 1, 0, 1, 0, 0]), 3)
+    small = np.asarray(shares(np.array([0, 1, 0, 1, 0, 0]), 3))
     assert small.shape == (3, 3), f"the shape is {small.shape}"
     np.testing.assert_allclose(small.sum(1), 1, err_msg="each row sums to 1")
-    np.testing.assert_allclose(small, [[1 / 3, 2 / 3, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
-    np.testing.assert_allclose(shares(ids, 27), np.exp(counted))
+    assert np.allclose(small[2], 1 / 3), f"token 2 is never followed: 1 / V everywhere, not {small[2]}"
+    np.testing.assert_allclose(small, [[1 / 3, 2 / 3, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], atol=1e-12)
+    np.testing.assert_allclose(shares(ids, 27), np.exp(counted), atol=1e-12)
 
 
 show.exercise(my_shares, check_shares)

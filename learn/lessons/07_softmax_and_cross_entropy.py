@@ -115,6 +115,7 @@ def check_dlogits(dlogits):
     got = dlogits(logits.copy(), targets)
     assert got.shape == logits.shape, f"the shape is {got.shape}"
     assert abs(got.sum(1)).max() < 1e-12, "each row must sum to zero: what one token gains, the others lose"
+    assert not np.allclose(got, 5 * x.grad), "N times too large: the loss is the mean over N positions"
     np.testing.assert_allclose(got, x.grad, atol=1e-12)
     assert dlogits(logits + 1000, targets).round(9).tolist() == got.round(9).tolist(), "overflows for large scores"
 
@@ -198,7 +199,7 @@ left.plot(ours, label="ours")
 left.plot(theirs, label="softmax twice")
 left.axhline(math.log(512), color="gray", linestyle="--", label="ln 512")
 left.axhline(floor, color="firebrick", linestyle=":", label="floor, softmax twice")
-left.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, 7))
+left.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0, 7), title="two trainings")
 left.legend(loc="lower left", fontsize=8)
 rows = np.arange(len(shown))
 right.barh(rows - 0.2, p[shown], height=0.4, label="p")
@@ -206,9 +207,9 @@ right.barh(rows + 0.2, z.grad[0, shown], height=0.4, label="gradient p - 1[right
 right.set_yticks(rows, [repr(tokenizer.decode([i])) for i in shown])
 right.invert_yaxis()
 right.axvline(0, color="black", linewidth=0.8)
-right.set(title=f"after 'Once upon a time'; right: {tokenizer.decode([target])!r}")
+right.set(title=f"after 'Once upon a time'; right: {tokenizer.decode([target])!r}", xlabel="probability; gradient")
 right.title.set_fontsize(9)
-right.legend(fontsize=8, loc="center right")
+right.legend(fontsize=8, loc="lower right")
 plt.show()
 
 # %% [markdown]

@@ -110,6 +110,12 @@ def my_layernorm_dx(x, weight, dout, eps=1e-5):
 
 
 # %%
+def normalized(x):
+    """rstd (..., 1) and xhat (..., C) of rows."""
+    rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return rstd, (x - x.mean(-1, keepdims=True)) * rstd
+
+
 def check_dx(layernorm_dx):
     rng = np.random.default_rng(4)
     x, w, dout = rng.standard_normal((2, 3, 6)), rng.standard_normal(6), rng.standard_normal((2, 3, 6))
@@ -122,6 +128,13 @@ def check_dx(layernorm_dx):
 
     got = layernorm_dx(x, w, dout)
     assert got.shape == x.shape, f"the shape is {got.shape}"
+    g, (rstd, xhat) = dout * w, normalized(x)
+    terms = {"directly": g, "through the mean": -g.mean(-1, keepdims=True),
+             "through rstd": -xhat * (g * xhat).mean(-1, keepdims=True)}  # fmt: skip
+    whole = rstd * sum(terms.values())
+    for name, term in terms.items():
+        assert not np.allclose(got, whole - rstd * term), f"the path {name} is missing"
+    assert not np.allclose(got, whole / rstd), "rstd is missing as a factor: every path ends with it"
     report = gradcheck(Mine, [x, w, np.zeros(6)])
     assert report, str(report)
 

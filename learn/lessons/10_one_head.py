@@ -120,6 +120,8 @@ def check_head(head):
     got = head(q, k, v)
     assert got.shape == (6, 4), f"the shape is {got.shape}"
     np.testing.assert_allclose(got[0], v[0], err_msg="the first position can only see itself")
+    without_scale = ops.attention(Tensor(2 * q), Tensor(k), Tensor(v)).numpy()    # sqrt(4) = 2
+    assert not np.allclose(got, without_scale), "the scores are not divided by the root of d"
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
@@ -201,7 +203,7 @@ assert first_change(ours) == 5 and first_change(theirs) == 4
 ids = small.tokens()[:13]
 block = ours.h[0]
 x = ours.wte(ids[None]) + ours.wpe(np.arange(len(ids)))
-q, k, _ = ops.split_heads(block.attn.c_attn(block.ln_1(x)), 4)
+q, k, _ = ops.split_heads(block.attn.c_attn(block.ln_1(x)), 4)   # of four heads; lesson 11 takes this line apart
 q, k = q.numpy()[0], k.numpy()[0]
 scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
 weights = ops.softmax(Tensor(np.where(future(np, len(ids), len(ids)), -np.inf, scores))).numpy()   # (heads, T, T)

@@ -19,6 +19,7 @@ import ops
 from learn import show, small
 from models.block import Block
 from models.gpt import initialize
+from models.mlp import MLP
 from models.multihead_attention import MultiHeadAttention
 from ops.split_heads import SplitHeads
 from tinygrad2 import Module, Tensor, no_grad
@@ -35,9 +36,17 @@ show.source(SplitHeads.forward)
 show.source(Block)
 
 # %% [markdown]
-# An addition passes its gradient on unchanged (lesson 2: `da = dout`). So the gradient of the loss has a direct
-# path through every block to the embedding, however deep the stack is; that is why it is a *residual stream*, x +
-# f(x), and not f(x).
+# The MLP is that of lesson 6, at each position on its own: a matrix to four times the width, a nonlinearity, a matrix
+# back. GPT-2's nonlinearity is **GELU**, `x (1 + tanh u) / 2` with `u = √(2/π) (x + 0.044715 x³)`: nearly 0 for a
+# very negative x, nearly x for a very positive one, and a smooth curve between, where relu has a corner.
+
+# %%
+show.source(MLP.forward)
+
+# %% [markdown]
+# An addition passes its gradient on unchanged (lesson 3: both operands get `dout`). So the gradient of the loss
+# has a direct path through every block to the embedding, however deep the stack is; that is why it is a *residual
+# stream*, x + f(x), and not f(x).
 #
 # **The start.** 2 n terms add up in the stream of n blocks. If they are independent and of equal size, the sum grows
 # with √(2n). GPT-2 therefore starts the matrices that write into the stream with a standard deviation that is smaller

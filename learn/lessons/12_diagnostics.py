@@ -33,7 +33,7 @@ show.source(ModulePath)
 # %% [markdown]
 # ## Predict
 #
-# Adam with a learning rate of 0.005 moves each weight by about 0.005 per step at first (lesson 13). The matrices
+# Adam with a learning rate of 0.003 moves each weight by about 0.003 per step at first (lesson 13). The matrices
 # start with a standard deviation of 0.02. **What is the update-to-weight ratio of a matrix in the first steps at
 # full learning rate?**
 
@@ -95,8 +95,8 @@ assert 1e-3 < record.ratios["h.1.mlp.c_fc.weight"][-1] < 0.2
 
 # %% [markdown]
 # All far above 1e-3, so each weight becomes another one within fifty steps. A model that is to learn in seconds
-# gets a high learning rate; a GPT-2 with 6e-4 is near 1e-3 once its weights have grown. The quotient 0.005 / 0.02 =
-# 0.25 is too high a guess: a gradient that changes its sign now and then moves a weight by less than the learning
+# gets a high learning rate; a GPT-2 with 6e-4 is near 1e-3 once its weights have grown. The quotient 0.003 / 0.02 =
+# 0.15 is too high a guess: a gradient that changes its sign now and then moves a weight by less than the learning
 # rate.
 #
 # ## Build

@@ -195,10 +195,12 @@ def my_merges(ids, merges):
 
 # %%
 def check_merges(apply_merges):
-    assert apply_merges((64, 65, 66, 64, 65), {(64, 65): 256, (256, 66): 257}) == (257, 256)
-    assert apply_merges((64, 65, 66), {(65, 66): 256, (64, 65): 257}) == (64, 256), "b c was learned before a b"
+    twice = apply_merges((64, 65, 66, 64, 65), {(64, 65): 256, (256, 66): 257})
+    assert tuple(twice) == (257, 256), f"a b c a b with the merges a b, then ab c: {twice}, should be (257, 256)"
+    first = apply_merges((64, 65, 66), {(65, 66): 256, (64, 65): 257})
+    assert tuple(first) == (64, 256), f"a b c: b c was learned before a b, so (64, 256), not {first}"
     for word in (" understanding", "strawberry", "é", "x", " 12345", " supercalifragilistic"):
-        got, expected = apply_merges(chunk_to_ids(word), tokenizer.merges), tuple(tokenizer.encode(word))
+        got, expected = tuple(apply_merges(chunk_to_ids(word), tokenizer.merges)), tuple(tokenizer.encode(word))
         assert got == expected, f"{word!r}: {got}, should be {expected}"
 
 

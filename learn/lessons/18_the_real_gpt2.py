@@ -62,7 +62,7 @@ show.guess(my_guess, GPTConfig.preset("gpt2").count_parameters() / 1e6, "million
 # Hugging Face's transformers would load as well. Everything below is the same for both.
 
 # %%
-temporary = tempfile.TemporaryDirectory()
+temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 is_gpt2 = (show.GPT2_FILES / "model.safetensors").exists()
 original = None
 if is_gpt2:
@@ -111,7 +111,7 @@ def check_tensor(tensor):
                        "b": {"dtype": "F32", "shape": [2, 2], "data_offsets": [8, 24]}}).encode()  # fmt: skip
     tiny = len(tiny).to_bytes(8, "little") + tiny + np.arange(6, dtype="<f4").tobytes()
     assert tensor(tiny, "a").tolist() == [0, 1], "the first tensor begins right behind the header"
-    assert tensor(tiny, "b").tolist() == [[2, 3], [4, 5]]
+    assert tensor(tiny, "b").tolist() == [[2, 3], [4, 5]], "the second one begins where its data_offsets say"
     for name in list(header)[:3]:
         got = tensor(blob, name)
         assert list(got.shape) == header[name]["shape"], f"{name}: the shape is {got.shape}"
@@ -264,8 +264,9 @@ with no_grad():
 #
 # ## Look
 #
-# Left: how surprised the model is by each token of a sentence, with the right number of heads and with the wrong one,
-# which is worse on average, not at every token: one sentence to read would not have shown it.
+# Left: how surprised the model is by each token of one sentence, with the right number of heads and with the wrong one.
+# The wrong one is worse on average over a text, see above, but not at every token, and in one sentence it may even look
+# better: reading a little of what it writes would not have shown the mistake.
 # Right: the perplexity of one text, measured with four strides.
 
 # %%
@@ -281,8 +282,8 @@ left.legend(fontsize=8)
 right.plot(list(results), [r["perplexity"] for r in results.values()], "o-")
 right.set_xscale("log", base=2)
 right.set_xticks(list(results), [str(s) for s in results])
-right.set(xlabel=f"stride (context: {block_size} tokens)", ylabel="perplexity", ylim=(0, None))
-right.set_title("one text, four strides")
+right.set(xlabel=f"stride (context: {block_size} tokens)", ylabel="perplexity", title="one text, four strides")
+right.set_ylim(0, 1.1 * max(r["perplexity"] for r in results.values()))
 plt.show()
 temporary.cleanup()
 

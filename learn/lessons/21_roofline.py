@@ -172,9 +172,10 @@ assert theirs / ours > 1.1
 #
 # ## Look
 #
-# The roof of one core of **your** machine, measured now: the fastest of several large products, and the fastest of
-# several copies of a large array. Below the roof, measured as well: products of all shapes from above. (The
-# committed picture is that of one machine, with others at work on it; run it on yours.)
+# The roof of one core of **your** machine, measured now: the flat part is the fastest of several large products, the
+# slope the most bytes per second of several ways to go through a large array: copy it, read it only, multiply it with
+# a vector. Below the roof, measured as well: products of all shapes from above. Dotted: the intensity of two operations
+# of the model above. (The committed picture is that of one machine, with others at work on it; run it on yours.)
 
 # %%
 def fastest(f, seconds=0.15):
@@ -189,10 +190,17 @@ def fastest(f, seconds=0.15):
 
 big = np.ones(16 << 20, np.float32)
 target = np.empty_like(big)
-bandwidth = 2 * big.nbytes / fastest(lambda: np.copyto(target, big), 0.5)  # read once, written once
+table, vector = big.reshape(4096, 4096), np.ones(4096, np.float32)
+ways = {
+    "copied": 2 * big.nbytes / fastest(lambda: np.copyto(target, big), 0.5),      # read once, written once
+    "read": big.nbytes / fastest(lambda: big.max(), 0.5),
+    "times a vector": big.nbytes / fastest(lambda: table @ vector, 0.5),
+}
+bandwidth = max(ways.values())
+print("GB per second:", ", ".join(f"{way} {speed / 1e9:.1f}" for way, speed in ways.items()))
 
 points = []
-weights = itertools.cycle([np.ones((768, 3072), np.float32) for _ in range(12)])  # 113 MB: too many for a cache
+weights = itertools.cycle([np.ones((768, 3072), np.float32) for _ in range(12)])  # 113 MB: too many for most caches
 for rows in (1, 2, 4, 8, 16, 64, 256, 1024):
     a, out = np.ones((rows, 768), np.float32), np.empty((rows, 3072), np.float32)
     seconds = fastest(lambda a=a, out=out: np.matmul(a, next(weights), out=out))
@@ -204,8 +212,9 @@ plt.figure()
 roof = [roof_answer(i, peak, bandwidth) / 1e9 for i in line]
 plt.loglog(line, roof, "k-", label="roof: min(peak, intensity x bandwidth)")
 plt.loglog([p[1] for p in points], [p[2] / 1e9 for p in points], "o-", label="(rows, 768) x (768, 3072), measured")
-for rows, at, speed in points[::3]:
-    plt.annotate(f"{rows} rows", (at, speed / 1e9), textcoords="offset points", xytext=(8, -12), fontsize=8)
+for rows, at, speed in points[::7] + points[3:4]:
+    name = "1 row" if rows == 1 else f"{rows} rows"
+    plt.annotate(name, (at, speed / 1e9), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=8)
 for name in ("layernorm", "linear", "attention"):
     if name in count.rows and count.rows[name][0]:
         at = count.rows[name][0] / count.rows[name][1]
@@ -219,7 +228,7 @@ plt.show()
 
 # %% [markdown]
 # The measured products use twelve weight matrices in turn, so that they come from memory, as those of a large model
-# do. With a single one, still in the processor's cache from the last call, the first points would lie above the
+# do. With a single one, still in the processor's cache from the last call, the first points can lie above the
 # slope. Try it.
 #
 # **Next:** from reference to kernel: one operation, made faster one step at a time.

@@ -109,7 +109,8 @@ assert all(tree_share == 0 for _, tree_share in different.values()) and differen
 # sums, like the digits of a binary counter. Return the sum of `values` (a power of two of them) in tree order.
 #
 # The labs of this lesson, on the shipped source: `exact_checkpoint` and `tree_allreduce`
-# (`python -m tinygrad2 lab start exact_checkpoint`).
+# (`python -m tinygrad2 lab start exact_checkpoint`). The first is the same promise for a training that is stopped and
+# continued: what must be saved, so that not one bit differs?
 
 # %%
 def my_tree_sum(values):
@@ -207,12 +208,12 @@ places = np.arange(4)
 left.bar(places - 0.2, [100 * different[r][0] for r in ranks], width=0.4, label="one after the other")
 left.bar(places + 0.2, [100 * different[r][1] for r in ranks], width=0.4, label="fixed tree (all zero)")
 left.set_xticks(places, [str(r) for r in ranks])
-left.set(xlabel="ranks", ylabel="gradients with other bits (%)", ylim=(0, 100))
+left.set(xlabel="ranks", ylabel="gradients with other bits (%)", ylim=(0, 100), title="compared with one rank")
 left.legend(fontsize=8)
 a, b = plain(1), plain(4)
 changed = (a != b) & (a != 0)
 right.hist(np.log10(np.abs(a[changed] - b[changed]) / np.abs(a[changed])), bins=40)
-right.set(xlabel="log10 of the relative difference, 4 ranks", ylabel="gradients", title="plain order")
+right.set(xlabel="log10 of the relative difference, 4 ranks", ylabel="number of gradients", title="one after the other")
 plt.show()
 
 # %% [markdown]
