@@ -4,8 +4,9 @@
 
 Sides to compare with: torch (eager), torch-compile, torch-tuned and torch-compile-tuned (the same, with
 environment variables that make glibc keep freed memory), reference (our reference implementations). In mixed precision:
-bfloat16 (ours), torch-bfloat16 and torch-bfloat16-tuned (autocast), torch-bfloat16-compile(-tuned). All other sides
-compute in float32. Every side trains on the same synthetic tokens from the same initial weights with the same number of
+bfloat16 (ours), torch-bfloat16 and torch-bfloat16-tuned (autocast), torch-bfloat16-compile(-tuned). With the matmul
+precision "high": high (ours), torch-high, torch-high-tuned, torch-high-compile(-tuned). All other sides compute in
+float32. Every side trains on the same synthetic tokens from the same initial weights with the same number of
 threads; the losses must agree.
 """
 
@@ -16,9 +17,9 @@ import statistics
 from benchmarks.harness import Side, dtype_of, installed, load_average, machine, ratio_of, save
 from tinygrad2.system.threads import available_cores
 
-TORCH = [f"torch{how}" for how in ("", "-compile", "-tuned", "-compile-tuned", "-bfloat16", "-bfloat16-compile",
-                                   "-bfloat16-tuned", "-bfloat16-compile-tuned")]  # fmt: skip
-SIDES = (*TORCH, "bfloat16", "reference")
+TORCH = [f"torch{precision}{how}" for precision in ("", "-bfloat16", "-high")
+         for how in ("", "-compile", "-tuned", "-compile-tuned")]  # fmt: skip
+SIDES = (*TORCH, "bfloat16", "high", "reference")
 SHAPE = ("vocab_size", "n_layer", "n_head", "n_embd")
 LOSSES_APART = {"float32": 1e-3, "bfloat16": 3e-2}  # at most
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(16 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}

@@ -59,11 +59,19 @@ def torch_trainer(config, compiled, dtype="float32"):
 def main():
     side, config = sys.argv[1], json.loads(sys.argv[2])
     if side.startswith("torch"):
+        if "high" in side:
+            import torch
+
+            torch.set_float32_matmul_precision("high")
         step = torch_trainer(config, "compile" in side, dtype_of(side))
     else:
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
+        if side == "high":
+            from tinygrad2.precision import use_matmul_precision
+
+            use_matmul_precision("high")
         step = our_trainer(config, "reference" if side == "reference" else "auto", dtype_of(side))
     done = 0
 
