@@ -5,31 +5,38 @@ from tinygrad2.tensor import Tensor, apply
 class LayerNorm(Function):
     """Give each row of C channels mean 0 and variance 1, then a learned scale and shift.
 
-        mean = avg(x)        var = avg((x - mean)^2)        rstd = 1 / sqrt(var + eps)
-        xhat = (x - mean) * rstd                            out = xhat * weight + bias
+        mean = avg(x)        var = avg((x - mean)^2)
+        rstd = 1 / sqrt(var + eps)
+        xhat = (x - mean) * rstd
+        out = xhat * weight + bias
 
     (avg is over the C channels of a row; the bias may be left out.)
 
     Backward.  Write g = dout * weight, the gradient at xhat. x_j reaches xhat on three paths, and on each gets the sum
     over i of g_i dxhat_i/dx_j:
 
-        directly:      dxhat_j/dx_j = rstd
-                       g_j * rstd
+        directly:
+            dxhat_j/dx_j = rstd
+            rstd * g_j
 
-        through mean:  dxhat_i/dmean = -rstd
-                       dmean/dx_j = 1/C
-                       sum_i g_i (-rstd)/C = -rstd * avg(g)
+        through mean:
+            dxhat_i/dmean = -rstd
+            dmean/dx_j = 1/C
+            sum_i g_i (-rstd)/C = -rstd * avg(g)
 
-        through rstd:  dxhat_i/drstd = x_i - mean = xhat_i/rstd
-                       drstd/dvar = -rstd^3/2
-                       dvar/dx_j = 2 (x_j - mean)/C = 2 xhat_j/(rstd C)
-                       sum_i g_i xhat_i (-rstd xhat_j)/C
-                                 = -rstd * xhat_j * avg(g * xhat)
+        through rstd:
+            dxhat_i/drstd = x_i - mean = xhat_i/rstd
+            drstd/dvar = -rstd^3/2
+            dvar/dx_j = 2 (x_j - mean)/C
+            drstd/dx_j = -rstd^2 xhat_j/C
+            sum_i g_i xhat_i (-rstd xhat_j)/C
+                = -rstd * xhat_j * avg(g * xhat)
 
     (mean also moves var, but at the mean itself the sum of (x - mean) is zero, so that path is closed.) Together
 
         dx = rstd * (g - avg(g) - xhat * avg(g * xhat))
-        dweight = sum over rows of dout * xhat        dbias = sum over rows of dout
+        dweight = sum over rows of dout * xhat
+        dbias = sum over rows of dout
 
     In words: dx is g with its mean and its component along xhat removed, because changes in those directions are
     just what the normalisation undoes. Ba, Kiros and Hinton, "Layer normalization", 2016, equations 3-4.

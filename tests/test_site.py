@@ -6,6 +6,7 @@ The pages are made without MkDocs. Where it is installed the site is built as we
 import html
 import importlib.util
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -61,9 +62,10 @@ def test_a_derivation_is_the_docstring_as_it_stands(pages):
 
 def test_the_gradient_of_layernorm_has_its_three_paths(pages):
     gradient = pages["ops/layernorm.md"].split("## The gradient\n")[1].split("\n## ")[0]
-    paths = re.search(r"```text\ndirectly: (.*?)\nthrough mean: (.*?)\nthrough rstd: (.*?)\n```", gradient, re.S)
-    terms = [re.split(r"\n\s*(?:= )?|= (?=-)", path.strip())[-1] for path in paths.groups()]
-    assert terms == ["g_j * rstd", "-rstd * avg(g)", "-rstd * xhat_j * avg(g * xhat)"]
+    paths = re.search(r"```text\ndirectly:\n(.*?)\n\nthrough mean:\n(.*?)\n\nthrough rstd:\n(.*?)\n```", gradient, re.S)
+    terms = [path.splitlines()[-1].rpartition("= ")[2].strip() for path in paths.groups()]
+    assert terms == ["rstd * g_j", "-rstd * avg(g)", "-rstd * xhat_j * avg(g * xhat)"]
+    assert max(map(len, paths[0].splitlines())) < 52  # what a phone shows of a line
     assert "dx = rstd * (g - avg(g) - xhat * avg(g * xhat))" in gradient
 
 
@@ -264,3 +266,10 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path, monkeypatc
     assert not [path.name for path in built if loaded.search(path.read_text(encoding="utf-8"))]
     index = (out / "search" / "search_index.json").read_text(encoding="utf-8")
     assert "ops/layernorm.html" in index and "source/ops" not in index
+    found = json.loads(index)["docs"]
+    boosted = {entry["location"].partition("#")[0] for entry in found if entry.get("boost") == 2}
+    assert boosted == {f"learn/notebooks/{path.stem}.html" for path in lesson.lessons()}
+    page = (out / "ops" / "layernorm.html").read_text(encoding="utf-8")
+    for selector in (".language-text", ".output"):  # what site.css says of formulas and of output is about something
+        css = (out / "assets" / "site.css").read_text(encoding="utf-8")
+        assert selector in css and re.search(rf'class="[^"]*\b{selector[1:]}\b', page)

@@ -56,7 +56,8 @@ for letter in "qt ":
     print(f"after {letter!r}:", ", ".join(f"{LETTERS[i]!r} {row[i]:.0%}" for i in np.argsort(-row)[:4]))
 
 # %% [markdown]
-# Then train: a table of zeros, the whole text in each step, gradient descent with momentum.
+# Then train: a table of zeros, the whole text in each step, gradient descent with momentum (the two lines of SGD above;
+# lesson 6 takes them apart). `FlatBuffers` puts all parameters into one array, and all gradients into another.
 
 # %%
 model = Bigram(BigramConfig(block_size=len(x), vocab_size=27))

@@ -102,7 +102,7 @@ def stream(model, x):
 
 
 x = small.tokens()[None, :32]
-with no_grad():
+with no_grad():                                                   # forward only: nothing is kept for a backward
     sizes = {scaled: [rms(s.numpy() - states[0].numpy()) for s in states[1:]]
              for scaled in (True, False) for states in [stream(deep(scaled), x)]}  # fmt: skip
 for scaled, name in (True, "with"), (False, "without"):

@@ -165,7 +165,7 @@ def settings(folder):
         "plugins": ["search"],
         "markdown_extensions": [
             "attr_list", "md_in_html", "tables", {"toc": {"permalink": True}}, "pymdownx.superfences",
-            {"pymdownx.highlight": {"use_pygments": True}},
+            {"pymdownx.highlight": {"use_pygments": True, "pygments_lang_class": True}},
         ],
         "not_in_nav": "/source/",
         "validation": {
