@@ -27,6 +27,7 @@ KERNELS: dict[tuple[str, str], list[Any]] = {}
 AROUND: dict[type, Any] = {}  # {class of an op: context in which its forward and its backward run}
 
 _mode = Setting("kernels", None)
+_alone = Setting("products_alone", False)
 _default = "auto"
 
 
@@ -93,6 +94,21 @@ def use_kernels(mode):
 def kernel_mode():
     """The mode here, "auto" or "reference"."""
     return _mode.get() or _default
+
+
+def products_alone(yes=True):
+    """Within the block a product of NumPy inside an op runs on the thread that calls for it, where BLAS can be told so
+    (ops/kernels/cpu/blas_threads.py; without Numba nothing changes).
+
+    For many small products: BLAS's threads wait for each other in each of them, for longer than they compute as soon as
+    another program wants a core. It holds for the thread or asyncio task that enters it, and ends with the block.
+    """
+    return _alone.set(yes)
+
+
+def are_products_alone():
+    """Is the caller in a block of products_alone()?"""
+    return _alone.get()
 
 
 def _checked(mode):

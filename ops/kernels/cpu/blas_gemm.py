@@ -57,7 +57,7 @@ if vendor == "OpenBLAS":                                          # that NumPy c
     _switch = ThreadSwitch(_set_threads)
     ONE_THREAD, ALL_THREADS = _switch.one, _switch.all
     _with_products = Attention, Linear, LinearBfloat16, LinearCrossEntropy, LinearInt8, MatMul, MLP
-    AROUND.update(dict.fromkeys(_with_products, ALL_THREADS))
+    AROUND.update(dict.fromkeys(_with_products, _switch.asked))
 
 
 def gemm(a, b, out, add=False, scale=1.0, bias=None):

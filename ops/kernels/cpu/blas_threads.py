@@ -17,6 +17,7 @@ import os
 import threading
 from functools import partial
 
+from tinygrad2.dispatch import are_products_alone
 from tinygrad2.system.threads import POOL
 
 
@@ -24,12 +25,14 @@ class ThreadSwitch:
     """Two contexts, `one` and `all`, that exclude each other; both are for any number of threads at a time.
 
     set_threads    a function that sets the number of threads of BLAS
+    asked          a context around products of NumPy: `all`, or `one` where products_alone (dispatch.py) asks for that
     """
 
     def __init__(self, set_threads):
         self.set_threads = set_threads
         self.one, self.all = _Side(self), _Side(self)
         self.one.other, self.all.other = self.all, self.one
+        self.asked = _Asked(self)
         self.now = self.all                                       # the side that the switch is set for
         self._empty()
         if hasattr(os, "register_at_fork"):
@@ -93,3 +96,16 @@ class _Side:
 
     def __exit__(self, *_):
         self._leave(self)
+
+
+class _Asked:
+    """The side that the settings of the caller ask for, as a context."""
+
+    def __init__(self, switch):
+        self._switch = switch
+
+    def __enter__(self):
+        self._switch.enter(self._switch.one if are_products_alone() else self._switch.all)
+
+    def __exit__(self, *_):
+        self._switch.leave(self._switch.now)                      # nobody has changed it: this thread is inside
