@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import json
+import math
 import os
 import pathlib
 import re
@@ -14,22 +15,28 @@ import pytest
 from test_memory import kept_bytes
 
 import ops
+import train_gpt2
 from models import GPT, GPTConfig
 from models.families import PRESETS, make_config, make_model
+from models.pretrained import load_pretrained
 from tinygrad2.cli import call
 from tinygrad2.commands import explain
 from tinygrad2.dispatch import kernels
+from tinygrad2.distributed.world import World
+from tinygrad2.explain import numeric
 from tinygrad2.explain import page as pages
 from tinygrad2.explain import pulls as pulls_module
 from tinygrad2.explain.forward import Forward, attention_of, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.maps import gradient_map, gradient_maps
 from tinygrad2.explain.memory import Buffer, MemoryObserver, first_fit, page_of_memory
 from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
 from tinygrad2.explain.pulls import StreamObserver, choose_targets, pulls
 from tinygrad2.explain.recorder import Recorder
-from tinygrad2.explain.step import Step, derivation, token_norms
+from tinygrad2.explain.step import Moments, Step, derivation, page_of_step, token_norms
 from tinygrad2.explain.text import fractions, rounded, signed_bytes, token_text
 from tinygrad2.function import observe
-from tinygrad2.io.weights import save_weights
+from tinygrad2.io.weights import read_tensors, save_weights
+from tinygrad2.system.threads import POOL
 from tinygrad2.tokenizers.tokenizer import Tokenizer
 from tinygrad2.training.memory_plan import MemoryPlan
 
@@ -138,12 +145,31 @@ def test_the_page_has_these_numbers(forward):
     right = [forward.probabilities[t, forward.tokens[t + 1]] for t in range(T - 1)]
     assert page["next"] == pytest.approx(right, rel=1e-3)
     for shown, block in zip(page["blocks"], forward.blocks, strict=True):
-        assert shown["mlp"] == pytest.approx(np.linalg.norm(block.mlp, axis=-1), rel=1e-3)
-    head = np.frombuffer(base64.b64decode(page["attention"][1]["weights"][2]), "<u2") / 65535
-    for t in range(T):
-        row = head[t * (t + 1) // 2 : (t + 1) * (t + 2) // 2]
-        assert row == pytest.approx(forward.attention[1].weights[2, t, : t + 1], abs=1e-5)
-        assert row.sum() == pytest.approx(1, abs=T / 65535)
+        for name in ("before", "attn", "mlp", "after"):
+            assert shown[name] == pytest.approx(np.linalg.norm(getattr(block, name), axis=-1), rel=1e-3)
+    for shown, (layer, one) in zip(page["attention"], forward.attention.items(), strict=True):
+        assert shown["layer"] == layer and shown["error"] == pytest.approx(one.error, rel=0.06)
+        for head, weights in zip(shown["weights"], one.weights, strict=True):
+            values = np.frombuffer(base64.b64decode(head), "<u2") / 65535
+            for t in range(T):
+                row = values[t * (t + 1) // 2 : (t + 1) * (t + 2) // 2]
+                assert row == pytest.approx(weights[t, : t + 1], abs=1e-5)
+                assert row.sum() == pytest.approx(1, abs=T / 65535)
+    for rows, layer in zip(page["lens"], forward.lens(), strict=True):
+        for row, probabilities in zip(rows, layer, strict=True):
+            assert row["ids"] == np.argsort(-probabilities)[:5].tolist()
+            assert row["p"] == pytest.approx(probabilities[row["ids"]], rel=1e-3)
+            assert row["rest"] == pytest.approx(1 - probabilities[row["ids"]].sum(), rel=1e-3, abs=1e-9)
+    wte, wpe = (module.weight.data for module in (forward.model.wte, forward.model.wpe))
+    parts = {"token": wte[forward.tokens], "position": wpe[:T], "sum": wte[forward.tokens] + wpe[:T]}
+    for name, rows in parts.items():
+        shown = page["embedding"][name]
+        values = np.frombuffer(base64.b64decode(shown["values"]), np.int8).reshape(T, -1) / 127
+        scale = np.abs(rows).max(-1, keepdims=True)
+        assert shown["scale"] == pytest.approx(scale[:, 0], rel=1e-3)
+        assert (np.abs(values * scale - rows) <= scale / 253).all() and values.shape == rows.shape
+        assert shown["norm"] == pytest.approx(np.linalg.norm(rows, axis=-1), rel=1e-3)
+    assert page["channels"] == [32, 32]
     assert [len(rows) for rows in page["lens"]] == [T] * 3
 
 
@@ -287,9 +313,9 @@ def test_samples_of_large_models():
     sample = choose_elements(gpt2, grads, 60)
     assert list(sample) == [f"w{148 * i // 6}" for i in range(6)] and sample["w0"] == [(2, 3)]
     full = choose_elements(demo, grads | {"zero": np.zeros(2)}, 1)
-    assert len(full) == 149 and full["zero"] == [(0,)]
-    for indices in list(full.values())[:-1]:
-        assert indices[0] == (2, 3) and (0, 0) not in indices and len(set(indices)) == len(indices) == 3
+    assert len(full) == 149 and set(full["zero"]) <= {(0,), (1,)} and full["zero"][0] == (0,)
+    for indices in list(full.values())[:-1]:                      # the largest, others, and the only one that is 0
+        assert indices[0] == (2, 3) and indices[-1] == (0, 0) and len(set(indices)) == len(indices) == 8
 
 
 def test_measured_gradients_are_those_of_backward(step):
@@ -299,14 +325,169 @@ def test_measured_gradients_are_those_of_backward(step):
     measured = measure(step.model, step.x, step.y, chosen)
     assert list(chosen) == list(step.grads) and sum(map(len, chosen.values())) > 50
     for name, indices in chosen.items():
-        for index, numeric in zip(indices, measured[name], strict=True):
-            assert numeric == pytest.approx(step.grads[name][index], rel=1e-3, abs=1e-5), (name, index)
+        for index, slope in zip(indices, measured[name], strict=True):
+            assert slope == pytest.approx(step.grads[name][index], rel=1e-3, abs=1e-5), (name, index)
     rows = samples(step.model, step.grads, chosen, measured)
     assert largest_difference(rows) < 1e-2
     rows["ln_f.bias"][0]["numeric"] *= 1.5                        # a gradient that is wrong is noticed
     assert largest_difference(rows) == pytest.approx(1 / 3, rel=1e-2)
     for parameter, array, value in zip(step.model.parameters(), before, values):
         assert parameter.data is array and np.array_equal(array, value)
+
+
+def test_what_the_page_says_of_a_step(step):
+    """Against the Step, whose numbers the tests above compare with independent ones."""
+    page = page_of_step(step)
+    assert page["targets"] == step.y[0].tolist() and page["loss"] == step.loss
+    assert page["losses"] == pytest.approx(step.losses, rel=1e-4)
+    assert (page["norm"], page["scale"]) == pytest.approx((step.norm, step.scale), rel=1e-3)
+    for shown, update in zip(page["updates"], step.updates, strict=True):
+        assert shown["name"] == update.name and shown["shape"] == update.shape and shown["zeros"] == update.zeros
+        for key in ("weight", "grad", "largest", "update", "ratio"):
+            assert shown[key] == pytest.approx(getattr(update, key), rel=1e-3), (update.name, key)
+    for shown, node in zip(page["nodes"], step.nodes, strict=True):
+        for out, output in zip(shown["outputs"], node.outputs, strict=True):
+            assert (out["norm"], out["grad"]) == pytest.approx((output.norm, output.grad), rel=1e-3)
+            tokens = output.grad_of_token
+            assert out["tokens"] == (tokens and pytest.approx(tokens, rel=6e-3))
+
+
+def test_norms_of_the_graph(step):
+    """Values are those that a forward pass computes; gradients obey what the ops do to them."""
+    recorder = Recorder(step.model, {node.op for node in step.nodes})
+    with observe(recorder):
+        step.model.loss(step.x, step.y)
+    assert [use.op for use in recorder.uses] == [node.op for node in step.nodes]
+    for use, node in zip(recorder.uses, step.nodes):
+        values = [np.linalg.norm(result.astype(np.float64).ravel()) for result in use.results]
+        assert [output.norm for output in node.outputs] == pytest.approx(values, rel=1e-5)
+    grads = {(node.layer, node.op): [output.grad for output in node.outputs] for node in step.nodes}
+    assert grads["wte", "embedding"] == grads["wpe", "embedding"] == pytest.approx(grads["", "add"])
+    for i in range(2):
+        attn = f"h.{i}.attn"
+        assert grads[attn, "merge_heads"] == pytest.approx(grads[f"{attn}.head", "attention"], rel=1e-6)
+        (whole,) = grads[f"{attn}.c_attn", "linear"]
+        assert whole == pytest.approx(np.linalg.norm(grads[attn, "split_heads"]), rel=1e-6)
+        assert grads[f"h.{i}.mlp", "mlp"] == pytest.approx(grads[f"h.{i}", "add"], rel=1e-6)
+
+
+def test_pictures_of_gradients_show_no_zero_where_there_is_none(step):
+    rng = np.random.default_rng(2)
+    odd = rng.standard_normal((150, 300)).astype(np.float32) * 10.0 ** rng.uniform(-30, 0, (150, 1)).astype(np.float32)
+    odd[:7, :9] = 0
+    for name, grad in (step.grads | {"odd": odd, "scalar": np.float32(2.0), "zero": np.zeros(5, np.float32)}).items():
+        picture = gradient_map(grad)
+        R, C = picture["matrix"]
+        rows, columns = picture["block"]
+        values = np.frombuffer(base64.b64decode(picture["values"]), np.int8).reshape(-(-R // rows), -(-C // columns))
+        assert R * C == np.size(grad) and values.shape[0] <= 64 and values.shape[1] <= 128
+        matrix, top = np.reshape(grad, (R, C)).astype(np.float64), np.abs(grad).max()
+        for r, c in np.ndindex(values.shape):
+            block = matrix[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns]
+            largest = block.ravel()[np.abs(block).argmax()]
+            assert np.sign(values[r, c]) == np.sign(largest), (name, r, c)
+            if abs(values[r, c]) > 1:
+                assert top * 10 ** (4 * (abs(values[r, c]) / 127 - 1)) == pytest.approx(abs(largest), rel=0.04)
+            else:
+                assert abs(largest) <= 1.12e-4 * top
+    many = gradient_maps({str(i): odd for i in range(600)})
+    assert sum(len(one["values"]) for one in many.values()) < 600_000
+
+
+def test_small_products_are_measured_on_one_thread(step, monkeypatch):
+    gemm = pytest.importorskip("ops.kernels.cpu.blas_gemm")
+    if gemm.vendor != "OpenBLAS":
+        pytest.skip("this BLAS cannot be told how many threads to use")
+    threads, before = [], POOL.threads
+    monkeypatch.setattr(gemm._switch, "set_threads", threads.append)
+    try:
+        POOL.resize(2)
+        measure(step.model, step.x, step.y, {"ln_f.bias": [(0,)]})
+        assert set(threads) == {1, 2} and threads[-1] == 2        # and afterwards it is as it was
+        threads.clear()
+        monkeypatch.setattr(numeric, "_SMALL", 0)
+        measure(step.model, step.x, step.y, {"ln_f.bias": [(0,)]})
+        assert threads == []
+    finally:
+        POOL.resize(before)
+
+
+# -- the step of a run -------------------------------------------------------------------------------------------------
+
+FLAGS = ["--n-head", "1", "--n-embd", "16", "--n-layer", "1", "--block-size", "16", "--vocab-size", "280",
+         "--steps", "6", "--batch-size", "4", "--sample-tokens", "2", "--checkpoint-every", "3", "--lr", "0.01",
+         "--warmup-steps", "2", "--data", "text.txt", "--eval-every", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    """A folder with trained_weights.bin and run/, whose checkpoints are of steps 3 and 6."""
+    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
+    (folder / "text.txt").write_text(TEXT * 40)
+    os.chdir(folder)
+    try:
+        assert train_gpt2.main(World(), FLAGS) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.mark.parametrize("weights, step, lr", [
+    ("run", 6, None), ("run/checkpoints/step_00000003", 3, None), ("run/checkpoints/step_00000006/weights.bin", 6, 0.5),
+    ("trained_weights.bin", 6, None),
+])  # fmt: skip
+def test_the_step_of_a_run_has_its_moments_and_learning_rate(weights, step, lr, trained_run, here, capsys):
+    words = ["--weights", str(trained_run / weights), "--prompt", "the cat", "--step"]
+    assert run(*words, *(["--lr", str(lr)] if lr else [])) == 0, capsys.readouterr().err
+    data = data_of(here / "explain_step.html")
+    folder = trained_run / "run" / "checkpoints" / f"step_{step:08d}"
+    assert data["optimizer"]["run"] == {"path": str(folder), "step": step, "t": step, "scheduled": not lr, "frozen": 0}
+    assert f"Adam's after {step} steps, from {folder}" in capsys.readouterr().out
+    rate = lr or {3: 0.001 + 0.0045 * (1 + math.cos(math.pi / 4)), 6: 0.001}[step]         # after 2 of warmup: cosine
+    assert data["optimizer"]["lr"] == pytest.approx(rate, rel=1e-6)
+    moments, _ = read_tensors(str(folder / "optimizer.bin"), ("t",))
+    model, _, _ = load_pretrained(folder / "weights.bin")
+    tokens = np.array([data["tokens"]])
+    model.loss(tokens, np.array([data["targets"]])).backward()
+    g = {name: parameter.grad.astype(np.float64) for name, parameter in model.named_parameters()}
+    scale = min(1, 1 / (np.linalg.norm([np.linalg.norm(grad) for grad in g.values()]) + 1e-6))
+    for shown, (name, parameter) in zip(data["updates"], model.named_parameters(), strict=True):
+        m, v = (moments[f"{letter}.{name}"].astype(np.float64).reshape(parameter.shape) for letter in "mv")
+        assert np.any(m)
+        m, v = 0.9 * m + 0.1 * scale * g[name], 0.99 * v + 0.01 * (scale * g[name]) ** 2
+        update = m / (1 - 0.9 ** (step + 1)) / (np.sqrt(v / (1 - 0.99 ** (step + 1))) + 1e-8)
+        update = rate * (update + (0.1 if parameter.ndim > 1 else 0) * parameter.data)
+        assert shown["update"] == pytest.approx(np.linalg.norm(update), rel=2e-3), name
+        assert shown["ratio"] == pytest.approx(shown["update"] / shown["weight"], rel=2e-3) or not shown["weight"]
+
+
+def test_weights_that_are_not_of_the_run_beside_them_get_a_new_adam(trained_run, here, capsys):
+    shutil.copytree(trained_run / "run", "run")
+    model, tokenizer, pretrained = load_pretrained(trained_run / "trained_weights.bin")
+    for shift in (0, 1e-3):
+        model.ln_f.bias.data += np.float32(shift)
+        save_weights("w.bin", model.state_dict(), model.config.to_dict(), tokenizer.to_json(), pretrained.training)
+        assert run("--weights", "w.bin", "--prompt", "the cat", "--step") == 0
+        assert (data_of(here / "explain_step.html")["optimizer"]["run"] is None) == bool(shift)
+    assert "zero: the first step of a new Adam" in capsys.readouterr().out
+    assert run("--weights", "run", "--prompt", "the cat") == 0    # a forward pass as well
+    shutil.rmtree("run/checkpoints/step_00000003")
+    path = here / "run" / "checkpoints" / "step_00000006" / "optimizer.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    for weights in ("run/checkpoints/step_00000006", "run"):
+        assert run("--weights", weights, "--prompt", "the cat", "--step") == 2
+        assert "damaged checkpoint" in capsys.readouterr().err
+    shutil.rmtree("run/checkpoints/step_00000006")
+    assert run("--weights", "run", "--prompt", "the cat") == 2
+    assert "run: is the folder of a run that has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_frozen_parameters_do_not_move(tokens, trained):
+    values = {f"{letter}.{name}": np.ones(parameter.size) for name, parameter in trained.named_parameters()
+              for letter in "mv"}  # fmt: skip
+    step = Step(small_gpt(), tokens, OPTIMIZER, Moments(values, 5, {"wte.weight": 2}, ["wte.weight", "ln_f.bias"]))
+    assert {update.name for update in step.updates if update.update == 0} == {"wte.weight", "ln_f.bias"}
+    assert all(update.grad > 0 for update in step.updates) and step.flat.frozen == []
 
 
 @pytest.mark.parametrize("family", ["bigram", "mlp", "head"])
@@ -568,6 +749,31 @@ document.querySelectorAll("#pulls button")[1].click();
 said.pulled = [...document.querySelectorAll("#pulls td:nth-child(3)")].map(cell => cell.textContent);
 [...document.querySelectorAll("#parameters .link")].find(button => button.textContent === "ln_f.bias").click();
 said.measured = [...document.querySelectorAll("#numeric td:nth-child(4)")].map(cell => cell.textContent);
+const rings = document.querySelectorAll(".picture button"), element_ = document.getElementById("element");
+rings[1].click();
+said.ring = element_.textContent;
+said.chosen = [rings[1].ariaPressed, document.querySelectorAll("#numeric tr[aria-selected=true]").length];
+const canvas = document.querySelector(".picture canvas"), box = canvas.getBoundingClientRect();
+const taken = DATA.samples["ln_f.bias"].map(one => one.index[0]);
+const free = [...Array(31).keys()].find(c => !taken.includes(c) && taken.includes(c + 1));
+const at = {clientX: box.left + (free + .5) / 32 * box.width, clientY: box.top + 5};
+canvas.dispatchEvent(new MouseEvent("click", at));
+said.free = [free, element_.textContent, document.querySelectorAll(".picture [aria-pressed=true]").length];
+canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+said.right = element_.textContent;
+const paper = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).join();
+const blank = canvas => {
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const all = [...Array(canvas.width * canvas.height).keys()];
+  return all.filter(i => pixels.slice(4 * i, 4 * i + 3).join() === paper);
+};
+said.blank = [...document.querySelectorAll("#gradients canvas")].map(blank);
+said.square = blank(document.querySelector("#pulls canvas"));
+const select = document.querySelector("#numeric select");
+select.value = "wpe.weight";
+select.onchange();
+said.picture = blank(canvas);
+said.height = canvas.height;
 const bands = document.querySelector("#memory svg");
 bands.focus();
 for (let i = 0; i < 2; i++) bands.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
@@ -611,6 +817,11 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
     save(here / "w.bin")
     assert run("--weights", "w.bin", "--prompt", PROMPT, "--step") == 0
     data = data_of(here / "explain_step.html")
+    strips = [out["tokens"] for node in data["nodes"] for out in node["outputs"] if out["tokens"]]
+    strips[7][3], strips[7][4], data["pulls"]["points"][1]["norms"][5][1] = 1e-12, 0.0, 1e-12       # tiny, and nothing
+    text = (here / "explain_step.html").read_text(encoding="utf-8").splitlines()
+    text = [f"const DATA = {json.dumps(data)};" if line.startswith("const DATA") else line for line in text]
+    (here / "explain_step.html").write_text("\n".join(text), encoding="utf-8")
     said = in_browser(here / "explain_step.html", USE_STEP)
     assert not said["error"] and said["open"] and "Vaswani" in said["derivation"]
     assert said["loss"].startswith("After position 2, ") and f"loss {data['losses'][2]:.3g}"[:8] in said["loss"]
@@ -620,6 +831,21 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
     assert [float(text) for text in said["pulled"]] == pytest.approx(column, rel=6e-3)
     measured = [sample["numeric"] for sample in data["samples"]["ln_f.bias"]]
     assert [float(text) for text in said["measured"]] == pytest.approx(measured, rel=1e-5)
+    samples = data["samples"]["ln_f.bias"]
+    assert said["ring"].startswith(f"Element {samples[1]['index']} of ln_f.bias: computed")
+    assert said["chosen"] == ["true", 1]
+    free, words, pressed = said["free"]
+    assert words.startswith(f"[{free}] of ln_f.bias: not in the sample, so nothing was measured here") and pressed == 0
+    assert said["right"].startswith(f"Element [{free + 1}] of ln_f.bias: computed")
+    T = len(data["tokens"])
+    for blank, strip in zip(said["blank"], strips, strict=True):  # a gradient that is not 0 is never drawn as 0
+        assert blank == [t for t, norm in enumerate(strip) if norm == 0]
+    assert strips[7][4] == 0 and sum(map(len, said["blank"])) >= 1
+    norms = data["pulls"]["points"][1]["norms"]
+    seen = {i * T + t for i, row in enumerate(norms) for t, norm in enumerate(row) if norm > 0}
+    assert not seen & set(said["square"]) and len(seen) == T * (T + 1) // 2
+    width = len(said["picture"]) // (said["height"] - T)          # rows of wpe that the text does not reach are blank
+    assert said["picture"] == list(range(T * width, said["height"] * width))
     buffers = data["memory"]["buffers"]
     chosen = buffers[(max(range(len(buffers)), key=lambda i: buffers[i][0]) + 2) % len(buffers)]
     assert said["bands"] == len(buffers) and data["memory"]["events"][chosen[2]][1] in said["band"]

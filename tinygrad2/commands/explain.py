@@ -11,16 +11,18 @@ graph, the loss of each position, the gradient of every tensor, and the update o
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import ops
 from models.pretrained import load_pretrained
 from tinygrad2.cli import Parser, add_flags, flag, from_flags, input_path, output_path, summary
+from tinygrad2.commands.explain_run import checkpoint_of, optimizer_of, weights_of
 from tinygrad2.dispatch import kernels
 from tinygrad2.errors import UserError, one_line, short
 from tinygrad2.explain.forward import Forward, choose_layers, ids_on_page, page_of_forward
+from tinygrad2.explain.maps import gradient_maps
 from tinygrad2.explain.memory import page_of_memory
 from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
 from tinygrad2.explain.page import is_page, write_page
@@ -30,7 +32,6 @@ from tinygrad2.explain.text import token_text
 from tinygrad2.io.outputs import check_output
 from tinygrad2.system.streams import print_error
 from tinygrad2.tokenizers.tokenizer import SPECIAL
-from tinygrad2.training.config import RECIPES, TrainConfig
 from tinygrad2.training.memory_plan import MemoryPlan
 
 _MOST_TOKENS = 256  # of a text: a page has numbers for every pair of them
@@ -40,14 +41,16 @@ _MOST_TOKENS = 256  # of a text: a page has numbers for every pair of them
 class ExplainConfig:
     """The flags, checked. Raises ValueError, naming the flag, for values that are not possible."""
 
-    weights: str = input_path("trained_weights.bin", "what train_gpt2.py has written, or a third-party model")
+    weights: str = input_path("trained_weights.bin", "what train_gpt2.py has written: weights, a checkpoint, or the "
+                                                     "folder of a run; or a third-party model")
     tokenizer: str = input_path("", "tokenizer file or folder, for weights that do not include one",
                                 default="that of the weights")
     prompt: str = flag("Once upon a time", f"the text, at most {_MOST_TOKENS} tokens and the model's block_size")
     special: str = flag("refused", "<|endoftext|> in the prompt: refused is an error; allowed is the end-of-text "
                                    "token; ordinary is plain characters", choices=SPECIAL)
     step: bool = flag(False, "one training step on the text, instead of a forward pass")
-    lr: float = flag(None, "of the step", kind=float, default="the highest of the training of these weights, else 6e-4")
+    lr: float = flag(None, "of the step", kind=float, default="what the run's schedule has next, without its "
+                                                              "checkpoint its highest, else 6e-4")
     layers: str = flag("", "blocks whose attention is shown, or of a step what is measured: all, or numbers such as "
                            "0,5,11", default="all, or as many as fit onto a page")
     out: str = output_path("", "the page", default="explain.html, explain_step.html")
@@ -68,6 +71,7 @@ def main(argv):
     parser = Parser(prog="tinygrad2 explain", description=summary(__doc__))
     add_flags(parser, ExplainConfig)
     config = from_flags(ExplainConfig, parser.parse_args(argv))
+    config = replace(config, weights=weights_of(config.weights, print_error))
     out = config.out or ("explain_step.html" if config.step else "explain.html")
     inputs = [("--weights", config.weights), ("--tokenizer", config.tokenizer)]
     replaced = check_output("--out", out, "a page of tinygrad2 explain", is_page, [pair for pair in inputs if pair[1]])
@@ -105,16 +109,21 @@ def explain_step(config, model, tokenizer, pretrained, tokens):
     """The same of a training step."""
     if len(tokens) < 2:
         raise UserError("--prompt: one token has no next one to learn; give a longer text")
-    optimizer = optimizer_of(config, pretrained)
+    checkpoint = checkpoint_of(config.weights, pretrained)
+    optimizer, moments = optimizer_of(config.lr, pretrained, checkpoint)
     layers = read_layers(config.layers or "all", model.config, len(tokens))
-    step = Step(model, tokens, optimizer)
+    try:
+        step = Step(model, tokens, optimizer, moments)
+    except ValueError as error:                                   # moments that are not this model's
+        raise UserError(f"{config.weights}: {error}") from None
     if not math.isfinite(step.loss + step.norm):
         raise UserError(f"{config.weights}: the loss is {step.loss}, the norm of its gradient {step.norm}: these "
                         "weights cannot be trained; python -m tinygrad2 replay finds where a training broke")
     wanted = {name: grad for name, grad in step.grads.items() if in_layers(name, layers)}
     elements = choose_elements(model.config, wanted, len(tokens) - 1)
     numeric = samples(model, step.grads, elements, measure(model, step.x, step.y, elements))
-    page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1], "samples": numeric}
+    page = page_of_step(step) | {"optimizer": optimizer, "tokens": tokens[:-1], "samples": numeric,
+                                 "maps": gradient_maps(wanted)}  # fmt: skip
     if model.config.family == "gpt":                              # the others have no residual stream
         targets = choose_targets(model.config, len(tokens) - 1)
         found = pulls(model, step.x, step.y, targets)
@@ -123,28 +132,23 @@ def explain_step(config, model, tokenizer, pretrained, tokens):
     plan = MemoryPlan(model.config, 1, len(tokens) - 1, reference=reference, keeps_copies=False, base=0)
     page["memory"] = page_of_memory(step.memory, {"parts": plan.parts, "layer": plan.layer}, step.fixed)
     page["texts"] = {id: token_text(tokenizer, id) for id in sorted(set(tokens))}
-    line = f"loss      {step.loss:.4f}, the mean of {len(tokens) - 1} positions; norm of the gradient {step.norm:.4g}"
+    mean = f"the mean of {len(tokens) - 1} positions" if len(tokens) > 2 else "of one position"
+    line = f"loss      {step.loss:.4f}, {mean}; norm of the gradient {step.norm:.4g}"
+    line += f"\nmoments   {said_of_moments(optimizer)}"
     count, worst = sum(map(len, elements.values())), largest_difference(numeric)
     return page, f"{line}\ngradient  {count} elements measured in float64: they differ by {worst:.1e} at most, relative"
+
+
+def said_of_moments(optimizer):
+    """Whose moments the update is made with, for the terminal."""
+    if run := optimizer["run"]:
+        return f"Adam's after {run['t']:,} steps, from {run['path']}"
+    return "zero: the first step of a new Adam; --weights of a run's checkpoint takes those of the run"
 
 
 def in_layers(name, layers):
     """Is a module or parameter ("h.3.attn") of one of these layers, or of none?"""
     return not name.startswith("h.") or int(name.split(".")[1]) in layers
-
-
-def optimizer_of(config, pretrained):
-    """{"lr", "betas", "weight_decay", "grad_clip"}: those of the training of these weights, else the defaults."""
-    recorded = pretrained.training if pretrained.trained_here else {}
-
-    def value(name, default):
-        given = recorded.get(name)
-        return given if type(given) in (int, float) and 0 <= given < math.inf else default
-
-    lr = value("lr", RECIPES["gpt2"]["lr"]) if config.lr is None else config.lr
-    betas = value("beta1", TrainConfig.beta1), value("beta2", TrainConfig.beta2)
-    decay, clip = value("weight_decay", TrainConfig.weight_decay), value("grad_clip", TrainConfig.grad_clip)
-    return {"lr": lr, "betas": betas, "weight_decay": decay, "grad_clip": clip}
 
 
 def load(config):

@@ -32,6 +32,14 @@ function signed({scale, values}) {
 function largest(values, n) {
   return Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b).slice(0, n);
 }
+function highest(values) {
+  return values.reduce((a, b) => Math.max(a, b), 0);                    // Math.max(...values) has a limit
+}
+// How strong the colour of a norm is, from 0 to 1: logarithmic, down to a ten-thousandth of the largest. What is smaller
+// has a colour as well; only 0 has none.
+function shade(v, most) {
+  return v > 0 ? Math.max(.2, 1 + Math.log10(v / most) / 4) : 0;
+}
 function size(bytes) {
   return bytes >= 1e6 ? number(bytes / 1e6, 3) + " MB" : bytes >= 1e3 ? number(bytes / 1e3, 3) + " kB" : bytes + " bytes";
 }

@@ -94,16 +94,17 @@ const opLink = op => cell => {
 
 (() => {
   const e = section("gradients", "The gradient of every tensor, token by token", "How strongly the loss would react to a change of each tensor at each "
-    + "position: norms of the gradient. Colour is logarithmic, from the largest norm down to a ten-thousandth of it.");
+    + "position: norms of the gradient. Colour is logarithmic, from the largest norm down to a ten-thousandth of it; what is smaller has the palest colour, "
+    + "and only a gradient that is exactly 0 has none.");
   const card = element(e, "div", {class: "card"}), body = table(card, ["tensor", ">whole", ">here", "all positions"], {class: "strips"});
   const rows = DATA.nodes.flatMap(node => node.outputs.map((out, i) => ({node, out, i})).filter(({out}) => out.tokens));
-  const most = Math.max(...rows.flatMap(({out}) => out.tokens)) || 1;
+  const most = highest(rows.flatMap(({out}) => out.tokens)) || 1;
   const cells = rows.map(({node, out, i}) => {
     let here;
     row(body, [cell => { cell.append(`${node.layer ? node.layer + ": " : ""}`); opLink(node.op)(cell); if (node.outputs.length > 1) cell.append(` result ${i}`); },
                n(out.grad, 3), cell => { here = cell; cell.className = "n"; },
                cell => heatMap(cell, {class: "row", "aria-label": `gradient of ${node.op} in ${node.layer} at all positions`}, T, 1,
-                               at => 1 + Math.log10(out.tokens[at] / most || 1e-9) / 4 > 0 ? 1 + Math.log10(out.tokens[at] / most) / 4 : 0)]);
+                               at => shade(out.tokens[at], most))]);
     return [here, out.tokens];
   });
   follow(t => cells.forEach(([cell, tokens]) => { cell.textContent = number(tokens[t], 3); }));
@@ -115,14 +116,13 @@ if (DATA.pulls) (() => {
   const {targets, points} = DATA.pulls, all = targets.length === T;
   const e = section("pulls", "Which target pulled which position", "The gradient of the stream is a sum of parts, one for the loss of each target. "
     + "In the square a row is a target (the token that follows that position), a column the position that its loss pulls at; a target pulls at no later position. "
-    + "Colour is logarithmic, down to a ten-thousandth of the largest norm."
+    + "Colour is logarithmic, down to a ten-thousandth of the largest norm; what is smaller has the palest."
     + (all ? "" : ` For the size of this model ${targets.length} of the ${T} targets are followed, evenly spread.`));
   const card = element(e, "div", {class: "card"}), buttons = element(card, "div", {class: "chips", role: "group", "aria-label": "where in the model"});
   const holder = element(card, "div", {class: "square"}), title = element(card, "h3"), chips = element(card, "div", {class: "chips"});
   const title2 = element(card, "h3"), holder2 = element(card, "div");
   const name = layer => layer ? `after ${layer}` : "embeddings";
-  const most = points.map(({norms}) => Math.max(...norms.flat()) || 1);
-  const share = (v, k) => v > 0 ? Math.max(0, 1 + Math.log10(v / most[k]) / 4) : 0;
+  const most = points.map(({norms}) => highest(norms.flat()) || 1), share = (v, k) => shade(v, most[k]);
   let chosen = 0, canvas = null, paint = () => {};
   painters.push(() => paint());
   const draw = t => {
@@ -159,16 +159,22 @@ if (DATA.pulls) (() => {
 // -- parameters --------------------------------------------------------------------------------------------------------
 
 (() => {
-  const e = section("parameters", "Parameters: gradient and update", `Adam with a learning rate of ${number(O.lr)}, weight decay ${number(O.weight_decay)} on matrices, `
-    + `from moments of zero, so this is its first step: nearly every element moves by the learning rate, however small its gradient, and one whose gradient is exactly 0 moves by decay alone. `
+  const run = O.run, lr = `a learning rate of ${number(O.lr)}${!run ? "" : run.scheduled ? `, which its schedule has for step ${run.step + 1},` : ", as --lr says,"}`;
+  const adam = run ? `This is the next step of your run, on this text in place of a batch: Adam with the moments of its ${run.t.toLocaleString("en")} steps so far, from ${run.path}, `
+      + `${lr} and weight decay ${number(O.weight_decay)} on matrices. ${run.frozen ? `${run.frozen} frozen parameters do not move. ` : ""}`
+    : `Adam with ${lr}, weight decay ${number(O.weight_decay)} on matrices, and moments of zero, so this is the first step of a new training and not that of the run these weights are from: `
+      + "nearly every element moves by the learning rate, however small its gradient, and one whose gradient is exactly 0 moves by decay alone. "
+      + "With --weights run/checkpoints/step_... the step has the moments of that run. ";
+  const e = section("parameters", "Parameters: gradient and update", adam
     + `The norm of the whole gradient is ${number(DATA.norm)}` + (DATA.scale < 1 ? `; clipping at ${number(O.grad_clip)} multiplies it by ${number(DATA.scale)}.` : "; it is not clipped.")
-    + " The last column is the norm of the update as a share of the norm of the weights, on a logarithmic scale from 1e-5 to 1; around 1e-3 is usual in training.");
+    + " The last column is the norm of the update as a share of the norm of the weights, on a logarithmic scale from 1e-5 to 1"
+    + (run ? "; around 1e-3 is usual in training." : "; around 1e-3 is usual in training, much more in a first step."));
   const card = element(e, "div", {class: "card"});
   const body = table(card, ["parameter", ">weights", ">gradient", ">largest", ">update", ">update / weights", ""], {class: "bars"});
   for (const u of DATA.updates) {
     row(body, [cell => {
-      if (!DATA.samples[u.name]) element(cell, "span", {}, u.name);
-      else element(cell, "button", {type: "button", class: "link", title: "its gradient, measured"}, u.name).onclick = () => {
+      if (!DATA.maps[u.name]) element(cell, "span", {}, u.name);
+      else element(cell, "button", {type: "button", class: "link", title: "its gradient, element by element"}, u.name).onclick = () => {
         const choice = document.querySelector("#numeric select");
         choice.value = u.name;
         choice.onchange();
@@ -183,16 +189,82 @@ if (DATA.pulls) (() => {
 
   const count = Object.values(DATA.samples).flat().length, measured = element(e, "div", {class: "card", id: "numeric"});
   element(measured, "h3", {}, "Is the gradient right? Measured beside computed");
-  element(measured, "p", {}, `${count} elements: of ${Object.keys(DATA.samples).length} of the ${DATA.updates.length} parameters the one with the largest gradient, and others drawn among those `
-    + "whose gradient is not 0. Computed: by backward, in float32. Measured: the loss in float64, once with the element 1e-5 larger and once 1e-5 "
+  element(measured, "p", {}, `Choose a ringed element: ${count} elements of ${Object.keys(DATA.samples).length} of the ${DATA.updates.length} parameters were measured when this page was made, `
+    + "of each the one with the largest gradient, others drawn among those whose gradient is not 0, and one with a gradient of 0 where there are any. "
+    + "Computed: by backward, in float32. Measured: the loss in float64, once with the element 1e-5 larger and once 1e-5 "
     + "smaller; their difference, divided by 2e-5.");
-  const choice = element(element(measured, "p"), "select", {"aria-label": "parameter"}), holder = element(measured, "div");
-  for (const name in DATA.samples) element(choice, "option", {}, name);
+  const choice = element(element(measured, "p"), "select", {"aria-label": "parameter"}), samplesOf = name => DATA.samples[name] || [];
+  for (const name in DATA.maps) element(choice, "option", {value: name}, `${name}: ${samplesOf(name).length || "none"} measured`);
+  const picture = element(measured, "div", {class: "picture"});
+  const canvas = element(picture, "canvas", {tabindex: "0"}), cursor = element(picture, "i"), about = element(measured, "p", {class: "note"});
+  const line = element(measured, "p", {"aria-live": "polite", id: "element"}), holder = element(measured, "div");
+  let paint = () => {}, choose = () => {}, point = () => {}, at = [0, 0], cells = [1, 1];
+  painters.push(() => paint());
   const list = () => {
+    const name = choice.value, {matrix, block, values} = DATA.maps[name], samples = samplesOf(name);
+    const update = DATA.updates.find(one => one.name === name), whole = new Int8Array(bytesOf(values).buffer);
+    cells = matrix.map((n, axis) => Math.ceil(n / block[axis]));
+    at = [0, 0];
+    const cellOf = ({index}) => {                                       // all axes but the last one are rows
+      const row = index.slice(0, -1).reduce((sum, i, axis) => sum * update.shape[axis] + i, 0);
+      return [Math.floor(row / block[0]), Math.floor((index[index.length - 1] ?? 0) / block[1])];
+    };
+    const place = (e, [r, c]) => { e.style.left = `${100 * (c + .5) / cells[1]}%`; e.style.top = `${100 * (r + .5) / cells[0]}%`; };
+    paint = heat(canvas, cells[1], cells[0], (x, y) => { const v = whole[y * cells[1] + x]; return v && Math.sign(v) * (.2 + .8 * Math.abs(v) / 127); });
+    canvas.style.height = `${Math.max(36, Math.min(260, 4 * cells[0]))}px`;
+    canvas.setAttribute("aria-label", `gradient of ${name}; the arrow keys go from one place to the next, the ringed elements are buttons`);
+    about.textContent = `The gradient of ${name} ${shape(update.shape)}, ${update.shape.length > 1 ? "rows downwards, " : ""}blue is positive, orange negative, logarithmic; without a colour: exactly 0, `
+      + `${update.zeros.toLocaleString("en")} of ${update.shape.reduce((a, b) => a * b, 1).toLocaleString("en")} elements.`
+      + (block[0] * block[1] > 1 ? ` A place stands for ${block[0]} × ${block[1]} elements, its colour for the largest of them.` : "")
+      + (samples.length ? "" : " No element of this parameter is in the sample.");
+    for (const ring of [...picture.querySelectorAll("button")]) ring.remove();
     holder.replaceChildren();
-    const body = table(holder, ["element", ">value", ">computed", ">measured", ">difference"]);
-    for (const {index, value, grad, numeric} of DATA.samples[choice.value])
-      row(body, [`[${index.join(", ")}]`, n(value), n(grad, 6), n(numeric, 6), n(grad - numeric, 2)]);
+    const body = samples.length ? table(holder, ["element", ">value", ">computed", ">measured", ">difference"]) : null;
+    const rings = samples.map((one, i) => {
+      const words = `[${one.index.join(", ")}]`, ring = element(picture, "button", {type: "button", title: `${words}, measured`, "aria-label": `element ${words}, measured`});
+      place(ring, cellOf(one));
+      ring.onclick = () => choose(i);
+      const line = row(body, [words, n(one.value), n(one.grad, 6), n(one.numeric, 6), n(one.difference, 2)], {class: "choose"});
+      line.onclick = () => choose(i);
+      return {ring, line};
+    });
+    const mark = chosen => rings.forEach(({ring, line}, i) => {
+      ring.setAttribute("aria-pressed", String(i === chosen));
+      line.setAttribute("aria-selected", String(i === chosen));
+    });
+    choose = i => {
+      const {index, grad, numeric, difference} = samples[i];
+      at = cellOf(samples[i]);
+      cursor.hidden = true;
+      mark(i);
+      line.textContent = `Element [${index.join(", ")}] of ${name}: computed ${number(grad, 6)}, measured ${number(numeric, 6)}; they differ by ${number(Math.abs(difference), 2)}.`;
+    };
+    point = (r, c) => {
+      const found = samples.findIndex(one => cellOf(one).join() === [r, c].join());
+      if (found >= 0) return choose(found);
+      at = [r, c];
+      cursor.hidden = false;
+      place(cursor, at);
+      mark(-1);
+      const range = (k, axis) => { const last = Math.min(matrix[axis], (k + 1) * block[axis]) - 1; return last > k * block[axis] ? `${k * block[axis]} to ${last}` : `${last}`; };
+      const where = (update.shape.length > 1 ? [range(r, 0), range(c, 1)] : [range(c, 1)]).join(", "), v = whole[r * cells[1] + c];
+      const computed = v === 0 ? "exactly 0" : Math.abs(v) === 1 ? `smaller than ${number(update.largest * 1.2e-4, 2)}` : `about ${number(Math.sign(v) * update.largest * 10 ** (4 * (Math.abs(v) / 127 - 1)), 2)}`;
+      line.textContent = `[${where}] of ${name}: not in the sample, so nothing was measured here. Backward computed a gradient that is ${computed}${block[0] * block[1] > 1 ? " for the largest of these elements" : ""}. `
+        + (samples.length ? "The ringed elements were measured." : "No element of this parameter was measured.");
+    };
+    cursor.hidden = true;
+    line.textContent = "";
+    if (samples.length) choose(0);
+  };
+  canvas.onclick = event => {
+    const box = canvas.getBoundingClientRect(), part = (v, k) => Math.max(0, Math.min(cells[k] - 1, Math.floor(v * cells[k])));
+    point(part((event.clientY - box.top) / box.height, 0), part((event.clientX - box.left) / box.width, 1));
+  };
+  canvas.onkeydown = event => {
+    const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    point(...step.map((by, k) => Math.max(0, Math.min(cells[k] - 1, at[k] + by))));
   };
   choice.onchange = list;
   list();

@@ -7,7 +7,7 @@ while it runs, and keeps no array, so that the memory of the step is what it alw
 
 import inspect
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -72,6 +72,21 @@ class Update:
         return self.update / self.weight if self.weight else float("inf")
 
 
+@dataclass
+class Moments:
+    """Where an Adam stands.
+
+    values    {"m.<parameter>": array, "v.<parameter>": array}
+    t         its steps so far; missed: {name: steps in which this parameter was frozen}
+    frozen    names of the parameters that are frozen
+    """
+
+    values: dict
+    t: int
+    missed: dict = field(default_factory=dict)
+    frozen: list = field(default_factory=list)
+
+
 class GraphObserver(ModulePath):
     """Notes the graph of a step, with the norms of all values and gradients; for `observe`. `nodes`: Node, in order."""
 
@@ -113,6 +128,7 @@ class Step:
     model       in evaluation mode: the step is without dropout
     tokens      ids of the text (T + 1,): the first T are the input, the last T the targets
     optimizer   {"lr", "betas", "weight_decay", "grad_clip"}
+    moments     Moments of the Adam that makes the step, or None: a new one
 
     losses      of each position (T,), nats, float64, from the model's own logits
     loss        the step's, their mean, as the fused op returned it
@@ -124,7 +140,7 @@ class Step:
     fixed       {what: bytes} of the arrays that are there before and after
     """
 
-    def __init__(self, model, tokens, optimizer):
+    def __init__(self, model, tokens, optimizer, moments=None):
         self.model = model
         self.x, self.y = (np.asarray(part)[None] for part in (tokens[:-1], tokens[1:]))         # (1, T)
         self.losses = losses_of(model, self.x, self.y)
@@ -139,11 +155,11 @@ class Step:
         self.norm = float(grad_norm(self.flat.grad))
         self.scale = float(clip_scale(self.flat.data.dtype.type(self.norm), optimizer["grad_clip"]))
         self.grads = {name: parameter.grad.copy() for name, parameter in model.named_parameters()}
-        self.updates = self._updates(optimizer)
+        self.updates = self._updates(optimizer, moments)
 
-    def _updates(self, optimizer):
-        """The Update of each parameter: the first step of Adam, whose moments are zero. Then the weights are as before.
-        """
+    def _updates(self, optimizer, moments):
+        """The Update of each parameter by a step of Adam. Then the weights are as before. Raises ValueError for moments
+        that are not this model's."""
         updates = []
         for name, parameter in self.model.named_parameters():
             grad = self.grads[name]
@@ -151,7 +167,13 @@ class Step:
                                   float(np.abs(grad).max(initial=0)), int((grad == 0).sum())))  # fmt: skip
         before = self.flat.data.copy()
         adam = Adam(self.flat, optimizer["betas"], weight_decay=optimizer["weight_decay"])
-        adam.step(optimizer["lr"], self.scale)
+        wanted = self.flat.frozen
+        if moments is not None:
+            adam.load_state_dict(moments.values, moments.t, moments.missed)
+            self.flat.freeze(moments.frozen)
+        if len(self.flat.frozen) < len(updates):
+            adam.step(optimizer["lr"], self.scale)
+        self.flat.freeze(wanted)
         self.fixed = {"weights": self.flat.data.nbytes, "gradients": self.flat.grad_buffer.nbytes,
                       "Adam: m and v": adam.m.nbytes + adam.v.nbytes}  # fmt: skip
         views = self.flat.named_views(self.flat.data - before)
