@@ -1,5 +1,6 @@
 """The labs as students meet them: shipped solutions pass, holes and typical wrong answers fail with the right hint."""
 
+import io
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from tinygrad2.commands import lab as lab_module
 from tinygrad2.commands.lab import main as lab_command
 from tinygrad2.dispatch import OPS
 from tinygrad2.errors import UserError
@@ -20,6 +22,7 @@ from tinygrad2.labs.load import UNUSABLE
 from tinygrad2.labs.report import entry_of, report_of
 from tinygrad2.labs.run import run_cases
 from tinygrad2.labs.source import shipped, solution, with_answer, with_hole
+from tinygrad2.labs.worker import MOST_PRINTED, Limited
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -125,13 +128,19 @@ TRACES = {
     "reversed": (X[::-1], X, "reversed order along axis 0"),
     "reshaped": (X.T.reshape(4, 5), X, "the right values at the wrong places"),
     "offset": (X + 0.5, X, "every element is off by the same 0.5"),
-    "float32": (X.astype(np.float32), X, "the last digits"),
+    "float32": (X.astype(np.float32), X, "only the last digits differ: a step in float32"),
     "nan": (np.where(X == X[0, 0], np.nan, X), X, "x[0, 0]: expected"),
     "one row": (np.where(np.arange(4)[:, None] == 2, 9.0, X), X, "wrong is all of index 2 along axis 0; the rest"),
     "keepdims": (X[:, 0], X[:, :1], "an axis of size 1 is gone: keepdims=True?"),
     "not summed": (X, X[:, :1], "axis 1 was not summed"),
     "none": (None, X, "x is None; it must be an array of shape (4, 5)"),
     "text": ("x", X, "x is str 'x'; it must be an array of numbers"),
+    "one number": (np.float64(0.3), np.float64(-0.4), "found 0.3, ratio -0.75\nevery element is wrong"),
+    "one number, twice": (np.float64(0.6), np.float64(0.3), "ratio 2 over all elements: counted twice"),
+    "digits": (X * (1 + 1e-8), X, "only the last digits differ"),
+    "zero with a sign": (np.where(X == X.min(), 0, X), X, ", found 0, ratio 0\n"),
+    "equal neighbours": (np.array([2.0, 1, 1, 1]), np.ones(4), "wrong is all of index 0 along axis 0; the rest"),
+    "another length": (X[:3], X, "x has shape (3, 5), not (4, 5): axis 0 has 3 elements, not 4"),
     "nothing simple": (X**3, X, "no simple ratio, term or shift"),
 }
 
@@ -184,7 +193,7 @@ def test_what_a_student_may_write_is_one_line(code, says, tmp_path):
 @pytest.mark.parametrize(
     "content, says",
     [
-        (b"", "the file has no LayerNorm any more: write it again"),
+        (b"", "the file has no `LayerNorm` any more: write it again"),
         ("x = 1".encode("utf-16"), "it seems to be UTF-16; save it as UTF-8"),
         (b"\xe9 = 1\n", "line 1: SyntaxError"),
         (b"import nothing_there\n", "line 1: ModuleNotFoundError: No module named 'nothing_there'"),
@@ -301,6 +310,120 @@ def test_what_cannot_be_done_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=re.escape(says)):
             lab_command(words.split())
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+# -- answers that are right -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1064, 1240])
+def test_slopes_that_are_hard_to_measure_refuse_no_right_answer(seed, tmp_path):
+    """With these numbers a softmax is nearly saturated: a five-point formula with one step was off by 1e-5."""
+    lab = LABS["attention_backward"]
+    results = grade(lab, shipped(lab), tmp_path, seed)
+    assert points(results) == MOST_POINTS, results
+
+
+def test_more_digits_than_asked_for_are_a_note(tmp_path):
+    lab = LABS["gelu_backward"]
+    code = solution(lab).replace("_SCALE", "np.sqrt(2 / np.pi)")
+    results = grade(lab, with_answer(lab, "import numpy as np\n" + code), tmp_path, 0)
+    assert points(results) == MOST_POINTS
+    assert [result.message for result in results if result.message.startswith("note: the numbers are right, but of")]
+
+
+def test_a_changed_forward_is_noticed(tmp_path):
+    """Gradients are measured with it: backward would be right for another function."""
+    lab = LABS["softmax_backward"]
+    text = with_answer(lab, "return (dout,)\n").replace("        return p\n", "        return x\n")
+    results = grade(lab, text, tmp_path, 0)
+    assert points(results) == 0
+    assert all("forward has another result than in the shipped file" in result.message for result in results)
+
+
+# -- what is raised and printed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("exit()", "SystemExit: it ends the program; leave out exit() and sys.exit()"),
+        ("raise BaseException('mine')", "BaseException: mine"),
+        ("raise ValueError('a b\\n' * 1000)", "a b a b a"),
+        ("return unbroadcast(dout, shape)", "RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_whatever_is_raised_is_one_line(code, says, tmp_path):
+    lab = LABS["unbroadcast"]
+    results = grade(lab, with_answer(lab, code + "\n"), tmp_path, 0)
+    assert points(results) == 0 and all(says in result.message for result in results)
+    assert all(len(result.message) < 400 and "\n" not in result.message for result in results)
+
+
+def test_an_error_inside_the_engine_has_its_line(tmp_path):
+    lab = LABS["softmax_backward"]
+    last = grade(lab, with_answer(lab, "return (p * (dout - (dout * p).sum(axis)),)\n"), tmp_path, 0)[-1]
+    assert re.match(r"line \d+: ValueError: operands could not be broadcast", last.message)
+
+
+def test_much_output_is_cut():
+    file = io.StringIO()
+    limited = Limited(file)
+    for _ in range(10):
+        limited.write("x" * (MOST_PRINTED // 4))
+    assert file.getvalue().count("x") == MOST_PRINTED
+    assert file.getvalue().endswith("(more is printed, and not shown)\n")
+
+
+# -- the command, in folders of all kinds -----------------------------------------------------------------------------
+
+
+def test_an_empty_file_can_be_started_and_reset(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "labs/unbroadcast.py"
+    path.parent.mkdir()
+    for action in ("start", "reset"):
+        path.write_bytes(b"")
+        assert lab_command([action, "unbroadcast"]) == 0
+        assert path.read_text(encoding="utf-8") == with_hole(LABS["unbroadcast"])
+    assert not list(path.parent.glob("*.previous-*"))
+
+
+def test_a_reset_names_the_file_that_it_has_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+    (tmp_path / "labs/unbroadcast.previous-2.py").write_text("older", encoding="utf-8")
+    lab_command(["reset", "unbroadcast"])
+    assert "is now labs" + os.sep + "unbroadcast.previous-1.py" in capsys.readouterr().out
+
+
+def test_what_is_started_does_not_keep_others_from_starting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--folder", "my labs"]
+    lab_command(["start", "unbroadcast", *words])
+    with pytest.raises(UserError, match=re.escape('tinygrad2 lab reset unbroadcast --folder "my labs"')):
+        lab_command(["start", "unbroadcast", "causal_mask", *words])
+    assert (tmp_path / "my labs/causal_mask.py").exists()
+
+
+def test_a_folder_that_cannot_be_written_can_be_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+
+    def refuse(*_, **__):
+        raise UserError("progress.json: cannot write into labs (Read-only file system)")
+
+    monkeypatch.setattr(lab_module, "note", refuse)
+    assert lab_command(["report"]) == 1
+    assert "the points are not noted for `lab list`: progress.json" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["score"] == 0
+
+
+def test_a_damaged_note_is_named_before_anything_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lab_command(["start", "unbroadcast"])
+    (tmp_path / "labs/progress.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="is not the progress of labs; move it away"):
+        lab_command(["check", "unbroadcast"])
 
 
 # -- the documentation ------------------------------------------------------------------------------------------------

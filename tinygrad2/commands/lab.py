@@ -13,6 +13,7 @@ reached, 1 if not, 2 for what cannot be run. A check executes the code in the st
 
 import argparse
 import os
+import re
 import secrets
 
 from tinygrad2.cli import Parser, PathAction, explanation
@@ -24,7 +25,7 @@ from tinygrad2.labs.lab import Result
 from tinygrad2.labs.progress import note, read_progress
 from tinygrad2.labs.report import entry_of, is_report, report_of
 from tinygrad2.labs.run import NOT_RUN, run_apart
-from tinygrad2.labs.source import path_of, write_hole
+from tinygrad2.labs.source import is_started, path_of, write_hole
 
 ACTIONS = ("list", "start", "check", "hint", "reset", "report")
 
@@ -58,7 +59,8 @@ def main(argv):
 
 
 def _command(action, name, folder):
-    return f"python -m tinygrad2 lab {action} {name}" + (f" --folder {folder}" if folder != "labs" else "")
+    quoted = folder if re.fullmatch(r"[\w./:\\~+-]+", folder) else f'"{folder}"'
+    return f"python -m tinygrad2 lab {action} {name}" + (f" --folder {quoted}" if folder != "labs" else "")
 
 
 def _list(labs, args):
@@ -72,10 +74,17 @@ def _list(labs, args):
 
 def _start(labs, args):
     make_folder(args.folder)
+    there = [lab for lab in labs if is_started(lab, args.folder)]
     for lab in labs:
+        if lab in there:
+            continue
         path = write_hole(lab, args.folder)
         print(f"{path}: {lab.title}. Fill the hole at `# lab: begin {lab.name}`, then")
         print(f"    {_command('check', lab.name, args.folder)}")
+    if there:
+        paths, names = ", ".join(path_of(lab, args.folder) for lab in there), " ".join(lab.name for lab in there)
+        raise UserError(f"{paths}: exists already; go on there, or begin again with: "
+                        f"{_command('reset', names, args.folder)}")  # fmt: skip
     return 0
 
 
@@ -97,6 +106,7 @@ def _require(lab, args):
 def _run(lab, args):
     """(results, seed) of one lab, printed and noted."""
     path, _ = _require(lab, args)
+    best = read_progress(args.folder).get(lab.name, {}).get("best", 0)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     print(f"lab {lab.name}: {path}, seed {seed}")
     results, _ = run_apart(lab, path, seed, args.time_limit)
@@ -115,9 +125,16 @@ def _run(lab, args):
     print(f"    {points} of {lab.most} points")
     if points < lab.most:
         print(f"    the same numbers again: --seed {seed}; a hint: {_command('hint', lab.name, args.folder)}")
-    best = read_progress(args.folder).get(lab.name, {}).get("best", 0)
-    note(args.folder, lab.name, best=max(best, points))
+    _note_best(args.folder, lab, max(best, points))
     return results, seed
+
+
+def _note_best(folder, lab, best):
+    """For `lab list`; a report can also be made of files in a folder that is read-only."""
+    try:
+        note(folder, lab.name, best=best)
+    except UserError as error:
+        print(printable(f"    the points are not noted for `lab list`: {error}"))
 
 
 def _check(labs, args):
@@ -132,30 +149,23 @@ def _hint(labs, args):
     for lab in labs:
         _require(lab, args)
         shown = min(read_progress(args.folder).get(lab.name, {}).get("hints", 0) + 1, len(lab.hints))
-        note(args.folder, lab.name, hints=shown)
         for i, hint in enumerate(lab.hints[:shown], 1):
             print(f"hint {i} of {len(lab.hints)}: {hint}")
         if shown == len(lab.hints):
             print(f"there are no more; the answer is between the markers in {lab.file}")
+        note(args.folder, lab.name, hints=shown)
     return 0
 
 
 def _reset(labs, args):
     for lab in labs:
         path, _ = _require(lab, args)
-        set_aside(path, lambda line: None)
-        aside = newest_aside(path)
+        aside = set_aside(path, lambda line: None)
         write_hole(lab, args.folder)
-        print(f"{path}: the hole is back; what was there is now {aside}")
+        if aside and not os.path.islink(path):
+            aside = os.path.join(args.folder, os.path.basename(aside))
+        print(f"{path}: the hole is back; " + (f"what was there is now {aside}" if aside else "the file was empty"))
     return 0
-
-
-def newest_aside(path):
-    """The name that set_aside has given: NAME.previous-N.py with the largest N."""
-    stem, n = os.path.splitext(path)[0], 1
-    while may_exist(f"{stem}.previous-{n + 1}.py"):
-        n += 1
-    return f"{stem}.previous-{n}.py"
 
 
 def _report(labs, args):

@@ -106,11 +106,11 @@ def files_of(path):
 def set_aside(path, log):
     """Rename an existing file to NAME.previous-1.ENDING (or -2, ...), and report that by log(line).
 
-    Raises UserError if that fails.
+    Returns the new path, "" if there is nothing to keep: no file, or an empty one. Raises UserError if that fails.
     """
     path = os.path.realpath(path)
     if not may_exist(path) or os.path.getsize(path) == 0:
-        return
+        return ""
     stem, ending = os.path.splitext(path)
     n = 1
     while os.path.lexists(aside := f"{stem}.previous-{n}{ending}"):
@@ -120,4 +120,5 @@ def set_aside(path, log):
     except OSError as error:
         raise UserError(f"{path}: cannot be renamed to {aside} ({error.strerror}); {_ELSEWHERE}") from None
     log(f"note      {path}: what an earlier training wrote is now in {aside}")
+    return aside
 

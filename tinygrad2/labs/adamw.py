@@ -26,7 +26,8 @@ def _step(student, rng, t=1, weight_decay=0.0, eps=1e-8, size=1.0, n=7, dtype=np
     before = {"p": rng.standard_normal(n), "g": size * rng.standard_normal(n),
               "m": size * rng.standard_normal(n) * start, "v": size**2 * rng.uniform(0.1, 2, n) * start}  # fmt: skip
     before = {name: array.astype(dtype) for name, array in before.items()}
-    knobs = dict(lr=float(rng.uniform(0.01, 0.1)), beta1=0.9, beta2=float(rng.uniform(0.95, 0.999)))
+    lr, beta1, beta2 = (float(rng.uniform(*bounds)) for bounds in ((0.01, 0.1), (0.8, 0.93), (0.95, 0.999)))
+    knobs = dict(lr=lr, beta1=beta1, beta2=beta2)
     after = {name: array.copy() for name, array in before.items()}
     student._update_block(*after.values(), t, *knobs.values(), eps, weight_decay)
     return before, after, knobs | dict(t=t, eps=eps, weight_decay=weight_decay)
@@ -46,6 +47,7 @@ def _check_moments(before, after, knobs, rtol=1e-6):
     compare("m after the step", after["m"], new_m, rtol, suspects={
         unchanged: m, "beta1 and 1 - beta1 are swapped": beta1 * g + (1 - beta1) * m,
         "mhat is stored in m": new_m / (1 - beta1 ** knobs["t"]), bare: beta1 * m + g,
+        "beta2 is used in place of beta1": beta2 * m + (1 - beta2) * g,
     })  # fmt: skip
     compare("v after the step", after["v"], new_v, rtol, suspects={
         unchanged: v, "g stands where g * g belongs": beta2 * v + (1 - beta2) * g,
@@ -66,7 +68,10 @@ def _update(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay, mode=""):
         vhat = new_v if mode in ("no v", "neither") else new_v / (1 - beta2**t)
         if mode == "once":
             mhat, vhat = new_m / (1 - beta1), new_v / (1 - beta2)
-        root = {"eps inside": np.sqrt(vhat + eps), "no root": vhat + eps}.get(mode, np.sqrt(vhat) + eps)
+        root = np.sqrt(vhat) + eps
+        root = {"eps inside": np.sqrt(vhat + eps), "no root": vhat + eps, "no eps": np.sqrt(vhat),
+                "eps 1e-8": np.sqrt(vhat) + 1e-8, "largest": np.maximum(np.sqrt(vhat), eps),
+                }.get(mode, root)  # fmt: skip
         if mode == "old":
             mhat, root = m / (1 - beta1**t), np.sqrt(v / (1 - beta2**t)) + eps
         adaptive = {"g": g, "sign": -mhat}.get(mode, mhat) / root
@@ -86,6 +91,9 @@ _MISTAKES = {
     "t is counted from 0 in the correction": "from 0",
     "t + 1 stands where t belongs: t is 1 in the first step": "from 2",
     "eps is added inside the root": "eps inside",
+    "eps is left out": "no eps",
+    "eps is 1e-8, whatever is given": "eps 1e-8",
+    "the larger of the root and eps is taken, not their sum": "largest",
     "the root of vhat is missing": "no root",
     "g stands where mhat belongs": "g",
     "the step goes up the slope: the sign is wrong": "sign",

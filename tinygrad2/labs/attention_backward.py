@@ -41,21 +41,29 @@ def _check(student, rng, shape, Tk=None, p=0.0, layout=np.asarray, size=1.0):
     average = (dw * w).sum(-1, keepdims=True)
     ds = w * (dw - average)
     right = {"dq": ds @ k * scale, "dk": t(ds) @ q * scale, "dv": t(w * keep) @ dout}
+    dw_of_k = dout @ t(k) * keep
     wrong_ds = {
         "the softmax is left out: dw is used as ds": dw,
         "each score is taken alone, w (1 - w) dw": w * (1 - w) * dw,
         "the average is not weighted with w": w * (dw - dw.sum(-1, keepdims=True)),
         "the mean over the keys is subtracted, not the sum of dw * w": w * (dw - (dw * w).mean(-1, keepdims=True)),
+        "k is used in place of v in dw": w * (dw_of_k - (dw_of_k * w).sum(-1, keepdims=True)),
+        "the sum goes over everything, and not over the keys": w * (dw - (dw * w).sum()),
         "the sum goes over the queries, axis -2, and not over the keys": w * (dw - (dw * w).sum(-2, keepdims=True)),
     }
     if p:
+        wk = w * keep
+        wrong_ds["w keep is used in place of w in the softmax"] = wk * (dw - (dw * wk).sum(-1, keepdims=True))
         wrong_ds["the dropout mask is missing in dw"] = w * (dout @ t(v) - (dout @ t(v) * w).sum(-1, keepdims=True))
 
     def traces(name, product):
         others = {f"it is {other}, returned in the place of {name}": array for other, array in right.items()
                   if other != name and array.shape == right[name].shape}  # fmt: skip
         suspects = others | {text: product(d) for text, d in wrong_ds.items()}
-        return dict(sizes={f"sqrt(hs) = {math.sqrt(hs):.6g}": math.sqrt(hs)}, suspects=suspects, terms={
+        sizes = {f"sqrt(hs) = {math.sqrt(hs):.6g}": math.sqrt(hs),
+                 f"sqrt(hs / Tk) = {math.sqrt(hs / Tk):.6g}: scale has the size of a head, hs, and not Tk":
+                     math.sqrt(hs / Tk)}  # fmt: skip
+        return dict(sizes=sizes, suspects=suspects, terms={
             "the direct term of the softmax, w * dw,": product(w * dw),
             "the average in the softmax, -w * sum(dw * w),": product(-w * average)})  # fmt: skip
 
@@ -100,4 +108,4 @@ def _(student, rng):
 def _(student, rng):
     _check(student, rng, (3, 2), size=50.0)
     _check(student, rng, (2, 3, 2), layout=transposed)
-    check_in_the_engine(student.Attention, {name: rng.standard_normal((3, 2)) for name in "qkv"}, rng)
+    return check_in_the_engine(student.Attention, {name: rng.standard_normal((3, 2)) for name in "qkv"}, rng)

@@ -27,7 +27,10 @@ def _check(student, words, n_merges, call="the merges"):
     right = train_merges_plain(words, n_merges)
     if not isinstance(found, (list, tuple)):
         raise Wrong(f"{call}: {type(found).__name__} was returned; it must be a list of pairs")
-    found = [tuple(pair) if isinstance(pair, (list, tuple)) else pair for pair in found]
+    for i, pair in enumerate(found, 1):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise Wrong(f"{call}: merge {i} is {str(pair)[:60]}; it must be a pair of ids, (left, right)")
+    found = [tuple(pair) for pair in found]
     if found == right:
         return
     k = next((k for k, (a, b) in enumerate(zip(found, right)) if a != b), min(len(found), len(right)))
@@ -46,12 +49,12 @@ def _explain(words, found, right, k, n_merges):
     pair = found[k]
     if k >= len(right):
         if k >= n_merges:
-            return f"{len(found)} merges were learned, n_merges is {n_merges}"
+            return f"{len(found)} merge{'s were' if len(found) > 1 else ' was'} learned, n_merges is {n_merges}"
         return f"merge {k + 1} is {pair}, which occurs {counts[pair]} time(s): learning stops below MIN_COUNT = 2"
     start = f"merge {k + 1} is {pair} ({counts[pair]} times), not {right[k]} ({counts[right[k]]} times)"
     if counts[pair] == counts[right[k]]:
         return f"{start}: of equal counts the smaller pair comes first"
-    if pair not in counts:
+    if pair not in counts and k:
         return f"{start}: is the pair of merge {k} replaced in the words, by token {255 + k}, before the next count?"
     if plain[pair] == max(plain.values()):
         return f"{start}: a word that occurs n times counts n times"
@@ -96,6 +99,8 @@ def _(student, rng):
 def _(student, rng):
     words, calls = _draw(rng), []
     merges = student.train_merges_plain(words, 4, lambda *numbers: calls.append(numbers))
+    if not isinstance(merges, (list, tuple)):
+        raise Wrong(f"{type(merges).__name__} was returned; it must be a list of pairs")
     right = [(i + 1, 4) for i in range(len(merges))]
     if calls != right:
         raise Wrong(f"progress was called with {calls}, not with {right}")

@@ -32,9 +32,11 @@ def _check(student, Tq, Tk):
         "the queries are taken as the first Tq positions; they are the last": key > np.arange(Tq)[:, None],
         "nothing is masked": np.zeros_like(right),
     }
-    found = np.asarray(student.future(np, Tq, Tk))
-    if found.dtype.kind == "f" and (found == np.where(right, found.min(initial=0.0), 0)).all() and found.any():
-        raise Wrong(f"the mask holds {found.min():g}: it must be True and False; forward puts -inf where it is True "
+    found = student.future(np, Tq, Tk)
+    numbers = np.asarray(found) if isinstance(found, np.ndarray) else right
+    lowest = numbers.min(initial=0) if numbers.dtype.kind == "f" else 0
+    if lowest < 0 and np.array_equal(numbers, np.where(right, lowest, 0)):
+        raise Wrong(f"the mask holds {lowest:g}: it must be True and False; forward puts -inf where it is True "
                     "(a finite number like -1e4 would leak as soon as scores fall below it)")  # fmt: skip
     suspects = {text: mask for text, mask in suspects.items() if (mask != right).any()}
     compare(f"future(xp, {Tq}, {Tk})", found, right, suspects=suspects)

@@ -65,6 +65,8 @@ def _(student, rng):
     grad = (rng.standard_normal(1000) * 10).astype(np.float32)
     max_norm = float(rng.uniform(0.5, 2))
     scale = student.clip_scale(student.grad_norm(grad), max_norm)
+    if not isinstance(scale, (np.ndarray, np.generic, int, float)):
+        raise Wrong(f"the factor is {type(scale).__name__}; it must be a 0-d array, or a float")
     clipped = grad * scale
     if np.asarray(scale).ndim:
         raise Wrong(f"the factor has shape {np.asarray(scale).shape}; it must be one number")

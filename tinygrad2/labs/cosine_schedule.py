@@ -22,7 +22,7 @@ LAB = Lab(
 
 def _curve(student, schedule, peak, final, warmup, total, decay=0, steps=None):
     steps = range(total) if steps is None else steps
-    return np.array([student.learning_rate(step, schedule, peak, final, warmup, total, decay) for step in steps])
+    return np.array([student.learning_rate(int(step), schedule, peak, final, warmup, total, decay) for step in steps])
 
 
 def _draw(rng):

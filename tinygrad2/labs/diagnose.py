@@ -15,7 +15,8 @@ from tinygrad2.tensor import Tensor
 _TRACE = 1e-5  # relative: how closely a trace must fit
 
 
-def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, suspects=None, factors=None):
+def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, suspects=None, factors=None,
+            others=None):  # fmt: skip
     """Raises Wrong, naming the element and the likely mistake, unless `found` is `expected`.
 
     what      "dx"
@@ -28,26 +29,30 @@ def compare(what, found, expected, rtol=1e-6, atol=0.0, sizes=None, terms=None, 
     terms     {"the path through the mean": array (...)}: their sum is `expected`
     suspects  {"what somebody has done who gets this": array}
     factors   {"weight": array that broadcasts to (...)}: what may be missing, or there twice, as a factor
+    others    {"db": its shape}: what else might have been returned here
     """
     expected = np.asarray(expected)
     found = _as_array(what, found, expected)
     if found.shape != expected.shape:
-        raise Wrong(f"{what} has shape {found.shape}, not {expected.shape}{_about_shape(found, expected)}")
+        about = _about_shape(found, expected, others or {})
+        raise Wrong(f"{what} has shape {found.shape}, not {expected.shape}{about}")
     close = _close(found, expected, rtol, atol)
     if close.all():
         return
     worst = _worst(found, expected, close)
     index = f"{' at ' if ' ' in what else ''}[{', '.join(map(str, worst))}]" if worst else ""
     here, right = found[worst], expected[worst]
-    ratio = f", ratio {here / right:.6g}" if right and np.isfinite(here) and expected.dtype.kind != "b" else ""
-    lines = [f"{what}{index}: expected {_text(right, expected)}, found {_text(here, expected)}{ratio}"]
+    ratio = f", ratio {here / right + 0.0:.6g}" if right and np.isfinite(here) and expected.dtype.kind != "b" else ""
+    right_text, here_text = _texts(right, here, expected)
+    lines = [f"{what}{index}: expected {right_text}, found {here_text}{ratio}"]
     lines.append(_explain(found, expected, close, rtol, sizes or {}, terms or {}, suspects or {}, factors or {}))
     raise Wrong("\n".join(filter(None, lines)))
 
 
 def _as_array(what, found, expected):
     if found is None:
-        raise Wrong(f"{what} is None; it must be an array of shape {expected.shape}")
+        must_be = f"an array of shape {expected.shape}" if expected.ndim else "a number"
+        raise Wrong(f"{what} is None; it must be {must_be}")
     found = found.data if isinstance(found, Tensor) else found
     try:
         array = np.asarray(found)
@@ -58,11 +63,21 @@ def _as_array(what, found, expected):
     return array
 
 
-def _text(value, expected):
-    return str(bool(value)) if expected.dtype.kind == "b" and value in (0, 1) else f"{value:.6g}"
+def _texts(right, here, expected):
+    """Both values with as many digits as they need to look different."""
+    if expected.dtype.kind == "b" and here in (0, 1):
+        return str(bool(right)), str(bool(here))
+    for digits in (6, 9, 12, 17):
+        texts = f"{right + 0.0:.{digits}g}", f"{here + 0.0:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
-def _about_shape(found, expected):
+def _about_shape(found, expected, others):
+    same = [name for name, shape in others.items() if shape == found.shape]
+    if same:
+        return f": that is the shape of {' and '.join(same)}; the order of what is returned?"
     if found.ndim > 1 and found.shape == expected.T.shape:
         return ": transposed?"
     if found.shape == tuple(n for n in expected.shape if n != 1):
@@ -73,8 +88,12 @@ def _about_shape(found, expected):
         return ": an axis was not summed (or not taken away)"
     if found.ndim < expected.ndim:
         return ": an axis too much was summed"
-    axes = [axis for axis, (n, m) in enumerate(zip(found.shape, expected.shape)) if n != m and m == 1]
-    return f": axis {axes[0]} was not summed" if axes else ": is it another axis that was summed?"
+    axes = [axis for axis, (n, m) in enumerate(zip(found.shape, expected.shape)) if n != m]
+    copied = [axis for axis in axes if expected.shape[axis] == 1]
+    if len(axes) == 1:
+        n, m = found.shape[axes[0]], expected.shape[axes[0]]
+        return f": axis {axes[0]} was not summed" if copied else f": axis {axes[0]} has {n} elements, not {m}"
+    return ": is it another axis that was summed?" if copied else ""
 
 
 def _scale(expected):
@@ -106,9 +125,8 @@ def _explain(found, expected, close, rtol, sizes, terms, suspects, factors):
         bad = ~np.isfinite(found)
         return (f"{_share(bad)} nan or infinite: a division by zero, 0 * inf, inf - inf, or e^x of a large x "
                 "(subtract the largest first)")  # fmt: skip
-    for text, array in suspects.items():
-        if _same(found, np.broadcast_to(array, found.shape)):
-            return f"that is what one gets if {text}"
+    if named := [text for text, array in suspects.items() if _same(found, np.broadcast_to(array, found.shape))]:
+        return f"that is what one gets if {', or if '.join(named[:3])}"
     if is_mask:                                                   # ratios and shifts of two values mean little
         return _pattern(~close, found)
     if not found.any():
@@ -123,9 +141,11 @@ def _share(mask):
 
 
 def _ratio(found, expected, sizes):
-    """Is found = c * expected everywhere?"""
+    """Is found = c * expected everywhere? A single number always is, so of it only a simple c says something."""
     c = _fit(found, expected)
-    if c is None:
+    if c is None or abs(c - 1) < _TRACE:
+        return ""
+    if np.count_nonzero(expected) < 2 and "." in _number(c) and not _of_size(abs(c), sizes):
         return ""
     return f"ratio {_number(c)} over all elements: {_meaning(c, sizes)}"
 
@@ -151,11 +171,11 @@ def _meaning(c, sizes):
     if c < 0 and abs(c + 1) > _TRACE:
         return f"the sign is wrong, and {_meaning(-c, sizes)}"
     for value, text in ((-1, "the sign is wrong: what is subtracted from what?"),
-                        (1, "right"), (2, "counted twice, or a factor 1/2 is lost"),
+                        (2, "counted twice, or a factor 1/2 is lost"),
                         (0.5, "half of it is missing: a factor 2 is lost, or one of two uses")):  # fmt: skip
         if abs(c - value) < _TRACE:
             named = _of_size(c, sizes)
-            return f"{text}; or {named}" if named and value != 1 else text
+            return f"{text}; or {named}" if named else text
     return _of_size(c, sizes) or "a factor is lost, or there is one too much"
 
 
@@ -209,6 +229,8 @@ def _places(found, expected):
             continue
         ends = [np.take(a, range(n - 1), axis) for a in (found, expected)]
         starts = [np.take(a, range(1, n), axis) for a in (found, expected)]
+        if _same(starts[1], ends[1]):                             # equal neighbours: nobody sees a shift
+            continue
         if _same(starts[0], ends[1]) or _same(ends[0], starts[1]):
             direction = "later" if _same(starts[0], ends[1]) else "earlier"
             return f"the right values, shifted by one along axis {axis}: each is one place {direction} than right"
@@ -227,8 +249,9 @@ def _offset(found, expected):
 
 
 def _rounded(found, expected):
-    if _same(found, expected, 3e-6):
-        return "only the last digits differ, as after a step in float32: the inputs are float64, and all steps must be"
+    if _same(found, expected, 2 * _TRACE):
+        return ("only the last digits differ: a step in float32 (the inputs are float64, and all steps must be), a "
+                "constant with too few digits, or a small number added where none belongs")  # fmt: skip
     return ""
 
 

@@ -89,12 +89,21 @@ def _(student, rng):
     compare("flat.data", after.flat.data, before.flat.data, 0)
 
 
+def _check_moments_shape(trainer):
+    for name in ("m", "v"):
+        array = getattr(trainer.optimizer, name)
+        if np.shape(array) != trainer.flat.data.shape:
+            raise Wrong(f"optimizer.{name} has shape {np.shape(array)}, not {trainer.flat.data.shape} as flat.data, in "
+                        "which there are gaps between the parameters: use the optimizer's load_state_dict")  # fmt: skip
+
+
 @LAB.case(2, "the moments, and the number of steps that they are old")
 def _(student, rng):
     before = _trained(rng)
     after = _restored(student, rng, before.checkpoint())
     m, v = before.optimizer.m, before.optimizer.v
     zero = {"they were not loaded: Adam begins again": np.zeros_like(m)}
+    _check_moments_shape(after)
     compare("the first moments, m,", after.optimizer.m, m, 0, suspects=zero | {"they are the second ones": v})
     compare("the second moments, v,", after.optimizer.v, v, 0, suspects=zero | {"they are the first ones": m})
     if after.optimizer.t != before.optimizer.t:
@@ -118,12 +127,17 @@ def _(student, rng):
 def _(student, rng):
     names = {"wpe.weight", "h.0.ln_1.bias"}
     before = _trained(rng, frozen=names)
-    after = _restored(student, rng, before.checkpoint())
+    checkpoint = before.checkpoint()
+    after = _restored(student, rng, checkpoint)
     if set(after.flat.frozen) != names:
         raise Wrong(f"frozen are {sorted(after.flat.frozen)}, not {sorted(names)}")
     if after.optimizer.missed != before.optimizer.missed:
         raise Wrong(f"the steps missed are {after.optimizer.missed}, not {before.optimizer.missed}: moments of a "
                     "parameter that is freed later are as young as it")  # fmt: skip
+    _check_moments_shape(after)
+    after.step()
+    if checkpoint.missed != before.optimizer.missed:
+        raise Wrong("checkpoint.missed has changed while the training went on: it was taken, not copied")
     mine = _Trainer(1)
     mine.flat.freeze({"ln_f.weight"})
     student.restore(mine, before.checkpoint())
@@ -136,6 +150,7 @@ def _(student, rng):
     before = _trained(rng)
     checkpoint = before.checkpoint()
     after, kept = _restored(student, rng, checkpoint), before.checkpoint()
+    _check_moments_shape(after)
     losses = [(before.step(), after.step()) for _ in range(4)]
     for i, (right, found) in enumerate(losses):
         if right != found:

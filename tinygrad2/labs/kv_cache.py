@@ -29,15 +29,21 @@ def _new(rng, T, batch=1):
     return [Tensor(rng.standard_normal((batch, 2, T, 4)).astype(np.float32)) for _ in range(2)]
 
 
+def _put(layer, k, v):
+    """What append returns, (keys, values)."""
+    returned = layer.append(k, v)
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise Wrong(f"append returns {type(returned).__name__}; it must be two Tensors, keys and values")
+    return returned
+
+
 def _append(student, rng, pieces, batch=1):
     """Appends pieces of these lengths to one layer; checks what is returned each time."""
     cache = student.KVCache(_CONFIG, batch)
     past = [np.zeros((batch, 2, 0, 4), np.float32) for _ in range(2)]
     for T in pieces:
         start, new = cache.position, _new(rng, T, batch)
-        returned = cache.layer(0).append(*new)
-        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
-            raise Wrong(f"append returns {type(returned).__name__}; it must be two Tensors, keys and values")
+        returned = _put(cache.layer(0), *new)
         if cache.position != start:
             raise Wrong(f"append has moved the position from {start} to {cache.position}: the model advances it once "
                         "for all layers, the next layer would write to the wrong place")  # fmt: skip
@@ -47,12 +53,12 @@ def _append(student, rng, pieces, batch=1):
         cache.advance(T)
 
 
-def _compare_part(what, found, past, old, new, i):
+def _compare_part(what, found, past, old, new, i, more=None):
     own = new[i].numpy()
     suspects = {"keys and values are swapped": past[1 - i]}
-    if old[i].shape[2] >= own.shape[2]:                           # written over the first ones
-        over = np.concatenate([own, old[i][:, :, own.shape[2] :], np.zeros_like(own)], 2)
-        suspects["the new tokens are written at place 0, over the first ones"] = over
+    over = np.concatenate([old[i], np.zeros_like(own)], 2)
+    over[:, :, : own.shape[2]] = own
+    suspects["the new tokens are written at place 0, over the first ones"] = over
     if old[i].shape[2]:
         suspects["the new tokens stand before the old ones"] = np.concatenate([own, old[i]], 2)
     empty = np.concatenate([old[i], np.zeros_like(own)], 2)
@@ -63,7 +69,9 @@ def _compare_part(what, found, past, old, new, i):
     if shape is not None and len(shape) == 4 and shape[2] == _CONFIG.block_size != past[i].shape[2]:
         raise Wrong(f"{what} have {shape[2]} places: the whole array, with places that hold nothing yet; cut it at "
                     "position + T")  # fmt: skip
-    compare(what, found, past[i], suspects=suspects)
+    if not isinstance(found, Tensor):
+        raise Wrong(f"{what} are {type(found).__name__}, not a Tensor: return Tensor(...)")
+    compare(what, found, past[i], suspects=suspects | (more or {}))
 
 
 @LAB.case(2, "a prompt of 3 tokens in an empty cache")
@@ -86,16 +94,19 @@ def _(student, rng):
 def _(student, rng):
     cache = student.KVCache(_CONFIG)
     first, second = _new(rng, 2), _new(rng, 2)
-    cache.layer(0).append(*first)
-    keys, values = cache.layer(1).append(*second)
-    compare("the keys of layer 1", keys, second[0].numpy(), suspects={"they are those of layer 0": first[0].numpy()})
-    compare("the values of layer 1", values, second[1].numpy())
+    empty = [np.zeros((1, 2, 0, 4), np.float32)] * 2
+    _put(cache.layer(0), *first)
+    returned = _put(cache.layer(1), *second)
+    own, other = ([tensor.numpy() for tensor in pair] for pair in (second, first))
+    for i, name in enumerate(("keys", "values")):
+        more = {"they are those of layer 0": other[i]}
+        _compare_part(f"the {name} of layer 1", returned[i], own, empty, second, i, more)
 
 
 @LAB.case(1, "they stay in the arrays of the cache: it can be copied, and reset")
 def _(student, rng):
     cache, copy, new = student.KVCache(_CONFIG), student.KVCache(_CONFIG), _new(rng, 3)
-    cache.layer(0).append(*new)
+    _put(cache.layer(0), *new)
     cache.advance(3)
     copy.copy_from(cache)
     suspects = {"they were not written into the array: self.k = ... makes another one": np.zeros((1, 2, 3, 4))}
@@ -103,7 +114,8 @@ def _(student, rng):
     compare("the keys in a copy of the cache", copy.k[0][:, :, :3], new[0].numpy())
     cache.reset()
     again = _new(rng, 2)
-    compare("the keys after a reset", cache.layer(0).append(*again)[0], again[0].numpy())
+    keys, past = _put(cache.layer(0), *again)[0], [tensor.numpy() for tensor in again]
+    _compare_part("the keys after a reset", keys, past, [np.zeros((1, 2, 0, 4), np.float32)] * 2, again, 0)
 
 
 @LAB.case(3, "a GPT with the cache has the same logits as without")

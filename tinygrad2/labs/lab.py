@@ -19,7 +19,8 @@ class Case:
 
     title    what is checked
     points   for an answer that has it
-    check    check(student, rng): `student` is the module with the answer, `rng` a NumPy Generator. Raises Wrong
+    check    check(student, rng): `student` is the module with the answer, `rng` a NumPy Generator. Raises Wrong; may
+             return a note, for an answer that is right
     """
 
     title: str
@@ -29,7 +30,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What became of a case: its points, and for a failed one the message."""
+    """What became of a case: its points, and the message: for a failed one what is wrong, else "" or a note."""
 
     title: str
     points: int

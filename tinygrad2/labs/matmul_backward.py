@@ -28,9 +28,10 @@ def _check(student, rng, a_shape, b_shape, layout=np.asarray):
     inputs = {"a": layout(rng.standard_normal(a_shape)), "b": layout(rng.standard_normal(b_shape))}
     use = Use(student.MatMul, inputs, rng, layout=layout if len(a_shape) > 1 < len(b_shape) else np.asarray)
     a, b, dout = inputs["a"], inputs["b"], use.dout
-    of_a, of_b = {}, {}
+    of_a, of_b, sizes = {}, {}, {}
     if a.ndim > 1 < b.ndim:
         n, k, m = *a.shape[-2:], b.shape[-1]
+        sizes = {f"{k}, the length of the sums of a b": k, f"{n}, the rows of a": n, f"{m}, the columns of b": m}
         if n == k == m and a.ndim == b.ndim:
             of_a = {"b is not transposed: dout b": dout @ b, "the order is the other one: bT dout": _t(b) @ dout,
                     "it is the gradient of b": _t(a) @ dout}  # fmt: skip
@@ -43,8 +44,8 @@ def _check(student, rng, a_shape, b_shape, layout=np.asarray):
                 suspects["the gradient of the first copy is taken, not the sum over the batch"] = each[0]
                 suspects["the gradient of the last copy is taken, not the sum over the batch"] = each[-1]
                 suspects["it is the mean over the batch, not the sum"] = each.mean(0)
-    use.check("a", suspects=of_a)
-    use.check("b", suspects=of_b)
+    use.check("a", sizes=sizes, suspects=of_a)
+    use.check("b", sizes=sizes, suspects=of_b)
 
 
 @LAB.case(2, "square matrices (4, 4) (4, 4)")
@@ -82,4 +83,5 @@ def _(student, rng):
 @LAB.case(1, "arrays that are not contiguous, and the engine")
 def _(student, rng):
     _check(student, rng, (3, 4, 5), (3, 5, 2), transposed)
-    check_in_the_engine(student.MatMul, {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal((4, 2))}, rng)
+    inputs = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal((4, 2))}
+    return check_in_the_engine(student.MatMul, inputs, rng)

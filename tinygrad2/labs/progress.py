@@ -9,11 +9,15 @@ FORMAT = "tinygrad2-lab-progress"
 
 
 def read_progress(folder):
-    """{lab: {"hints": number shown, "best": points}}; empty if there is none. Raises UserError for another file."""
+    """{lab: {"hints": number shown, "best": points}}; empty if there is none. Raises UserError for another file, or a
+    damaged one."""
     path = os.path.join(folder, "progress.json")
     if not may_exist(path):
         return {}
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except UserError:                                             # damaged
+        values = None
     labs = values.get("labs") if isinstance(values, dict) and values.get("format") == FORMAT else None
     if not isinstance(labs, dict) or not all(_is_entry(entry) for entry in labs.values()):
         raise UserError(f"{path}: is not the progress of labs; move it away, or choose another --folder")

@@ -73,8 +73,8 @@ class Ranks:
         return not any(self._mail.get((partner, rank)) for rank, partner in self._waiting.items())
 
     def _describe(self):
-        waits = ", ".join(f"rank {rank} for rank {partner}" for rank, partner in sorted(self._waiting.items()))
-        return f"a deadlock: {waits} wait{'s' if len(self._waiting) == 1 else ''}, and nobody sends"
+        waits = ", ".join(f"rank {rank} waits for rank {partner}" for rank, partner in sorted(self._waiting.items()))
+        return f"a deadlock: {waits}, and nobody sends"
 
 
 class _Deadlock(Wrong):

@@ -31,7 +31,9 @@ def run_cases(lab, path, seed, note=lambda result: None):
         with loaded(path) as student:
             for case in lab.cases:
                 add(case, *_outcome(case, student, generator(seed, case), partial(explain_error, path=path)))
-    except (Exception, SystemExit) as error:  # of the file itself: none of its cases can run
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the file itself, SystemExit too: none of its cases can run
         for case in lab.cases[len(results) :]:
             add(case, 0, explain_error(error, path))
     return results
@@ -40,12 +42,14 @@ def run_cases(lab, path, seed, note=lambda result: None):
 def _outcome(case, student, rng, explain):
     try:
         with np.errstate(all="ignore"):  # values that are not finite are reported in our words
-            case.check(student, rng)
+            note = case.check(student, rng)
     except Wrong as wrong:
         return 0, str(wrong)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return 0, explain(error)
-    return case.points, ""
+    return case.points, note or ""
 
 
 def run_apart(lab, path, seed, limit):

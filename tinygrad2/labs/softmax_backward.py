@@ -37,7 +37,8 @@ def _check(student, x, rng, axis=-1, layout=np.asarray):
             "the sum goes over another axis than `axis`": p * (dout - (dout * p).sum(other, keepdims=True)),
             "the sum goes over all rows, not along `axis`": p * (dout - (dout * p).sum()),
             "the gradient of log_softmax is returned": dout - p * dout.sum(axis, keepdims=True),
-            "the sum is not weighted with p, and p is missing in front": dout - average,
+            "p is missing in front: dout minus its average is returned": dout - average,
+            "the sum is weighted with p twice": p * (dout - (dout * p * p).sum(axis, keepdims=True)),
         },
         factors={"p": p},
     )  # fmt: skip
@@ -63,9 +64,10 @@ def _(student, rng):
 @LAB.case(1, "huge scores, and arrays that are not contiguous")
 def _(student, rng):
     _check(student, rng.standard_normal((4, 6)) + 5000.0 * np.arange(4)[:, None], rng)
+    _check(student, rng.permutation(5.0 * np.arange(-5, 1)) + rng.standard_normal((4, 6)), rng)  # p from 1 to e^-25
     _check(student, rng.standard_normal((4, 3, 5)), rng, layout=transposed)
 
 
 @LAB.case(1, "inside a graph, with two uses of the result")
 def _(student, rng):
-    check_in_the_engine(student.Softmax, {"x": rng.standard_normal((3, 5))}, rng)
+    return check_in_the_engine(student.Softmax, {"x": rng.standard_normal((3, 5))}, rng)

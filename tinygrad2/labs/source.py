@@ -66,12 +66,15 @@ def path_of(lab, folder):
     return os.path.join(folder, f"{lab.name}.py")
 
 
-def write_hole(lab, folder):
-    """Write the student's file; returns its path. Raises UserError if there is one already."""
+def is_started(lab, folder):
+    """Has the student a file of this lab? Of an empty one nothing would be lost."""
     path = path_of(lab, folder)
-    if may_exist(path):
-        raise UserError(f"{path}: exists already; go on there, or begin again with: "
-                        f"python -m tinygrad2 lab reset {lab.name}")  # fmt: skip
+    return may_exist(path) and (os.path.isdir(path) or os.path.getsize(path) > 0)
+
+
+def write_hole(lab, folder):
+    """Write the student's file, which must not have been started; returns its path."""
+    path = path_of(lab, folder)
     with atomic_write(path) as file:
         file.write(with_hole(lab).encode("utf-8"))
     return path

@@ -35,6 +35,10 @@ def _logits(model, x):
     logits = model.logits(x)
     if not isinstance(logits, Tensor):
         raise Wrong(f"logits is {type(logits).__name__}, not a Tensor: the graph ends here")
+    shape = (*x.shape[:-1], len(model.wte.weight.numpy()))
+    if logits.shape != shape:
+        raise Wrong(f"logits has shape {logits.shape}, not {shape}, of x {x.shape}: one number for each row of the "
+                    "table, at every position")  # fmt: skip
     return logits
 
 
@@ -76,6 +80,8 @@ def _(student, rng):
     if not logits.requires_grad:
         raise Wrong("the logits are not connected to x by a graph: the result was computed from .data, or detached")
     logits.backward(dout)
+    if x.grad is None:
+        raise Wrong("x has no gradient: it was taken out of the graph (x.data, or detach) before the product")
     compare("dx", x.grad, dout @ model.wte.weight.numpy())
 
 
@@ -84,6 +90,7 @@ def _(student, rng):
     model = _model(student, rng)
     W = model.wte.weight
     tokens, targets = rng.integers(0, 7, (2, 4)), rng.integers(0, 7, (2, 4))
+    _logits(model, model.hidden(tokens))
     loss = model(tokens, targets)[1]
     if not loss.requires_grad:
         raise Wrong("the loss is not connected to any parameter by a graph: the logits were computed from .data")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tinygrad2.labs.diagnose import compare
+from tinygrad2.labs.gradients import check_dtype
 from tinygrad2.labs.lab import Lab, Wrong
 
 LAB = Lab(
@@ -71,7 +72,8 @@ def _(student, rng):
     _check(student, rng, (4, 3), ())
 
 
-@LAB.case(1, "an axis of size 1 that was not copied: (1, 3) -> (1, 3) and (1, 1) -> (1, 4)")
+@LAB.case(1, "an axis of size 1 that was not copied: (1, 3) -> (1, 3) and (1, 1) -> (1, 4), and the dtype")
 def _(student, rng):
     _check(student, rng, (1, 3), (1, 3))
     _check(student, rng, (1, 4), (1, 1))
+    return check_dtype(lambda dtype: {"gradient": (student.unbroadcast(np.ones((2, 1, 3), dtype), (1, 3)), dtype)})
