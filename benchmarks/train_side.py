@@ -19,13 +19,14 @@ def tokens(config, step):
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def our_trainer(config, kernels, dtype="float32"):
-    """Returns a function (x, y) -> loss that does one step of train_gpt2.py on config["device"] (default: the CPU)."""
+def our_trainer(config, kernels, precision="highest"):
+    """Returns a function (x, y) -> loss that does one step of train_gpt2.py on config["device"] (default: the CPU).
+    `precision` is that of products, in the words of tinygrad2/precision.py."""
     from models import GPT, GPTConfig
     from tinygrad2.dispatch import use_kernels
     from tinygrad2.flat_buffers import FlatBuffers
-    from tinygrad2.mixed_precision import mixed_precision
     from tinygrad2.optim import Adam, clip_scale, grad_norm
+    from tinygrad2.precision import matmul_precision
     from tinygrad2.system.memory import keep_freed_memory
 
     use_kernels(kernels)
@@ -36,7 +37,7 @@ def our_trainer(config, kernels, dtype="float32"):
 
     def step(x, y):
         flat.zero_grad()
-        with mixed_precision(dtype):
+        with matmul_precision(precision):
             loss = model.loss(x, y)
             loss.backward()
         optimizer.step(LR, clip_scale(grad_norm(flat.grad), GRAD_CLIP))
@@ -65,14 +66,12 @@ def main():
             torch.set_float32_matmul_precision("high")
         step = torch_trainer(config, "compile" in side, dtype_of(side))
     else:
+        from tinygrad2.precision import ROUNDED
         from tinygrad2.system.threads import plan_threads
 
         plan_threads(config["threads"])
-        if side == "high":
-            from tinygrad2.precision import use_matmul_precision
-
-            use_matmul_precision("high")
-        step = our_trainer(config, "reference" if side == "reference" else "auto", dtype_of(side))
+        precision = "high" if side == "high" else ROUNDED if dtype_of(side) == "bfloat16" else "highest"
+        step = our_trainer(config, "reference" if side == "reference" else "auto", precision)
     done = 0
 
     def handle(steps):
