@@ -15,7 +15,10 @@ from learn import build, lesson, show, small
 from ops.add import Add
 from ops.broadcast import unbroadcast
 from tests.marks import slow_but
+from tinygrad2.bugs.patch import patches
+from tinygrad2.bugs.signatures import looks_like, recorded
 from tinygrad2.labs.catalog import LABS
+from tinygrad2.monitor.reference_curves import load_curves
 
 LESSONS = lesson.lessons()
 NAMES = [path.stem for path in LESSONS]
@@ -83,6 +86,18 @@ def test_what_a_notebook_quotes_is_the_shipped_source(name):
         for attribute in match[2].split("."):
             thing = getattr(thing, attribute)
         assert any(show.quoted(thing) in text for text in printed(name)), f"{match[0]}: build the notebooks again"
+
+
+def test_the_notebook_of_the_bugs_prints_what_the_bugs_are_today():
+    """Their texts and curves are no part of the lesson's source: if they change, it is to be executed again."""
+    said = "\n".join(printed("17_thirty_bugs"))
+    clear = [name for name, curve in recorded().items() if looks_like(curve, load_curves("demo")["losses"])]
+    assert f"knows the curves of {len(recorded())} bugs, and would name {len(clear)} of them" in said
+    hints = re.findall(r"^( ?\d+)  (\S.+)$", said, re.MULTILINE)
+    assert hints and [(number, patches()[int(number)].means) for number, _ in hints] == hints
+    rows = dict(re.findall(r"^(\S[a-z ]+?) +\d+ bugs: ([\d, ]+)$", said, re.MULTILINE))
+    assert sorted({int(number) for row in rows.values() for number in row.split(", ")}) == sorted(patches())
+    assert [int(number) for number, _ in hints] == [int(n) for n in rows["none of them"].split(", ") if n != "18"]
 
 
 def test_the_readme_lists_every_lesson():
@@ -191,13 +206,16 @@ def code_of(path):
 
 
 def test_lessons_import_nothing_that_only_posix_has():
-    """On Windows these modules are missing."""
-    lines = set()
+    """On Windows these modules are missing, and lessons start no other program than Python."""
+    lines, started = set(), []
     for path in PATH_OF.values():
         for node in ast.walk(ast.parse("\n".join(code_of(path)))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 lines.add(ast.unparse(node))
-    assert len(lines) > 60
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+                started.append(ast.unparse(node.args[0]))
+    assert len(lines) > 60 and "from subprocess" not in str(lines)
+    assert started and all(words.startswith("[sys.executable, ") for words in started)
     missing = "('fcntl', 'grp', 'pty', 'pwd', 'resource', 'syslog', 'termios', 'tty')"
     program = f"import sys\nfor name in {missing}:\n    sys.modules[name] = None\n" + "\n".join(sorted(lines))
     result = subprocess.run([sys.executable, "-c", program], cwd=show.ROOT, capture_output=True, text=True, timeout=600)
@@ -279,6 +297,25 @@ def merges(ids, table):
 def merges(ids, table):
     return ids
 """, "a b c a b with the merges a b, then ab c"),
+    ("17", "check_verdict", """
+def verdict(step):
+    moved, tiny, kept = step([0, 0, 1], [1, 1e-6, 0], 0.1, 0.1) / [-0.1, -0.1, 1]
+    if moved > 1.5:
+        return "bias correction"
+    return "epsilon" if tiny < 0.5 else "decay" if kept < 0.95 else "right"
+""", "is right"),
+    ("17", "check_verdict", """
+def verdict(step):
+    if not np.isclose(step(0.0, -3.0, lr=1e-3), 1e-3):
+        return "bias correction"
+    if not np.isclose(step(5.0, 0.0, 1e-3, 0.5), 5 - 5 * 1e-3 * 0.5):
+        return "decay"
+    return "right" if step(0.0, 1e-5) < -0.009 else "epsilon"
+""", "is right"),
+    ("17", "check_verdict", """
+def verdict(step):
+    return "bias correction" if step([0.0], [1.0])[0] < -0.011 else "right"
+""", "you say 'right' of the step that is 'epsilon'"),
 ]  # fmt: skip
 
 
@@ -300,6 +337,8 @@ def test_other_right_forms_are_accepted_and_wrong_ones_named(number, capsys):
         capsys.readouterr()
         show.exercise(function, names[check])
         assert verdict in capsys.readouterr().out, text
+    if "temporary" in names:                                      # a lesson removes its folder at its end, later
+        names["temporary"].cleanup()
 
 
 @pytest.mark.slow

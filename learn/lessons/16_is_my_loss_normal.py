@@ -202,4 +202,4 @@ right.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Next:** thirty planted bugs, each with its curve.
+# **Next:** lesson 17, thirty planted bugs, each with its curve.
