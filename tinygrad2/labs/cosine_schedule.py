@@ -111,6 +111,7 @@ def _(student, rng):
         found = _curve(student, schedule, peak, final, warmup, total, 3, [total, total + 5])
         compare(f"the learning rate at steps {total} and {total + 5}, {schedule},", found, np.array([final, final]))
     _curve(student, "cosine", peak, final, 4, 4, 0, [3, 4])
+    _curve(student, "wsd", peak, final, warmup, total, 0, [warmup, total])              # and no division by zero
     try:
         found = student.learning_rate(warmup, "dance", peak, final, warmup, total)
     except ValueError:

@@ -86,9 +86,9 @@ def _(student, rng):
     _check_parameters(_use(student, rng, (5, 6)))
 
 
-@LAB.case(2, "three and four axes: (2, 3, 7), (2, 1, 3, 5)")
+@LAB.case(2, "three and four axes, and one: (2, 3, 7), (2, 1, 3, 5), (6,)")
 def _(student, rng):
-    for shape in ((2, 3, 7), (2, 1, 3, 5)):
+    for shape in ((2, 3, 7), (2, 1, 3, 5), (6,)):
         use = _use(student, rng, shape)
         _check_dx(use)
         _check_parameters(use)

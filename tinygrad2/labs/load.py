@@ -66,6 +66,8 @@ def explain_error(error, path):
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, NotImplementedError) and text.startswith("NotImplementedError: lab "):
         return f"line {lines[-1]}: the hole is still empty"
+    if kind in ("EOFError", "BdbQuit"):
+        text = f"{text}: a check has no keyboard, so input() and breakpoint() end here"
     if isinstance(error, SystemExit):
         text = f"{text.removesuffix(': None')}: it ends the program; leave out exit() and sys.exit()"
     return f"line {lines[-1]}: {text}" if lines else f"{UNUSABLE}: {text}"
