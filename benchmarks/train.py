@@ -68,7 +68,8 @@ def run(args, others):
     losses = {side.name: side.ask(steps=args.warmup)["losses"] for side in sides}
     ms, rss, peaks = {side.name: [] for side in sides}, {}, []
     for turn in range(args.turns):
-        for side in sides:
+        first = turn % len(sides)                                 # a side may be slower after some of the others
+        for side in sides[first:] + sides[:first]:
             answer = side.ask(steps=1 + args.steps)
             ms[side.name].append(answer["ms"][1:])                # the first step after a pause has cold caches
             losses[side.name] += answer["losses"]

@@ -35,7 +35,8 @@ def environment(folder):
 
 
 def permit():
-    """The processor counts as one with AMX, without AVX512-BF16."""
+    """The processor counts as one with AMX, without AVX512-BF16; tiles compute small products of parts as well."""
+    from ops.kernels.cpu import products
     from ops.kernels.cpu.gemm import product, target
 
     def available(kernel):
@@ -43,6 +44,7 @@ def permit():
 
     target.available = product.available = available
     target.tiles_permitted = lambda: True
+    products.LEAST.clear()
 
 
 if __name__ == "__main__":

@@ -255,6 +255,20 @@ def test_few_rows_are_float32_unless_rounding_was_ordered(monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize("kernel", ["amx x6", "amx x3", "amx"])
+def test_products_of_parts_are_for_long_axes(monkeypatch, kernel):
+    from ops.kernels.cpu import products
+
+    monkeypatch.setattr(products, "tile_kernel", lambda precision: kernel)
+    for shape in ((256, 256, 256), (255, 256, 300), (300, 255, 256), (256, 300, 255)):
+        (M, K, N), parts = shape, kernel != "amx"
+        a, b = np.ones((M, K), np.float32), np.ones((K, N), np.float32)
+        for asked in PRECISIONS:
+            assert products.kernel_for(a, b, asked) == (None if parts and min(shape) < 256 else kernel)
+        assert products.kernel_for(a, b, ROUNDED) == kernel
+
+
+@needs_kernels
 @pytest.mark.parametrize("kernel, features, asked, line", [
     ("vector", "avx2", "highest", "highest: float32 through "),
     ("vector", "avx2", "high", "(no AMX tiles here)"),

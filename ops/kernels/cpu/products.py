@@ -7,8 +7,9 @@
     bfloat16    one bfloat16 product             one bfloat16 product     operands rounded first, then BLAS
 
 BLAS is float32 (blas_gemm.py); the others are kernels of gemm/. For few rows the time is that of reading the weight,
-and float32 is as fast: then permissions are not used. What BLAS gets rounded has the same numbers as what the kernels
-round while they pack, so the results agree to float32's rounding of sums.
+and float32 is as fast: then permissions are not used. Nor are they where an axis is short (LEAST): to split a matrix
+into parts takes as long as several products, and there each number is in few of them. What BLAS gets rounded has the
+same numbers as what the kernels round while they pack, so the results agree to float32's rounding of sums.
 """
 
 import functools
@@ -27,6 +28,7 @@ _HOW = {
     "bf16": "one bfloat16 product by AVX512-BF16",
 }
 
+LEAST = {"amx x6": 256, "amx x3": 256}                            # of each axis, for products of parts; docs/kernels.md
 _BLOCK = 1 << 22                                                  # numbers that are rounded at a time
 
 
@@ -35,9 +37,9 @@ def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
 
     Rows or columns of a and b must be contiguous. A transposed view (`x.T`) is read in place.
     """
-    if scale != 1 and (precision == "bfloat16" or tile_kernel(precision)):
-        a, scale = a * np.float32(scale), 1.0                     # what is rounded is the gradient with its factor
     kernel = kernel_for(a, b, precision)
+    if scale != 1 and (kernel or precision == "bfloat16"):
+        a, scale = a * np.float32(scale), 1.0                     # what is rounded is the gradient with its factor
     if kernel:
         return product(a, b, out, add, bias=bias, kernel=kernel)
     if precision == "bfloat16":
@@ -47,8 +49,10 @@ def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
 
 def kernel_for(a, b, precision):
     """The kernel of gemm/ that multiplies these matrices; None if BLAS does."""
-    few = min(len(a), b.shape[1]) <= skinny_gemm.MOST
-    return None if few and precision != "bfloat16" else tile_kernel(precision)
+    kernel, (M, K), N = tile_kernel(precision), a.shape, b.shape[1]
+    if precision == "bfloat16" or kernel is None:
+        return kernel
+    return None if min(M, N) <= skinny_gemm.MOST or min(M, K, N) < LEAST.get(kernel, 0) else kernel
 
 
 def _rounded_gemm(a, b, out, add, bias):
