@@ -639,6 +639,10 @@ def test_odd_prompts_stay_text(prompt, here, capsys):
     assert re.sub(r"\\\\?x[0-9a-f]{2}|\\u[0-9a-f]{4}", "", shown).isprintable()
 
 
+def test_small_probabilities_are_not_zero_on_the_terminal():
+    assert [explain.share(p) for p in (0.123, 2e-5, 0.0, 1.0)] == ["12.3%", "<0.1%", "0.0%", "100.0%"]
+
+
 def test_tokens_are_readable():
     class Half:
         n_vocab = 3
@@ -749,6 +753,11 @@ document.querySelectorAll("#pulls button")[1].click();
 said.pulled = [...document.querySelectorAll("#pulls td:nth-child(3)")].map(cell => cell.textContent);
 [...document.querySelectorAll("#parameters .link")].find(button => button.textContent === "ln_f.bias").click();
 said.measured = [...document.querySelectorAll("#numeric td:nth-child(4)")].map(cell => cell.textContent);
+const cells = row => [...row.cells].map(cell => cell.textContent);
+said.parameters = [...document.querySelectorAll("#parameters .bars tbody tr")].map(cells);
+said.plan = [...document.querySelectorAll("#plan tbody tr")].map(cells);
+said.graph = [...document.querySelectorAll(".graph .node .n")].map(cell => cell.textContent.split("\\n"));
+said.adam = document.querySelector("#parameters p").textContent;
 const rings = document.querySelectorAll(".picture button"), element_ = document.getElementById("element");
 rings[1].click();
 said.ring = element_.textContent;
@@ -831,6 +840,21 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
     assert [float(text) for text in said["pulled"]] == pytest.approx(column, rel=6e-3)
     measured = [sample["numeric"] for sample in data["samples"]["ln_f.bias"]]
     assert [float(text) for text in said["measured"]] == pytest.approx(measured, rel=1e-5)
+    keys = ("weight", "grad", "largest", "update", "ratio")
+    for cells, update in zip(said["parameters"], data["updates"], strict=True):
+        assert cells[0].startswith(update["name"] + " (")
+        numbers = [None if cell == "weights 0" else float(cell.replace(",", "")) for cell in cells[1:6]]
+        assert numbers == [update[key] and pytest.approx(update[key], rel=6e-3) for key in keys]
+    assert "moments of zero, so this is the first step of a new training" in said["adam"]
+    outputs = [node["outputs"] for node in data["nodes"]]
+    for k, key in enumerate(("norm", "grad")):
+        for texts, outs in zip(said["graph"][k::2], outputs, strict=True):
+            assert [float(text) for text in texts] == pytest.approx([out[key] for out in outs], rel=6e-3)
+    for (name, planned, fact, share), expected in zip(said["plan"], data["memory"]["beside"], strict=True):
+        assert name == expected[0] and share == f"{expected[2] / expected[1]:.1%}"
+        for text, nbytes in ((planned, expected[1]), (fact, expected[2])):
+            number, unit = text.split()
+            assert float(number) * {"bytes": 1, "kB": 1e3, "MB": 1e6}[unit] == pytest.approx(nbytes, rel=6e-3)
     samples = data["samples"]["ln_f.bias"]
     assert said["ring"].startswith(f"Element {samples[1]['index']} of ln_f.bias: computed")
     assert said["chosen"] == ["true", 1]

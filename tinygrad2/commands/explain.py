@@ -99,10 +99,15 @@ def explain_forward(config, model, tokenizer, pretrained, tokens):
     page["texts"] = {id: token_text(tokenizer, id) for id in sorted({*tokens, *ids_on_page(page)})}
     last = forward.probabilities[-1]
     best = (-last).argsort(kind="stable")[:3].tolist()
-    guesses = ", ".join(f"{token_text(tokenizer, id)} {last[id]:.1%}" for id in best)
+    guesses = ", ".join(f"{token_text(tokenizer, id)} {share(last[id])}" for id in best)
     if not np.isfinite(last).all():
         guesses = "its probabilities are not finite numbers"
     return page, f"tokens    {len(tokens)}; after the last one: {guesses}"
+
+
+def share(p):
+    """A probability for the terminal: 12.3%, and one that is small is not 0.0%."""
+    return "<0.1%" if 0 < p < 5e-4 else f"{p:.1%}"
 
 
 def explain_step(config, model, tokenizer, pretrained, tokens):

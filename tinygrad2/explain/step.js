@@ -173,23 +173,24 @@ if (DATA.pulls) (() => {
   const body = table(card, ["parameter", ">weights", ">gradient", ">largest", ">update", ">update / weights", ""], {class: "bars"});
   for (const u of DATA.updates) {
     row(body, [cell => {
-      if (!DATA.maps[u.name]) element(cell, "span", {}, u.name);
-      else element(cell, "button", {type: "button", class: "link", title: "its gradient, element by element"}, u.name).onclick = () => {
+      const name = DATA.maps[u.name] ? element(cell, "button", {type: "button", class: "link", title: "its gradient, element by element"}) : element(cell, "span");
+      u.name.split(/(?<=\.)/).forEach((part, i) => { if (i) element(name, "wbr"); name.append(part); });
+      if (DATA.maps[u.name]) name.onclick = () => {
         const choice = document.querySelector("#numeric select");
         choice.value = u.name;
         choice.onchange();
         document.getElementById("numeric").scrollIntoView({block: "center"});
-      }; 
+      };
       element(cell, "small", {class: "note"}, " " + shape(u.shape));
     },
                n(u.weight, 3), n(u.grad, 3), n(u.largest, 3), n(u.update, 3),
                {n: u.ratio === null ? "weights 0" : number(u.ratio, 3)}, bar(u.ratio === null ? 0 : 1 + Math.log10(u.ratio || 1e-9) / 5, "second")]);
   }
-  element(card, "p", {class: "note"}, "“Largest” is the largest gradient of an element, by size.");
+  element(card, "p", {class: "note optional"}, "“Largest” is the largest gradient of an element, by size.");
 
   const count = Object.values(DATA.samples).flat().length, measured = element(e, "div", {class: "card", id: "numeric"});
   element(measured, "h3", {}, "Is the gradient right? Measured beside computed");
-  element(measured, "p", {}, `Choose a ringed element: ${count} elements of ${Object.keys(DATA.samples).length} of the ${DATA.updates.length} parameters were measured when this page was made, `
+  element(measured, "p", {}, `Choose a ringed element: ${count} elements were measured when this page was made, in ${Object.keys(DATA.samples).length} of ${DATA.updates.length} parameters; `
     + "of each the one with the largest gradient, others drawn among those whose gradient is not 0, and one with a gradient of 0 where there are any. "
     + "Computed: by backward, in float32. Measured: the loss in float64, once with the element 1e-5 larger and once 1e-5 "
     + "smaller; their difference, divided by 2e-5.");
