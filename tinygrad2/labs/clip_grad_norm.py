@@ -35,7 +35,12 @@ def _check(student, norm, max_norm, dtype=np.float64):
     if not max_norm:
         suspects = {"max_norm = 0 is taken as a limit: all gradients become zero": 0.0}
     suspects = {text: value for text, value in suspects.items() if not np.isclose(value, right, 1e-4)}
-    found = student.clip_scale(norm, max_norm)
+    try:
+        with np.errstate(divide="raise", invalid="raise"):
+            found = student.clip_scale(norm, max_norm)
+    except FloatingPointError:
+        raise Wrong(f"clip_scale({float(norm):.4g}, {max_norm:.4g}) divides by zero: add 1e-6 to the norm, or divide "
+                    "by the larger of both") from None  # fmt: skip
     compare(f"clip_scale({float(norm):.4g}, {max_norm:.4g})", found, np.float64(right), 1e-4, suspects=suspects)
 
 

@@ -110,6 +110,8 @@ def _(student, rng):
     for schedule in ("linear", "cosine", "wsd"):
         found = _curve(student, schedule, peak, final, warmup, total, 3, [total, total + 5])
         compare(f"the learning rate at steps {total} and {total + 5}, {schedule},", found, np.array([final, final]))
+    found = _curve(student, "linear", peak, final, 4, 5, 0, [4, 5])
+    compare("the learning rate at steps 4 and 5, warmup 4, total 5, linear,", found, np.array([peak, final]))
     _curve(student, "cosine", peak, final, 4, 4, 0, [3, 4])
     _curve(student, "wsd", peak, final, warmup, total, 0, [warmup, total])              # and no division by zero
     try:

@@ -89,7 +89,16 @@ def _(student, rng):
     compare("flat.data", after.flat.data, before.flat.data, 0)
 
 
-def _check_moments_shape(trainer):
+def _check_usable(trainer):
+    """Can it make a step at all?"""
+    try:
+        epoch, first = trainer.position
+        numbers = [int(trainer.done), int(epoch), int(first)]
+    except (TypeError, ValueError):
+        numbers = []
+    if numbers != [trainer.done, *np.ravel(trainer.position).tolist()]:
+        raise Wrong(f"trainer.done is {trainer.done!r}, and trainer.position {trainer.position!r}: they must be the "
+                    "number of steps done, and two integers")  # fmt: skip
     for name in ("m", "v"):
         array = getattr(trainer.optimizer, name)
         if np.shape(array) != trainer.flat.data.shape:
@@ -103,7 +112,7 @@ def _(student, rng):
     after = _restored(student, rng, before.checkpoint())
     m, v = before.optimizer.m, before.optimizer.v
     zero = {"they were not loaded: Adam begins again": np.zeros_like(m)}
-    _check_moments_shape(after)
+    _check_usable(after)
     compare("the first moments, m,", after.optimizer.m, m, 0, suspects=zero | {"they are the second ones": v})
     compare("the second moments, v,", after.optimizer.v, v, 0, suspects=zero | {"they are the first ones": m})
     if after.optimizer.t != before.optimizer.t:
@@ -115,6 +124,7 @@ def _(student, rng):
 def _(student, rng):
     before = _trained(rng)
     after = _restored(student, rng, before.checkpoint())
+    _check_usable(after)
     if after.done != before.done:
         raise Wrong(f"trainer.done is {after.done}, not {before.done}: the learning rate, the dropout masks and the "
                     "end of the training would be those of another step")  # fmt: skip
@@ -134,7 +144,7 @@ def _(student, rng):
     if after.optimizer.missed != before.optimizer.missed:
         raise Wrong(f"the steps missed are {after.optimizer.missed}, not {before.optimizer.missed}: moments of a "
                     "parameter that is freed later are as young as it")  # fmt: skip
-    _check_moments_shape(after)
+    _check_usable(after)
     after.step()
     if checkpoint.missed != before.optimizer.missed:
         raise Wrong("checkpoint.missed has changed while the training went on: it was taken, not copied")
@@ -150,7 +160,7 @@ def _(student, rng):
     before = _trained(rng)
     checkpoint = before.checkpoint()
     after, kept = _restored(student, rng, checkpoint), before.checkpoint()
-    _check_moments_shape(after)
+    _check_usable(after)
     losses = [(before.step(), after.step()) for _ in range(4)]
     for i, (right, found) in enumerate(losses):
         if right != found:

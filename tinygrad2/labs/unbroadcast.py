@@ -59,6 +59,7 @@ def _(student, rng):
     _check(student, rng, (4, 3), (4, 1))
     _check(student, rng, (4, 3), (1, 3))
     _check(student, rng, (2, 4, 3), (2, 1, 3))
+    _check(student, rng, (2, 2), (2, 1))
 
 
 @LAB.case(2, "both at once: (1, 3) -> (2, 4, 3), (5, 1, 1) -> (2, 5, 4, 3)")
