@@ -32,8 +32,9 @@
 # | one step taken apart: which gradient is large, which is 0? | one step | 0 |
 # | each part alone: a question whose answer is known | your time | this one |
 #
-# A bug comes as a *patch*: some lines of a shipped file, and the lines that take their place. It is never put into
-# your source, only into a copy of it, in a folder of its own. This is how a text gets the bug:
+# A bug comes as a *patch*: some lines of a shipped file (`find`), and the lines that take their place (`instead`). It
+# is never put into your source, only into a copy of it, in a folder of its own. This is how the text of the file gets
+# the bug:
 
 # %%
 import contextlib
@@ -258,8 +259,9 @@ assert min(wrong) > 1e-4 and max(right) < 1e-6
 
 # %% [markdown]
 # There is nothing between the two groups: a real mistake is far larger than rounding. The other two questions, the
-# first loss and the curve, are answered by the recorded trainings. (Bugs that need `--dropout 0.2` to show at all are
-# held against a right training with dropout.)
+# first loss and the curve, are answered by the recorded trainings. The demo has a vocabulary of 1,024 tokens, so its
+# first loss should be near ln 1024. (Bugs that need `--dropout 0.2` to show at all are held against a right training
+# with dropout.)
 
 
 # %%
@@ -305,9 +307,9 @@ assert 17 in tests["none of them"]
 
 # %% [markdown]
 # The row *gradient* is the first kind. Some of its bugs are not in the row *curve*: looking at the training would not
-# have shown them. Bugs of the second kind are in one of the other rows, and not in this one. What is left is the third
-# kind, and how does one find these? This is what `python -m tinygrad2 bug hint` says of them, but for one, which waits
-# for you in Break:
+# have shown them. The second kind are those that only *first loss*, *leak* or *curve* finds. What is left is the third
+# kind. How does one find these? This is what `python -m tinygrad2 bug hint` says of them, but for one, which waits for
+# you in Break:
 
 # %%
 HIDDEN = 18
