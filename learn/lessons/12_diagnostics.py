@@ -178,7 +178,7 @@ colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, 12))
 for ax, shown, title in (axes[0], record, "ours"), (axes[1], her_record, "hers"):
     blocks = [name for name in shown.ratios if name.startswith("h.")]
     for name, color in zip(blocks, colors):
-        label = "matrices of the blocks" if name == blocks[0] else None
+        label = "matrices of the blocks (dark: first)" if name == blocks[0] else None
         ax.semilogy(shown.ratios[name], color=color, linewidth=1, label=label)
     ax.semilogy(shown.ratios["wte.weight"], color="firebrick", label="wte (embedding and head)")
     ax.semilogy(shown.ratios["wpe.weight"], color="orange", label="wpe (positions)")
