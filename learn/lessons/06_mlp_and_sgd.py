@@ -185,7 +185,7 @@ places = centered @ directions[:2].T
 shown = (sizes[:2] ** 2).sum() / (sizes**2).sum()
 for name, place in zip(["␣", *LETTERS[1:]], places):
     color = "firebrick" if name in "aeiou" else "black"
-    right.text(*place, name, ha="center", va="center", color=color, fontsize=11)
+    right.text(*place, name, ha="center", va="center", color=color, fontsize=9)
 right.set(xlim=(places[:, 0].min() - 0.3, places[:, 0].max() + 0.3), title="vectors of the letters (vowels red)")
 right.set(ylim=(places[:, 1].min() - 0.3, places[:, 1].max() + 0.3))
 right.set_xlabel(f"two directions of ten, {shown:.0%} of the variance")

@@ -215,7 +215,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.4), gridspec_kw={"wid
 picture = left.imshow(weights[head], cmap="Blues", vmin=0, vmax=1)
 left.set_xticks(range(len(ids)), names, rotation=90, fontsize=8)
 left.set_yticks(range(len(ids)), names, fontsize=8)
-left.set(xlabel="is looked at", ylabel="looks", title=f"attention weights, head {head}")
+left.set(xlabel="token that is looked at", ylabel="token that looks", title=f"attention weights, head {head}")
 left.grid(False)
 figure.colorbar(picture, ax=left, shrink=0.7)
 lengths = [4, 8, 16, 32, 64, 128]
