@@ -417,6 +417,10 @@ def test_compare_says_inside_or_the_first_step_outside(tmp_path):
     a_run(tmp_path, mean, lr=1e-3)
     differs = command("compare", tmp_path)
     assert differs.returncode == 2 and "lr: 0.006 in the reference, 0.001 here" in differs.stderr
+    assert "Ctrl-C" not in differs.stderr
+    a_run(tmp_path, mean[:150], steps=150)  # other learning rates than those of the first 150 steps of 1,000
+    shorter = command("compare", tmp_path)
+    assert shorter.returncode == 2 and "150 here; train with --steps 1000, and stop it" in shorter.stderr
 
 
 def test_each_reference_seed_is_inside_the_band_and_near_seeds_too():

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,24 @@ def test_every_flag_with_text_is_a_path_or_known_to_be_none(parsers):
 
 def test_the_scripts_are_all_here():
     assert set(SCRIPTS) == {path.parent.name for path in (ROOT / "data").glob("*/prepare.py")}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a git checkout")
+def test_what_programs_write_without_a_path_is_ignored_by_git(parsers):
+    defaults = [
+        name
+        for parser in parsers.values()
+        for action in parser._actions
+        if isinstance(action, PathAction) and action.role == "output"
+        for names in re.findall(r"\(default: ([^)]*)\)", action.help or "")
+        for name in names.replace("%(default)s", str(action.default)).split(", ")
+        if " " not in name and name != "none"
+    ]
+    paths = {path for name in defaults for path in ([f"{name}.html", f"{name}.png"] if name == "curves" else [name])}
+    assert {"trained_weights.bin", "run", "explain_step.html", "report.json", "curves.png", "labs", "bugs"} <= paths
+    inside = [f"{path}/file" if "." not in path else path for path in sorted(paths)]
+    ignored = subprocess.run(["git", "check-ignore", *inside], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.split() == inside, ignored.stderr
 
 
 # -- empty paths -------------------------------------------------------------------------------------------------------

@@ -30,8 +30,11 @@ def main(argv):
     data = data if is_same_data(data, config["data"]) else config["data"]
     different = differences(reference, config["training"], config["model"], data)
     if different:
+        only_steps = [line.split(":")[0] for line in different] == ["steps"]
+        steps = reference["config"]["training"]["steps"]
+        remedy = f"; train with --steps {steps}, and stop it with Ctrl-C where you like" if only_steps else ""
         raise UserError(f"{args.run}: cannot be compared with the curves of {reference['preset']}: "
-                        + "; ".join(different))
+                        + "; ".join(different) + remedy)
     curves = read_metrics(args.run)
     if "loss" not in curves:
         raise UserError(f"{args.run}: its metrics.jsonl has no 'loss'; it cannot be compared")
