@@ -14,6 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import contextlib
+import hashlib
 import io
 import json
 import runpy
@@ -46,6 +47,8 @@ def main():
             raise UserError(f"{', '.join(stale)}: the notebook is another one; run: python learn/build.py notebooks")
         print(f"{len(paths)} notebooks are those of their lessons")
         return 0
+    if args.what == "notebooks":
+        keep_answers(paths)
     for path in paths:
         start = time.process_time(), time.perf_counter()
         if args.what == "run":
@@ -130,11 +133,40 @@ def build_notebook(path):
             for output in cell.outputs:
                 if output.get("name") == "stderr":
                     raise UserError(f"{path.name}: a cell writes to stderr: {output['text'].strip().splitlines()[-1]}")
-    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}  # no versions of this machine
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"},  # no versions of this machine
+                         "tinygrad2": {"sources": fingerprint(notebook.cells)}}  # fmt: skip
     lesson.NOTEBOOKS.mkdir(exist_ok=True)
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic_write(lesson.notebook_of(path)) as file:
         file.write(text.encode())
+
+
+def keep_answers(paths):
+    """Raises UserError, before anything is built, if a notebook would be replaced whose cells somebody has changed."""
+    changed = [lesson.notebook_of(path).relative_to(ROOT).as_posix() for path in paths if is_changed(path)]
+    if changed:
+        raise UserError(f"{', '.join(changed)}: changed since it was built, with answers of yours perhaps; nothing is "
+                        "replaced: save it under another name and remove it here, or name the notebooks to build")
+
+
+def is_changed(path):
+    """Has somebody changed cells of a lesson's notebook since it was built? False if it does not say how it was."""
+    target = lesson.notebook_of(path)
+    if not target.exists():
+        return False
+    try:
+        notebook = json.loads(target.read_text(encoding="utf-8"))
+        built = notebook["metadata"].get("tinygrad2", {}).get("sources")
+        return built is not None and built != fingerprint(notebook["cells"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True                                               # no notebook of ours
+
+
+def fingerprint(cells):
+    """Some digits that change with the kind, number, order and text of a notebook's cells; not with what they printed.
+    Editors may save a text as a list of its lines."""
+    text = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def empty_notebook(path):

@@ -329,8 +329,11 @@ def test_measured_gradients_are_those_of_backward(step):
             assert slope == pytest.approx(step.grads[name][index], rel=1e-3, abs=1e-5), (name, index)
     rows = samples(step.model, step.grads, chosen, measured)
     assert largest_difference(rows) < 1e-2
-    rows["ln_f.bias"][0]["numeric"] *= 1.5                        # a gradient that is wrong is noticed
+    wrong = measured | {"ln_f.bias": [1.5 * slope for slope in measured["ln_f.bias"]]}
+    rows = samples(step.model, step.grads, chosen, wrong)         # a gradient that is wrong is noticed
     assert largest_difference(rows) == pytest.approx(1 / 3, rel=1e-2)
+    close = {name: [float(grads[index]) * (1 + 1e-8) for index in chosen[name]] for name, grads in step.grads.items()}
+    assert largest_difference(samples(step.model, step.grads, chosen, close)) == pytest.approx(1e-8, rel=0.01)
     for parameter, array, value in zip(step.model.parameters(), before, values):
         assert parameter.data is array and np.array_equal(array, value)
 

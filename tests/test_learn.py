@@ -17,6 +17,7 @@ from ops.broadcast import unbroadcast
 from tests.marks import slow_but
 from tinygrad2.bugs.patch import patches
 from tinygrad2.bugs.signatures import looks_like, recorded
+from tinygrad2.errors import UserError
 from tinygrad2.labs.catalog import LABS
 from tinygrad2.monitor.reference_curves import load_curves
 
@@ -72,7 +73,34 @@ def test_the_notebook_is_the_lesson_executed(name):
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [text for text in printed(name) if PATHS.search(text)]
-    assert set(notebook(name)["metadata"]) == {"kernelspec", "language_info"}
+    assert set(notebook(name)["metadata"]) - {"tinygrad2"} == {"kernelspec", "language_info"}
+    assert not build.is_changed(PATH_OF[name])
+
+
+@pytest.mark.parametrize("as_lines", [False, True], ids=["text", "lines"])
+def test_a_notebook_with_answers_is_not_replaced(as_lines, tmp_path, monkeypatch, capsys):
+    """A reader who fills in blanks, saves, and builds all notebooks again keeps the file. Outputs are no answers."""
+    path = PATH_OF["05_bigram"]
+    monkeypatch.setattr(build, "ROOT", str(tmp_path))
+    monkeypatch.setattr(lesson, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(build, "build_notebook", lambda path: built.append(path))
+    monkeypatch.setattr(sys, "argv", ["build.py", "notebooks", "04", "05"])
+    written = build.empty_notebook(path)
+    written["metadata"]["tinygrad2"] = {"sources": build.fingerprint(written["cells"])}
+    if as_lines:                                                  # as Jupyter saves them
+        for cell in written["cells"]:
+            cell["source"] = cell["source"].splitlines(keepends=True)
+    blank = next(cell for cell in written["cells"] if "my_guess = None" in "".join(cell["source"]))
+    blank["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "something else"}]
+    file, built = lesson.notebook_of(path), []
+    file.write_text(json.dumps(written), encoding="utf-8")
+    assert build.main() == 0 and built == [PATH_OF["04_is_it_right"], path]
+    blank["source"] = ["my_guess = 3.5"] if as_lines else "my_guess = 3.5"
+    for content in (json.dumps(written), "[]", "notes of a reader"):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="^05_bigram.ipynb: changed since it was built"):
+            build.main()
+    assert len(built) == 2 and file.read_text(encoding="utf-8") == "notes of a reader"
 
 
 @pytest.mark.parametrize("name", PATH_OF)

@@ -168,8 +168,9 @@ assert theirs[-20:].mean() > ours[-20:].mean() + 0.05 and their_training.changed
 #
 # `flat.data[...] = bf16(flat.data)` rounds the **weights** after each step. Products with rounded weights are what
 # mixed precision computes anyway; but here the rounded values are all that is left for the next step, and every
-# update below 1/256 of a weight is lost, as in Predict. Measure how many weights really change in a step, or the
-# update-to-weight ratio. Keep a float32 master copy, and round only what goes into a product.
+# update below half the distance to the next number (1/512 to 1/256 of the weight) is lost, as in Predict. Measure
+# how many weights really change in a step, or the update-to-weight ratio. Keep a float32 master copy, and round only
+# what goes into a product.
 #
 # </details>
 #

@@ -84,6 +84,6 @@ def samples(model, grads, chosen, measured):
 def largest_difference(samples):
     """The largest relative difference of a measured gradient and the one that backward computed; of gradients that are
     tiny beside the largest of the sample (1e-4), relative to that."""
-    pairs = [(sample["grad"], sample["numeric"]) for rows in samples.values() for sample in rows]
-    floor = 1e-4 * max(abs(numeric) for _, numeric in pairs)
-    return max(abs(a - b) / max(abs(a), abs(b), floor, 1e-30) for a, b in pairs)
+    found = [sample for rows in samples.values() for sample in rows]
+    floor = 1e-4 * max(abs(one["numeric"]) for one in found)      # "difference" has digits that the other two lack
+    return max(abs(one["difference"]) / max(abs(one["grad"]), abs(one["numeric"]), floor, 1e-30) for one in found)
