@@ -758,6 +758,7 @@ said.pulled = [...document.querySelectorAll("#pulls td:nth-child(3)")].map(cell 
 said.measured = [...document.querySelectorAll("#numeric td:nth-child(4)")].map(cell => cell.textContent);
 const cells = row => [...row.cells].map(cell => cell.textContent);
 said.parameters = [...document.querySelectorAll("#parameters .bars tbody tr")].map(cells);
+said.name = Math.max(...[...document.querySelectorAll("#parameters .link")].map(name => name.offsetHeight));
 said.plan = [...document.querySelectorAll("#plan tbody tr")].map(cells);
 said.graph = [...document.querySelectorAll(".graph .node .n")].map(cell => cell.textContent.split("\\n"));
 said.adam = document.querySelector("#parameters p").textContent;
@@ -848,6 +849,7 @@ def test_the_page_of_a_step_in_a_browser(here, capsys):
         assert cells[0].startswith(update["name"] + " (")
         numbers = [None if cell == "weights 0" else float(cell.replace(",", "")) for cell in cells[1:6]]
         assert numbers == [update[key] and pytest.approx(update[key], rel=6e-3) for key in keys]
+    assert said["name"] < 30                                      # pixels: one line, where a window is wide enough
     assert "moments of zero, so this is the first step of a new training" in said["adam"]
     outputs = [node["outputs"] for node in data["nodes"]]
     for k, key in enumerate(("norm", "grad")):
