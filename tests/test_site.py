@@ -116,6 +116,18 @@ def test_every_lesson_is_in_the_reading_order_with_its_figures(files, pages):
         assert pictures and all(files[f"learn/notebooks/{name}"].startswith(b"\x89PNG") for name in pictures)
 
 
+def test_names_that_the_documents_import_are_in_the_api(pages):
+    """What docs/library.md shows, and what lessons 5 and 6 train with, is described under public names."""
+    listed = {heading for name, text in pages.items() if name.startswith("api/")
+              for heading in re.findall(r"^##+ (\w+)$", text, re.MULTILINE)}  # fmt: skip
+    text = "\n".join([(ROOT / "docs" / "library.md").read_text(encoding="utf-8"),
+                      *(path.read_text(encoding="utf-8") for path in lesson.lessons()[5:7])])  # fmt: skip
+    found = re.findall(r"^from (?:models|tinygrad2)(?:\.(?!distributed|datasets)\w+)* import (.+)$", text, re.MULTILINE)
+    names = {name for names in found for name in names.split(", ")}
+    assert {"SGD", "RMSprop", "Adam", "FlatBuffers", "GPT", "Tensor"} <= names
+    assert names - listed == set()
+
+
 @pytest.mark.parametrize("name", ["layernorm", "split", "compare", "linear_bfloat16", "concatenate", "index"])
 def test_the_program_of_an_op_runs_by_itself(name):
     """It prints in a process of its own what the page shows, and its gradient check passes."""

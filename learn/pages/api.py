@@ -16,7 +16,8 @@ MODULES = {  # page: (title, text, modules whose public names it lists)
         "models.bigram", "models.mlp_lm", "models.head_lm", "models.kv_cache", "models.sampling"]),
     "api/tokenizers.md": ("tinygrad2.tokenizers", "Texts to tokens, and back.", [
         "tinygrad2.tokenizers.tokenizer", "tinygrad2.tokenizers.load", "tinygrad2.tokenizers.bpe"]),
-    "api/optim.md": ("tinygrad2.optim", "Optimizers, clipping, learning rates.", ["tinygrad2.optim"]),
+    "api/optim.md": ("tinygrad2.optim", "Optimizers, clipping, learning rates, and the arrays they work on.", [
+        "tinygrad2.optim", "tinygrad2.optimizers", "tinygrad2.flat_buffers"]),
 }  # fmt: skip
 
 
