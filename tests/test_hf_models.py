@@ -108,6 +108,15 @@ def test_folders_without_weights_say_what_is_there(name, words, tmp_path):
     assert "has neither model.safetensors nor" in message and words in message
 
 
+def test_the_folder_of_a_run_or_a_checkpoint_says_which_file_to_give(tmp_path):
+    for step in (50, 100):
+        checkpoint = tmp_path / "checkpoints" / f"step_{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "weights.bin").write_bytes(b"")
+    for given in (tmp_path, checkpoint):
+        assert refused(given).endswith(f"it has weights of a training: give {checkpoint / 'weights.bin'}")
+
+
 def test_fields_that_change_nothing(tmp_path):
     path = folder(
         tmp_path / "m", float32(a_model()), reorder_and_upcast_attn=True, attn_pdrop=0.5, resid_pdrop=0.5,

@@ -14,6 +14,7 @@ The tensors have our names, usually prefixed with "transformer.", and our orient
 https://huggingface.co/docs/transformers/model_doc/gpt2
 """
 
+import glob
 import os
 
 import numpy as np
@@ -77,9 +78,17 @@ def read_folder(folder):
     else:
         others = [what for name, what in _OTHER_FILES.items() if name in names]
         others += ["a .gguf file, of llama.cpp: fetch model.safetensors" for name in names if name.endswith(".gguf")]
+        others += [f"weights of a training: give {path}" for path in _weights_of_a_run(folder)]
         remedy = f"it has {others[0]}" if others else "give the folder of a model"
         raise UserError(f"{folder}: has neither model.safetensors nor {_INDEX}; {remedy}")
     return model_of(entries, read_config(os.path.join(folder, "config.json")), path)
+
+
+def _weights_of_a_run(folder):
+    """Weights files that train_gpt2.py has written into a checkpoint, or into those of a run's folder, newest first."""
+    pattern = os.path.join(glob.escape(folder), "checkpoints", "step_*", "weights.bin")
+    paths = [os.path.join(folder, "weights.bin"), *sorted(glob.glob(pattern), reverse=True)]
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def read_file(path):
