@@ -17,7 +17,7 @@ import models.gpt
 import train_gpt2
 from models import GPTConfig
 from tinygrad2 import Tensor, gradcheck, no_grad
-from tinygrad2.bugs.patch import parse, patches
+from tinygrad2.bugs.patch import Patch, parse, patches
 from tinygrad2.bugs.signatures import curves, distance, looks_like, recorded
 from tinygrad2.commands.bug import main as bug_command
 from tinygrad2.commands.compare import main as compare_command
@@ -364,6 +364,21 @@ def test_texts_of_another_form_are_refused():
             parse("x", wrong)
 
 
+@pytest.mark.parametrize("patch", BUGS.values(), ids=BUGS)
+def test_a_bug_is_revealed_from_inside_its_copy_too(patch, monkeypatch):
+    """There the file has the planted lines, or what the learner made of them."""
+    planted, outside = patch.apply(patch.shipped()), patch.difference()
+    monkeypatch.setattr(Patch, "shipped", lambda self: planted)
+    inside = patch.difference()
+    assert [line for line in inside if line[:1] in "-+"] == [line for line in outside if line[:1] in "-+"]
+    where = [int(line[5:]) for line in inside if line.startswith("line ")]
+    unique = [instead for _, instead in patch.hunks if len(Patch.places(planted, instead)) == 1]  # no empty one
+    for line, instead in zip(where, unique, strict=True):
+        assert planted.splitlines()[line - 1 :][: len(instead.splitlines())] == instead.splitlines()
+    monkeypatch.setattr(Patch, "shipped", lambda self: "all of it is new\n")
+    assert patch.difference() == [line for line in outside if line[:1] in "-+"]
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +404,11 @@ def test_a_learner_from_planting_to_removal(tmp_path, monkeypatch, capsys):
     assert where.stdout == f"{copy / 'ops' / '__init__.py'} {copy / 'tinygrad2' / '__init__.py'} False\n"
     inside = python(copy, "-m", "tinygrad2", "bug", "plant", "1")
     assert inside.returncode == 2 and "is itself a copy with a bug in it" in inside.stderr
+    for words in ("bug remove 24", "lab start unbroadcast"):
+        inside = python(copy, "-m", "tinygrad2", *words.split())
+        assert inside.returncode == 2 and "is itself a copy with a bug in it" in inside.stderr, words
+    inside = python(copy, "-m", "tinygrad2", "bug", "reveal", "24")
+    assert inside.returncode == 0 and "+         p = ops.softmax(" in inside.stdout, inside.stderr
 
     (copy / "models" / "block.py").write_text("my own\n")
     assert bug_command(["list"]) == 0

@@ -57,15 +57,20 @@ class Patch:
         return [match.start() for match in re.finditer("^" + re.escape(find), text, re.MULTILINE)]
 
     def shipped(self):
-        """The text of the file without the bug."""
+        """The text of the file here: without the bug, unless this is the copy with it (plant.py)."""
         return read_bytes(os.path.join(PROJECT_ROOT, *self.file.split("/"))).decode("utf-8")
 
     def difference(self):
-        """The lines that differ, "line N", then "- " as shipped and "+ " as planted."""
+        """The lines that differ: "line N", then "- " as shipped and "+ " as planted.
+
+        Run from the copy with this bug, N is the line in the copy. It is left out where the file has neither any more.
+        """
         text, lines = self.shipped(), []
         for find, instead in self.hunks:
-            (start,) = self.places(text, find)
-            lines.append(f"line {text.count(chr(10), 0, start) + 1}")
+            for places in (self.places(text, find), self.places(text, instead)):
+                if len(places) == 1:
+                    lines.append(f"line {text.count(chr(10), 0, places[0]) + 1}")
+                    break
             lines += [f"- {line}" for line in find.splitlines()] + [f"+ {line}" for line in instead.splitlines()]
         return lines
 

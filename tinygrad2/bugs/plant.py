@@ -35,6 +35,12 @@ def _is_left_out(path):
     return path == _COMPILED or os.path.basename(path) == "__pycache__"
 
 
+def refuse_in_a_copy(remedy):
+    """Raises UserError if this process itself runs from a copy with a bug."""
+    if may_exist(os.path.join(PROJECT_ROOT, NOTE)):
+        raise UserError(f"{PROJECT_ROOT}: is itself a copy with a bug in it; {remedy}")
+
+
 def folder_of(patch, folder):
     """Where the copy with this bug is."""
     return os.path.join(folder, f"{patch.number:02d}")
@@ -55,8 +61,7 @@ def plant(patch, folder):
 
     Raises UserError if there is something of that name, or if this process itself runs from such a copy.
     """
-    if may_exist(os.path.join(PROJECT_ROOT, NOTE)):
-        raise UserError(f"{PROJECT_ROOT}: is itself a copy with a bug in it; plant from another folder")
+    refuse_in_a_copy("plant from another folder")
     path = folder_of(patch, folder)
     if may_exist(path):
         if is_planted(patch, folder):
@@ -90,6 +95,7 @@ def remove(patch, folder):
     """
     path, note = folder_of(patch, folder), _note(patch, folder)
     if note is None:
+        refuse_in_a_copy("remove it from the folder in which it was planted")
         raise UserError(f"{path}: no bug is planted there")
     for name, crc in note["files"].items():
         target = os.path.join(path, *name.split("/"))

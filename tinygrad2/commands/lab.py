@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 
+from tinygrad2.bugs.plant import refuse_in_a_copy
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.errors import UserError, printable
 from tinygrad2.io.files import make_folder, may_exist, read_bytes, write_json
@@ -53,6 +54,7 @@ def main(argv):
         raise UserError(f"--time-limit must be more than 0 and at most 86400 seconds, not {args.time_limit:g}")
     if args.action in ("start", "hint", "reset") and not args.names:
         raise UserError(f"lab {args.action}: give the NAME of a lab: {', '.join(LABS)}")
+    refuse_in_a_copy("labs are checked against source without one: go to another folder")
     labs = [LABS[name] for name in dict.fromkeys(args.names)]
     return {"list": _list, "start": _start, "check": _check, "hint": _hint, "reset": _reset,
             "report": _report}[args.action](labs, args)  # fmt: skip
