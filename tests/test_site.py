@@ -182,6 +182,7 @@ def test_prose_and_formulas_are_told_apart():
         (True, "rtol    error\natol    size"),
     ]  # fmt: skip
     assert blocks("Backward.  x_i goes\non.") == [(False, "Backward.  x_i goes\non.")]
+    assert blocks("out = x.reshape(a)        dx = dout") == [(True, "out = x.reshape(a)        dx = dout")]
     assert blocks(">>> f(1)\n2") == [(True, ">>> f(1)\n2")]
     assert escaped("a_i * [b] <c> `d_e`") == r"a\_i \* \[b\] &lt;c&gt; `d_e`"
     assert fence("```\nx\n```").startswith("````text\n")
@@ -279,9 +280,13 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path, monkeypatc
     index = (out / "search" / "search_index.json").read_text(encoding="utf-8")
     assert "ops/layernorm.html" in index and "source/ops" not in index
     found = json.loads(index)["docs"]
+    texts = [entry["text"] for entry in found if entry["location"].startswith("ops/layernorm.html")]
+    assert any("dx = rstd * (g - avg(g)" in text for text in texts) and "∗" not in "".join(texts)  # plain text, once
     boosted = {entry["location"].partition("#")[0] for entry in found if entry.get("boost") == 2}
     assert boosted == {f"learn/notebooks/{path.stem}.html" for path in lesson.lessons()}
     page = (out / "ops" / "layernorm.html").read_text(encoding="utf-8")
-    for selector in (".language-text", ".output"):  # what site.css says of formulas and of output is about something
+    assert page.count("<math ") > 15 and page.count("alttext=") == page.count("<math ")
+    assert re.search(r'<details class="?plain"?>\s*<summary>.*?<code>.*?xhat = \(x - mean\) \* rstd', page, re.S)
+    for selector in (".language-text", ".output", ".formulas", ".plain"):  # what site.css says is about something
         css = (out / "assets" / "site.css").read_text(encoding="utf-8")
         assert selector in css and re.search(rf'class="[^"]*\b{selector[1:]}\b', page)

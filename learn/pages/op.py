@@ -5,7 +5,7 @@ import functools
 import re
 
 from learn import lesson
-from learn.pages import example
+from learn.pages import example, formulas
 from learn.pages.text import ROOT, cell, docstring, fence, output, relative, signature
 from tinygrad2.dispatch import OPS
 
@@ -26,7 +26,8 @@ def file_of(name):
 def page(name, links):
     """The Markdown of an op's page."""
     here, op, program = page_of(name), OPS[name], example.program(name)
-    text = re.sub(r"^(?=Backward[.,])", "## The gradient\n\n", docstring(op.__doc__, here, links), flags=re.M)
+    text = docstring(op.__doc__, here, links, formulas=formulas.block)
+    text = re.sub(r"^(?=Backward[.,:])", "## The gradient\n\n", text, flags=re.M)
     made = [f"# {name}\n", f"The whole file: {source_link(here, file_of(name), links)}.\n"]
     made += ["## Formula\n", text, "## Code\n"]
     made += [fence(example.code_without_docstring(op), "python", file_of(name)), "## Call\n"]

@@ -12,7 +12,7 @@ import re
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PATH = r"(?:[\w-]+/)*[\w-]+\.(?:py|md|js|css|html|cfg|toml)"
-_COLUMNS = re.compile(r"[\w\"'(\[*-][^.:!?]*? {2,}\S")  # `rtol    largest relative error`
+_COLUMNS = re.compile(r"[\w\"'(\[*-][^.:!?]*? {2,}\S|\S.* {4,}\S")  # `rtol    largest relative error`
 LONGEST = 80  # signs of a signature on one line
 _MARKUP = re.compile(r"([\\`*_{}\[\]])")
 
@@ -108,11 +108,11 @@ def blocks(doc):
     return [(keep, inspect.cleandoc("\n" + text) if keep else text) for keep, text in texts if text]
 
 
-def docstring(doc, page, links):
-    """A docstring as Markdown: prose with its files linked, the rest in blocks as it stands."""
+def docstring(doc, page, links, formulas=fence):
+    """A docstring as Markdown: prose with its files linked, the rest as it stands, or as `formulas` shows it."""
     made = []
     for keep, text in blocks(doc):
-        made.append(fence(text) if keep else linked_paths(escaped(text), page, links, bare=True) + "\n")
+        made.append(formulas(text) if keep else linked_paths(escaped(text), page, links, bare=True) + "\n")
     return "\n".join(made)
 
 
