@@ -112,6 +112,12 @@ def test_the_plain_text_of_a_line_is_whole():
     ("out = tanh x = (e^x - e^-x) / (e^x + e^-x)",
      "{out = {tanh of x} = <{<e^x> − <e^{− x}>}/{<e^x> + <e^{− x}>}>}"),
     ("dx = dout where x > 0, else 0", "{dx = {dout where {x > 0} , else 0}}"),
+    ("e^-(x + y)", "<e^{− ({x + y})}>"),  # parentheses that may not go
+    ("|x - y| / |z|", "<{| {x − y} |}/{| z |}>"),
+    ("(a + b)^(c + d) / (a (b + c))", "<<({a + b})^{c + d}>/{a · ({b + c})}>"),
+    ("(a - b) (a - (b - c))", "{({a − b}) · ({a − ({b − c})})}"),
+    ("(a + b)/2 - [c]/d", "{<{a + b}/2> − <{[ c ]}/d>}"),
+    ("max(a, b) / sqrt |x|", "<{max of ({a , b})}/√{{| x |}}>"),
     ("dh = dg gelu'(h)", "{dh = {dg · {<gelu^′> of (h)}}}"),
     ("dx = dh weight1T", "{dx = {dh · <<weight_1>^T>}}"),
     ("out = sqrt( 1/(N - ddof) sum over the axes of (x - m)^2 )",
@@ -134,7 +140,8 @@ def test_the_mathml_of_a_formula():
 
 
 @pytest.mark.parametrize("text", [
-    "a / b c", "a / b / c", "a/b/c", "a/b / c", "a^b^c", "sum over i of a_i + b", "ln p q", "tanh u^2", "x_iT",
+    "a / b c", "a / b / c", "a/b/c", "a/b / c", "a^b^c", "sum over i of a_i + b", "ln p q", "tanh u^2",
+    "ln x / 2", "ln (a + b) / 2", "x_iT",
     "a ==b", "a = b == c", "a ^ b", "a != b", "a -", "(a", "a)", "2x", "f(x)", "x.reshape(a)", "a, then", "=",
     "out = x in `dtype`", "out = the smallest i for which x_i is largest", "out = every x_i along the axes is true",
     "dx = dsum + (dx of ops/layernorm.py at sum, given dout)", "x = word", "x where", "sum over words of x",

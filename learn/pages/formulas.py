@@ -221,8 +221,7 @@ class Reader:
         if self.peek(tight=True) != "^":
             return base
         self.need("^")
-        minus = [sign("-")] if self.take("-") else []
-        exponent = row(*minus, bare(self.operand()))
+        exponent = row(sign("-"), self.operand()) if self.take("-") else bare(self.operand())
         if self.peek() == "^":
             raise NotUnderstood("which of two powers is taken first?")
         return f"<msup>{base}{exponent}</msup>"
@@ -256,7 +255,7 @@ class Reader:
             called += "<mo>\u2061</mo>"
         else:
             argument = self.over_index() or self.operand()
-            if self.peek() == "^" or self.factor_follows():
+            if self.peek() in ("^", "/") or self.factor_follows():
                 raise NotUnderstood("where does the argument end?")
             called += '<mo rspace="0.2em">\u2061</mo>'
         return f"<msqrt>{bare(argument)}</msqrt>" if token == "sqrt" else row(called, argument)

@@ -14,7 +14,7 @@ class NotUnderstood(Exception):
 
 
 class Group(str):
-    """MathML in parentheses; `inside` is the same without them, for fractions, roots and exponents."""
+    """MathML in brackets; `inside` is the same without them where they only group: in fractions, roots, exponents."""
 
     inside: str
 
@@ -33,7 +33,7 @@ def words(text):
 
 def group(inside, left="(", right=")"):
     made = Group(row(sign(left), inside, sign(right)))
-    made.inside = inside
+    made.inside = inside if left == "(" else made
     return made
 
 
