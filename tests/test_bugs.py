@@ -16,8 +16,10 @@ import pytest
 import models.gpt
 import train_gpt2
 from models import GPTConfig
+from tests.marks import slow_but
 from tinygrad2 import Tensor, gradcheck, no_grad
 from tinygrad2.bugs.patch import Patch, parse, patches
+from tinygrad2.bugs.plant import plant
 from tinygrad2.bugs.signatures import curves, distance, looks_like, recorded
 from tinygrad2.commands.bug import main as bug_command
 from tinygrad2.commands.compare import main as compare_command
@@ -429,6 +431,18 @@ def test_a_learner_from_planting_to_removal(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert bug_command(["list", "02", "2"]) == 0
     assert capsys.readouterr().out.count("Nothing is visible in the curve") == 1
+
+
+PROPERTIES_OF = {patch.name: re.findall(r"tinygrad2 verify (\w+)", patch.means) for patch in BUGS.values()}
+VERIFIED = [name for name, properties in PROPERTIES_OF.items() if properties]
+
+
+@pytest.mark.parametrize("name", slow_but(VERIFIED[:1], VERIFIED))
+def test_verify_finds_the_bugs_whose_hint_says_so(name, tmp_path):
+    copy = plant(BUGS[name], str(tmp_path))
+    flags = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --batch-size 4".split()
+    result = python(copy, "-m", "tinygrad2", "verify", *PROPERTIES_OF[name], *flags)
+    assert result.returncode == 1 and " FAIL " in result.stdout, result.stdout + result.stderr
 
 
 def test_a_copy_that_nobody_touched_is_removed_as_a_whole(tmp_path, monkeypatch):

@@ -229,11 +229,12 @@ def _accum(trial):
         records, _ = trial.outcome(f"pieces-{n}")
         curves.append([records[step] for step in sorted(records)])
     curves = np.array(curves)  # (len(pieces), STEPS, 3)
-    losses = curves[:, :, 0]
+    losses, norms = curves[:, :, 0], curves[:, 0, 1]  # norms of the first step: later ones grow apart with the weights
     clipped = int((curves[0, :, 1] > clip).sum())
-    difference = float((np.abs(losses - losses[0]) / np.maximum(1, losses[0])).max())
+    of_losses = np.abs(losses - losses[0]) / np.maximum(1, losses[0])
+    difference = float(max(of_losses.max(), (np.abs(norms - norms[0]) / np.maximum(1e-30, norms[0])).max()))
     how = f"{', '.join(map(str, pieces))} micro-batches, {trial.dropout_text}clipped at {clip:g}"
-    return Result(difference, ROUNDING, f"{STEPS} steps with {how} in {clipped} of them: losses")
+    return Result(difference, ROUNDING, f"{STEPS} steps with {how} in {clipped} of them: losses, first norm")
 
 
 def _ranks(trial):
