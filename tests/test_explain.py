@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import importlib
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import pathlib
 import re
 import shutil
 import subprocess
+import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.explain import numeric
 from tinygrad2.explain import page as pages
 from tinygrad2.explain import pulls as pulls_module
-from tinygrad2.explain.forward import Forward, attention_of, choose_layers, page_of_forward, softmax
+from tinygrad2.explain.forward import Forward, attention_of, choose_layers, page_of_forward, softmax, wrong_weights
 from tinygrad2.explain.maps import gradient_map, gradient_maps
 from tinygrad2.explain.memory import Buffer, MemoryObserver, first_fit, page_of_memory
 from tinygrad2.explain.numeric import choose_elements, largest_difference, measure, samples
@@ -824,6 +827,37 @@ def test_the_page_in_a_browser_answers_keyboard_and_touch(here, capsys):
         for w in weights[t, : t + 1]:
             assert f"{w:.3f}".removeprefix("0") in words
     assert said["sums"] == ["1.000"] * 4
+
+
+WRONG = """<script>{
+const wrong = [...document.querySelectorAll(".wrong")].map(p => p.textContent);
+document.body.append("\\n" + JSON.stringify(wrong.reduce((all, text) => ({...all, [text]: true}), {})) + " END");
+}</script>"""
+
+
+@pytest.mark.parametrize("faulty", [
+    {"future": lambda xp, Tq, Tk: xp.arange(Tk) > xp.arange(Tk - Tq, Tk)[:, None] + 1},
+    {"future": lambda xp, Tq, Tk: xp.arange(Tk) < xp.arange(Tk - Tq, Tk)[:, None]},
+    {"math": types.SimpleNamespace(sqrt=math.sqrt, inf=3.0)},
+], ids=["one further", "transposed", "finite"])  # fmt: skip
+def test_attention_that_is_not_causal_is_named(faulty, here, capsys, monkeypatch):
+    save(here / "w.bin")
+    flags = ("--weights", "w.bin", "--prompt", PROMPT)
+    assert run(*flags) == 0 and data_of(here / "explain.html")["wrong"] == []
+    assert "attention" not in capsys.readouterr().out
+    for name, value in faulty.items():
+        monkeypatch.setattr(importlib.import_module("ops.attention"), name, value)
+    assert run(*flags) == 0
+    said, on_page = capsys.readouterr().out, data_of(here / "explain.html")["wrong"]
+    assert all(f"attention layer {i}: positions look ahead, with up to " in said for i in (0, 1)), said
+    assert said.count("attention layer") == len(on_page) == 2
+    assert list(in_browser(here / "explain.html", WRONG)) == [f"This is no causal attention: {one}." for one in on_page]
+
+
+def test_weights_that_do_not_sum_to_one_are_named(forward, monkeypatch):
+    one = forward.attention[0]
+    monkeypatch.setitem(forward.attention, 0, replace(one, weights=one.weights * np.float32(0.9)))
+    assert wrong_weights(forward) == ["layer 0: the weights of a position sum to 0.900, not to 1"]
 
 
 def test_the_page_of_a_step_in_a_browser(here, capsys):

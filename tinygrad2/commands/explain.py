@@ -102,7 +102,8 @@ def explain_forward(config, model, tokenizer, pretrained, tokens):
     guesses = ", ".join(f"{token_text(tokenizer, id)} {share(last[id])}" for id in best)
     if not np.isfinite(last).all():
         guesses = "its probabilities are not finite numbers"
-    return page, f"tokens    {len(tokens)}; after the last one: {guesses}"
+    lines = [f"tokens    {len(tokens)}; after the last one: {guesses}"]
+    return page, "\n".join(lines + [f"attention {sentence}" for sentence in page["wrong"]])
 
 
 def share(p):

@@ -48,6 +48,7 @@ tokenBar(t => DATA.tokens[t]);
   const e = section("attention", "Attention: where each head looks", "Each position mixes the values of the positions up to its own; "
     + "the weights of a row sum to 1. In the squares a row is the position that asks, a column the one that is looked at; colour follows the "
     + `root of the weight, so that small ones can be seen; the line marks the chosen row. Choose a head to read it here.${shownLayers}`);
+  for (const sentence of DATA.wrong) element(e, "p", {class: "wrong"}, `This is no causal attention: ${sentence}.`);
   const layers = DATA.attention.map(({layer, error, weights}) => ({layer, error, heads: weights.map(fractions)}));
   const rowOf = (head, t) => head.subarray(t * (t + 1) / 2, (t + 1) * (t + 2) / 2);
   let chosen = [0, 0], draw = () => {};

@@ -17,6 +17,7 @@ from tinygrad2.tensor import Tensor, no_grad
 _OPS = ("embedding", "add", "add_layernorm", "attention")
 _TOP, _TOP_OF_LAYER = 10, 5  # tokens shown of a prediction, of the model and of a layer
 _CHANNELS = 128  # of an embedding
+_OFF = 1e-3  # from 1, of a sum of weights: more than rounding
 _VALUES = 1_000_000  # attention weights on a page: 2.7 bytes each
 
 
@@ -125,10 +126,25 @@ def page_of_forward(forward):
             {"layer": layer, "error": rounded(one.error, 2), "weights": [fractions(w[below]) for w in one.weights]}
             for layer, one in forward.attention.items()
         ],
+        "wrong": wrong_weights(forward),
         "lens": [top_tokens(probabilities, _TOP_OF_LAYER) for probabilities in forward.lens()],
         "top": top_tokens(forward.probabilities, _TOP),
         "next": rounded(forward.probabilities[np.arange(n_tokens - 1), forward.tokens[1:]]),
     }  # fmt: skip
+
+
+def wrong_weights(forward):
+    """Sentences about layers whose attention weights are none of a causal attention: what the page does not draw."""
+    found = []
+    for layer, one in forward.attention.items():
+        later, sums = np.triu(one.weights, 1).sum(-1), one.weights.sum(-1)                           # (nh, T) both
+        if later.max() > 0:
+            found.append(f"layer {layer}: positions look ahead, with up to {later.max():.1%} of their weights, "
+                         "which are not drawn")  # fmt: skip
+        if np.abs(sums - 1).max() > _OFF:
+            worst = sums.flat[np.abs(sums - 1).argmax()]
+            found.append(f"layer {layer}: the weights of a position sum to {worst:.3f}, not to 1")
+    return found
 
 
 def _embedding(rows):
