@@ -445,6 +445,19 @@ def test_verify_finds_the_bugs_whose_hint_says_so(name, tmp_path):
     assert result.returncode == 1 and " FAIL " in result.stdout, result.stdout + result.stderr
 
 
+EXPLAINED = [name for name, patch in BUGS.items() if "explain" in patch.means]
+
+
+@pytest.mark.parametrize("name", slow_but(("residual_dropped",), EXPLAINED))
+def test_explain_runs_with_the_bugs_whose_hint_says_so(name, tmp_path):
+    copy = plant(BUGS[name], str(tmp_path))
+    flags = "--steps 1 --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --batch-size 2 --sample-tokens 0".split()
+    assert python(copy, "train_gpt2.py", *flags).returncode == 0
+    step = ["--step"] if "explain --step" in BUGS[name].means else []
+    result = python(copy, "-m", "tinygrad2", "explain", "--prompt", "Tom had", *step)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_copy_that_nobody_touched_is_removed_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bug_command(["plant", "3", "--folder", "my bugs é"])

@@ -82,7 +82,7 @@ def main(argv):
             explained = explain_step if config.step else explain_forward
             data, line = explained(config, model, tokenizer, pretrained, tokens)
         except LookupError as error:
-            raise UserError(f"{config.weights}: is no GPT as models/gpt.py has it ({error})") from None
+            raise UserError(f"{config.weights}: the forward pass is not the one that the page shows: {error}") from None
     size = write_page(out, "step" if config.step else "forward", data | about(config, model))
     if replaced:
         print(f"note      {out}: the page that was there is replaced")
