@@ -47,7 +47,7 @@ def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
 
 
 class Adam:
-    """Adam on flat buffers (module.py); weight decay applies to matrices, not to biases and LayerNorm parameters.
+    """Adam on flat buffers (flat_buffers.py); weight decay applies to matrices, not to biases and LayerNorm parameters.
 
     flat      FlatBuffers: parameters and gradients
     parts     the slices of the buffers that this rank updates (default: all; see distributed/zero.py)
