@@ -248,10 +248,28 @@ def test_few_rows_are_float32_unless_rounding_was_ordered(monkeypatch):
     from ops.kernels.cpu import products, skinny_gemm
 
     monkeypatch.setattr(products, "tile_kernel", lambda precision: "amx")
+    monkeypatch.setattr(products.target, "beats_blas", lambda: False)
     many, few = np.ones((50, 40), np.float32), np.ones((skinny_gemm.MOST, 40), np.float32)
     for asked in PRECISIONS:
         assert products.kernel_for(many, many.T, asked) == "amx" and products.kernel_for(few, many.T, asked) is None
     assert products.kernel_for(few, many.T, ROUNDED) == "amx"
+
+
+@needs_kernels
+def test_float32_by_our_kernel_where_it_is_faster_than_blas(monkeypatch):
+    from ops.kernels.cpu import products
+
+    monkeypatch.setattr(products, "tile_kernel", lambda precision: None)
+    for faster, shape, kernel in ((True, (16, 96, 96), "avx512"), (False, (16, 96, 96), None),
+                                  (True, (15, 96, 96), None), (True, (16, 95, 96), None), (True, (16, 96, 95), None)):
+        monkeypatch.setattr(products.target, "beats_blas", lambda faster=faster: faster)
+        (M, K, N) = shape
+        a, b = np.ones((M, K), np.float32), np.ones((K, N), np.float32)
+        for asked in PRECISIONS:
+            assert products.kernel_for(a, b, asked) == kernel
+        assert products.kernel_for(a, b, ROUNDED) is None
+        out = products.gemm(a, b, np.empty((M, N), np.float32), scale=0.5)
+        assert (out == K / 2).all()                               # by BLAS, which takes the factor
 
 
 @needs_kernels
@@ -260,6 +278,7 @@ def test_products_of_parts_are_for_long_axes(monkeypatch, kernel):
     from ops.kernels.cpu import products
 
     monkeypatch.setattr(products, "tile_kernel", lambda precision: kernel)
+    monkeypatch.setattr(products.target, "beats_blas", lambda: False)
     for shape in ((256, 256, 256), (255, 256, 300), (300, 255, 256), (256, 300, 255)):
         (M, K, N), parts = shape, kernel != "amx"
         a, b = np.ones((M, K), np.float32), np.ones((K, N), np.float32)
@@ -274,6 +293,7 @@ def test_products_of_parts_are_for_long_axes(monkeypatch, kernel):
     ("vector", "avx2", "high", "(no AMX tiles here)"),
     ("vector", "avx2", "medium", "(neither AMX tiles nor AVX512-BF16 here)"),
     ("vector", "avx2", "bfloat16", "bfloat16: operands rounded, float32 through "),
+    ("avx512", "avx512bf16 avx512bw", "highest", "highest: float32 by AVX-512"),
     ("avx512", "avx512bf16 avx512bw", "medium", "(no AMX tiles here, and this AVX512-BF16 is no faster)"),
     ("avx512", "amx-tile amx-bf16 avx512bf16 avx512bw", "high", "(the system does not permit AMX tiles)"),
     ("bf16", "avx512bf16 avx512bw", "medium", "medium: one bfloat16 product by AVX512-BF16"),
@@ -286,6 +306,7 @@ def test_the_user_is_told_what_multiplies_and_why(monkeypatch, kernel, features,
     monkeypatch.setattr(products.target, "fastest", lambda precision: kernel)
     monkeypatch.setattr(products.target, "features", lambda: frozenset(features.split()))
     monkeypatch.setattr(products.target, "tiles_permitted", lambda: False)
+    monkeypatch.setattr(products.target, "beats_blas", lambda: kernel == "avx512" and asked == "highest")
     products.tile_kernel.cache_clear()
     try:
         assert line in ops.describe_products("cpu", "auto", asked)

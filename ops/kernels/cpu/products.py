@@ -1,15 +1,16 @@
 """Matrix products in the precision that is asked for (tinygrad2/precision.py): which code computes them.
 
                 AMX                              AVX512-BF16 of AMD       neither
-    highest     six products of three parts      BLAS                     BLAS
-    high        three products of two parts      BLAS                     BLAS
-    medium      one bfloat16 product             one bfloat16 product     BLAS
+    highest     six products of three parts      float32                  float32
+    high        three products of two parts      float32                  float32
+    medium      one bfloat16 product             one bfloat16 product     float32
     bfloat16    one bfloat16 product             one bfloat16 product     operands rounded first, then BLAS
 
-BLAS is float32 (blas_gemm.py); the others are kernels of gemm/. For few rows the time is that of reading the weight,
-and float32 is as fast: then permissions are not used. Nor are they where an axis is short (LEAST): to split a matrix
-into parts takes as long as several products, and there each number is in few of them. What BLAS gets rounded has the
-same numbers as what the kernels round while they pack, so the results agree to float32's rounding of sums.
+All are kernels of gemm/; float32 is its AVX-512 kernel where that is faster, else BLAS (blas_gemm.py). For few rows the
+time is that of reading the weight, and float32 is as fast: then permissions are not used. Nor are they where an axis is
+short (LEAST): to split a matrix into parts takes as long as several products, and there each number is in few of them.
+What BLAS gets rounded has the same numbers as what the kernels round while they pack, so the results agree to float32's
+rounding of sums.
 """
 
 import functools
@@ -28,7 +29,7 @@ _HOW = {
     "bf16": "one bfloat16 product by AVX512-BF16",
 }
 
-LEAST = {"amx x6": 256, "amx x3": 256}                            # of each axis, for products of parts; docs/kernels.md
+LEAST = {"amx x6": 256, "amx x3": 256}                            # of each axis, for products of parts
 _BLOCK = 1 << 22                                                  # numbers that are rounded at a time
 
 
@@ -38,6 +39,8 @@ def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
     Rows or columns of a and b must be contiguous. A transposed view (`x.T`) is read in place.
     """
     kernel = kernel_for(a, b, precision)
+    if scale != 1 and kernel == "avx512":
+        kernel = None                                             # BLAS needs no copy for the factor
     if scale != 1 and (kernel or precision == "bfloat16"):
         a, scale = a * np.float32(scale), 1.0                     # what is rounded is the gradient with its factor
     if kernel:
@@ -50,9 +53,11 @@ def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
 def kernel_for(a, b, precision):
     """The kernel of gemm/ that multiplies these matrices; None if BLAS does."""
     kernel, (M, K), N = tile_kernel(precision), a.shape, b.shape[1]
-    if precision == "bfloat16" or kernel is None:
+    if precision == "bfloat16":
         return kernel
-    return None if min(M, N) <= skinny_gemm.MOST or min(M, K, N) < LEAST.get(kernel, 0) else kernel
+    if kernel and min(M, N) > skinny_gemm.MOST and min(M, K, N) >= LEAST.get(kernel, 0):
+        return kernel
+    return "avx512" if target.beats_blas() and M >= 16 and min(K, N) >= 96 else None
 
 
 def _rounded_gemm(a, b, out, add, bias):
@@ -94,6 +99,8 @@ def describe(precision):
     if kernel:
         return f"{precision}: {_HOW[kernel]}"
     by = f"float32 through {blas_gemm.vendor or 'NumPy'}"
+    if target.beats_blas() and precision != "bfloat16":
+        by = "float32 by AVX-512"
     if precision == "highest":
         return f"highest: {by}"
     return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}{by} ({_what_is_missing(precision)})"

@@ -56,6 +56,13 @@ def fastest_float32():
     return "avx512" if available("avx512") else "vector"
 
 
+@functools.cache
+def beats_blas():
+    """Is fastest_float32() faster than BLAS for most shapes? With AVX-512, but on AMD's processors that is not measured
+    with several threads (docs/kernels.md)."""
+    return fastest_float32() == "avx512" and not _cpu_name().startswith("znver")
+
+
 def fastest(precision):
     """The kernel for "highest" (float32), "high" (errors of 4e-6) or "medium" (one bfloat16 product).
 
