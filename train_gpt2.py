@@ -350,9 +350,8 @@ def plan_memory(config, model_config, world):
     """The MemoryPlan of a rank. What opening the data took is returned to the system first."""
     give_back_freed_memory()
     forget_peak()
-    return MemoryPlan.of(
-        config, model_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), world.size
-    )
+    compiles = ops.must_compile(config.kernels, precision_of(config))
+    return MemoryPlan.of(config, model_config, ops.runs_reference(config.kernels), compiles, world.size)
 
 
 def measure_costs(trainer, plan, loader):

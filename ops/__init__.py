@@ -110,13 +110,18 @@ def runs_reference(mode):
     return mode == "reference" or not have_cpu_kernels()
 
 
-def must_compile(mode):
-    """Will kernels be compiled before `--kernels MODE` can run on the CPU, as in the first run on a machine?"""
+def must_compile(mode, precision="highest"):
+    """Which kernels will be compiled before `--kernels MODE` can run on the CPU, as in the first run on a machine: 0,
+    none; 1, those of the ops; 2, also those that multiply matrices, where BLAS does not in this precision."""
     if runs_reference(mode):
-        return False
+        return 0
     from ops.kernels.cpu.kernel_cache import is_compiled
 
-    return not is_compiled()
+    if is_compiled():
+        return 0
+    from ops.kernels.cpu.products import need_no_blas
+
+    return 2 if need_no_blas(precision) else 1
 
 
 def describe_kernels(device, mode):

@@ -11,6 +11,7 @@ from tinygrad2.backend import array_module
 from tinygrad2.cli import explanation
 from tinygrad2.mixed_precision import table_lines
 from tinygrad2.monitor.progress import duration
+from tinygrad2.precision import precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import available_bytes, megabytes
 from tinygrad2.training.memory_plan import MemoryPlan, advice
@@ -24,9 +25,8 @@ def main(argv):
         return 0
     config, model_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
-    plan = MemoryPlan.of(
-        config, model_config, ops.runs_reference(config.kernels), ops.must_compile(config.kernels), ranks
-    )
+    compiles = ops.must_compile(config.kernels, precision_of(config))
+    plan = MemoryPlan.of(config, model_config, ops.runs_reference(config.kernels), compiles, ranks)
     tokens = config.batch_size * model_config.block_size            # per step
     name = config.init_from or preset
     print(f"model     {name}: {model_config.count_parameters():,} parameters: {model_config.describe()}")

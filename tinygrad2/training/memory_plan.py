@@ -11,7 +11,7 @@ from tinygrad2.system.memory import available_bytes, megabytes, resident_bytes
 
 _F = 4  # bytes of a float32
 _COMPILED_OVERHEAD = 50 << 20  # bytes of Numba's machine code and BLAS's buffers once the first step has run
-_COMPILING = 60 << 20  # and what LLVM takes in addition in the process that compiles them
+_COMPILING = 0, 60 << 20, 150 << 20  # what LLVM takes in addition to compile them; the last: with the products of gemm/
 _REFERENCE_OVERHEAD = 6 << 20  # the same without Numba
 
 
@@ -25,7 +25,7 @@ class MemoryPlan:
     recompute      only the inputs of blocks are kept for backward
     dtype          of --dtype: "bfloat16" if activations wait for backward in 16 bits (saved16.py)
     reference      the reference implementations run, not the kernels
-    compiles       the kernels must be compiled first (ops.must_compile)
+    compiles       which kernels must be compiled first: 0, 1 or 2 (ops.must_compile)
     keeps_copies   checkpoints are written while the training continues
     keeps_every    some of them because of --keep-every
     ranks, shards  number of ranks, and whether they share Adam's moments (--zero 1)
@@ -43,7 +43,7 @@ class MemoryPlan:
     recompute: bool = False
     dtype: str = "float32"
     reference: bool = False
-    compiles: bool = False
+    compiles: int = 0
     keeps_copies: bool = True
     keeps_every: bool = False
     ranks: int = 1
@@ -95,7 +95,7 @@ class MemoryPlan:
         micro_batches = (self.batch_rows or self.rows) // self.rows
         parts = {
             "Python and libraries": self.base + overhead,
-            "compiling the kernels (once)": _COMPILING if self.compiles else 0,
+            "compiling the kernels (once)": _COMPILING[self.compiles],
             "weights": _F * n,
             "gradients": _F * n,
             "gradients waiting in the tree": _F * n * (_twos(micro_batches) if self.tree else 0),

@@ -93,6 +93,11 @@ def tile_kernel(precision):
     return None if kernel in ("vector", "avx512") else kernel
 
 
+def need_no_blas(precision):
+    """Do kernels of gemm/ compute the large products?"""
+    return tile_kernel(precision) is not None or precision != "bfloat16" and target.beats_blas()
+
+
 def describe(precision):
     """One line for the user: which code multiplies, and why not a faster one."""
     kernel = tile_kernel(precision)
