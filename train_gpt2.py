@@ -51,7 +51,7 @@ from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
 from tinygrad2.monitor.dump import raise_nonfinite
-from tinygrad2.optim import Adam, clip_scale, learning_rate
+from tinygrad2.optim import Adam, clip_scale
 from tinygrad2.precision import computing, precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
@@ -59,7 +59,7 @@ from tinygrad2.system.signals import SIGXCPU, StopRequest
 from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
-from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch
+from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch, learning_rate_at
 from tinygrad2.training.disk_plan import check_disk
 from tinygrad2.training.memory_plan import MemoryPlan
 from tinygrad2.training.outputs import check_outputs
@@ -100,9 +100,7 @@ class Trainer:
 
     def lr(self):
         """The learning rate of the next step."""
-        c = self.config
-        decay_steps = c.decay_steps or max(1, c.steps // 5)
-        return learning_rate(self.done, c.schedule, c.lr, c.final_lr * c.lr, c.warmup_steps, c.steps, decay_steps)
+        return learning_rate_at(self.done, self.config)
 
     def micro_step(self, first_row, x, y):
         """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""

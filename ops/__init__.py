@@ -119,9 +119,9 @@ def must_compile(mode, precision="highest"):
 
     if is_compiled():
         return 0
-    from ops.kernels.cpu.products import need_no_blas
+    from ops.kernels.cpu.products import uses_gemm_kernels
 
-    return 2 if need_no_blas(precision) else 1
+    return 2 if uses_gemm_kernels(precision) else 1
 
 
 def describe_kernels(device, mode):

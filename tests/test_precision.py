@@ -297,8 +297,8 @@ def test_products_of_parts_are_for_long_axes(monkeypatch, kernel):
     ("avx512", "avx512bf16 avx512bw", "medium", "(no AMX tiles here, and this AVX512-BF16 is no faster)"),
     ("avx512", "amx-tile amx-bf16 avx512bf16 avx512bw", "high", "(the system does not permit AMX tiles)"),
     ("bf16", "avx512bf16 avx512bw", "medium", "medium: one bfloat16 product by AVX512-BF16"),
-    ("amx x6", "amx-tile amx-bf16", "highest", "highest: float32 as six bfloat16 products on AMX tiles"),
-    ("amx x3", "amx-tile amx-bf16", "high", "high: three bfloat16 products on AMX tiles"),
+    ("amx x6", "amx-tile amx-bf16", "highest", "float32, large matrices as six bfloat16 products on AMX tiles"),
+    ("amx x3", "amx-tile amx-bf16", "high", "high: large matrices as three bfloat16 products on AMX tiles"),
 ])  # fmt: skip
 def test_the_user_is_told_what_multiplies_and_why(monkeypatch, kernel, features, asked, line):
     from ops.kernels.cpu import products

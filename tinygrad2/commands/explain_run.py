@@ -6,15 +6,15 @@ with the gradient of the text. A new Adam, whose moments are zero, moves nearly 
 
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 
 from tinygrad2.errors import UserError, one_line
 from tinygrad2.explain.step import Moments
 from tinygrad2.monitor.metrics import is_run_config
-from tinygrad2.optim import learning_rate
 from tinygrad2.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
-from tinygrad2.training.config import RECIPES, TrainConfig
+from tinygrad2.training.config import RECIPES, TrainConfig, learning_rate_at
 from tinygrad2.training.run_state import RunState
 
 
@@ -79,11 +79,9 @@ def optimizer_of(lr, pretrained, checkpoint):
         peak = _value(recorded, "lr", RECIPES["gpt2"]["lr"])
         return _settings(recorded, peak if lr is None else lr) | {"run": None}, None
     state = RunState.from_checkpoint(checkpoint)
-    schedule, peak, final, warmup, steps, decay_steps = (
-        state.training.get(name, getattr(TrainConfig, name))
-        for name in ("schedule", "lr", "final_lr", "warmup_steps", "steps", "decay_steps"))  # fmt: skip
-    decay_steps = decay_steps or max(1, steps // 5)               # as train_gpt2.py has it
-    scheduled = learning_rate(state.step, schedule, peak, final * peak, warmup, steps, decay_steps)
+    names = "schedule", "lr", "final_lr", "warmup_steps", "steps", "decay_steps"
+    flags = {name: state.training.get(name, getattr(TrainConfig, name)) for name in names}
+    scheduled = learning_rate_at(state.step, SimpleNamespace(**flags))
     run = {"path": one_line(checkpoint.path, 200), "step": state.step, "t": checkpoint.t, "scheduled": lr is None,
            "frozen": len(checkpoint.frozen)}  # fmt: skip
     moments = Moments(checkpoint.moments, checkpoint.t, checkpoint.missed, checkpoint.frozen)

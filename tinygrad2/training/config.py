@@ -8,7 +8,7 @@ from tinygrad2.cli import build, flag, input_path, option, output_path
 from tinygrad2.datasets.dataloader import ORDERS
 from tinygrad2.distributed.reducer import COMM_DTYPES, REDUCE_ORDERS
 from tinygrad2.errors import UserError
-from tinygrad2.optim import SCHEDULES
+from tinygrad2.optim import SCHEDULES, learning_rate
 from tinygrad2.precision import DTYPES, PRECISIONS, check_flags
 from tinygrad2.system.installation import bundled
 
@@ -166,3 +166,11 @@ def fit_batch(config, ranks, micro_is_given=False):
             f"on {ranks} rank(s); make it a multiple of {micro * ranks}"
         )
     return build(TrainConfig, asdict(config) | {"micro_batch_size": micro})
+
+
+def learning_rate_at(step, flags):
+    """The learning rate of a step, counted from 0, by the schedule of these flags: a TrainConfig, or what has the names
+    schedule, lr, final_lr, warmup_steps, steps and decay_steps."""
+    decay_steps = flags.decay_steps or max(1, flags.steps // 5)
+    final = flags.final_lr * flags.lr
+    return learning_rate(step, flags.schedule, flags.lr, final, flags.warmup_steps, flags.steps, decay_steps)

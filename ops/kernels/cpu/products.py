@@ -23,13 +23,13 @@ from ops.kernels.cpu.gemm import target
 from ops.kernels.cpu.gemm.product import product
 
 _HOW = {
-    "amx x6": "float32 as six bfloat16 products on AMX tiles",
-    "amx x3": "three bfloat16 products on AMX tiles",
+    "amx x6": "float32, large matrices as six bfloat16 products on AMX tiles",
+    "amx x3": "large matrices as three bfloat16 products on AMX tiles",
     "amx": "one bfloat16 product on AMX tiles",
     "bf16": "one bfloat16 product by AVX512-BF16",
 }
 
-LEAST = {"amx x6": 256, "amx x3": 256}                            # of each axis, for products of parts
+LEAST = {"amx x6": (256, 256, 256), "amx x3": (256, 256, 256), "avx512": (16, 96, 96)}  # kernel -> least M, K, N
 _BLOCK = 1 << 22                                                  # numbers that are rounded at a time
 
 
@@ -52,12 +52,14 @@ def gemm(a, b, out, add=False, scale=1.0, precision="highest", bias=None):
 
 def kernel_for(a, b, precision):
     """The kernel of gemm/ that multiplies these matrices; None if BLAS does."""
-    kernel, (M, K), N = tile_kernel(precision), a.shape, b.shape[1]
     if precision == "bfloat16":
-        return kernel
-    if kernel and min(M, N) > skinny_gemm.MOST and min(M, K, N) >= LEAST.get(kernel, 0):
-        return kernel
-    return "avx512" if target.beats_blas() and M >= 16 and min(K, N) >= 96 else None
+        return tile_kernel(precision)
+    (M, K), N = a.shape, b.shape[1]
+    for kernel in (tile_kernel(precision), "avx512" if target.beats_blas() else None):
+        least = LEAST.get(kernel, (0, 0, 0))
+        if kernel and min(M, N) > skinny_gemm.MOST and all(n >= at_least for n, at_least in zip((M, K, N), least)):
+            return kernel
+    return None
 
 
 def _rounded_gemm(a, b, out, add, bias):
@@ -93,7 +95,7 @@ def tile_kernel(precision):
     return None if kernel in ("vector", "avx512") else kernel
 
 
-def need_no_blas(precision):
+def uses_gemm_kernels(precision):
     """Do kernels of gemm/ compute the large products?"""
     return tile_kernel(precision) is not None or precision != "bfloat16" and target.beats_blas()
 
