@@ -15,12 +15,15 @@ treats it as its own.) All computing is NumPy's, so results equal NumPy's bit fo
     although it is a mistake   on the host), indices out of range (wrapped), one element assigned twice (undefined)
 
 and what makes a device: reductions and x[0] return 0-d arrays, `empty` holds NaN, and every read back to the host is
-counted as a "sync", since the program waits there until the GPU has finished. Not modelled: strides of results, the
+counted as a "sync", since the program waits there until the GPU has finished. A view's `base` is the array that owns
+the memory, always the same object. Of bfloat16 (ml_dtypes) a product is bfloat16 again, and there are none of more than
+two axes, as in CuPy 14. Not modelled: strides of results, the
 order of atomic additions, dtypes that a CUDA kernel lacks, memory reused before a kernel has run.
 """
 
 import contextlib
 import sys
+import weakref
 from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -170,23 +173,53 @@ def _call_ufunc(ufunc, method, *inputs, **kwargs):
     for keyword in set(kwargs) - {"out", "dtype", "casting", "axis", "keepdims"}:
         raise TypeError(f"Wrong arguments: cupy.{name} has no {keyword!r}")
     operands = [_unbox_key(x) if method == "at" and i == 1 else _unbox_operand(x) for i, x in enumerate(inputs)]
-    result = getattr(ufunc, method)(*operands, **{keyword: _unbox(value) for keyword, value in kwargs.items()})
+    options = {keyword: _unbox(value) for keyword, value in kwargs.items()}
+    if {"bfloat16", "float16"} <= {str(x.dtype) for x in operands if isinstance(x, np.ndarray)}:
+        raise TypeError(f"cupy.{name}: bfloat16 and float16 have no common dtype")
+    if method == "at" and _is_bfloat16(operands[0]):
+        raise TypeError(f"cupy.{name}.at does not take bfloat16")
+    run = _multiply_bfloat16 if name == "matmul" and all(map(_is_bfloat16, operands)) else getattr(ufunc, method)
+    result = run(*operands, **options)
     return _box(result, _boxes([inputs, kwargs.get("out")]))
+
+
+def _is_bfloat16(array):
+    return isinstance(array, np.ndarray) and array.dtype.name == "bfloat16"
+
+
+def _multiply_bfloat16(a, b, out=None):
+    """a @ b in bfloat16, which NumPy has in float32 only."""
+    if max(a.ndim, b.ndim) > 2:
+        raise TypeError("cupy.matmul has no product of bfloat16 arrays with more than two axes")
+    product = np.matmul(a, b).astype(a.dtype)
+    if out is None:
+        return product
+    out[...] = product
+    return out
 
 
 # -- the array ---------------------------------------------------------------------------------------------------------
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every operator to __array_ufunc__
-    """A device array: the NumPy array `_a`, which only this file may touch. It has no __index__, as in CuPy."""
+    """A device array: the NumPy array `_a`, which only this file may touch. It has no __index__, as in CuPy.
 
-    __slots__ = ("_a", "__weakref__")
+    base    the array that owns the memory of this view, None if it is its own
+    """
+
+    __slots__ = ("_a", "base", "__weakref__")
     __hash__ = None
 
     def __init__(self, a):
         if type(a) is not np.ndarray or a.dtype.kind in "OSUMm":
             raise TypeError(f"no device array of {getattr(a, 'dtype', type(a))}; make one with cupy.asarray")
-        self._a = a
+        self._a, self.base = a, None
+        if isinstance(a.base, np.ndarray):
+            self.base = _owners.get(id(a.base))
+            if self.base is None:
+                self.base = ndarray(a.base)
+        else:
+            _owners.setdefault(id(a), self)
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()` or `cupy.asnumpy`.")
@@ -261,6 +294,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         self._a[...] = arr
 
 
+_owners = weakref.WeakValueDictionary()  # id of a NumPy array that owns its memory -> the device array around it
+
+
 def _read(array, convert, *args):
     result = convert(array._a, *args)
     _sync(f"{convert.__name__}(x)")
@@ -310,6 +346,13 @@ def _asnumpy(a, *, out=None, blocking=True):
     return a.get(out=out, blocking=blocking) if isinstance(a, ndarray) else np.asarray(a)
 
 
+def _as_strided(x, shape=None, strides=None):
+    """A view of any shape and strides, which owns no memory either."""
+    view = ndarray(np.lib.stride_tricks.as_strided(x._a, shape, strides))
+    view.base = x if x.base is None else x.base
+    return view
+
+
 def _default_rng(seed=None):
     """A generator with methods that CuPy's has, too. (But CuPy's draws other numbers.)"""
     rng = np.random.default_rng(seed)
@@ -334,6 +377,7 @@ cupy = _Module("cupy", np, ndarray=ndarray, array=_array, asarray=_asarray, asnu
 cupy.__version__ = "14.2.0"
 cupy.get_array_module = lambda *arrays: cupy if _boxes(arrays) else np
 cupy.linalg = _Module("cupy.linalg", np.linalg)
+cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
 cupy.cuda.alloc_pinned_memory = bytearray

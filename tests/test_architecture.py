@@ -55,6 +55,7 @@ OPTIONAL = {  # library -> the only files that may import it, late
     "cupy": {"tinygrad2/backend.py", "tinygrad2/commands/doctor_checks.py"},
     "mpi4py": {"tinygrad2/distributed/world.py", "tinygrad2/commands/doctor_checks.py"},
     "tiktoken": {"tinygrad2/tokenizers/tiktoken_encoder.py"},
+    "ml_dtypes": {"tinygrad2/halves.py"},
     "wandb": {"tinygrad2/monitor/wandb_log.py"},
     "lm_eval": {"tinygrad2/commands/lm_eval.py"},
     "tokenizers": set(),

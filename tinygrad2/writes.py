@@ -58,8 +58,13 @@ def owner_of(array: Any) -> Any:
     return array
 
 
+def address(array: Any) -> int:
+    """Where its first element lies, in the memory of its device."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
 def _extent(array: Any) -> tuple[int, int]:
     """The addresses [start, end) between which its elements lie."""
-    start = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    start = address(array)
     spans = [(size - 1) * stride for size, stride in zip(array.shape, array.strides)]
     return start + sum(min(span, 0) for span in spans), start + sum(max(span, 0) for span in spans) + array.itemsize

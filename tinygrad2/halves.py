@@ -1,0 +1,144 @@
+"""16-bit floats: their dtypes, and 16-bit copies of float32 arrays for the products of a GPU in mixed precision.
+
+    float16     NumPy's: 5 bits of exponent, 11 significant bits; from 65520 on infinite
+    bfloat16    of the library ml_dtypes: float32's 8 bits of exponent, 8 significant bits (bfloat16.py)
+
+Weights are float32, and products take them in 16 bits. They change once a step and are used several times, so the array
+that owns their memory (a flat buffer, or a weight of its own) gets one copy, which is cast again only after a write
+(writes.py). A part of the array, or its transpose, is the same part of the copy:
+
+    half_of(weight.T, half_dtype("bfloat16"))    a view of the copy, laid out as weight.T is
+
+The copy of an array goes when the array goes. Writes that writes.py does not see leave a copy as it was.
+"""
+
+import functools
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from tinygrad2.backend import Array, xp_of
+from tinygrad2.dispatch import has_kernels
+from tinygrad2.errors import UserError
+from tinygrad2.writes import address, changed_since, last_write, owner_of
+
+HALVES = ("bfloat16", "float16")
+_MOST_VIEWS = 1000  # of a copy: a model has some hundred parameters
+
+_lock = threading.Lock()
+_copies: dict[int, dict[np.dtype, "_Copy"]] = {}  # id of the owner -> dtype -> its copy
+
+
+@functools.cache
+def half_dtype(name: str) -> np.dtype:
+    """The dtype of that name, "bfloat16" or "float16".
+
+    Raises ValueError for another name, UserError if bfloat16's library is missing.
+    """
+    if name not in HALVES:
+        raise ValueError(f"a 16-bit dtype is one of {', '.join(HALVES)}, not {name!r}")
+    if name == "float16":
+        return np.dtype(np.float16)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise UserError("arrays of bfloat16 need the library ml_dtypes: pip install ml_dtypes, or use --dtype float16 "
+                        "or float32") from error  # fmt: skip
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def is_half(dtype: Any) -> bool:
+    """Is it float16 or bfloat16? Imports nothing: 'e' and 'E' are their characters (and those of 1-bit integers)."""
+    return dtype.itemsize == 2 and dtype.char in "eE"
+
+
+def is_floating(dtype: Any) -> bool:
+    """Is it a dtype of floats, bfloat16 included (whose kind is 'V' in NumPy)?"""
+    return dtype.kind == "f" or is_half(dtype)
+
+
+def half_of(array: Array, dtype: np.dtype) -> Array:
+    """A float32 array in 16 bits, rounded to nearest: a view of its owner's copy, to be read only.
+
+    dtype   of half_dtype. An array that has it already is returned as it is; others raise TypeError
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.char != "f" or not is_half(dtype):
+        raise TypeError(f"a 16-bit copy is made of float32 in float16 or bfloat16, not of {array.dtype} in {dtype}")
+    owner = owner_of(array)
+    with _lock:
+        copy = _copies.get(id(owner), {}).get(dtype) or _begin_copy(owner, dtype)
+        if copy is None:
+            return _cast(array, dtype)
+        if copy.written < 0 or changed_since(owner, copy.written):
+            written = last_write()
+            cast_to_half(_in_memory_order(owner), copy.values)
+            copy.written = written
+        return copy.view(array, address(array) - address(owner))
+
+
+def halves_written(array: Array, dtype: np.dtype) -> None:
+    """Whoever has written to `array` and called `wrote` has brought its owner's copy up to date as well (AdamW).
+
+    That is only true if the copy was current before; half_of(array, dtype) makes sure of it.
+    """
+    with _lock:
+        copy = _copies.get(id(owner_of(array)), {}).get(dtype)
+        if copy is not None:
+            copy.written = last_write()
+
+
+@has_kernels
+def cast_to_half(values, out):
+    """Round float32 values (n,) to nearest, ties to even, into `out` (n,), float16 or bfloat16."""
+    out[...] = values.astype(out.dtype)
+
+
+class _Copy:
+    """An array's memory in 16 bits: `values` (size,), as of write number `written`; -1: nothing is in it yet."""
+
+    __slots__ = ("values", "written", "_views")
+
+    def __init__(self, values):
+        self.values, self.written, self._views = values, -1, {}
+
+    def view(self, array, offset):
+        """The elements that `array` has, which begins `offset` bytes behind the start of the owner's memory."""
+        key = offset, array.shape, array.strides
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            strides, as_strided = [stride // 2 for stride in array.strides], xp_of(array).lib.stride_tricks.as_strided
+            view = self._views[key] = as_strided(self.values[offset // 4 :], array.shape, strides)
+        return view
+
+
+def _begin_copy(owner, dtype):
+    """The empty _Copy of an array, noted; None for an array with gaps in its memory."""
+    memory = _in_memory_order(owner)
+    if memory is None:
+        return None
+    if id(owner) not in _copies:
+        _copies[id(owner)] = {}
+        weakref.finalize(owner, _copies.pop, id(owner), None).atexit = False
+    copy = _copies[id(owner)][dtype] = _Copy(xp_of(owner).empty(memory.shape, dtype=dtype))
+    return copy
+
+
+def _in_memory_order(owner):
+    """The elements (n,) of an array in the order in which they lie in memory, a view; None if there are gaps."""
+    order = sorted(range(owner.ndim), key=lambda i: -abs(owner.strides[i]))
+    memory = owner.transpose(order)
+    return memory.reshape(-1) if memory.flags.c_contiguous else None
+
+
+def _cast(array, dtype):
+    """A copy of its own, for an array whose owner has none."""
+    values = xp_of(array).ascontiguousarray(array)
+    out = xp_of(array).empty(array.shape, dtype=dtype)
+    cast_to_half(values.reshape(-1), out.reshape(-1))
+    return out
