@@ -1,0 +1,385 @@
+// Runs the kernels that cuda_host.h has made plain functions: the fibers, and the checks of their accesses to memory.
+//
+// Order of accesses, as CUDA promises it: two accesses of one block are ordered if a __syncthreads() is between them,
+// two of one warp also by a __syncwarp(), two of one thread always; those of different blocks never. Two accesses to
+// one byte that are not ordered, and of which one is a write, are a race, whatever order they happened to have here.
+#include "cuda_host.h"
+
+#include <dlfcn.h>
+#include <link.h>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+
+namespace {
+
+const size_t STACK = 256 << 10, MOST_MESSAGES = 5;
+const unsigned ALL = 0xffffffffu;
+enum State { RUNS, AT_BARRIER, AT_WARP, IN_EXCHANGE, DONE };   // AT_WARP: in __syncwarp, which orders accesses
+
+struct Access { int block = -1, thread = 0, epoch = 0, warp_epoch = 0; bool atomic = false; };
+struct Cell { int launch = -1; Access write, reads[2]; };         // of one byte
+struct Range { uintptr_t start, end; Cell* cells; bool shared; };
+
+struct Fiber {
+    void* sp = nullptr;
+    char* stack = nullptr;
+    State state = DONE;
+    const void* where = nullptr;                                  // the barrier at which it waits
+    int epoch = 0;
+    unsigned mask = ALL;
+    alignas(16) char value[64];                                   // what it brings to an exchange
+#ifndef __x86_64__
+    ucontext_t context;
+#endif
+};
+
+std::vector<Fiber> fibers;
+std::vector<int> warp_epochs;
+std::vector<Range> ranges;                                        // arrays of the launch, then shared memory
+std::vector<std::string> messages;
+dim3 grid, block_size, block;
+int current, block_number, launch_number, n_threads;
+bool failed, checks;
+void (*body)(void**);
+void** arguments;
+char* dynamic_shared;
+size_t dynamic_size;
+Fiber scheduler;
+size_t n_accesses;
+
+// -- fibers ------------------------------------------------------------------------------------------------------------
+
+#ifdef __x86_64__
+extern "C" void cuda_host_switch(void** save, void* load);
+asm(R"(
+.text
+.type cuda_host_switch, @function
+cuda_host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+void resume(Fiber& from, Fiber& to) { cuda_host_switch(&from.sp, to.sp); }
+#else
+void resume(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+#endif
+
+void run_thread() {
+    body(arguments);
+    fibers[current].state = DONE;
+    resume(fibers[current], scheduler);
+    abort();
+}
+
+void begin(Fiber& fiber) {
+    if (!fiber.stack) fiber.stack = (char*)malloc(STACK);
+    fiber.state = RUNS;
+    fiber.epoch = 0;
+#ifdef __x86_64__
+    void** top = (void**)((uintptr_t)(fiber.stack + STACK) & ~(uintptr_t)15);
+    *--top = nullptr;                                             // the stack of a function begins 8 off a multiple of 16
+    *--top = (void*)run_thread;
+    fiber.sp = top - 6;
+#else
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = STACK;
+    makecontext(&fiber.context, run_thread, 0);
+#endif
+}
+
+dim3 thread_of(int i) { return {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)}; }
+
+void wait(State state) {
+    fibers[current].state = state;
+    resume(fibers[current], scheduler);
+}
+
+std::string line_of(const void* pc) {                             // "file+0x12": cuda_host.py finds the line
+    Dl_info info;
+    if (!pc || !dladdr(pc, &info)) return "?";
+    char text[32];
+    snprintf(text, sizeof text, "@%zx@", (size_t)((char*)pc - (char*)info.dli_fbase - 1));
+    return text;
+}
+
+std::string name_of(int block_number, int thread) {
+    dim3 t = thread_of(thread);
+    std::string text = "thread " + std::to_string(t.x);
+    if (block_size.y * block_size.z > 1) text += "," + std::to_string(t.y) + "," + std::to_string(t.z);
+    return text + " of block " + std::to_string(block_number);
+}
+
+void report(const std::string& message, bool ends) {
+    for (auto& known : messages) if (known == message) return;
+    if (messages.size() < MOST_MESSAGES) messages.push_back(message);
+    if (!ends) return;
+    failed = true;
+    resume(fibers[current], scheduler);                           // never to come back
+}
+
+void run_block(bool reverse) {
+    int n_warps = (n_threads + 31) / 32;
+    warp_epochs.assign(n_warps, 0);
+    for (int i = 0; i < n_threads; i++) begin(fibers[i]);
+    for (;;) {
+        bool ran = false;
+        for (int k = 0; k < n_threads && !failed; k++) {
+            current = reverse ? n_threads - 1 - k : k;
+            if (fibers[current].state != RUNS) continue;
+            ran = true;
+            resume(scheduler, fibers[current]);
+        }
+        if (failed) return;
+        for (int warp = 0; warp < n_warps; warp++) {              // lanes that have all arrived go on
+            int first = 32 * warp, last = first + 32 < n_threads ? first + 32 : n_threads, alike = 0;
+            State state = fibers[first].state;
+            for (int i = first; i < last; i++) alike += fibers[i].state == state;
+            if (alike == last - first && (state == AT_WARP || state == IN_EXCHANGE)) {
+                warp_epochs[warp] += state == AT_WARP;
+                for (int i = first; i < last; i++) fibers[i].state = RUNS;
+                ran = true;
+            }
+        }
+        int done = 0, at_barrier = 0;
+        for (int i = 0; i < n_threads; i++) {
+            done += fibers[i].state == DONE;
+            at_barrier += fibers[i].state == AT_BARRIER;
+        }
+        if (done == n_threads) return;
+        if (at_barrier == n_threads) {
+            for (int i = 1; i < n_threads; i++)
+                if (fibers[i].where != fibers[0].where) {
+                    report("two barriers at once: " + line_of(fibers[0].where) + " and " + line_of(fibers[i].where), false);
+                    failed = true;
+                    return;
+                }
+            for (int i = 0; i < n_threads; i++) {
+                fibers[i].state = RUNS;
+                fibers[i].epoch++;
+            }
+            continue;
+        }
+        if (ran) continue;
+        int stuck = 0;
+        while (fibers[stuck].state == DONE) stuck++;
+        report(name_of(block_number, stuck) + " waits " + (fibers[stuck].state != AT_BARRIER ? "for its warp" : "at a barrier " + line_of(fibers[stuck].where))
+               + " that not all threads reach (" + std::to_string(done) + " of " + std::to_string(n_threads) + " have ended)", false);
+        failed = true;
+        return;
+    }
+}
+
+// -- checks ------------------------------------------------------------------------------------------------------------
+
+Range* find(uintptr_t address) {
+    static size_t last = 0;
+    if (last < ranges.size() && address >= ranges[last].start && address < ranges[last].end) return &ranges[last];
+    for (size_t i = 0; i < ranges.size(); i++)
+        if (address >= ranges[i].start && address < ranges[i].end) return &ranges[last = i];
+    return nullptr;
+}
+
+bool on_a_stack(uintptr_t address) {
+    uintptr_t stack = (uintptr_t)fibers[current].stack;
+    if (address >= stack && address < stack + STACK) return true;
+    for (int i = 0; i < n_threads; i++) {
+        stack = (uintptr_t)fibers[i].stack;
+        if (address >= stack && address < stack + STACK) return true;
+    }
+    return false;
+}
+
+std::vector<Range> read_only;
+
+bool ordered(const Access& before, const Access& now) {
+    if (before.block != now.block) return false;
+    if (before.thread == now.thread || before.epoch < now.epoch) return true;
+    return before.thread / 32 == now.thread / 32 && before.warp_epoch < now.warp_epoch;
+}
+
+bool conflict(const Access& before, const Access& now) {
+    return before.block >= 0 && !ordered(before, now) && !(before.atomic && now.atomic);
+}
+
+void race(const char* what, const Access& before, const Access& now, const Range& range, uintptr_t address, const void* pc) {
+    report(std::string("race in ") + (range.shared ? "shared memory" : "an array") + " at byte " + std::to_string(address - range.start)
+           + ": " + name_of(now.block, now.thread) + " " + what + " " + name_of(before.block, before.thread)
+           + (range.shared ? ", with no barrier between " : " ") + line_of(pc), true);
+}
+
+void check(uintptr_t address, int size, bool is_write, bool is_atomic, const void* pc) {
+    if (!checks || on_a_stack(address)) return;
+    n_accesses++;
+    Range* range = find(address);
+    if (!range) {
+        for (auto& r : read_only) if (address >= r.start && address + size <= r.end && !is_write) return;
+        return report(name_of(block_number, current) + (is_write ? " writes " : " reads ") + std::to_string(size) + " bytes outside of all arrays " + line_of(pc), true);
+    }
+    if (address + size > range->end)
+        return report(name_of(block_number, current) + (is_write ? " writes" : " reads") + " beyond the end of an array " + line_of(pc), true);
+    if (size > 1 && address % size)
+        return report(std::to_string(size) + " bytes are accessed at an address that is no multiple of it " + line_of(pc), true);
+    Access now;
+    now.block = block_number, now.thread = current, now.epoch = fibers[current].epoch;
+    now.warp_epoch = warp_epochs[current / 32], now.atomic = is_atomic;
+    for (int i = 0; i < size; i++) {
+        Cell& cell = range->cells[address - range->start + i];
+        if (cell.launch != launch_number || (range->shared && cell.write.block != block_number)) {
+            if (range->shared && !is_write)
+                return report(name_of(block_number, current) + " reads shared memory that nothing has written, byte " + std::to_string(address - range->start) + " " + line_of(pc), true);
+            cell = Cell();
+            cell.launch = launch_number;
+        }
+        if (conflict(cell.write, now)) return race(is_write ? "writes what was written by" : "reads what was written by", cell.write, now, *range, address, pc);
+        if (is_write) {
+            for (auto& read : cell.reads)
+                if (conflict(read, now)) return race("writes what was read by", read, now, *range, address, pc);
+            cell.write = now;
+            cell.reads[0] = cell.reads[1] = Access();
+        } else {                                                  // two readers that are not ordered, of two warps if possible
+            Access &a = cell.reads[0], &b = cell.reads[1];
+            if (a.block < 0 || ordered(a, now)) a = now;
+            else if (b.block < 0 || ordered(b, now) || b.thread / 32 == a.thread / 32) b = now;
+        }
+    }
+}
+
+int add_segments(dl_phdr_info* info, size_t, void* inside) {      // shared variables are static: data of the kernel's file
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        auto& p = info->dlpi_phdr[i];
+        uintptr_t start = info->dlpi_addr + p.p_vaddr, end = start + p.p_memsz;
+        if (p.p_type != PT_LOAD) continue;
+        bool ours = false;
+        for (int j = 0; j < info->dlpi_phnum; j++) {
+            auto& q = info->dlpi_phdr[j];
+            uintptr_t s = info->dlpi_addr + q.p_vaddr;
+            ours |= q.p_type == PT_LOAD && (uintptr_t)inside >= s && (uintptr_t)inside < s + q.p_memsz;
+        }
+        if (!ours) continue;
+        if (p.p_flags & PF_W) ranges.push_back({start, end, (Cell*)calloc(end - start, sizeof(Cell)), true});
+        else read_only.push_back({start, end, nullptr, false});
+    }
+    return 0;
+}
+
+}  // namespace
+
+// -- called by kernels -------------------------------------------------------------------------------------------------
+
+extern "C" {
+dim3 cuda_host_thread() { return thread_of(current); }
+dim3 cuda_host_block() { return block; }
+dim3 cuda_host_block_size() { return block_size; }
+dim3 cuda_host_grid_size() { return grid; }
+void* cuda_host_dynamic_shared() { return dynamic_shared; }
+void cuda_host_fail(const char* message) { report(message, true); }
+void cuda_host_check(const void* where, int size, int is_write, int is_atomic) {
+    check((uintptr_t)where, size, is_write, is_atomic, __builtin_return_address(0));
+}
+
+void cuda_host_barrier(const void* where) {
+    fibers[current].where = where;
+    wait(AT_BARRIER);
+}
+
+void cuda_host_warp_barrier(unsigned mask) {
+    if (mask != ALL) report("a part of a warp is synchronized: use the mask of all lanes", true);
+    if (n_threads % 32) report("a block whose threads are no multiple of 32 uses its warps", true);
+    wait(AT_WARP);
+}
+
+void cuda_host_exchange(unsigned mask, const void* value, void* result, int size, int source) {
+    if (mask != ALL) report("a part of a warp exchanges values: use the mask of all lanes", true);
+    if (n_threads % 32) report("a block whose threads are no multiple of 32 exchanges values", true);
+    memcpy(fibers[current].value, value, size);
+    wait(IN_EXCHANGE);
+    memcpy(result, fibers[(current & ~31) | source].value, size);
+    wait(IN_EXCHANGE);
+}
+
+// Calls that -fsanitize=thread puts before each access.
+#define CALLED_FROM __builtin_return_address(0)
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_read1(void* p) { check((uintptr_t)p, 1, false, false, CALLED_FROM); }
+void __tsan_read2(void* p) { check((uintptr_t)p, 2, false, false, CALLED_FROM); }
+void __tsan_read4(void* p) { check((uintptr_t)p, 4, false, false, CALLED_FROM); }
+void __tsan_read8(void* p) { check((uintptr_t)p, 8, false, false, CALLED_FROM); }
+void __tsan_read16(void* p) { check((uintptr_t)p, 16, false, false, CALLED_FROM); }
+void __tsan_write1(void* p) { check((uintptr_t)p, 1, true, false, CALLED_FROM); }
+void __tsan_write2(void* p) { check((uintptr_t)p, 2, true, false, CALLED_FROM); }
+void __tsan_write4(void* p) { check((uintptr_t)p, 4, true, false, CALLED_FROM); }
+void __tsan_write8(void* p) { check((uintptr_t)p, 8, true, false, CALLED_FROM); }
+void __tsan_write16(void* p) { check((uintptr_t)p, 16, true, false, CALLED_FROM); }
+#define UNALIGNED(n) \
+    void __tsan_unaligned_read##n(void* p) { check((uintptr_t)p, n, false, false, CALLED_FROM); } \
+    void __tsan_unaligned_write##n(void* p) { check((uintptr_t)p, n, true, false, CALLED_FROM); } \
+    void __tsan_volatile_read##n(void* p) { check((uintptr_t)p, n, false, false, CALLED_FROM); } \
+    void __tsan_volatile_write##n(void* p) { check((uintptr_t)p, n, true, false, CALLED_FROM); }
+UNALIGNED(1) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
+void __tsan_read_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, false, false, CALLED_FROM); }
+void __tsan_write_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, true, false, CALLED_FROM); }
+
+// -- called by cuda_host.py --------------------------------------------------------------------------------------------
+
+// Runs `kernel` for all blocks, one after the other. `arrays` are n_arrays pairs (address, bytes): what it may access.
+// Returns 0, or 1 after an error; `errors` gets the messages, one a line.
+int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes, size_t shared, const uint64_t* arrays,
+                     int n_arrays, int check_accesses, int reverse, char* errors, size_t room, size_t* accesses) {
+    grid = {sizes[0], sizes[1], sizes[2]};
+    block_size = {sizes[3], sizes[4], sizes[5]};
+    body = kernel, arguments = args, checks = check_accesses, failed = false, n_accesses = 0;
+    n_threads = block_size.x * block_size.y * block_size.z;
+    launch_number++;
+    messages.clear(), ranges.clear(), read_only.clear();
+    if ((int)fibers.size() < n_threads) fibers.resize(n_threads);
+    dynamic_shared = (char*)aligned_alloc(128, (shared + 127) / 128 * 128 + 128);
+    dynamic_size = shared;
+    if (checks) {
+        for (int i = 0; i < n_arrays; i++)
+            if (arrays[2 * i + 1]) ranges.push_back({arrays[2 * i], arrays[2 * i] + arrays[2 * i + 1], (Cell*)calloc(arrays[2 * i + 1], sizeof(Cell)), false});
+        ranges.push_back({(uintptr_t)dynamic_shared, (uintptr_t)dynamic_shared + shared, (Cell*)calloc(shared + 1, sizeof(Cell)), true});
+        dl_iterate_phdr(add_segments, (void*)kernel);
+    }
+    size_t n_blocks = (size_t)grid.x * grid.y * grid.z;
+    for (size_t k = 0; k < n_blocks && !failed; k++) {
+        size_t b = reverse ? n_blocks - 1 - k : k;
+        block = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
+        block_number = (int)b;
+        memset(dynamic_shared, 0xff, shared);
+        run_block(reverse);
+    }
+    for (auto& range : ranges) free(range.cells);
+    ranges.clear();
+    free(dynamic_shared);
+    std::string text;
+    for (auto& message : messages) text += message + "\n";
+    snprintf(errors, room, "%s", text.c_str());
+    *accesses = n_accesses;
+    return failed || !messages.empty();
+}
+}

@@ -1,0 +1,139 @@
+// CUDA C++ on the CPU: what a kernel's file needs to be compiled by g++ and run by cuda_host.cpp, which has the rest.
+//
+// A kernel becomes a plain function. Each of its threads is a fiber: it runs until it waits at a barrier or for its
+// warp, and then the next one runs. `threadIdx` and its relatives are calls that ask which fiber this is. With
+// -fsanitize=thread g++ calls a function before each access to memory: cuda_host.cpp has these functions, and looks for
+// races, for accesses outside of all arrays, and for shared memory that is read before it was written.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define TINYGRAD2_HOST 1
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define __shared__ static                                         // blocks run one after the other: each has it all
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(cuda_host_dynamic_shared())
+#define NOT_CHECKED __attribute__((no_sanitize_thread))
+
+struct dim3 { unsigned x = 1, y = 1, z = 1; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+NOT_CHECKED inline float2 make_float2(float x, float y) { return {x, y}; }
+NOT_CHECKED inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+NOT_CHECKED inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+NOT_CHECKED inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+extern "C" {
+dim3 cuda_host_thread();
+dim3 cuda_host_block();
+dim3 cuda_host_block_size();
+dim3 cuda_host_grid_size();
+void* cuda_host_dynamic_shared();
+void cuda_host_barrier(const void* where);
+void cuda_host_warp_barrier(unsigned mask);
+// Lane `lane` of the warp gets the value (of at most 64 bytes) that `source` has brought; all lanes of the mask call.
+void cuda_host_exchange(unsigned mask, const void* value, void* result, int size, int source);
+void cuda_host_check(const void* where, int size, int is_write, int is_atomic);   // as if the kernel made this access
+void cuda_host_fail(const char* message);                         // ends the launch with this error
+}
+
+#define threadIdx cuda_host_thread()
+#define blockIdx cuda_host_block()
+#define blockDim cuda_host_block_size()
+#define gridDim cuda_host_grid_size()
+#define warpSize 32
+
+NOT_CHECKED __attribute__((noinline)) static void cuda_host_here() { cuda_host_barrier(__builtin_return_address(0)); }
+#define __syncthreads() cuda_host_here()
+NOT_CHECKED inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_host_warp_barrier(mask); }
+NOT_CHECKED inline void __threadfence() {}
+
+template <class X> NOT_CHECKED inline X __shfl_sync(unsigned mask, X value, int source, int width = 32) {
+    int lane = threadIdx.x % 32;
+    X result;
+    cuda_host_exchange(mask, &value, &result, sizeof(X), (lane & ~(width - 1)) | (source & (width - 1)));
+    return result;
+}
+template <class X> NOT_CHECKED inline X __shfl_xor_sync(unsigned mask, X value, int bits, int width = 32) {
+    int lane = threadIdx.x % 32, source = lane ^ bits;
+    X result;
+    cuda_host_exchange(mask, &value, &result, sizeof(X), source / width == lane / width ? source : lane);
+    return result;
+}
+template <class X> NOT_CHECKED inline X __shfl_down_sync(unsigned mask, X value, int distance, int width = 32) {
+    int lane = threadIdx.x % 32, source = lane + distance;
+    X result;
+    cuda_host_exchange(mask, &value, &result, sizeof(X), source / width == lane / width ? source : lane);
+    return result;
+}
+template <class X> NOT_CHECKED inline X __shfl_up_sync(unsigned mask, X value, int distance, int width = 32) {
+    int lane = threadIdx.x % 32, source = lane - distance;
+    X result;
+    cuda_host_exchange(mask, &value, &result, sizeof(X), source >= 0 && source / width == lane / width ? source : lane);
+    return result;
+}
+NOT_CHECKED inline unsigned __ballot_sync(unsigned mask, int yes) {
+    unsigned result = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        int its = 0;
+        cuda_host_exchange(mask, &yes, &its, sizeof(int), lane);
+        result |= (its != 0) * (1u << lane);
+    }
+    return result;
+}
+NOT_CHECKED inline int __any_sync(unsigned mask, int yes) { return __ballot_sync(mask, yes) != 0; }
+NOT_CHECKED inline int __all_sync(unsigned mask, int yes) { return __ballot_sync(mask, !yes) == 0; }
+
+template <class X> NOT_CHECKED inline X atomicAdd(X* p, X value) {
+    cuda_host_check(p, sizeof(X), 1, 1);
+    X old = *p;
+    *p = old + value;
+    return old;
+}
+
+template <class X> inline X __ldg(const X* p) { return *p; }
+NOT_CHECKED inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+NOT_CHECKED inline unsigned __float_as_uint(float x) { unsigned bits; std::memcpy(&bits, &x, 4); return bits; }
+NOT_CHECKED inline float __int_as_float(int bits) { return __uint_as_float((unsigned)bits); }
+NOT_CHECKED inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
+NOT_CHECKED inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+NOT_CHECKED inline float __expf(float x) { return std::exp(x); }
+NOT_CHECKED inline float __exp2f(float x) { return std::exp2(x); }
+NOT_CHECKED inline float __logf(float x) { return std::log(x); }
+NOT_CHECKED inline float __fdividef(float a, float b) { return a / b; }
+NOT_CHECKED inline float __frcp_rn(float x) { return 1.0f / x; }
+NOT_CHECKED inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+NOT_CHECKED inline float __fadd_rn(float a, float b) { return a + b; }
+NOT_CHECKED inline float __fsub_rn(float a, float b) { return a - b; }
+NOT_CHECKED inline float __fmul_rn(float a, float b) { return a * b; }
+NOT_CHECKED inline float __fdiv_rn(float a, float b) { return a / b; }
+NOT_CHECKED inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+NOT_CHECKED inline int __float2int_rn(float x) { return (int)std::nearbyint(x); }
+NOT_CHECKED inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
+template <class X> inline X min(X a, X b) { return b < a ? b : a; }
+template <class X> inline X max(X a, X b) { return a < b ? b : a; }
+
+NOT_CHECKED inline float f16_to_float(unsigned short bits) {
+    unsigned exponent = bits >> 10 & 31, mantissa = bits & 1023, sign = (unsigned)(bits & 0x8000) << 16;
+    if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | mantissa << 13);
+    if (exponent == 0) return std::copysign((float)mantissa * 0x1p-24f, __uint_as_float(sign));
+    return __uint_as_float(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+NOT_CHECKED inline unsigned short float_to_f16(float x) {         // to nearest, ties to even
+    unsigned bits = __float_as_uint(x), sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return (unsigned short)(sign | 0x7fff);
+    if (bits >= 0x477ff000u) return (unsigned short)(sign | 0x7c00);   // 65520 and above: infinite
+    if (bits < 0x38800000u)                                       // below 2^-14: subnormal, a multiple of 2^-24
+        return (unsigned short)(sign | (unsigned)std::nearbyint(__uint_as_float(bits) * 0x1p24f));
+    bits += 0xfffu + (bits >> 13 & 1);
+    return (unsigned short)(sign | ((bits >> 13) - (112u << 10)));
+}

@@ -1,0 +1,180 @@
+"""Runs kernels written in CUDA C++ on the CPU: compiled by g++ with cuda_host.h, executed by cuda_host.cpp.
+
+    module = RawModule(code=source("layernorm", "float32"))        what CuPy's class of this name does, on NumPy arrays
+    module.get_function("layernorm_forward")((grid,), (block,), (x, out, np.int32(C)))
+
+Arguments are compared with the kernel's signature: arrays by their dtype, scalars by their type. `running` chooses the
+order of threads and blocks, and whether accesses to memory are checked:
+
+    with running(reverse=True, check=True) as launches: ...
+
+A fault raises KernelFault with its line in the kernel's file: a race between threads or blocks, an access outside of all
+arrays of the call, a barrier that not all threads reach, shared memory that is read before it was written. The checks know
+what CUDA promises, so they do not depend on the order in which threads happen to run here.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
+
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)')
+_SCALARS = {"int": "int32", "unsigned": "uint32", "unsigned int": "uint32", "float": "float32", "double": "float64",
+            "long long": "int64", "unsigned long long": "uint64", "size_t": "uint64"}  # fmt: skip
+_ELEMENTS = _SCALARS | {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "unsigned short": "uint16", "char": "int8",
+                        "signed char": "int8", "unsigned char": "uint8", "short": "int16", "bool": "bool"}  # fmt: skip
+_MODE = SimpleNamespace(reverse=False, check=True, launches=[])
+
+
+class KernelFault(AssertionError):
+    """What the checks have found, a line each."""
+
+
+@contextlib.contextmanager
+def running(reverse=False, check=True):
+    """Within the block, launches run like this; yields the list of their kernels' names, in order."""
+    before = vars(_MODE).copy()
+    vars(_MODE).update(reverse=reverse, check=check, launches=[])
+    try:
+        yield _MODE.launches
+    finally:
+        vars(_MODE).update(before)
+
+
+class RawModule:
+    """The kernels of a source text."""
+
+    def __init__(self, code, options=()):
+        self.code = code
+        self.defines = dict(re.findall(r"^#define (\w+) (\w+)$", code, re.MULTILINE))
+        self.signatures = {name: _parse(arguments, self.defines) for name, arguments in _KERNEL.findall(code)}
+        self.libraries = {}
+
+    def get_function(self, name):
+        if name not in self.signatures:
+            raise AssertionError(f"no kernel {name}; there are: {', '.join(self.signatures)}")
+        return _Function(self, name)
+
+    def library(self, check):
+        if check not in self.libraries:
+            self.libraries[check] = _compiled(self.code, tuple(self.signatures), check)
+        return self.libraries[check]
+
+
+class _Function:
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
+        assert 0 <= shared_mem <= min(self.max_dynamic_shared_size_bytes, 227 << 10), f"{shared_mem} bytes are too many"
+        sizes = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
+        assert all(n >= 1 for n in sizes), f"{self.name}: grid {grid}, block {block}: each must be 1 or more"
+        assert sizes[0] < 2**31 and max(sizes[1:3]) < 2**16 and sizes[5] <= 64, f"{self.name}: grid {grid}, block {block}"
+        assert np.prod(sizes[3:]) <= 1024, f"{self.name}: a block of {block} threads"
+        holders, extents = self._marshal(args)
+        pointers = (ctypes.c_void_p * max(1, len(holders)))(*(holder.ctypes.data for holder in holders))
+        library = self.module.library(_MODE.check)
+        errors, accesses = ctypes.create_string_buffer(4096), ctypes.c_size_t()
+        failed = library.cuda_host_launch(
+            ctypes.cast(library[f"call_{self.name}"], ctypes.c_void_p), pointers, (ctypes.c_uint * 6)(*sizes),
+            ctypes.c_size_t(shared_mem), (ctypes.c_uint64 * max(1, len(extents)))(*extents), len(extents) // 2,
+            int(_MODE.check), int(_MODE.reverse), errors, ctypes.c_size_t(len(errors)), ctypes.byref(accesses),
+        )  # fmt: skip
+        if failed:
+            text = re.sub("@([0-9a-f]+)@", lambda found: _line(library._name, found[1]), errors.value.decode())
+            raise KernelFault(f"{self.name}: {text.strip()}")
+        assert accesses.value or not _MODE.check, f"{self.name} has accessed nothing: are its accesses checked?"
+        _MODE.launches.append(self.name)
+
+    def _marshal(self, args):
+        """([a NumPy array with the bytes of each argument], [address, bytes of each array, ...])."""
+        signature = self.module.signatures[self.name]
+        assert len(args) == len(signature), f"{self.name} takes {len(signature)} arguments, not {len(args)}"
+        holders, extents = [], []
+        for i, (value, (kind, dtype, name)) in enumerate(zip(args, signature), 1):
+            value = getattr(value, "_a", value)                   # the array in the box of strict_cupy.py
+            where = f"{self.name}: argument {i}, {name},"
+            if kind == "scalar":
+                assert isinstance(value, np.generic), f"{where} is no NumPy scalar but {type(value).__name__}"
+                assert value.dtype == dtype, f"{where} is {value.dtype}, the kernel's {dtype}"
+                holders.append(np.array(value))
+                continue
+            if value is None:
+                holders.append(np.zeros(1, np.uint64))
+                continue
+            assert isinstance(value, np.ndarray), f"{where} is no array but {type(value).__name__}"
+            assert dtype in ("void", value.dtype.name), f"{where} is {value.dtype}, the kernel's {dtype}"
+            start, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data, value.ctypes.data)
+            holders.append(np.array(value.ctypes.data, np.uint64))
+            extents += [start, end - start]
+        return holders, extents
+
+
+def _parse(arguments, defines):
+    """[(kind, dtype, name)] of a parameter list: kind is "array" or "scalar"."""
+    parsed = []
+    for argument in filter(None, (part.strip() for part in arguments.replace("\n", " ").split(","))):
+        words = argument.replace("__restrict__", " ").replace("*", " * ").split()
+        words = [defines.get(word, word) for word in words if word != "const"]
+        name, kind = words.pop(), "scalar"
+        if words[-1] == "*":
+            kind, _ = "array", words.pop()
+        type_name = " ".join(words)
+        known = {**_ELEMENTS, "void": "void"} if kind == "array" else _SCALARS
+        assert type_name in known, f"a kernel's argument of type {argument!r}: not known here"
+        parsed.append((kind, known[type_name], name))
+    return parsed
+
+
+def _compiled(code, names, check):
+    """The shared library of a source text, compiled once and kept in the temporary folder."""
+    calls = []
+    for name, arguments in _KERNEL.findall(code):
+        types = [part.strip().rpartition(" ")[0] for part in arguments.replace("\n", " ").split(",") if part.strip()]
+        types = [kind.replace("__restrict__", "").strip() for kind in types]
+        taken = ", ".join(f"*({kind}*)arguments[{i}]" for i, kind in enumerate(types))
+        calls.append(f'extern "C" NOT_CHECKED void call_{name}(void** arguments) {{ {name}({taken}); }}')
+    code = f"{code}\n" + "\n".join(calls) + "\n"
+    flags = ["-std=c++17", "-fPIC", "-g", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
+    flags += ["-O1", "-fsanitize=thread"] if check else ["-O2"]
+    own = [(HERE / name).read_text(encoding="utf-8") for name in ("cuda_host.h", "cuda_host.cpp")]
+    digest = hashlib.sha256("\0".join([code, *own, *flags]).encode()).hexdigest()[:24]
+    folder = pathlib.Path(tempfile.gettempdir()) / f"tinygrad2-cuda-host-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{digest}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            (pathlib.Path(work) / "kernels.cpp").write_text(code, encoding="utf-8")
+            _run([COMPILER, *flags, "-include", str(HERE / "cuda_host.h"), "-c", "kernels.cpp", "-o", "kernels.o"], work)
+            _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
+            _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", "host.o", "-o", "both.so", "-ldl"], work)
+            os.replace(pathlib.Path(work) / "both.so", target)
+    return ctypes.CDLL(str(target))
+
+
+def _run(command, folder):
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+
+
+def _line(library, offset):
+    """The file and line of an address in a library."""
+    try:
+        done = subprocess.run(["addr2line", "-e", library, f"0x{offset}"], capture_output=True, text=True)
+    except OSError:
+        return "(line unknown: addr2line is not installed)"
+    return f"({os.path.basename(done.stdout.strip())})"
