@@ -4,6 +4,7 @@ Importing the package defines them all (they enter the registry OPS of tinygrad2
 function of Tensors: `ops.softmax(x)`, `ops.layernorm(x, weight, bias)`.
 """
 
+import ops.kernels.cuda  # noqa: F401
 from ops.abs import abs
 from ops.add import add
 from ops.add_layernorm import add_layernorm

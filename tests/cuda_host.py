@@ -8,9 +8,9 @@ order of threads and blocks, and whether accesses to memory are checked:
 
     with running(reverse=True, check=True) as launches: ...
 
-A fault raises KernelFault with its line in the kernel's file: a race between threads or blocks, an access outside of all
-arrays of the call, a barrier that not all threads reach, shared memory that is read before it was written. The checks know
-what CUDA promises, so they do not depend on the order in which threads happen to run here.
+A fault raises KernelFault with its line in the kernel's file: a race between threads or blocks, an access outside of
+all arrays of the call, a barrier that not all threads reach, shared memory that is read before it was written. The
+checks know what CUDA promises, so they do not depend on the order in which threads happen to run here.
 """
 
 import contextlib
@@ -34,8 +34,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not install
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)')
 _SCALARS = {"int": "int32", "unsigned": "uint32", "unsigned int": "uint32", "float": "float32", "double": "float64",
             "long long": "int64", "unsigned long long": "uint64", "size_t": "uint64"}  # fmt: skip
-_ELEMENTS = _SCALARS | {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "unsigned short": "uint16", "char": "int8",
-                        "signed char": "int8", "unsigned char": "uint8", "short": "int16", "bool": "bool"}  # fmt: skip
+_ELEMENTS = _SCALARS | {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "unsigned short": "uint16",
+                        "short": "int16", "char": "int8", "signed char": "int8", "unsigned char": "uint8",
+                        "bool": "bool"}  # fmt: skip
 _MODE = SimpleNamespace(reverse=False, check=True, launches=[])
 
 
@@ -83,7 +84,7 @@ class _Function:
         assert 0 <= shared_mem <= min(self.max_dynamic_shared_size_bytes, 227 << 10), f"{shared_mem} bytes are too many"
         sizes = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
         assert all(n >= 1 for n in sizes), f"{self.name}: grid {grid}, block {block}: each must be 1 or more"
-        assert sizes[0] < 2**31 and max(sizes[1:3]) < 2**16 and sizes[5] <= 64, f"{self.name}: grid {grid}, block {block}"
+        assert sizes[0] < 2**31 and max(sizes[1:3]) < 2**16 and sizes[5] <= 64, f"{self.name}: {grid}, {block}"
         assert np.prod(sizes[3:]) <= 1024, f"{self.name}: a block of {block} threads"
         holders, extents = self._marshal(args)
         pointers = (ctypes.c_void_p * max(1, len(holders)))(*(holder.ctypes.data for holder in holders))
@@ -158,8 +159,10 @@ def _compiled(code, names, check):
     target = folder / f"{digest}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            (pathlib.Path(work) / "kernels.cpp").write_text(code, encoding="utf-8")
-            _run([COMPILER, *flags, "-include", str(HERE / "cuda_host.h"), "-c", "kernels.cpp", "-o", "kernels.o"], work)
+            name = (re.findall(r'^#line 1 "([\w.]+)"', code, re.MULTILINE) or ["kernels.cu"])[0]
+            (pathlib.Path(work) / name).write_text(code, encoding="utf-8")
+            header = str(HERE / "cuda_host.h")
+            _run([COMPILER, *flags, "-include", header, "-x", "c++", "-c", name, "-o", "kernels.o"], work)
             _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
             _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", "host.o", "-o", "both.so", "-ldl"], work)
             os.replace(pathlib.Path(work) / "both.so", target)

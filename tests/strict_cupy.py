@@ -28,6 +28,7 @@ from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
+import cuda_host
 import numpy as np
 
 # What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
@@ -376,6 +377,7 @@ _Queue.null = _Queue()
 cupy = _Module("cupy", np, ndarray=ndarray, array=_array, asarray=_asarray, asnumpy=_asnumpy, newaxis=None)
 cupy.__version__ = "14.2.0"
 cupy.get_array_module = lambda *arrays: cupy if _boxes(arrays) else np
+cupy.RawModule = cuda_host.RawModule  # kernels run on the CPU
 cupy.linalg = _Module("cupy.linalg", np.linalg)
 cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 cupy.random = _Module("cupy.random", default_rng=_default_rng)

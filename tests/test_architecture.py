@@ -310,6 +310,7 @@ OPENERS = {  # the files that open what they are told to, or what no user can na
     "tinygrad2/datasets/piped.py": "a temporary file",
     "tinygrad2/commands/verify_models.py": "what its own process has written",
     "ops/kernels/cpu/kernel_cache.py": "the source of the kernels",
+    "ops/kernels/cuda/launch.py": "the source of the kernels",
     "tinygrad2/distributed/guard.py": "memory shared with the ranks, descriptors it has been given",
     "tinygrad2/distributed/status.py": "the same memory",
     "tinygrad2/distributed/shared_memory.py": "/proc/self/maps",

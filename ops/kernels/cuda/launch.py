@@ -2,8 +2,9 @@
 
     launch(xp, "layernorm", "layernorm_forward", bfloat16, grid=rows, block=256, args=(x, out, np.int32(C)))
 
-runs the function layernorm_forward of layernorm.cu on the current stream. NVRTC compiles a file through CuPy, for the GPU
-at hand and once per type T of the activations, and CuPy keeps the result on the disk. A launch does not wait for the GPU.
+runs the function layernorm_forward of layernorm.cu on the current stream. NVRTC compiles a file through CuPy, for the
+GPU at hand and once per type T of the activations, and CuPy keeps the result on the disk. A launch does not wait for
+the GPU.
 """
 
 import functools

@@ -14,7 +14,7 @@ from ops.kernels.cuda.column_sums import sum_of_partials
 from ops.kernels.cuda.launch import STATIC_SHARED, launch, result_dtype, wide
 from ops.layernorm import LayerNorm
 
-_WARPS, _BLOCKS = 4, 528                                          # of a block; the most blocks of backward: 4 for each of 132
+_WARPS, _BLOCKS = 4, 528                                          # of a block; of backward, at most
 _ROOM = STATIC_SHARED // 8                                        # channels for which one warp has the shared memory
 
 

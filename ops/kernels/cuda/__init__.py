@@ -1,0 +1,5 @@
+"""The ops for an NVIDIA GPU: CUDA C++ compiled by NVRTC, and cuBLASLt. Importing the package registers them; CuPy is
+imported by nothing in here: a kernel gets it as `xp`.
+"""
+
+from ops.kernels.cuda import layernorm  # noqa: F401

@@ -1,0 +1,144 @@
+"""The requirements of every CUDA kernel, as functions: test_cuda_kernels.py runs them over all ops that have one.
+
+A kernel runs on the CPU (cuda_host.py), in float32 and in mixed precision, with its threads in both orders.
+"""
+
+import contextlib
+from unittest import mock
+
+import numpy as np
+import strict_cupy
+from cuda_host import running
+from kernel_checks import cotangent, error, is_float, run, stacked
+
+from ops.kernels.cuda import launch
+from tinygrad2.function import DeferredGradient
+from tinygrad2.halves import half_dtype, is_half
+from tinygrad2.precision import _precision
+
+# A result that is rounded to 16 bits, from inputs that were: half a unit of its last place, and what sums make of it.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+DTYPES = tuple(TOLERANCE)
+
+# Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
+ACTIVATIONS = {"add_layernorm": (1,)}
+RESIDUALS = {"add_layernorm": (0,)}  # results that stay float32 in mixed precision, by their number
+
+
+def in_precision(dtype):
+    """A block in which ops compute in float32, or in mixed precision with activations of this dtype."""
+    return _precision.set("highest" if dtype == "float32" else dtype)
+
+
+def on_device(cupy, value):
+    if isinstance(value, np.ndarray):
+        return cupy.asarray(value)
+    return tuple(on_device(cupy, item) for item in value) if isinstance(value, tuple) else value
+
+
+def host(array):
+    return None if array is None else array.get().astype(np.float64)
+
+
+def settled(gradient):
+    """A gradient as an array; a deferred one is written twice, set and added, and must be the same."""
+    if not isinstance(gradient, DeferredGradient):
+        return gradient
+    written, added = gradient.copy(), gradient.copy()
+    added.fill(1)
+    gradient.write_to(added, accumulate=True)
+    assert np.allclose(host(added), host(written) + 1, rtol=1e-4, atol=1e-4)
+    assert written.shape == gradient.shape and written.dtype == gradient.dtype
+    return written
+
+
+def rounded_inputs(name, arrays, dtype):
+    """The arrays as they arrive at a kernel in this precision: activations in 16 bits."""
+    if dtype == "float32":
+        return arrays
+    activations = ACTIVATIONS.get(name, (0,))
+    return [a.astype(half_dtype(dtype)) if i in activations and is_float(a) else a for i, a in enumerate(arrays)]
+
+
+def widened(arrays):
+    return [a.astype(np.float64) if is_floats(a) else a for a in arrays]
+
+
+def is_floats(value):
+    return is_float(value) or (isinstance(value, np.ndarray) and is_half(value.dtype))
+
+
+def run_kernel(kernel, cupy, arrays, options, dtype, douts=None, reverse=False):
+    """([results], [gradients]), float64 on the host, of the kernel's forward and backward; and the launches."""
+    with in_precision(dtype), running(reverse=reverse) as launches:
+        needs = list(map(is_floats, arrays))
+        node = kernel(cupy, needs)
+        with strict_cupy.no_sync():
+            boxed = [on_device(cupy, a) for a in arrays]
+            results = node.forward(*boxed, **{key: on_device(cupy, value) for key, value in options.items()})
+            several = isinstance(results, tuple)
+            results = results if several else (results,)
+        if douts is None:
+            return [host(r) for r in results], [r.dtype for r in results], launches
+        boxed = tuple(cupy.asarray(d.astype(r.dtype)) for d, r in zip(douts, results))
+        with strict_cupy.no_sync():
+            gradients = node.backward(boxed if several else boxed[0])
+        gradients = [host(settled(g)) if need else None for g, need in zip(gradients, needs)]
+    return [host(r) for r in results], gradients, launches
+
+
+def check_kernel(kernel, op, cupy, sample, dtype):
+    """Results and gradients are those of the reference in float64, in both orders, bit for bit the same in both."""
+    arrays = rounded_inputs(op.name, sample.arrays(np.float32), dtype)
+    with in_precision(dtype):
+        if not kernel.supports(*(on_device(cupy, a) for a in arrays)):
+            return False
+    results, dtypes, _ = run_kernel(kernel, cupy, arrays, sample.options, dtype)
+    kept = RESIDUALS.get(op.name, ())
+    for i, found in enumerate(dtypes):
+        assert found == (np.float32 if dtype == "float32" or i in kept else half_dtype(dtype)), f"result {i}: {found}"
+    rng_douts = [cotangent(np.empty(r.shape, np.float32)) for r in results]
+    douts = [d.astype(found).astype(np.float64) for d, found in zip(rng_douts, dtypes)]
+    wide = widened(arrays)
+    exact, _, exact_gradients = run(op, wide, sample.options, np.stack(douts) if len(douts) > 1 else douts[0])
+    exact = list(exact) if stacked_is_several(op, wide, sample.options) else [exact]
+    first = None
+    for reverse in (False, True):
+        got, gradients, launches = run_kernel(kernel, cupy, arrays, sample.options, dtype, douts, reverse)
+        assert launches, "no kernel was launched"
+        for values, expected in zip([*got, *gradients], [*exact, *exact_gradients]):
+            if expected is not None:
+                assert values.shape == expected.shape and error(values, expected) <= TOLERANCE[dtype]
+        if first is None:
+            first = got, gradients
+        for a, b in zip([*first[0], *first[1]], [*got, *gradients]):
+            assert (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+    return True
+
+
+def stacked_is_several(op, arrays, options):
+    return stacked(op(np, [False] * len(arrays)).forward(*arrays, **options))[1]
+
+
+@contextlib.contextmanager
+def planted(file, old, new):
+    """Within the block FILE.cu, or FILE.cuh, has a fault: the only place with the text `old` has `new` instead."""
+
+    def faulty(name, read=launch._read):
+        text = read(name)
+        if name.partition(".")[0] == file:
+            assert text.count(old) == 1, f"{text.count(old)} places have {old!r}"
+            text = text.replace(old, new)
+        return text
+
+    with mock.patch.object(launch, "_read", faulty), mock.patch.object(launch, "_functions", {}):
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+def forget():
+    launch.source.cache_clear()
+    launch._module.cache_clear()

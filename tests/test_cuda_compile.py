@@ -1,0 +1,57 @@
+"""Every kernel is compiled for four generations of GPUs by NVRTC: no spills, and few enough registers.
+
+A multiprocessor has 65,536 registers: a kernel of 128 registers runs 512 threads on it. What is allowed here is what
+the kernels need today; a change that needs more shows up, and says so in MOST_REGISTERS.
+"""
+
+import pathlib
+
+import nvrtc
+import pytest
+
+from ops.kernels.cuda.launch import FOLDER, TYPES, source
+
+FILES = sorted(path.stem for path in pathlib.Path(FOLDER).glob("*.cu"))
+USUAL = 64  # registers of a thread
+MOST_REGISTERS = {"layernorm_backward": 80}  # kernel -> how many it may use instead
+
+pytestmark = nvrtc.needs_nvrtc
+
+
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("file", FILES)
+def test_a_kernel_compiles_without_spills(file, dtype, architecture):
+    found = nvrtc.cubins(file, dtype, architecture)
+    assert found
+    for name, use in found.items():
+        assert use.spilled == 0 and use.stack == 0, f"{name}: {use}"
+        assert use.registers <= MOST_REGISTERS.get(name, USUAL), f"{name}: {use}"
+        assert use.shared <= 48 << 10, f"{name}: {use}"
+
+
+def test_the_limits_belong_to_kernels():
+    assert set(MOST_REGISTERS) <= set(nvrtc_names())
+
+
+def nvrtc_names():
+    return [name for file in FILES for name in nvrtc.cubins(file, "float32", 90)]
+
+
+def test_an_error_names_its_file_and_line():
+    code = source("layernorm", "bfloat16").replace("float m = warp_sum(total) / C;", "float m = warp_summe(total) / C;")
+    ok, log = nvrtc.compile_text(code, 90)
+    lines = pathlib.Path(FOLDER, "layernorm.cu").read_text(encoding="utf-8").splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if "float m = warp_sum" in text)
+    assert not ok and f"layernorm.cu({line})" in log and "warp_summe" in log
+
+
+def test_spills_are_found():
+    """A kernel with an array that no registers can hold is refused: the log is read right."""
+    code = """extern "C" __global__ void hungry(float* x, int n) {
+        float kept[300];
+        for (int i = 0; i < 300; i++) kept[i] = x[i * n];
+        for (int k = 0; k < n; k++) for (int i = 0; i < 300; i++) kept[i] += kept[(i * k) % 300];
+        for (int i = 0; i < 300; i++) x[i] = kept[i]; }"""
+    ok, log = nvrtc.compile_text(code, 90)
+    assert ok and nvrtc.uses(log)["hungry"].stack > 0

@@ -1,0 +1,77 @@
+"""Every CUDA kernel, run on the CPU, computes what its reference computes; and planted faults are found."""
+
+import cuda_checks
+import cuda_host
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_host import KernelFault, needs_compiler
+from samples import SAMPLES, Sample
+
+from ops.kernels.cuda.layernorm import LayerNormCUDA
+from tinygrad2.dispatch import KERNELS, OPS
+
+pytestmark = needs_compiler
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
+
+FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows of more than a warp's elements
+    "layernorm": [Sample(((13, 264), (264,), (264,))), Sample(((2, 3, 770), (770,)), dict(eps=1e-3)),
+                  Sample(((2, 3104), (3104,), (3104,)))],
+    "add_layernorm": [Sample(((13, 264), (13, 264), (264,), (264,))), Sample(((2, 5, 33), (2, 5, 33), (33,)))],
+}  # fmt: skip
+CASES = [
+    pytest.param(kernel, sample, id=f"{name}-{kernel.__name__}-{i}")
+    for (name, library), kernels in sorted(KERNELS.items())
+    if library == "cupy" and name in OPS
+    for kernel in kernels
+    for i, sample in enumerate(SAMPLES[name] + FURTHER.get(name, []))
+]
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return strict_cupy.install(monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
+@pytest.mark.parametrize("kernel, sample", CASES)
+def test_a_kernel_equals_its_reference(kernel, sample, dtype, cupy):
+    if not cuda_checks.check_kernel(kernel, OPS[kernel.name], cupy, sample, dtype):
+        pytest.skip("the kernel leaves these arrays to the reference")
+
+
+# -- planted faults ----------------------------------------------------------------------------------------------------
+
+BARRIER = "    __syncthreads();\n    for (int j = threadIdx.x; j < 2 * C"
+SHARED = "race in shared|nothing has written"
+ANY = "race in shared|no multiple|beyond the end|outside"
+SUMS = "    __syncthreads();\n    if (warp > 0"
+FAULTS = {  # what it is: (file, what is replaced in it, by what, what the checks say)
+    "a barrier is left out": ("layernorm", BARRIER, BARRIER.partition("\n")[2], SHARED),
+    "one row too many": ("layernorm", "row < rows; row += gridDim.x", "row <= rows; row += gridDim.x", "outside"),
+    "blocks share a sum": ("layernorm", "partial[(size_t)blockIdx.x * 2 * C + j]", "partial[j]", "race in an array"),
+    "sums do not begin at 0": ("layernorm", "store_row(dbias + j, sums);\n    }", "}", "nothing has written"),
+    "the columns' barrier": ("column_sums", SUMS, SUMS.partition("\n")[2], SHARED),
+    "16 bytes anywhere": ("layernorm", "if (wide) backward<8>(x,", "if (1) backward<8>(x,", ANY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_planted_faults_are_found(fault, reverse, cupy):
+    file, old, new, message = FAULTS[fault]
+    C = 20 if fault == "16 bytes anywhere" else 24
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((9, C), (C,), (C,))]
+    with cuda_checks.planted(file, old, new), pytest.raises(KernelFault, match=message):
+        cuda_checks.run_kernel(LayerNormCUDA, cupy, arrays, {}, "float32", [np.ones((9, C), np.float32)], reverse)
+
+
+def test_a_fault_names_its_line():
+    code = """extern "C" __global__ void kernel(float* x, int n) {
+    x[threadIdx.x] = 1;
+    x[n + threadIdx.x] = 2;
+}
+"""
+    with pytest.raises(KernelFault, match=r"kernel: thread 0 of block 0 writes 4 bytes outside.*kernels.cu:3"):
+        cuda_host.RawModule(code=code).get_function("kernel")((1,), (32,), (np.zeros(32, np.float32), np.int32(40)))
