@@ -56,6 +56,7 @@ OPTIONAL = {  # library -> the only files that may import it, late
     "mpi4py": {"tinygrad2/distributed/world.py", "tinygrad2/commands/doctor_checks.py"},
     "tiktoken": {"tinygrad2/tokenizers/tiktoken_encoder.py"},
     "ml_dtypes": {"tinygrad2/halves.py"},
+    "cuda": {"ops/kernels/cuda/cublaslt.py"},
     "wandb": {"tinygrad2/monitor/wandb_log.py"},
     "lm_eval": {"tinygrad2/commands/lm_eval.py"},
     "tokenizers": set(),
