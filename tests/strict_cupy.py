@@ -363,6 +363,8 @@ def _default_rng(seed=None):
 class _Queue(contextlib.nullcontext):
     """A device or a stream. Here all work is done when the call returns, yet asking to wait for it counts."""
 
+    ptr = 0
+
     def __init__(self, *args, **kwargs):
         super().__init__(self)
 
@@ -384,7 +386,8 @@ cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
 cupy.cuda.alloc_pinned_memory = bytearray
 cupy.cuda.nvrtc, cupy.cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)), SimpleNamespace()
-cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, deviceSynchronize=_Queue().synchronize)
+cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
+cupy.cuda.runtime.deviceSynchronize = _Queue().synchronize
 
 
 def install(monkeypatch):
