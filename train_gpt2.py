@@ -39,7 +39,7 @@ from models import PRESETS
 from models.dropout import set_dropout
 from models.families import ModelFlags, make_config, make_model
 from models.pretrained import config_for_training, load_into
-from tinygrad2.backend import array_module, choose_gpu, to_host
+from tinygrad2.backend import array_module, to_host
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
@@ -47,6 +47,7 @@ from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.gpu import choose_gpu
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
@@ -304,6 +305,7 @@ def configure(argv, world):
     products = ops.describe_products(config.device, config.kernels, precision_of(config))
     report.print_setup(config, model_config, preset, world, described, products, xp)
     ops.announce_compiling(world.print)
+    ops.announce_missing_kernels(world.print)
     state = replace(saved or RunState(preset), training=asdict(config), model=model_config.to_dict())
     return config, model_config, state, run_dir, checkpoint
 

@@ -11,6 +11,8 @@ class Expand(Function):
     Backward.  An element that is used several times gets the sum of their gradients (ops/broadcast.py).
     """
 
+    only_views = True
+
     def forward(self, x, shape):                                  # x (...)
         new = len(shape) - x.ndim
         sizes = [x.shape[i - new] if size == -1 and i >= new else size for i, size in enumerate(shape)]

@@ -13,6 +13,8 @@ class Split(Function):
     Backward.  Every element of x is in exactly one part: the gradients are joined as the parts were cut.
     """
 
+    only_views = True
+
     def forward(self, x, size, axis=0):                           # x (..., n, ...)
         n = x.shape[axis]
         if isinstance(size, int) and size < 1:

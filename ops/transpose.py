@@ -13,6 +13,8 @@ class Transpose(Function):
         dx = dout.transpose(argsort(axes))
     """
 
+    only_views = True
+
     def forward(self, x, axes=None):                              # x (...)
         axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes)
         self.save(axes)

@@ -49,7 +49,7 @@ EXCEPTIONS = {  # (file, what it imports all the same): why
     ("tinygrad2/__main__.py", "tinygrad2/commands"): "the program behind python -m tinygrad2",
     ("tinygrad2/__main__.py", "cli"): "the same",
     ("tinygrad2/__main__.py", "tinygrad2/distributed"): "the ranks of python -m tinygrad2 profile",
-    ("ops/__init__.py", "ops/kernels"): "kernels register themselves where Numba can be imported",
+    ("ops/__init__.py", "ops/kernels"): "kernels register themselves",
 }
 OPTIONAL = {  # library -> the only files that may import it, late
     "cupy": {"tinygrad2/backend.py", "tinygrad2/commands/doctor_checks.py"},

@@ -8,8 +8,11 @@ import strict_cupy
 from cuda_host import KernelFault, needs_compiler
 from samples import SAMPLES, Sample
 
+import ops
 from ops.kernels.cuda.layernorm import LayerNormCUDA
-from tinygrad2.dispatch import KERNELS, OPS
+from tinygrad2 import Tensor
+from tinygrad2.dispatch import KERNELS, OPS, kernels
+from tinygrad2.missing_kernels import watch_missing_kernels
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -75,3 +78,25 @@ def test_a_fault_names_its_line():
 """
     with pytest.raises(KernelFault, match=r"kernel: thread 0 of block 0 writes 4 bytes outside.*kernels.cu:3"):
         cuda_host.RawModule(code=code).get_function("kernel")((1,), (32,), (np.zeros(32, np.float32), np.int32(40)))
+
+
+# -- ops without a kernel ----------------------------------------------------------------------------------------------
+
+
+def test_an_op_without_a_kernel_says_so_once(cupy):
+    lines = []
+    ops.announce_missing_kernels(lines.append)
+    try:
+        x = Tensor(np.ones((2, 3), np.float32), device="cuda")
+        y = Tensor(np.ones((2, 3)), device="cuda")
+        for _ in range(2):
+            ops.var(x)
+            ops.reshape(ops.transpose(x), (6,))
+            ops.layernorm(x, x[0], x[0])
+            ops.layernorm(y, y[0], y[0])
+            with kernels("reference"):
+                ops.std(x)
+    finally:
+        watch_missing_kernels(None)
+    assert [line.split()[1] for line in lines] == ["var:", "index:", "layernorm:"]
+    assert "it has no kernel" in lines[0] and "its kernel does not take these arrays" in lines[2]

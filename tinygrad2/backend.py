@@ -4,7 +4,6 @@ CuPy is imported when a device is asked for, never before: a machine without it 
 """
 
 import sys
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -76,30 +75,9 @@ def to_device(array, device):
     return to_host(array) if device == "cpu" else array_module(device).asarray(array)
 
 
-def choose_gpu(xp, number=None):
-    """Use GPU `number` (modulo the GPUs there are) of this host from now on. On the CPU: nothing.
-
-    Holds for the calling thread. `choose_gpu(xp)` in a thread that runs in a copy of its context chooses the same one.
-    """
-    if xp is not np:
-        if number is not None:
-            _gpu.set(number % xp.cuda.runtime.getDeviceCount())
-        xp.cuda.Device(_gpu.get()).use()
-
-
-_gpu = ContextVar("gpu", default=0)
-
-
 def large_zeros(xp, n, dtype):
     """xp.zeros(n, dtype), for arrays of the model's size."""
     return (huge_pages if xp is np else xp).zeros(n, dtype)
-
-
-def pinned_empty(n, dtype):
-    """A NumPy array (n,) in memory that a GPU reads and writes at full speed. Only if CuPy is loaded."""
-    cupy = sys.modules["cupy"]
-    memory = cupy.cuda.alloc_pinned_memory(n * np.dtype(dtype).itemsize)
-    return np.frombuffer(memory, dtype, n)
 
 
 def nccl_library():

@@ -12,6 +12,7 @@ from typing import Any
 
 from tinygrad2.backend import xp_of
 from tinygrad2.context import Setting
+from tinygrad2.missing_kernels import note_missing
 
 
 class _Registry(dict):
@@ -50,9 +51,11 @@ def register_kernel(name, backend, supports=None):
 def choose(op, xp, arrays):
     """The version of `op` to run on these arrays: the newest kernel that supports them, else the op itself."""
     if kernel_mode() == "auto":
-        for kernel in reversed(KERNELS.get((op.name, xp.__name__), ())):
+        for kernel in reversed(known := KERNELS.get((op.name, xp.__name__), ())):
             if issubclass(kernel, op) and kernel.supports(*arrays):
                 return kernel
+        if xp.__name__ != "numpy":
+            note_missing(op, bool(known))
     return op
 
 

@@ -55,6 +55,7 @@ class Function:
     name = "function"
     is_leaf = is_parameter = False  # True for a leaf Tensor, or a Parameter, at the end of an edge
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
+    only_views = False  # forward and backward move no data, or hardly any: no kernel could make them faster
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
     layer, inputs, work = "", (), None
     options: dict[str, Any] = {}

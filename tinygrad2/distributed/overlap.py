@@ -11,8 +11,9 @@ import queue
 import threading
 import time
 
-from tinygrad2.backend import choose_gpu, xp_of
+from tinygrad2.backend import xp_of
 from tinygrad2.function import observe
+from tinygrad2.gpu import choose_gpu
 
 
 class OverlappedReduction:

@@ -1,0 +1,20 @@
+"""Ops that run on a GPU without a kernel of their own: who wants to know is told of each of them once."""
+
+from typing import Any
+
+_told: list[Any] = []  # who is told
+_noted: set[str] = set()
+
+
+def watch_missing_kernels(tell: Any) -> None:
+    """From now on tell(name of an op, has it kernels that do not take its arrays?) is called when an op runs on a GPU
+    without a kernel, once for each op. It replaces whoever was told before; None: nobody is."""
+    _told[:] = [tell] if tell else []
+    _noted.clear()
+
+
+def note_missing(op: Any, exists: bool) -> None:
+    """An op runs without a kernel. Those that only make views need none."""
+    if _told and not op.only_views and op.name not in _noted:
+        _noted.add(op.name)
+        _told[0](op.name, exists)
