@@ -18,6 +18,8 @@ pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
 
 FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows of more than a warp's elements
+    "gelu": [Sample(((33, 250),)), Sample(((2, 3, 344),))],
+    "gelu_erf": [Sample(((33, 250),)), Sample(((2, 3, 344),))],
     "layernorm": [Sample(((13, 264), (264,), (264,))), Sample(((2, 3, 770), (770,)), dict(eps=1e-3)),
                   Sample(((2, 3104), (3104,), (3104,)))],
     "add_layernorm": [Sample(((13, 264), (13, 264), (264,), (264,))), Sample(((2, 5, 33), (2, 5, 33), (33,)))],

@@ -1,0 +1,64 @@
+"""Faults planted in the CUDA kernels are found by the checks that all kernels pass, whatever order threads run in."""
+
+import cuda_checks
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_host import needs_compiler, running
+from samples import Sample
+
+from ops.kernels.cuda.column_sums import bias_gradient
+from tinygrad2.dispatch import KERNELS, OPS
+
+pytestmark = needs_compiler
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
+
+OUTSIDE, SHARED, DIFFERS = "outside|beyond the end", "race in shared|nothing has written", "differs from the reference"
+BETWEEN_BLOCKS = "race in an array"
+
+# What it is: (op, shapes, file, what is replaced in it, by what, what the checks say).
+FAULTS = {
+    "gelu: the tail is not looked at": (
+        "gelu", ((3, 7),), "elements", "first + i < n ? to_float", "1 ? to_float", OUTSIDE),
+    "gelu: the last elements by 16 bytes": (
+        "gelu", ((3, 7),), "elements", "first + ELEMENTS <= n) return load", "first < n) return load", OUTSIDE),
+    "gelu: threads overlap": (
+        "gelu", ((40, 8),), "elements", "threadIdx.x) * ELEMENTS", "threadIdx.x) * (ELEMENTS - 4)", BETWEEN_BLOCKS),
+    "gelu: a wrong sign": (
+        "gelu", ((3, 7),), "gelu", "s + value * (s * rest)", "s - value * (s * rest)", DIFFERS),
+    "gelu_erf: a factor is forgotten": (
+        "gelu_erf", ((3, 7),), "gelu", "(RSQRT2PI * __expf", "(__expf", DIFFERS),
+}  # fmt: skip
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return strict_cupy.install(monkeypatch)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_planted_fault_is_found(fault, reverse, cupy):
+    op, shapes, file, old, new, message = FAULTS[fault]
+    (kernel,) = KERNELS[op, "cupy"]
+    with cuda_checks.planted(file, old, new), pytest.raises(AssertionError, match=message):
+        cuda_checks.check_kernel(kernel, OPS[op], cupy, Sample(shapes), "float32", (reverse,))
+
+
+COLUMN_FAULTS = {
+    "the barrier": ("    __syncthreads();\n    int own", "    int own", SHARED),
+    "blocks of rows overlap": ("partial[(size_t)blockIdx.y * columns + j]", "partial[j]", BETWEEN_BLOCKS),
+    "a warp takes rows of the next block": ("row < last; row += 8", "row < rows; row += 8", DIFFERS),
+    "columns beyond the last": ("32 * N || j >= columns) return", "32 * N) return", OUTSIDE + "|" + BETWEEN_BLOCKS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", COLUMN_FAULTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_fault_in_the_sums_of_columns_is_found(fault, reverse, cupy):
+    old, new, message = COLUMN_FAULTS[fault]
+    rows = np.random.default_rng(0).standard_normal((70, 40)).astype(np.float32)
+    with cuda_checks.planted("column_sums", old, new), pytest.raises(AssertionError, match=message):
+        with running(reverse=reverse):
+            got = bias_gradient(cupy, cupy.asarray(rows)).copy().get()
+        assert np.allclose(got, rows.sum(0), atol=1e-4), DIFFERS
