@@ -55,7 +55,7 @@ FAULTS = {  # what it is: (file, what is replaced in it, by what, what the check
     "a barrier is left out": ("layernorm", BARRIER, BARRIER.partition("\n")[2], SHARED),
     "one row too many": ("layernorm", "row < rows; row += gridDim.x", "row <= rows; row += gridDim.x", "outside"),
     "blocks share a sum": ("layernorm", "partial[(size_t)blockIdx.x * 2 * C + j]", "partial[j]", "race in an array"),
-    "sums do not begin at 0": ("layernorm", "store_row(dbias + j, sums);\n    }", "}", "nothing has written"),
+    "sums do not begin at 0": ("layernorm", "store_part(dbias + j, part);\n    });", "});", "nothing has written"),
     "the columns' barrier": ("column_sums", SUMS, SUMS.partition("\n")[2], SHARED),
     "16 bytes anywhere": ("layernorm", "if (wide) backward<8>(x,", "if (1) backward<8>(x,", ANY),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Layernorm, alone and fused with a residual addition, on the GPU. Same formulas; what changes, and why:
 
-- One warp per row, which stages the row in shared memory: x (and delta) are read once and out is written once, where
-  the reference's eight operators each read and write an array. Sums over a row are shuffles between lanes.
+- One warp per row, which keeps the row in registers: x (and delta) are read once and out is written once, where the
+  reference's eight operators each read and write an array. Sums over a row are shuffles between lanes.
 - backward computes xhat again from mean and rstd, adds the residual stream's gradient to dx in the same pass, and sums
   dweight and dbias per block; a second kernel adds the blocks (column_sums.py).
 - In mixed precision delta, out and dout have 16 bits; x, its sum with delta, the statistics and all arithmetic float32.
@@ -65,10 +65,10 @@ def normalise(op, x, delta, weight, bias, eps):
     if delta is not None:
         delta, s = xp.ascontiguousarray(delta).astype(dtype, copy=False), xp.empty_like(x)
     mean, rstd = (xp.empty((*x.shape[:-1], 1), np.float32) for _ in range(2))
-    rows, warps = x.size // C, _warps(C, 1)
+    rows = x.size // C
     sizes = np.int32(rows), np.int32(C), np.float32(eps), wide(C, x, delta, weight, bias, s, out)
     args = x, delta, weight, bias, None if delta is None else s, out, mean, rstd, *sizes
-    launch(xp, "layernorm", "layernorm_forward", dtype, -(-rows // warps), 32 * warps, args, shared=4 * warps * C)
+    launch(xp, "layernorm", "layernorm_forward", dtype, -(-rows // _WARPS), 32 * _WARPS, args)
     op.save(s, weight, mean, rstd, bias is not None)
     return s, out
 
@@ -79,15 +79,11 @@ def gradients(op, dout, dresidual):
     C = x.shape[-1]
     dout = xp.ascontiguousarray(dout)
     dresidual = None if dresidual is None else xp.ascontiguousarray(dresidual)
-    dx, rows, warps = xp.empty_like(x), x.size // C, _warps(C, 2)
+    dx, rows = xp.empty_like(x), x.size // C
+    warps = max(1, min(_WARPS, STATIC_SHARED // (8 * C)))         # each has 2 rows of C floats in shared memory
     blocks = min(_BLOCKS, -(-rows // warps))
     partial = xp.empty((blocks, 2, C), np.float32)
     sizes = np.int32(rows), np.int32(C), wide(C, x, weight, dout, dresidual, dx)
     args = x, weight, mean, rstd, dout, dresidual, dx, partial, *sizes
     launch(xp, "layernorm", "layernorm_backward", dout.dtype, blocks, 32 * warps, args, shared=8 * warps * C)
     return dx, sum_of_partials(xp, partial[:, 0]), sum_of_partials(xp, partial[:, 1]) if has_bias else None
-
-
-def _warps(C, arrays):
-    """Warps of a block, each with `arrays` rows of C floats in shared memory."""
-    return max(1, min(_WARPS, STATIC_SHARED // (4 * arrays * C)))
