@@ -6,6 +6,7 @@ A kernel runs on the CPU (cuda_host.py), in float32 and in mixed precision, with
 import contextlib
 from unittest import mock
 
+import fake_cublaslt
 import numpy as np
 import strict_cupy
 from cuda_host import running
@@ -21,8 +22,8 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
 DTYPES = tuple(TOLERANCE)
 
 # Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
-ACTIVATIONS = {"add_layernorm": (1,)}
-RESIDUALS = {"add_layernorm": (0,)}  # results that stay float32 in mixed precision, by their number
+ACTIVATIONS = {"add_layernorm": (1,), "matmul": (0, 1)}
+RESIDUALS = {"add_layernorm": (0,), "matmul": (0,)}  # results that stay float32 in mixed precision, by their number
 
 
 def in_precision(dtype):
@@ -106,7 +107,7 @@ def check_kernel(kernel, op, cupy, sample, dtype, orders=(False, True)):
     first = None
     for reverse in orders:
         got, gradients, launches = run_kernel(kernel, cupy, arrays, sample.options, dtype, douts, reverse)
-        assert launches, "no kernel was launched"
+        assert launches or fake_cublaslt.products_since_install(), "neither a kernel nor a product ran"
         for values, expected in zip([*got, *gradients], [*exact, *exact_gradients]):
             if expected is not None:
                 assert values.shape == expected.shape

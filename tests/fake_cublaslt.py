@@ -45,7 +45,9 @@ def install(monkeypatch, library=compiled):
 
     It is told where the arrays of the stand-in for CuPy lie that are made from here on, and refuses other memory.
     """
+    global _before
     found = library()
+    _before = found.fake_products() if hasattr(found, "fake_products") else 0
     monkeypatch.setattr(cublaslt, "library", lambda: found)
     for module, name in ((products, "plan"), (cublaslt_plan, "handle")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
@@ -64,6 +66,14 @@ def install(monkeypatch, library=compiled):
 
     monkeypatch.setattr(strict_cupy.ndarray, "__init__", watched)
     return found
+
+
+_before = 0
+
+
+def products_since_install():
+    """How many products the stand-in was called for."""
+    return compiled().fake_products() - _before
 
 
 def _forget(library, known, number, address):

@@ -17,9 +17,14 @@ import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
+from cuda_checks import in_precision
 
+import ops
 from ops.kernels.cuda import cublaslt, cublaslt_plan, cublaslt_problem, cupy_products, products
+from ops.kernels.cuda.linear import LinearCUDA
 from ops.kernels.cuda.products import batched_gemm, gemm
+from tinygrad2 import Tensor, halves
+from tinygrad2.writes import wrote
 
 BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
@@ -374,6 +379,62 @@ def test_a_planted_mistake_is_found(cp, lt, monkeypatch, mistake):
     PLANTED[mistake](monkeypatch)
     with pytest.raises((AssertionError, cublaslt.CublasError)):
         all_kinds_of_products(cp)
+
+
+# -- ops ---------------------------------------------------------------------------------------------------------------
+
+
+def arrays_for_linear(cp, dtype):
+    shapes = (2, 9, 17), (17, 5), (5,), (2, 9, 5)
+    x, weight, bias, dout = (numbers(shape, FLOAT32, i) for i, shape in enumerate(shapes))
+    return cp.asarray(x.astype(dtype)), cp.asarray(weight), cp.asarray(bias), cp.asarray(dout.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=str)
+def test_linear_is_one_product_and_two_in_backward(cp, lt, dtype):
+    x, weight, bias, dout = arrays_for_linear(cp, dtype)
+    gradient = cp.asarray(np.full(200, 2, np.float32))
+    place = gradient[3:88].reshape(17, 5)                         # a parameter's part of the flat buffer
+    with in_precision(dtype.name):
+        before = lt.fake_products()
+        node = LinearCUDA(cp, (True, True, True))
+        out = node.forward(x, weight, bias)
+        assert lt.fake_products() == before + 1 and out.dtype == dtype
+        dx, dweight, dbias = node.backward(dout)
+        dweight.write_to(place, accumulate=True)
+        dweight.write_to(place, accumulate=True)
+        assert lt.fake_products() == before + 4 and dx.dtype == dtype
+        assert dbias.dtype == dweight.dtype == FLOAT32
+    rows, drows = (cp.asnumpy(a).astype(np.float64).reshape(18, -1) for a in (x, dout))
+    check(place, 2 + 2 * rows.T @ drows, FLOAT32, 2 * np.abs(rows.T) @ np.abs(drows) + 2)   # float32, twice added to
+    assert (cp.asnumpy(gradient)[[0, 1, 2, *range(88, 200)]] == 2).all()
+
+
+def test_a_weight_is_cast_once_until_it_is_written_to(cp, lt, monkeypatch):
+    casts, original = [], halves.cast_to_half
+    monkeypatch.setattr(halves, "cast_to_half", lambda values, out: (casts.append(1), original(values, out)))
+    x, weight, _, dout = arrays_for_linear(cp, BFLOAT16)
+    with in_precision("bfloat16"):
+        for step in range(2):
+            for _ in range(3):
+                node = LinearCUDA(cp, (True, True, False))
+                node.forward(x, weight)
+                node.backward(dout)
+            assert len(casts) == step + 1
+            weight *= np.float32(2)
+            wrote(weight)
+
+
+def test_a_linear_layer_trains_on_a_device(cp, lt):
+    x, weight, bias, dout = (Tensor(a) for a in arrays_for_linear(cp, FLOAT32))
+    host = [Tensor(a.numpy()) for a in (x, weight, bias, dout)]
+    for tensors in ((x, weight, bias, dout), host):
+        for tensor in tensors[:3]:
+            tensor.requires_grad_()
+        out = ops.linear(*tensors[:3])
+        (ops.matmul(out, out.transpose(0, 2, 1)).sum() + (out * tensors[3]).sum()).backward()
+    for one, other in zip((x, weight, bias), host):
+        assert np.allclose(cp.asnumpy(one.grad), other.grad, rtol=1e-4, atol=1e-4)
 
 
 # -- without the library -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import cuda_checks
 import cuda_host
+import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
@@ -23,6 +24,8 @@ FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows o
     "layernorm": [Sample(((13, 264), (264,), (264,))), Sample(((2, 3, 770), (770,)), dict(eps=1e-3)),
                   Sample(((2, 3104), (3104,), (3104,)))],
     "add_layernorm": [Sample(((13, 264), (13, 264), (264,), (264,))), Sample(((2, 5, 33), (2, 5, 33), (33,)))],
+    "linear": [Sample(((130, 65), (65, 17), (17,))), Sample(((2, 17, 3), (3, 130), (130,)))],
+    "matmul": [Sample(((3, 17, 65), (3, 65, 130))), Sample(((2, 3, 5, 8), (8, 17))), Sample(((65,), (65, 3)))],
 }  # fmt: skip
 CASES = [
     pytest.param(kernel, sample, id=f"{name}-{kernel.__name__}-{i}")
@@ -35,6 +38,7 @@ CASES = [
 
 @pytest.fixture
 def cupy(monkeypatch):
+    fake_cublaslt.install(monkeypatch)
     return strict_cupy.install(monkeypatch)
 
 

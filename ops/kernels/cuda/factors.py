@@ -1,0 +1,39 @@
+"""What enters the products of an op, and the gradients that leave them, for the kernels of linear, mlp and matmul.
+
+In mixed precision all factors have 16 bits. An activation arrives like that, or is cast; a weight is float32, and its
+16-bit copy is shared by all who multiply by it until it is written to (tinygrad2/halves.py).
+"""
+
+import numpy as np
+
+from ops.kernels.cuda.launch import HALVES
+from ops.kernels.cuda.products import gemm
+from tinygrad2.function import DeferredGradient
+from tinygrad2.halves import half_of
+from tinygrad2.precision import precision
+
+
+def can_be_factors(*arrays):
+    """Are these float32 or, in mixed precision, of its 16-bit dtype? None is no array, and does not matter."""
+    here = precision()
+    names = ("float32", here) if here in HALVES else ("float32",)
+    return all(array is None or array.dtype.name in names for array in arrays)
+
+
+def weight_as(weight, dtype):
+    """A weight, or a bias, in the dtype of factors; None as it is."""
+    return weight if weight is None or weight.dtype == dtype else half_of(weight, dtype)
+
+
+def weight_gradient(op, rows, drows, dtype):
+    """rowsT drows for rows (N, I), drows (N, O): a DeferredGradient (I, O), added in float32 to where it belongs."""
+
+    def write_to(out, accumulate):
+        gemm(rows.T, drows, out, accumulate, precision=op.precision)
+
+    return DeferredGradient(op.xp, (rows.shape[1], drows.shape[1]), dtype, write_to)
+
+
+def bias_gradient(op, drows, dtype):
+    """The sum of the rows (N, O) in float32, as (O,) of this dtype."""
+    return drows.sum(0, dtype=np.float32).astype(dtype, copy=False)
