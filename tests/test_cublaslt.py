@@ -17,13 +17,16 @@ import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
-from cuda_checks import in_precision
+from cuda_checks import check_kernel, in_precision
+from cuda_host import needs_compiler, running
+from samples import Sample
 
 import ops
-from ops.kernels.cuda import cublaslt, cublaslt_plan, cublaslt_problem, cupy_products, products
+from ops.kernels.cuda import cublaslt, cublaslt_plan, cublaslt_problem, cupy_products, mlp, products
 from ops.kernels.cuda.linear import LinearCUDA
 from ops.kernels.cuda.products import batched_gemm, gemm
 from tinygrad2 import Tensor, halves
+from tinygrad2.dispatch import OPS
 from tinygrad2.writes import wrote
 
 BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
@@ -390,12 +393,13 @@ def arrays_for_linear(cp, dtype):
     return cp.asarray(x.astype(dtype)), cp.asarray(weight), cp.asarray(bias), cp.asarray(dout.astype(dtype))
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16], ids=str)
 def test_linear_is_one_product_and_two_in_backward(cp, lt, dtype):
     x, weight, bias, dout = arrays_for_linear(cp, dtype)
     gradient = cp.asarray(np.full(200, 2, np.float32))
     place = gradient[3:88].reshape(17, 5)                         # a parameter's part of the flat buffer
-    with in_precision(dtype.name):
+    with in_precision(dtype.name), running():
         before = lt.fake_products()
         node = LinearCUDA(cp, (True, True, True))
         out = node.forward(x, weight, bias)
@@ -410,11 +414,25 @@ def test_linear_is_one_product_and_two_in_backward(cp, lt, dtype):
     assert (cp.asnumpy(gradient)[[0, 1, 2, *range(88, 200)]] == 2).all()
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("gelu_in_products", [False, True])
+def test_mlp_with_gelu_in_its_products(cp, lt, monkeypatch, dtype, gelu_in_products):
+    monkeypatch.setattr(mlp, "GELU_IN_PRODUCTS", gelu_in_products)
+    epilogues, plan = set(), products.plan
+    monkeypatch.setattr(products, "plan", lambda problem: (epilogues.add(problem.epilogue), plan(problem))[1])
+    for shapes, exact in ((((3, 7, 5), (5, 24), (24,), (24, 9), (9,)), False), (((6, 5), (5, 3), (3,), (3, 9)), False),
+                          (((6, 5), (5, 16), (16,), (16, 9), (9,)), True)):  # fmt: skip
+        inputs = (*shapes, None) if len(shapes) == 4 else shapes
+        assert check_kernel(mlp.MLPCUDA, OPS["mlp"], cp, Sample(inputs, dict(exact=exact)), dtype)
+    assert {"GELU_AUX_BIAS", "DGELU"} & epilogues == ({"GELU_AUX_BIAS", "DGELU"} if gelu_in_products else set())
+
+
 def test_a_weight_is_cast_once_until_it_is_written_to(cp, lt, monkeypatch):
     casts, original = [], halves.cast_to_half
     monkeypatch.setattr(halves, "cast_to_half", lambda values, out: (casts.append(1), original(values, out)))
     x, weight, _, dout = arrays_for_linear(cp, BFLOAT16)
-    with in_precision("bfloat16"):
+    with in_precision("bfloat16"), running():
         for step in range(2):
             for _ in range(3):
                 node = LinearCUDA(cp, (True, True, False))
@@ -425,6 +443,7 @@ def test_a_weight_is_cast_once_until_it_is_written_to(cp, lt, monkeypatch):
             wrote(weight)
 
 
+@needs_compiler
 def test_a_linear_layer_trains_on_a_device(cp, lt):
     x, weight, bias, dout = (Tensor(a) for a in arrays_for_linear(cp, FLOAT32))
     host = [Tensor(a.numpy()) for a in (x, weight, bias, dout)]

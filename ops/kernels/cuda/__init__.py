@@ -7,4 +7,5 @@ from ops.kernels.cuda import (  # noqa: F401
     layernorm,
     linear,
     matmul,
+    mlp,
 )

@@ -4,8 +4,6 @@ In mixed precision all factors have 16 bits. An activation arrives like that, or
 16-bit copy is shared by all who multiply by it until it is written to (tinygrad2/halves.py).
 """
 
-import numpy as np
-
 from ops.kernels.cuda.launch import HALVES
 from ops.kernels.cuda.products import gemm
 from tinygrad2.function import DeferredGradient
@@ -32,8 +30,3 @@ def weight_gradient(op, rows, drows, dtype):
         gemm(rows.T, drows, out, accumulate, precision=op.precision)
 
     return DeferredGradient(op.xp, (rows.shape[1], drows.shape[1]), dtype, write_to)
-
-
-def bias_gradient(op, drows, dtype):
-    """The sum of the rows (N, O) in float32, as (O,) of this dtype."""
-    return drows.sum(0, dtype=np.float32).astype(dtype, copy=False)

@@ -1,0 +1,67 @@
+"""The MLP on the GPU. Same formulas; what changes, and why:
+
+- Products as in linear.py: biases are added in them, weight gradients straight to where they belong.
+- One pass over h in backward makes g, in the memory of h, and dh, in that of dg: the two are read and written once.
+- With GELU_IN_PRODUCTS the product that makes h writes gelu(h) as well, and the one that makes dg writes dh instead: a
+  pass over h less in forward (2 of 4 reads and writes of (N, H)), and one read in backward. Whether that is faster is
+  for each kind of GPU to be measured: such a product has fewer registers for its sums. So it is off.
+"""
+
+from ops.kernels.cuda import cublaslt
+from ops.kernels.cuda.column_sums import bias_gradient
+from ops.kernels.cuda.factors import can_be_factors, weight_as, weight_gradient
+from ops.kernels.cuda.gelu import gelu, gelu_gradient
+from ops.kernels.cuda.launch import result_dtype
+from ops.kernels.cuda.products import gemm
+from ops.mlp import MLP
+
+GELU_IN_PRODUCTS = False
+
+
+class MLPCUDA(MLP, backend="cupy"):
+    saves_halves = True
+
+    @classmethod
+    def supports(cls, x, weight1, bias1, weight2, bias2):
+        return x.size > 0 and can_be_factors(x, weight1, bias1, weight2, bias2)
+
+    def forward(self, x, weight1, bias1, weight2, bias2, exact=False):
+        dtype = result_dtype(self)
+        rows = x.reshape(-1, x.shape[-1]).astype(dtype, copy=False)                    # (N, C)
+        first, second = weight_as(weight1, dtype), weight_as(weight2, dtype)
+        bias1, bias2 = weight_as(bias1, dtype), weight_as(bias2, dtype)
+        if self._in_products(first, exact):
+            h = self.xp.empty((len(rows), first.shape[1]), dtype)
+            g = self._product(rows, first, bias=bias1, gelu="forward", aux=h)          # (N, H)
+        else:
+            h = self._product(rows, first, bias=bias1)
+            g = gelu(self.xp, h, exact)
+        self.save(rows, h, weight1, weight2, exact)
+        return self._product(g, second, bias=bias2).reshape(*x.shape[:-1], -1)
+
+    def backward(self, dout):
+        rows, h, weight1, weight2, exact = self.saved
+        need_x, need_weight1, need_bias1, need_weight2, need_bias2 = self.needs_grad
+        first, second = weight_as(weight1, h.dtype), weight_as(weight2, h.dtype)
+        shape, dout = dout.shape, dout.reshape(len(rows), -1).astype(h.dtype, copy=False)
+        if self._in_products(first, exact):
+            dh = self._product(dout, second.T, gelu="backward", aux=h)                 # (N, H)
+            g = gelu(self.xp, h, out=h)
+        else:
+            dg = self._product(dout, second.T)
+            g, dh = h, gelu_gradient(self.xp, h, dg, exact, dx=dg, out=h)
+        dx = self._product(dh, first.T).reshape(*shape[:-1], -1) if need_x else None
+        return (
+            dx,
+            weight_gradient(self, rows, dh, weight1.dtype) if need_weight1 else None,
+            bias_gradient(self.xp, dh) if need_bias1 else None,
+            weight_gradient(self, g, dout, weight2.dtype) if need_weight2 else None,
+            bias_gradient(self.xp, dout) if need_bias2 else None,
+        )
+
+    def _product(self, a, b, **options):
+        return gemm(a, b, precision=self.precision, **options)
+
+    def _in_products(self, weight1, exact):
+        """cuBLASLt has the tanh form, for rows that are a multiple of 8 apart."""
+        return GELU_IN_PRODUCTS and not exact and weight1.shape[1] % 8 == 0 and cublaslt.library() is not None
