@@ -37,6 +37,7 @@ from models.text_generation import in_order, stream_texts
 from tinygrad2.backend import DEVICES, array_module
 from tinygrad2.cli import Parser, add_flags, callable_main, flag, from_flags, input_path, run, summary
 from tinygrad2.errors import UserError
+from tinygrad2.halves import check_dtype
 from tinygrad2.io.text_file import read_text
 from tinygrad2.precision import DTYPES, PRECISIONS, check_flags, computing, precision_of
 from tinygrad2.system.signals import StopRequest
@@ -83,7 +84,7 @@ class InferenceConfig:
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
-    dtype: str = flag("float32", "bfloat16: products take bfloat16 numbers, as in a training with --dtype bfloat16",
+    dtype: str = flag("float32", "bfloat16, or float16 on a GPU: products take such numbers, as in a training with it",
                       choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
                                             "(5e-6) or medium (3e-3, bfloat16), where that is faster",
@@ -152,14 +153,15 @@ def main(argv=None):
 
 def generate(config):
     """Load the model, and print or stream the texts; returns the exit code."""
-    array_module(config.device)
+    check_dtype(array_module(config.device), config.dtype)
     model, tokenizer, pretrained = load(config.weights, config.device, config.tokenizer, config.block_size)
     if config.quantize == "int8":
         model.config.require_gpt("--quantize int8")
         quantize(model)
-    elif config.dtype == "bfloat16":
-        model.config.require_gpt("--dtype bfloat16")
-        quantize(model, LinearBfloat16)
+    elif config.dtype != "float32":
+        model.config.require_gpt(f"--dtype {config.dtype}")
+        if config.device == "cpu":                                # on a GPU the weights have 16-bit copies (halves.py)
+            quantize(model, LinearBfloat16)
     start = start_ids(config.start_token, pretrained)
     encode = partial(encode_prompt, config.special, pretrained, start, model.config.block_size)
     stream = partial(

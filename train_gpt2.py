@@ -48,6 +48,7 @@ from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.gpu import choose_gpu
+from tinygrad2.halves import check_dtype
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
@@ -301,9 +302,10 @@ def configure(argv, world):
     world.on_rank_0("checking the room on the disk", check_disk, config, parameters, run_dir, done)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
+    dtype = check_dtype(xp, config.dtype)
     described = ops.describe_kernels(config.device, config.kernels)
     products = ops.describe_products(config.device, config.kernels, precision_of(config))
-    report.print_setup(config, model_config, preset, world, described, products, xp)
+    report.print_setup(config, model_config, preset, world, described, products, xp, dtype)
     ops.announce_compiling(world.print)
     ops.announce_missing_kernels(world.print)
     state = replace(saved or RunState(preset), training=asdict(config), model=model_config.to_dict())

@@ -22,7 +22,7 @@ several times. tests/test_memory.py compares these sums with what a model really
 from tinygrad2.system.memory import LOGITS_CHUNK
 
 _F = 4  # bytes of a float32
-_BYTES = {"float32": _F, "bfloat16": 2}  # of an activation that waits for backward
+_BYTES = {"float32": _F, "bfloat16": 2, "float16": 2}  # of an activation that waits for backward
 
 
 def kept_by_block(config, rows, length, reference, dtype="float32"):
@@ -50,13 +50,13 @@ def work_space_of_gpt(config, rows, length, reference, dtype="float32"):
         attention = (4 + masks) * _F * N * config.n_head * length
         work = max(4 * logits, _F * N * (6 * config.inner + 2 * C), attention)    # logits: they, e^logits, dlogits, and
                                                                   # one more, freed before backward is in the blocks
-        if dtype == "bfloat16":                                   # rounding the largest operand, step by step
+        if dtype != "float32":                                    # rounding the largest operand, step by step
             work += 6 * max(logits, _F * N * config.inner, _F * config.vocab_size * C)
         chunk = 0
     else:
         chunk = logits_chunk(N, C, config.vocab_size)
         work = (2 * config.inner + 3 * C) * _F * N                # the MLP's backward: g, dh, and three of C
-    work += _F * N * (config.inner + C) if dtype == "bfloat16" else 0     # x and h of an MLP in float32 again
+    work += _F * N * (config.inner + C) if dtype != "float32" else 0      # x and h of an MLP in float32 again
     return outside, chunk, work
 
 

@@ -12,7 +12,7 @@ class Cast(Function):
     Of integers there is no gradient.
     """
 
-    sets_dtype = True
+    sets_dtype = saves_halves = True
 
     def forward(self, x, dtype):                                  # x (...)
         self.save(x.dtype)

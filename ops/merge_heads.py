@@ -8,6 +8,8 @@ class MergeHeads(Function, name="merge_heads"):
         out[b, t, h hs + i] = x[b, h, t, i]        dx[b, h, t, i] = dout[b, t, h hs + i]
     """
 
+    saves_halves = True
+
     def forward(self, x):                                         # x (B, nh, T, hs)
         B, nh, T, hs = x.shape
         self.save(nh)

@@ -1,5 +1,5 @@
 from tinygrad2.function import Function
-from tinygrad2.precision import ROUNDED
+from tinygrad2.precision import MIXED
 from tinygrad2.saved16 import rounded
 from tinygrad2.tensor import Tensor, apply
 
@@ -19,8 +19,10 @@ class SplitHeads(Function, name="split_heads"):
     its weights a second time in backward, and must see the same numbers.
     """
 
+    saves_halves = True
+
     def forward(self, x, n_head):                                 # x (B, T, 3C)
-        x = rounded(x) if self.precision == ROUNDED else x
+        x = rounded(x, self.precision) if self.precision in MIXED else x
         B, T, C3 = x.shape
         parts = x.reshape(B, T, 3, n_head, C3 // (3 * n_head))    # (B, T, 3, nh, hs)
         return tuple(parts.transpose(2, 0, 3, 1, 4))              # each (B, nh, T, hs)

@@ -333,14 +333,17 @@ class _Module(ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
-def _array(a, dtype=None):
+def _array(a, dtype=None, order=None):
     """A new device array from a device array, a host array or lists of scalars."""
-    return ndarray(np.array(_unbox(a) if _boxes(a) else a, dtype))
+    return ndarray(np.array(_unbox(a) if _boxes(a) else a, dtype, order=order or "K"))
 
 
-def _asarray(a, dtype=None):
-    """The same, but a device array that has this dtype already is returned as it is."""
-    return a if isinstance(a, ndarray) and dtype in (None, a.dtype) else _array(a, dtype)
+def _asarray(a, dtype=None, order=None):
+    """The same, but a device array that has this dtype already is returned as it is, if it is contiguous with order
+    "C"."""
+    if isinstance(a, ndarray) and dtype in (None, a.dtype) and (order is None or a.flags.c_contiguous):
+        return a
+    return _array(a, dtype, order)
 
 
 def _asnumpy(a, *, out=None, blocking=True):
@@ -364,6 +367,7 @@ class _Queue(contextlib.nullcontext):
     """A device or a stream. Here all work is done when the call returns, yet asking to wait for it counts."""
 
     ptr = 0
+    compute_capability = "90"
 
     def __init__(self, *args, **kwargs):
         super().__init__(self)

@@ -268,7 +268,7 @@ def test_an_op_or_a_part_of_the_model_is_read_in_one_sitting(path):
 
 def test_the_core_stays_small():
     names = ("backend.py", "function.py", "dispatch.py", "autograd.py", "tensor.py", "module.py", "optim.py")
-    assert sum(len(code_lines(ROOT / "tinygrad2" / name)) for name in names) <= 680
+    assert sum(len(code_lines(ROOT / "tinygrad2" / name)) for name in names) <= 690
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import strict_cupy
 
+import ops
 from tinygrad2 import halves
-from tinygrad2.dispatch import KERNELS, register_kernel
+from tinygrad2.dispatch import KERNELS, OPS, kernels, register_kernel
 from tinygrad2.errors import UserError
+from tinygrad2.function import Function
 from tinygrad2.halves import half_dtype, half_of, halves_written, is_floating, is_half
-from tinygrad2.tensor import Tensor, no_grad
+from tinygrad2.precision import MIXED, matmul_precision
+from tinygrad2.tensor import Tensor, apply, no_grad
 from tinygrad2.writes import wrote
 
 BFLOAT16 = half_dtype("bfloat16")
@@ -50,7 +53,7 @@ def casts(monkeypatch, xp):
 
 
 def test_dtypes():
-    assert [dtype.name for dtype in (BFLOAT16, FLOAT16)] == list(halves.HALVES)
+    assert [dtype.name for dtype in (BFLOAT16, FLOAT16)] == list(MIXED)
     with pytest.raises(ValueError, match="one of bfloat16, float16, not 'float32'"):
         half_dtype("float32")
 
@@ -199,3 +202,150 @@ def test_threads_share_a_copy(casts, xp):
     for thread in threads:
         thread.join()
     assert casts == [1 << 16] and all(copy is copies[0] for copy in copies) and len(copies) == 8
+
+
+# -- in the graph ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=MIXED)
+def half(request, monkeypatch):
+    """A dtype of 16 bits; operations run in its precision, on the stand-in for a GPU."""
+    strict_cupy.install(monkeypatch)
+    with matmul_precision(request.param):
+        yield half_dtype(request.param)
+
+
+@pytest.fixture
+def linear_kernel():
+    """A kernel for linear that returns 16 bits, as those of ops/kernels/cuda do, and says what it has been given."""
+    seen = []
+
+    class LinearHalf(OPS["linear"], backend="cupy"):
+        saves_halves = True
+
+        def forward(self, x, weight, bias=None):
+            seen.append([x.dtype, weight.dtype])
+            dtype = half_dtype(self.precision)
+            self.save(x, half_of(weight, dtype))
+            return (x.astype("float32") @ weight).astype(dtype)
+
+        def backward(self, dout):
+            x, weight = self.saved
+            seen.append([dout.dtype, x.dtype])
+            dx = dout.astype("float32") @ weight.T.astype("float32")
+            return dx, x.T.astype("float32") @ dout.astype("float32"), None
+
+    yield seen
+    KERNELS["linear", "cupy"].remove(LinearHalf)
+
+
+def on_gpu(values, dtype="float32", requires_grad=False):
+    array = np.asarray(values, np.float32).astype(dtype)
+    return Tensor(array, device="cuda", requires_grad=requires_grad)
+
+
+def test_a_tensor_of_16_bits():
+    for name in MIXED:
+        x = Tensor([1.5, -2.0], dtype=name)
+        assert x.dtype == half_dtype(name) and x.astype("float32").astype(name).to(name).tolist() == [1.5, -2.0]
+        assert Tensor(x.data[::-1]).requires_grad_().dtype == x.dtype and "1.5" in repr(x) and (-x).dtype == x.dtype
+        assert x[0].item() == float(x[0]) == 1.5
+    readonly = np.zeros(3, BFLOAT16)
+    readonly.flags.writeable = False
+    assert Tensor(readonly).data.flags.writeable
+
+
+def test_float32_and_16_bits_meet_in_mixed_precision_only(half):
+    wide, narrow = on_gpu([1.0, 2.0]), on_gpu([3.0, 4.0], half)
+    for total in (wide + narrow, narrow + wide):
+        assert total.dtype == np.float32 and total.tolist() == [4, 6]
+    with matmul_precision("highest"), pytest.raises(TypeError, match="operands of different dtypes"):
+        wide + narrow
+    with pytest.raises(TypeError, match="operands of different dtypes"):
+        wide.astype("float64") + narrow
+    other = BFLOAT16 if half == FLOAT16 else FLOAT16
+    with pytest.raises(TypeError, match="operands of different dtypes"):
+        wide + on_gpu([1.0, 2.0], other)
+    with pytest.raises(TypeError, match="operands of different dtypes"):
+        narrow + on_gpu([1.0, 2.0], other)
+
+
+@kernels("reference")
+def test_ops_without_a_kernel_compute_in_float32(half):
+    """Their sums and squares of 16-bit numbers would be useless."""
+    x = np.linspace(-30, 300, 64, dtype=np.float32).reshape(4, 16)
+    narrow = on_gpu(x, half, requires_grad=True)
+    wide = Tensor(host(narrow.data).astype(np.float32), device="cuda", requires_grad=True)
+    ones, zeros = (Tensor(np.full(16, value, np.float32), device="cuda") for value in (1, 0))
+    for x in (narrow, wide):
+        y = ops.layernorm(x, ones, zeros) * 0.5 + x.mean() + 3
+        assert y.dtype == np.float32
+        (y * y).sum().backward()
+        x.result = y
+    assert narrow.result.tolist() == wide.result.tolist() and narrow.grad.dtype == half
+    np.testing.assert_array_equal(host(narrow.grad), host(wide.grad).astype(half))
+    moved = narrow.reshape(16, 4).swapaxes(0, 1)
+    assert moved.dtype == half and moved.node.parents[0][0].name == "reshape"
+    counted = on_gpu(np.ones(3), half) * Tensor(np.array([257, 1, 2]), device="cuda")
+    assert counted.dtype == np.float32 and counted.tolist() == [257, 1, 2]   # 257 is no bfloat16
+
+
+def test_gradients_get_the_dtype_of_their_input(half, linear_kernel):
+    """x is float32, hidden has 16 bits, and is used twice; weights have float32 gradients."""
+    rng = np.random.default_rng(0)
+    x = on_gpu(rng.standard_normal((8, 4)), requires_grad=True)
+    w = on_gpu(rng.standard_normal((4, 4)), requires_grad=True)
+    hidden = ops.linear(x, w)
+    out = ops.linear(hidden, w) + hidden
+    assert hidden.dtype == half and out.dtype == np.float32
+    out.sum().backward()
+    assert linear_kernel == [[x.dtype, w.dtype], [half, w.dtype], [half, half], [half, x.dtype]]
+    assert x.grad.dtype == w.grad.dtype == np.float32
+    exact = host(w.data).astype(np.float64)
+    wanted = np.ones((8, 4)) @ (exact + np.eye(4)).T @ exact.T
+    np.testing.assert_allclose(host(x.grad), wanted, rtol=0.05, atol=0.1)
+
+
+def test_what_kernels_save_is_not_packed(half, linear_kernel):
+    x, w = on_gpu(np.ones((8, 4)), requires_grad=True), on_gpu(np.ones((4, 4)), requires_grad=True)
+    node = ops.linear(x, w).node
+    assert type(node.saved) is tuple and node.saved[0] is x.data
+    with kernels("reference"):
+        node = ops.linear(x, w).node
+    assert (type(node.saved) is tuple) == (half == FLOAT16)         # float16 would lose bits as bfloat16
+
+
+@pytest.mark.parametrize("name", ["linear", "split_heads"])
+@kernels("reference")
+def test_the_reference_implementations_round_operands(half, name):
+    x = on_gpu(np.random.default_rng(0).standard_normal((2, 4, 12)))
+    rounded = host(x.data).astype(half).astype(np.float32)
+    if name == "linear":
+        w = on_gpu(np.random.default_rng(1).standard_normal((12, 3)))
+        wanted = rounded.reshape(-1, 12) @ host(w.data).astype(half).astype(np.float32)
+        np.testing.assert_allclose(host(ops.linear(x, w).data).reshape(-1, 3), wanted, rtol=1e-5, atol=1e-6)
+    else:
+        q, _, _ = ops.split_heads(x, 2)
+        np.testing.assert_array_equal(host(q.data)[0, 1], rounded[0, :, 2:4])
+
+
+def test_a_gradient_of_another_dtype_is_refused_elsewhere(half):
+    class Widens(Function):
+        saves_halves = True
+
+        def forward(self, x):
+            return x
+
+        def backward(self, dout):
+            return dout.astype("float64")
+
+    try:
+        with pytest.raises(TypeError, match="the gradient of input 0 is float64, the input"):
+            apply(Widens, on_gpu([1.0], half, requires_grad=True)).sum().backward()
+    finally:
+        del OPS["widens"]
+
+
+def test_float16_is_for_gpus():
+    with matmul_precision("float16"), pytest.raises(ValueError, match="float16 is for arrays on a GPU; on the CPU use"):
+        Tensor([1.0]) + 1

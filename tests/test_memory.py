@@ -16,7 +16,7 @@ from models.dropout import set_dropout
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.function import Function
-from tinygrad2.mixed_precision import DTYPES, mixed_precision
+from tinygrad2.mixed_precision import mixed_precision
 from tinygrad2.saved16 import Saved16
 from tinygrad2.system.memory import available_bytes, megabytes, peak_resident_bytes, resident_bytes
 from tinygrad2.tensor import Tensor
@@ -60,7 +60,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"bias": False}, {"dropout": 0.1}, {"n_head": 1}, {"activation": "gelu_erf"}])
 def test_a_layer_keeps_what_the_plan_says(reference, changes, dtype):
@@ -77,7 +77,7 @@ def test_a_layer_keeps_what_the_plan_says(reference, changes, dtype):
     assert (kept[1] - kept[0]) / 2 == pytest.approx(planned, rel=0.02)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recompute_keeps_one_number_per_channel_and_block(dtype):
     ids, kept = np.arange(6 * 32).reshape(6, 32), []
     for n_layer in (1, 3):

@@ -6,16 +6,20 @@ import sys
 
 import numpy as np
 import pytest
+import strict_cupy
 from test_train import ROOT, SMALL, TEXT, metrics
 
 import inference
 import train_gpt2
 from models import GPT, GPTConfig
 from tinygrad2.cli import build
+from tinygrad2.commands import eval as eval_command
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.halves import check_dtype
 from tinygrad2.io.weights import load_weights
 from tinygrad2.mixed_precision import TABLE, mixed_precision, table_lines
 from tinygrad2.optim import Adam
@@ -137,6 +141,32 @@ def test_other_precisions_are_refused_beside_it():
         inference.parse(["--dtype", "bfloat16", "--matmul-precision", "medium"])
 
 
+def test_float16_is_refused_on_the_cpu():
+    for refused in (
+        lambda: build(TrainConfig, dict(steps=1, batch_size=1, lr=1e-3, dtype="float16")),
+        lambda: inference.parse(["--dtype", "float16"]),
+        lambda: eval_command.main(["perplexity", "--dtype", "float16"]),
+    ):
+        with pytest.raises(UserError, match="--dtype float16 is for --device cuda; on the CPU use --dtype bfloat16"):
+            refused()
+    assert inference.parse(["--dtype", "float16", "--device", "cuda"]).dtype == "float16"
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "100"])
+def test_the_gpu_decides_which_dtype_there_is(monkeypatch, capability):
+    xp = strict_cupy.install(monkeypatch)
+    monkeypatch.setattr(xp.cuda.Device, "compute_capability", capability)
+    assert check_dtype(xp, "float32") == check_dtype(np, "bfloat16") == ""
+    line = check_dtype(xp, "float16")
+    if capability == "75":
+        assert line == "float16 with a scaled loss; this GPU (compute capability 7.5) has no bfloat16"
+        with pytest.raises(UserError, match="--dtype bfloat16: this GPU .*7.5. has no bfloat16; use --dtype float16"):
+            check_dtype(xp, "bfloat16")
+    else:
+        assert line.endswith("has bfloat16, which needs no scaling: --dtype bfloat16")
+        assert "the loss is not scaled; this GPU (compute capability " in check_dtype(xp, "bfloat16")
+
+
 def test_inference_computes_as_the_training_did(folder, runs, monkeypatch, capfdbinary):
     runs("bfloat16", "--dtype bfloat16")
     monkeypatch.chdir(folder)
@@ -163,7 +193,7 @@ def test_without_gradients_the_results_are_the_same():
 def test_the_table_names_every_op_once():
     names = [name for row in TABLE for name in row.ops]
     assert len(names) == len(set(names))
-    assert max(map(len, table_lines())) <= 150
+    assert max(map(len, table_lines())) <= 180
 
 
 # -- beside PyTorch --------------------------------------------------------------------------------------------------
@@ -209,5 +239,5 @@ def test_losses_and_gradients_are_as_near_to_float32_as_those_of_pytorch_autocas
 def test_the_documentation_has_the_table():
     text = (ROOT / "docs" / "precision.md").read_text(encoding="utf-8").replace("`", "")
     for row in TABLE:
-        cells = (", ".join(row.ops), row.operands or "-", row.waits or "-", row.why)
+        cells = (", ".join(row.ops), row.operands or "-", row.waits or "-", row.results or "-", row.why)
         assert f"| {' | '.join(cells)} |" in text

@@ -106,7 +106,7 @@ def test_float64_is_never_rounded(asked):
 
 def test_the_words_are_checked():
     for function in (matmul_precision, use_matmul_precision):
-        with pytest.raises(ValueError, match="must be one of highest, high, medium, bfloat16, not 'low'"):
+        with pytest.raises(ValueError, match="must be one of highest, high, medium, bfloat16, float16, not 'low'"):
             function("low")
     assert precision() == "highest" and set(PARTS) == set(ALL)
 

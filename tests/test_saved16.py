@@ -95,8 +95,8 @@ def test_the_blocks_of_other_threads_do_not_count():
         with mixed_precision("float32"):
             seen.append(precision())
     assert seen == ["highest", "highest"] and precision() == "highest"
-    with pytest.raises(ValueError, match="not 'float16'"):
-        mixed_precision("float16")
+    with pytest.raises(ValueError, match="not 'float64'"):
+        mixed_precision("float64")
 
 
 # -- ops -------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinygrad2.backend import Array, device_of, to_host, xp_of
+from tinygrad2.halves import is_floating
 
 _T = TypeVar("_T", bound="ArrayProtocol")
 _OPS = {  # NumPy's function -> (the op that computes it, its options)
@@ -171,7 +172,7 @@ class ArrayProtocol:
             several = results if isinstance(results, tuple) else (results,)
             if out:
                 return results
-            if not (wanted and any(result.dtype.kind == "f" for result in several)):
+            if not (wanted and any(is_floating(result.dtype) for result in several)):
                 return tuple(map(self._wrap, several)) if isinstance(results, tuple) else self._wrap(results)
         raise TypeError(
             f"np.{ufunc.__name__} would lose the gradient: x.detach() if none is wanted; docs/library.md lists the ops"

@@ -12,6 +12,7 @@ JMLR 2018, section 3.2).
 
 from tinygrad2.dispatch import AROUND
 from tinygrad2.function import DeferredGradient, observers
+from tinygrad2.halves import may_meet
 from tinygrad2.saved16 import Packed
 
 
@@ -56,7 +57,7 @@ def walk_back(root, output, grad):
             parent, output = edge
             if parent.is_leaf and not parent.requires_grad:  # frozen since forward
                 continue
-            _check_gradient(node, i, parent, output, dinput)
+            dinput = _checked_gradient(node, i, parent, output, dinput)
             if parent.is_leaf:
                 parent.add_to_grad(dinput)
                 for observer in watching:
@@ -120,7 +121,8 @@ def _sum_in_flight(so_far, dinput):
     return array, True
 
 
-def _check_gradient(node, i, parent, output, dinput):
+def _checked_gradient(node, i, parent, output, dinput):
+    """The gradient of input i. In mixed precision it gets the dtype of the input."""
     shape, dtype = (parent.shape, parent.dtype) if parent.is_leaf else parent.outputs[output]
     dshape = None if dinput is None else dinput.shape
     if dshape != shape:
@@ -128,5 +130,8 @@ def _check_gradient(node, i, parent, output, dinput):
             f"{node.name}.backward: the gradient of input {i} has shape {dshape}, the input has {shape}. "
             "If an input was broadcast, its gradient is summed over the broadcast axes (see ops/broadcast.py)"
         )
-    if dinput.dtype != dtype:
+    if dinput.dtype == dtype:
+        return dinput
+    if not may_meet(node.precision, dinput.dtype, dtype):
         raise TypeError(f"{node.name}.backward: the gradient of input {i} is {dinput.dtype}, the input {dtype}")
+    return (dinput.copy() if isinstance(dinput, DeferredGradient) else dinput).astype(dtype)

@@ -57,6 +57,7 @@ class Function:
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
     only_views = False  # forward and backward move no data, or hardly any: no kernel could make them faster
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
+    saves_halves = False  # it takes and saves 16-bit arrays as they are; others get float32 ones in mixed precision
     layer, inputs, work = "", (), None
     options: dict[str, Any] = {}
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad2.function import Function
+from tinygrad2.halves import is_floating
 from tinygrad2.module import Parameter
 from tinygrad2.tensor import Tensor, apply, no_grad
 
@@ -93,7 +94,7 @@ def gradcheck(
     name = getattr(fn, "__name__", type(fn).__name__)
     rng = np.random.default_rng(seed)
     arrays = [_as_float64(value) for value in inputs]
-    checked = [i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f"]
+    checked = [i for i, array in enumerate(arrays) if array is not None and is_floating(array.dtype)]
     checked = [i for i in checked if not isinstance(inputs[i], Parameter) or inputs[i].requires_grad]
     if not checked:
         return GradcheckReport(name, failure="nothing was checked: no input is of floats and not frozen")
@@ -142,7 +143,7 @@ def _as_float64(value: Any) -> Any:
     if value is None:
         return None
     array = np.array(value.numpy() if isinstance(value, Tensor) else value)
-    return array.astype(np.float64) if array.dtype.kind == "f" else array
+    return array.astype(np.float64) if is_floating(array.dtype) else array
 
 
 def _evaluate(fn, arrays):

@@ -10,6 +10,8 @@ that owns their memory (a flat buffer, or a weight of its own) gets one copy, wh
     half_of(weight.T, half_dtype("bfloat16"))    a view of the copy, laid out as weight.T is
 
 The copy of an array goes when the array goes. Writes that writes.py does not see leave a copy as it was.
+
+In mixed precision 16-bit and float32 arrays meet in one op, and a gradient gets the dtype of its input (may_meet).
 """
 
 import functools
@@ -19,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad2.backend import Array, xp_of
+from tinygrad2.backend import Array, is_array, xp_of
 from tinygrad2.dispatch import has_kernels
 from tinygrad2.errors import UserError
+from tinygrad2.precision import MIXED
 from tinygrad2.writes import address, changed_since, last_write, owner_of
 
-HALVES = ("bfloat16", "float16")
+_AMPERE = 8  # the first major compute capability with bfloat16
 _MOST_VIEWS = 1000  # of a copy: a model has some hundred parameters
 
 _lock = threading.Lock()
@@ -37,8 +40,8 @@ def half_dtype(name: str) -> np.dtype:
 
     Raises ValueError for another name, UserError if bfloat16's library is missing.
     """
-    if name not in HALVES:
-        raise ValueError(f"a 16-bit dtype is one of {', '.join(HALVES)}, not {name!r}")
+    if name not in MIXED:
+        raise ValueError(f"a 16-bit dtype is one of {', '.join(MIXED)}, not {name!r}")
     if name == "float16":
         return np.dtype(np.float16)
     try:
@@ -57,6 +60,47 @@ def is_half(dtype: Any) -> bool:
 def is_floating(dtype: Any) -> bool:
     """Is it a dtype of floats, bfloat16 included (whose kind is 'V' in NumPy)?"""
     return dtype.kind == "f" or is_half(dtype)
+
+
+def check_dtype(xp: Any, dtype: str) -> str:
+    """What a --dtype of mixed precision means on the GPU in use, one line for the user; "" for float32, or on the CPU.
+
+    xp    the array library. Raises UserError for bfloat16 on a GPU that lacks it, or where its library is missing
+    """
+    if xp is np or dtype not in MIXED:
+        return ""
+    half_dtype(dtype)
+    number = xp.cuda.Device().compute_capability                  # "75" is 7.5
+    has_bfloat16 = int(number[:-1]) >= _AMPERE
+    gpu = f"this GPU (compute capability {number[:-1]}.{number[-1]}) has {'' if has_bfloat16 else 'no '}bfloat16"
+    if dtype == "float16":
+        advice = ", which needs no scaling: --dtype bfloat16" if has_bfloat16 else ""
+        return f"float16 with a scaled loss; {gpu}{advice}"
+    if not has_bfloat16:
+        raise UserError(f"--dtype bfloat16: {gpu}; use --dtype float16")
+    return f"bfloat16, of float32's range, so that the loss is not scaled; {gpu}"
+
+
+def dtype_named(dtype: Any) -> np.dtype:
+    """np.dtype(dtype), which knows "bfloat16" as well. Raises like half_dtype."""
+    return half_dtype(dtype) if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+
+
+def may_meet(precision: str, one: Any, other: Any) -> bool:
+    """May these dtypes of floats meet in an op of this precision? Float32 and 16 bits may, in mixed precision."""
+    return precision in MIXED and all(d.char == "f" or is_half(d) and d.name == precision for d in (one, other))
+
+
+def mixed_operands(node: Any, arrays: list[Any], float_dtype: Any) -> list[Any]:
+    """What a node's forward gets in mixed precision: an op that computes and knows no 16 bits gets float32 for them.
+
+    float_dtype    of fit_together (operands.py). Raises ValueError for float16 on the CPU
+    """
+    if node.xp is np and node.precision == "float16":
+        raise ValueError(f"{node.name}: mixed precision with float16 is for arrays on a GPU; on the CPU use bfloat16")
+    if float_dtype is None or node.saves_halves or not is_half(float_dtype):
+        return arrays
+    return [a.astype(np.float32) if is_array(a) and is_half(a.dtype) else a for a in arrays]
 
 
 def half_of(array: Array, dtype: np.dtype) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinygrad2.array_protocol import ArrayProtocol
+from tinygrad2.halves import dtype_named
 from tinygrad2.missing import missing_attribute
 from tinygrad2.spelling import axis_of, keywords
 
@@ -231,7 +232,7 @@ class Methods(ArrayProtocol):
     def astype(self: _T, dtype: Any, **also: Any) -> _T:
         """The values in another dtype, through which the gradient passes (as long as it is a float)."""
         keywords("astype", also, copy=True)
-        return self._run("cast", self, dtype=np.dtype(dtype))
+        return self._run("cast", self, dtype=dtype_named(dtype))
 
 
 def _values_only(name, axis, also):

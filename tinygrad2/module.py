@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tinygrad2.backend import Array, to_device, to_host
 from tinygrad2.function import DeferredGradient, observers
+from tinygrad2.halves import is_floating
 from tinygrad2.tensor import Tensor
 
 _Module = TypeVar("_Module", bound="Module")
@@ -39,7 +40,7 @@ class Parameter(Tensor):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        if value and self.dtype.kind != "f":
+        if value and not is_floating(self.dtype):
             raise TypeError(f"a {self.dtype} Parameter cannot require a gradient; use dtype float32 or float64")
         if bool(value) != self._requires_grad:
             self._requires_grad, self._stale, self._borrower = bool(value), self._grad is not None, None

@@ -7,13 +7,16 @@
     None       an optional input that is left out
 
 The arrays of a call are on one device, and those of floats have one dtype. Arrays of integers take that dtype where
-an op computes with them (`Function.mixes_integers`), as in PyTorch: `x * (x > 0)`, `x / counts`.
+an op computes with them (`Function.mixes_integers`), as in PyTorch: `x * (x > 0)`, `x / counts`. In mixed precision
+float32 and 16 bits may meet (halves.py).
 """
 
 import numpy as np
 
 from tinygrad2.array_protocol import ArrayProtocol
 from tinygrad2.backend import device_of, is_array, xp_of
+from tinygrad2.halves import dtype_named, is_half, may_meet
+from tinygrad2.precision import MIXED, precision
 
 _REMEDIES = {  # kind of a dtype -> what to do
     "c": "use its .real and .imag",
@@ -38,7 +41,7 @@ def as_array(data, dtype=None):
         if dtype is None and untyped and data.dtype == np.float64:
             dtype = np.float32
     data = _plain_array(data)
-    return data if dtype is None else data.astype(dtype, copy=False)
+    return data if dtype is None else data.astype(dtype_named(dtype), copy=False)
 
 
 def _plain_array(array):
@@ -51,7 +54,7 @@ def _plain_array(array):
             raise TypeError("a masked array has values that do not count: fill them first, array.filled(0)")
         array = np.asarray(array)
     dtype = array.dtype
-    if dtype.kind not in "fiub":
+    if dtype.kind not in "fiub" and not is_half(dtype):
         raise TypeError(f"a Tensor holds numbers, not {dtype}; {_REMEDIES.get(dtype.kind, 'convert them first')}")
     if not dtype.isnative or (type(array) is np.ndarray and not array.flags.behaved):
         array = array.astype(dtype.newbyteorder("="))
@@ -94,7 +97,8 @@ def plain_key(key, array):
 
 
 def fit_together(op, inputs, arrays):
-    """(arrays, their library, the dtype of floats among them or None): on one device, with one dtype of floats.
+    """(arrays, their library, the dtype of floats among them or None): on one device, with one dtype of floats, or in
+    mixed precision with two: then it is the one of 16 bits.
 
     inputs   what the caller gave, of which `arrays` were made
     Raises TypeError for mixed devices or float dtypes, naming op and operands.
@@ -113,22 +117,26 @@ def fit_together(op, inputs, arrays):
             raise TypeError(f"{op.name}: operands on different devices ({_describe(arrays)}); "
                             f"move one first: Tensor(x, device={device!r})")  # fmt: skip
         xp, device = np if here == "cpu" else xp_of(array), here
-        kind = array.dtype.kind
-        if kind == "f":
-            if float_dtype is not None and array.dtype != float_dtype and not op.sets_dtype:
+        dtype = array.dtype
+        if dtype.kind == "f" or is_half(dtype):
+            if float_dtype is not None and dtype != float_dtype and not op.sets_dtype:
+                if may_meet(precision(), dtype, float_dtype):
+                    float_dtype = dtype if is_half(dtype) else float_dtype
+                    continue
                 numbers = [a.item() if _is_number(a, given) else a for a, given in zip(arrays, inputs)]
                 if len(list(filter(is_array, numbers))) < len(list(filter(is_array, arrays))):
                     return fit_together(op, numbers, numbers)
                 raise TypeError(f"{op.name}: operands of different dtypes ({_describe(arrays)}); "
                                 f"convert operand {i}: x.astype('{float_dtype}')")  # fmt: skip
-            float_dtype = array.dtype
-        elif kind != "b":
+            float_dtype = dtype
+        elif dtype.kind != "b":
             integers = True
     if device is None:  # numbers alone: forward may take them for arrays
         arrays = [value if value is None else as_array(value) for value in arrays]
         return arrays, xp, None
     if integers and op.mixes_integers and float_dtype is not None:
-        arrays = [a.astype(float_dtype) if is_array(a) and a.dtype.kind in "iu" else a for a in arrays]
+        wide = np.float32 if is_half(float_dtype) and precision() in MIXED else float_dtype
+        arrays = [a.astype(wide) if is_array(a) and a.dtype.kind in "iu" else a for a in arrays]
     return arrays, xp, float_dtype
 
 

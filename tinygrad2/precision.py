@@ -4,6 +4,7 @@
     high        relative errors of 5e-6 of a product are permitted: a float32 number is the sum of two bfloat16 numbers
     medium      relative errors of 3e-3: it is one bfloat16 number, infinite from 3.3962e38 on; sums are float32
     bfloat16    the same, but always: operands are rounded to bfloat16 on every machine (mixed precision)
+    float16     operands are float16 numbers, of 11 significant bits and at most 65504, on a GPU only (mixed precision)
 
 The first three are permissions: the fastest code computes whose errors are no larger, and that may be float32's. Only
 products of two float32 matrices are affected, in the ops linear, mlp, linear_cross_entropy and matmul (ops/products.py
@@ -18,7 +19,8 @@ from tinygrad2.context import Setting
 from tinygrad2.dispatch import kernels
 
 PRECISIONS = ("highest", "high", "medium")  # those of --matmul-precision
-DTYPES = ("float32", "bfloat16")  # those of --dtype; mixed_precision.py
+MIXED = ("bfloat16", "float16")  # those of mixed precision (mixed_precision.py)
+DTYPES = ("float32", *MIXED)  # those of --dtype
 ROUNDED = "bfloat16"
 
 _precision = Setting("matmul_precision", None)
@@ -26,7 +28,7 @@ _default = "highest"
 
 
 def matmul_precision(name):
-    """A block in which products have this precision: "highest", "high", "medium" or "bfloat16".
+    """A block in which products have this precision: "highest", "high", "medium", "bfloat16" or "float16".
 
     It holds for the thread or asyncio task that enters it (context.py). Raises ValueError for another name.
     """
@@ -46,7 +48,7 @@ def precision():
 
 def precision_of(config):
     """The precision that the flags --dtype and --matmul-precision ask for; config has both."""
-    return ROUNDED if config.dtype == "bfloat16" else config.matmul_precision
+    return config.dtype if config.dtype in MIXED else config.matmul_precision
 
 
 @contextlib.contextmanager
@@ -57,13 +59,16 @@ def computing(config):
 
 
 def check_flags(config):
-    """Raises ValueError for a --matmul-precision that --dtype leaves no room for."""
-    if config.dtype == "bfloat16" and config.matmul_precision != "highest":
-        raise ValueError(f"--matmul-precision {config.matmul_precision} is for float32: with --dtype bfloat16 products "
-                         "take bfloat16 numbers; leave one of them out")
+    """Raises ValueError for a --matmul-precision that --dtype leaves no room for, and for a --dtype that --device does
+    not have; config has all three."""
+    if config.dtype in MIXED and config.matmul_precision != "highest":
+        raise ValueError(f"--matmul-precision {config.matmul_precision} is for float32: with --dtype {config.dtype} "
+                         f"products take {config.dtype} numbers; leave one of them out")
+    if config.dtype == "float16" and config.device == "cpu":
+        raise ValueError("--dtype float16 is for --device cuda; on the CPU use --dtype bfloat16")
 
 
 def _checked(name):
-    if name not in (*PRECISIONS, ROUNDED):
-        raise ValueError(f"the precision must be one of {', '.join((*PRECISIONS, ROUNDED))}, not {name!r}")
+    if name not in (*PRECISIONS, *MIXED):
+        raise ValueError(f"the precision must be one of {', '.join((*PRECISIONS, *MIXED))}, not {name!r}")
     return name

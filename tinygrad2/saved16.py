@@ -8,15 +8,19 @@ and kernels never see a Saved16. What backward gets is its own copy: a kernel ma
 
 An array that several ops save (the input of three products, or the output of attention, which is the next op's input)
 is packed once: as long as it lives and is not written to, the bits of its memory can be shared. Parameters, which are
-kept in any case, stay what they are; so do float64 and integers. A Saved16 is a copy: what is written in place to the
-array after that does not matter to it.
+kept in any case, stay what they are; so do float64 and integers. Kernels that save 16-bit arrays
+(Function.saves_halves) are left alone. A Saved16 is a copy: what is written in place to the array after that does not
+matter to it.
 """
 
 import weakref
 
+import numpy as np
+
 from tinygrad2.backend import is_array, xp_of
 from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
 from tinygrad2.mixed_precision import PACKED
+from tinygrad2.precision import ROUNDED
 from tinygrad2.writes import changed_since, last_write, owner_of
 
 
@@ -30,7 +34,7 @@ class Packed(tuple):
 
 def pack(node):
     """What a node has saved, activations as Saved16: a Packed. The same tuple if there are none."""
-    activations = PACKED.get(node.name, 0)
+    activations = PACKED.get(node.name, 0) if node.precision == ROUNDED else 0
     if not activations:
         return node.saved
     parameters = [edge[0].data for edge in node.parents if edge and edge[0].is_parameter]
@@ -44,9 +48,12 @@ def _fits(value, parameters):
     return not any(value is array for array in parameters)
 
 
-def rounded(array):
-    """float32 rounded to bfloat16, a new float32 array that is laid out as `array` is; float64 as it is."""
-    return Saved16(array).unpack() if _fits(array, ()) else array
+def rounded(array, precision=ROUNDED):
+    """float32 rounded to bfloat16, or to float16, a new float32 array that is laid out as `array` is; others as they
+    are."""
+    if not _fits(array, ()):
+        return array
+    return Saved16(array).unpack() if precision == ROUNDED else array.astype(np.float16).astype(np.float32)
 
 
 class Saved16:

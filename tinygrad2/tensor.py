@@ -20,11 +20,12 @@ from tinygrad2.backend import DEVICES, Array, to_device, xp_of
 from tinygrad2.context import Block, Setting
 from tinygrad2.dispatch import AROUND, OPS, choose
 from tinygrad2.function import DeferredGradient, Function, observers
+from tinygrad2.halves import dtype_named, is_floating, may_meet, mixed_operands
 from tinygrad2.inplace import InPlace
 from tinygrad2.methods import Methods
 from tinygrad2.operands import as_array, fit_together, plain
 from tinygrad2.operators import Operators
-from tinygrad2.precision import ROUNDED
+from tinygrad2.precision import MIXED, precision
 from tinygrad2.saved16 import pack
 from tinygrad2.writes import last_write
 
@@ -104,7 +105,7 @@ class Tensor(Operators, Methods, InPlace):
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for a gradient here from now on; returns this Tensor."""
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and not is_floating(self.dtype):
             raise TypeError(f"a {self.dtype} Tensor cannot require a gradient; use dtype float32 or float64")
         self.requires_grad = requires_grad
         return self
@@ -112,7 +113,7 @@ class Tensor(Operators, Methods, InPlace):
     def to(self, target: Any) -> Tensor:
         """This Tensor on another device ("cpu", "cuda") or in another dtype; itself if it is there already."""
         if not (isinstance(target, str) and target in DEVICES):
-            return self if self.dtype == np.dtype(target) else self.astype(target)
+            return self if self.dtype == dtype_named(target) else self.astype(target)
         if target == self.device:
             return self
         if self.requires_grad and self._is_recording():
@@ -204,6 +205,8 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
         needs_grad = [False] * len(inputs)
 
     node = choose(op, xp, arrays)(xp, needs_grad)
+    if mixed := node.precision in MIXED:
+        arrays = mixed_operands(node, arrays, float_dtype)
     if recorded:
         node.parents = [(value.node or value, value.output) if needed else None
                         for value, needed in zip(inputs, needs_grad)]  # fmt: skip
@@ -223,24 +226,25 @@ def apply(op: type[Function], *inputs: Any, **options: Any) -> Any:
         observer.after_forward(node, arrays, [out.data for out in outs])
 
     if recorded:
-        if node.precision == ROUNDED:
+        if mixed and not node.saves_halves:
             node.saved = pack(node)
-        node.outputs = [(out.shape, out.dtype) for out in outs]
+        node.outputs = [(out.data.shape, out.data.dtype) for out in outs]
         node.saved_at = last_write()
         for i, out in enumerate(outs):
-            if out.dtype.kind == "f":
+            if is_floating(node.outputs[i][1]):
                 out.requires_grad, out.node, out.output = True, node, i
     return tuple(outs) if node.several else outs[0]
 
 
 def _result(op, xp, result, float_dtype):
-    """One result of forward as a Tensor, in the dtype that the floats among the operands have."""
+    """One result of forward as a Tensor, in the dtype that the floats among the operands have; in mixed precision
+    float32 or 16 bits."""
     result = xp.asarray(result)
     dtype = result.dtype
-    if dtype is not float_dtype and dtype.kind == "f" and not op.sets_dtype:
+    if dtype is not float_dtype and is_floating(dtype) and not op.sets_dtype:
         if float_dtype is None:
             result = result.astype(np.float32, copy=False)  # of integers, or Python's numbers
-        elif dtype != float_dtype:
+        elif dtype != float_dtype and not may_meet(precision(), dtype, float_dtype):
             raise TypeError(
                 f"{op.name}: {float_dtype} in, {dtype} out; keep constants as Python floats in the op"
             )

@@ -39,6 +39,7 @@ from tinygrad2.evaluation.hellaswag import (
 )
 from tinygrad2.evaluation.perplexity import ids_of_text, perplexity
 from tinygrad2.evaluation.scoring import BATCH_TOKENS
+from tinygrad2.halves import check_dtype
 from tinygrad2.io.file_systems import Lock
 from tinygrad2.io.files import first_bytes, read_bytes
 from tinygrad2.io.open_file import open_file
@@ -70,7 +71,7 @@ class _Config:
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
-    dtype: str = flag("float32", "bfloat16: products take bfloat16 numbers, as in a training with --dtype bfloat16",
+    dtype: str = flag("float32", "bfloat16, or float16 on a GPU: products take such numbers, as in a training with it",
                       choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest, high or medium, as in a "
                                             "training", choices=PRECISIONS)
@@ -118,7 +119,7 @@ def main(argv):
     parser = Parser(prog=f"python -m tinygrad2 eval {argv[0]}", description=description)
     add_flags(parser, kind)
     config = from_flags(kind, parser.parse_args(argv[1:]))
-    array_module(config.device)
+    check_dtype(array_module(config.device), config.dtype)
     with computing(config):
         return run(config)
 

@@ -38,8 +38,8 @@ def main(argv):
     for name, size in plan.layer.items():
         print(f"    {name:38s}{megabytes(size):>12s}")
 
-    if config.dtype == "bfloat16":
-        print("\nwhat computes and waits in which dtype (--dtype bfloat16)")
+    if config.dtype != "float32":
+        print("\nwhat computes and waits in which dtype (--dtype bfloat16, or float16)")
         for line in table_lines():
             print("    " + line)
 

@@ -36,6 +36,7 @@ from tinygrad2.distributed.clocks import clock_offset
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.gpu import choose_gpu
+from tinygrad2.halves import check_dtype
 from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.profiler import Profiler
 from tinygrad2.monitor.trace import is_trace, rank_events, write_trace
@@ -66,7 +67,9 @@ def main(argv, world=None):
     if own.trace:
         check = check_output, "--trace", own.trace, "a trace of tinygrad2", is_trace, list(inputs_of(config))
         world.on_rank_0("checking the file of the trace", *check)
-    choose_gpu(array_module(config.device), world.host_rank)
+    xp = array_module(config.device)
+    choose_gpu(xp, world.host_rank)
+    check_dtype(xp, config.dtype)
     with computing(config), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
         ops.announce_compiling(world.print)
         trainer, loader = prepare(config, model_config, world, args)

@@ -19,7 +19,7 @@ from tinygrad2.function import observe
 from tinygrad2.io.files import atomic_write, read_json, write_json
 from tinygrad2.io.weights import load_weights, read_tensors, save_weights, write_tensors
 from tinygrad2.monitor.nonfinite import NonFinite, NonFiniteObserver, describe, ranges
-from tinygrad2.precision import PRECISIONS, ROUNDED, precision_of
+from tinygrad2.precision import MIXED, PRECISIONS, precision_of
 from tinygrad2.system.shell import command_line
 
 FORMAT, VERSION = "tinygrad2-dump", 1
@@ -131,7 +131,7 @@ def read_dump(path):
             raise UserError(f"{name}: field {field!r} of 'finding' is {found}; the dump is damaged")
     dump.setdefault("frozen", [])  # earlier versions did not write it
     precision = dump.setdefault("matmul_precision", "highest")  # nor this
-    if precision not in (*PRECISIONS, ROUNDED):
+    if precision not in (*PRECISIONS, *MIXED):
         raise UserError(f"{name}: field 'matmul_precision' is {short(precision)}; the dump is damaged")
     if not isinstance(dump["frozen"], list) or not all(isinstance(entry, str) for entry in dump["frozen"]):
         raise UserError(f"{name}: field 'frozen' is {str(dump['frozen'])[:40]}; the dump is damaged")

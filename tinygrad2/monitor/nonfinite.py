@@ -13,6 +13,7 @@ import inspect
 
 from tinygrad2.backend import is_array, xp_of
 from tinygrad2.function import DeferredGradient
+from tinygrad2.halves import is_floating
 from tinygrad2.monitor.module_path import ModulePath
 
 
@@ -76,7 +77,7 @@ class NonFiniteObserver(ModulePath):
 
     def _check(self, array, phase, op, node, value, inputs, layer=None):
         xp = xp_of(array)
-        if array.dtype.kind != "f" or bool(xp.isfinite(array).all()):
+        if not is_floating(array.dtype) or bool(xp.isfinite(array).all()):
             return
         nan = int(xp.isnan(array).sum())
         finding = {
@@ -104,7 +105,7 @@ def _describe(names, arrays):
     """[name, dtype, shape, smallest, largest] of each array of floats."""
     described = []
     for name, array in zip(names, arrays):
-        if is_array(array) and array.dtype.kind == "f" and array.size:
+        if is_array(array) and is_floating(array.dtype) and array.size:
             low, high = float(array.min()), float(array.max())
             described.append([name, str(array.dtype), list(array.shape), low, high])
     return described

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tinygrad2.backend import is_array
 from tinygrad2.function import DeferredGradient
+from tinygrad2.halves import is_floating
 
 
 @dataclass
@@ -77,7 +78,8 @@ def forward_bytes(node, arrays, results):
     """Least bytes read and written in forward. A result that is a view of an input moves nothing."""
     inputs = [array for array in arrays if is_array(array)]
     if node.name == "embedding":                                  # reads the rows it looks up, not the table
-        return sum(array.nbytes for array in inputs if array.dtype.kind != "f") + 2 * sum(out.nbytes for out in results)
+        ids = sum(array.nbytes for array in inputs if not is_floating(array.dtype))
+        return ids + 2 * sum(out.nbytes for out in results)
     moved = [out for out in results if not any(_is_view(out, array) for array in inputs)]
     if not moved:
         return 0

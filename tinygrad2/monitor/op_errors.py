@@ -19,6 +19,7 @@ import numpy as np
 from tinygrad2.backend import is_array
 from tinygrad2.dispatch import OPS
 from tinygrad2.function import DeferredGradient
+from tinygrad2.halves import is_floating
 from tinygrad2.monitor.module_path import ModulePath
 
 
@@ -91,7 +92,7 @@ class OpErrors(ModulePath):
 def _in_float64(node, arrays):
     """(a use of the op's reference implementation, its results) with the same inputs, as float64."""
     use = OPS[node.name](np, node.needs_grad)
-    wide = [a.astype(np.float64) if is_array(a) and a.dtype.kind == "f" else a for a in arrays]
+    wide = [a.astype(np.float64) if is_array(a) and is_floating(a.dtype) else a for a in arrays]
     results = use.forward(*wide, **node.options)
     return use, results if isinstance(results, tuple) else (results,)
 

@@ -102,7 +102,8 @@ class TrainConfig:
     kernels: str = flag("auto", "auto: compiled kernels if there are any; reference: the reference implementations "
                                 "only", choices=("auto", "reference"))
     dtype: str = flag("float32", "bfloat16: mixed precision. Products take bfloat16 numbers, and activations wait for "
-                                 "backward as such, in half the memory; weights, sums and all else are float32",
+                                 "backward as such, in half the memory; weights, sums and all else are float32. "
+                                 "float16: the same for a GPU without bfloat16, with dynamic loss scaling",
                       choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
                                             "(5e-6) or medium (3e-3, bfloat16): the fastest code within them computes. "

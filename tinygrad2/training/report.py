@@ -31,11 +31,12 @@ def print_field(log, name, *items):
 # -- before the first step ---------------------------------------------------------------------------------------------
 
 
-def print_setup(config, model_config, preset, world, kernels, products, library):
+def print_setup(config, model_config, preset, world, kernels, products, library, dtype=""):
     """The flags that differ from the defaults, the model, the ranks, and what computes. A collective.
 
     kernels, products    what computes (ops.describe_kernels), and what multiplies matrices (ops.describe_products)
     library              the array library
+    dtype                what mixed precision means here (halves.check_dtype), "" if there is nothing to say
     """
     field = partial(print_field, world.print)
     rows = list(_changed_flags(config, model_config, preset, world.size))
@@ -52,6 +53,8 @@ def print_setup(config, model_config, preset, world, kernels, products, library)
         field("", line)
     field("kernels", kernels)
     field("products", products)
+    if dtype:
+        field("dtype", dtype)
 
 
 def _changed_flags(config, model_config, preset, ranks):
