@@ -16,12 +16,10 @@ import numpy as np
 
 from ops.kernels.cuda import cublaslt
 from ops.kernels.cuda.cublaslt_plan import WORKSPACE, plan
-from ops.kernels.cuda.cublaslt_problem import Problem, largest_alignment, matrix_of
+from ops.kernels.cuda.cublaslt_problem import Problem, check_operands, epilogue_of, largest_alignment, matrix_of
 from ops.kernels.cuda.cupy_products import multiply_by_cupy
 from tinygrad2.backend import xp_of
 
-DTYPES = tuple(cublaslt.DATA_TYPES)  # names of those that are multiplied here
-_GELU = {"forward": ("GELU_AUX", "GELU_AUX_BIAS"), "backward": ("DGELU", None)}
 _workspaces: dict = {}  # (device, stream) -> memory that products on it may use
 
 
@@ -39,10 +37,10 @@ def gemm(a, b, out=None, accumulate=False, bias=None, dtype=None, precision="hig
     xp = xp_of(a)
     (M, K), (inner, N) = a.shape, b.shape
     out = xp.empty((M, N), dtype=dtype or a.dtype) if out is None else out
-    _check(a, b, out, bias, K == inner and out.shape == (M, N))
+    check_operands(a, b, out, bias, K == inner and out.shape == (M, N))
     if not out.size:
         return out
-    epilogue = _epilogue(bias, gelu, aux, out)
+    epilogue = epilogue_of(bias, gelu, aux, out)
     if not K or cublaslt.library() is None:
         if gelu:
             raise ValueError("gelu in a product needs cuBLASLt, and K > 0")
@@ -65,7 +63,7 @@ def batched_gemm(a, b, out=None, accumulate=False, dtype=None, precision="highes
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     M, K, N = *a.shape[-2:], b.shape[-1]
     out = xp.empty((*batch, M, N), dtype=dtype or a.dtype) if out is None else out
-    _check(a, b, out, None, K == b.shape[-2] and out.shape == (*batch, M, N))
+    check_operands(a, b, out, None, K == b.shape[-2] and out.shape == (*batch, M, N))
     if not out.size:
         return out
     if not K or cublaslt.library() is None:
@@ -89,12 +87,18 @@ def _multiply(xp, a, b, out, accumulate, bias, precision, scale, epilogue="DEFAU
         _multiply(xp, a, b, product, False, bias, precision, scale, epilogue, aux)
         out[...] = out + product if accumulate else product
         return
-    a, b = (x if matrix_of(x) else xp.ascontiguousarray(x) for x in (a, b))
+    left, right = matrix_of(a), matrix_of(b)
+    if left is None:
+        a = xp.ascontiguousarray(a)
+        left = matrix_of(a)
+    if right is None:
+        b = xp.ascontiguousarray(b)
+        right = matrix_of(b)
     device, stream = xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr
     problem = Problem(
-        matrix_of(a), matrix_of(b), result,
+        left, right, result,
         batch=out.shape[0] if out.ndim > 2 else 1,
-        compute="32F_FAST_TF32" if precision in ("high", "medium") and a.dtype == xp.float32 else "32F",
+        compute="32F_FAST_TF32" if precision in ("high", "medium") and left.dtype == "float32" else "32F",
         epilogue=epilogue,
         bias=0 if bias is None else largest_alignment(bias.data.ptr),
         aux=0 if aux is None else largest_alignment(aux.data.ptr),
@@ -123,27 +127,3 @@ def _workspace(xp, device, stream):
     if (device, stream) not in _workspaces:
         _workspaces[device, stream] = xp.empty(WORKSPACE, dtype=xp.uint8)
     return _workspaces[device, stream]
-
-
-def _epilogue(bias, gelu, aux, out):
-    if not gelu:
-        return "DEFAULT" if bias is None else "BIAS"
-    name = _GELU[gelu][bias is not None]
-    lying = None if aux is None else matrix_of(aux)
-    if name is None or lying is None or lying.transposed or lying.distance % 8:
-        raise ValueError(f"gelu={gelu!r} takes no bias, and an aux matrix of contiguous rows, a multiple of 8 apart")
-    if aux.shape != out.shape or aux.dtype != out.dtype:
-        raise ValueError(f"aux {aux.shape} {aux.dtype} is not like the result, {out.shape} {out.dtype}")
-    return name
-
-
-def _check(a, b, out, bias, shapes_fit):
-    operands = f"a {a.shape} {a.dtype}, b {b.shape} {b.dtype}, out {out.shape} {out.dtype}"
-    if not shapes_fit:
-        raise ValueError(f"shapes do not fit: {operands}")
-    if a.dtype.name not in DTYPES or a.dtype != b.dtype or out.dtype.name not in (a.dtype.name, "float32"):
-        raise TypeError(f"no product of these dtypes: {operands}")
-    if bias is None:
-        return
-    if bias.dtype != out.dtype or bias.shape != out.shape[1:] or not bias.flags.c_contiguous:
-        raise ValueError(f"bias {bias.shape} {bias.dtype} is not one contiguous row of the result: {operands}")
