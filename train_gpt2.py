@@ -63,6 +63,7 @@ from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch, learning_rate_at
 from tinygrad2.training.disk_plan import check_disk
+from tinygrad2.training.lookahead import Lookahead, is_read
 from tinygrad2.training.memory_plan import MemoryPlan
 from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
@@ -179,16 +180,20 @@ def main(world, argv=None):
         with computing(config):
             state.before = report_loss("before")
 
+    lookahead = Lookahead(trainer)
     saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
     with closing(run_dir), closing(log), computing(config), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step
-            lr = trainer.lr()
             with log.timing():
-                loss, norm = trainer.step(loader, log.is_outlier if config.skip_outliers else None)
-            if not math.isfinite(loss + norm):
-                writer.join(log.note)
-                raise_nonfinite(trainer, loader, loss, norm, run_dir.path, tokenizer, log.note)
-            log.step(trainer.done, loss, lr, norm, notices(loader, val_loader))
+                is_outlier = log.is_outlier if config.skip_outliers else None
+                steps = lookahead.step(loader, is_outlier, is_read(config, trainer.done + 1))
+            for step in steps:                                    # one, on a CPU
+                if not math.isfinite(step.loss + step.norm):
+                    writer.join(log.note)
+                    raise_nonfinite(trainer, loader, step.loss, step.norm, run_dir.path, tokenizer, log.note)
+                log.step(step.done, step.loss, step.lr, step.norm, notices(loader, val_loader), len(steps))
+            if not steps:
+                continue
 
             done, is_last = trainer.done, trainer.done == config.steps      # a signal makes finished true, not is_last
             if trainer.finished or due(config.compare_every, done):

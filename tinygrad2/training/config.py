@@ -83,6 +83,8 @@ class TrainConfig:
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
                                   "a quarter more time")
     device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    read_every: int = flag(10, "with --device cuda: wait for the GPU, and show the losses, every so many steps; steps "
+                               "between are started without waiting")
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
                                      "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",
@@ -132,7 +134,7 @@ class TrainConfig:
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch_size", 1), ("warmup_steps", 0),
                             ("eval_every", 0), ("eval_batches", 1), ("sample_every", 0), ("sample_tokens", 0),
-                            ("log_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
+                            ("log_every", 1), ("read_every", 1), ("seed", 0), ("threads", 1), ("checkpoint_every", 0),
                             ("keep_checkpoints", 1), ("keep_every", 0), ("ranks", 1),
                             ("compare_every", 0), ("decay_steps", 1), ("hellaswag_examples", 1)):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < least:

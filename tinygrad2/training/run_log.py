@@ -21,7 +21,7 @@ class RunLog:
 
         with log.timing():
             loss, norm = trainer.step(loader)
-        log.step(trainer.done, loss, lr, norm)     the line; the record is begun
+        log.step(trainer.done, loss, lr, norm)     the line; the record of the step before is written, this one begun
         log.validation(val_loss)                   a note, and into the record
         log.flush()                                the record is written
 
@@ -53,14 +53,16 @@ class RunLog:
         self.windows = {name: Outliers(state.windows.get(name, ())) for name in ("loss", "grad_norm")}
         state.windows = {name: window.values for name, window in self.windows.items()}
         self.is_best, self._record, self._elapsed, self._begin = False, {}, None, None
+        self._shares = None                                       # of the time, of each step that was measured together
 
     @contextlib.contextmanager
     def timing(self):
-        """Around a step: measures it."""
+        """Around a step: measures it. The times of several add up until `step` is called."""
         start = self._clocks()
         self._begin = start[0] if self._begin is None else self._begin
         yield
-        self._elapsed = self._clocks() - start
+        elapsed = self._clocks() - start
+        self._elapsed = elapsed if self._elapsed is None else self._elapsed + elapsed
 
     def seconds(self):
         """The time since the first step of this process began."""
@@ -69,10 +71,14 @@ class RunLog:
     def _clocks(self):
         return np.array([time.perf_counter(), self.world.comm_seconds, self.world.wait_seconds])
 
-    def step(self, done, loss, lr, norm, notices=()):
+    def step(self, done, loss, lr, norm, notices=(), measured=1):
         """A step is done, the `done`-th one: print its line, and warnings if loss or norm are outliers, or if there are
-        notices about the data."""
-        seconds, comm, wait = self._elapsed
+        notices about the data. `measured`: how many steps the time was measured for; each gets its share."""
+        if self._record:
+            self.flush()
+        self._shares = self._shares if self._elapsed is None else self._elapsed / measured
+        self._elapsed = None
+        seconds, comm, wait = self._shares
         ms, tokens_per_s = 1e3 * seconds, self.tokens / seconds
         self._record = dict(step=done - 1, loss=loss, lr=lr, grad_norm=norm, ms=ms, tokens_per_s=tokens_per_s)
         shares = ""

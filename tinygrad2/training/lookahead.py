@@ -1,0 +1,110 @@
+"""Steps on a GPU that do not wait for it: the host starts a step while the GPU still computes the ones before.
+
+A step returns its loss and its gradient norm, and whoever reads them waits until the GPU has computed them. So they
+stay on the GPU, and are read together every few steps (--read-every). The host must not decide by them either; what it
+does on a CPU, the GPU does here:
+
+    scale = clip(norm) / micro-batches + fine         of the gradient, in Adam's kernel; not a number: nothing changes
+    fine  = fine + 0 (loss + norm)                    0, and not a number from the first step on that is not finite
+
+so that after a step with an infinite loss the weights, and Adam's moments, stay as they were before it, until the host
+reads the losses and goes back there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinygrad2.backend import array_module, to_host, xp_of
+from tinygrad2.dispatch import fast_version
+from tinygrad2.optim import clip_scale
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step returned. done: steps done with it, or before it where its values are not finite."""
+
+    done: int
+    loss: float
+    norm: float
+    lr: float
+
+
+class Lookahead:
+    """The steps of a Trainer.
+
+    ahead    whether steps are started before the last ones have been read; on a CPU there is nothing to gain, and with
+             --skip-outliers, or sums through the host, each step waits for its own values
+    """
+
+    def __init__(self, trainer):
+        self.trainer, config, reducer = trainer, trainer.config, trainer.reducer
+        self.ahead = config.read_every > 1 and config.device != "cpu" and not config.skip_outliers
+        self.ahead = self.ahead and config.zero == 0 and (trainer.world.size == 1 or reducer.is_nccl)
+        self._started = []  # (state before the step, lr, its losses and norm on the GPU)
+        self._fine = None
+
+    def step(self, loader, is_outlier=None, read=True):
+        """One step of the training: [Step] of all that have not been returned yet if `read`, else []. The last of them
+        may have values that are not finite; then the trainer is where it was before it."""
+        trainer = self.trainer
+        lr = trainer.lr()
+        if not self.ahead or not self._has_kernel():
+            loss, norm = trainer.step(loader, is_outlier)
+            return [Step(trainer.done, loss, norm, lr)]
+        self._start(loader, lr)
+        if not read and trainer.done < trainer.config.steps:
+            return []
+        return self._read()
+
+    def _has_kernel(self):
+        """Only a kernel leaves the weights as they are where the scale is not a number."""
+        flat, optimizer = self.trainer.flat, self.trainer.optimizer
+        arrays = flat.data, flat.grad_buffer, optimizer.m, optimizer.v
+        return fast_version("adam_update", xp_of(flat.data), *arrays) is not None
+
+    def _start(self, loader, lr):
+        """As Trainer.step, but for what is said at the top of this file."""
+        trainer, config, losses = self.trainer, self.trainer.config, []
+        before = trainer.done, trainer.position, trainer.optimizer.t, dict(trainer.optimizer.missed)
+        trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
+        for first_row, x, y in loader.micro_batches(trainer.position, config.micro_batch_size):
+            with trainer.reducer.micro_batch():
+                losses.append(trainer.micro_step(first_row, x, y))
+        trainer.reducer.finish()
+        norm = trainer.reducer.grad_norm() / trainer.micro_batches
+        values = array_module(config.device).stack([*losses, norm])                        # (micro-batches + 1,)
+        bad = 0 * values.sum()                                    # 0, or not a number
+        self._fine = bad if self._fine is None else self._fine + bad
+        scale = clip_scale(norm, config.grad_clip) / trainer.micro_batches + self._fine
+        trainer.optimizer.step(lr, scale)
+        if not config.overfit_one_batch:
+            trainer.position = loader.after(trainer.position)
+        trainer.done += 1
+        self._started.append((before, lr, values))
+
+    def _read(self):
+        """[Step] of those that were started, read from the GPU at once."""
+        trainer, started = self.trainer, self._started
+        values = to_host(array_module(trainer.config.device).concatenate([row for _, _, row in started]))
+        signal = trainer.stop.signal or 0 if trainer.stop else 0
+        rows = trainer.world.all_gather(np.append(values, signal).astype(float), f"losses until step {trainer.done}")
+        trainer.stopping = int(rows[:, -1].max())
+        rows, found = rows[:, :-1].reshape(len(rows), len(started), -1), []               # (ranks, steps, values)
+        self._started = []
+        for i, (before, lr, _) in enumerate(started):
+            loss = math.fsum(rows[:, i, :-1].flat) / trainer.micro_batches
+            found.append(Step(before[0] + 1, loss, float(rows[0, i, -1]), lr))
+            if not math.isfinite(found[-1].loss + found[-1].norm):
+                trainer.done, trainer.position, trainer.optimizer.t, trainer.optimizer.missed = before
+                self._fine = None
+                break
+        return found
+
+
+def is_read(config, done):
+    """Are the losses read after this step, the `done`-th one? Also where something else happens that needs them."""
+    every = (config.read_every, config.eval_every, config.sample_every, config.compare_every, config.checkpoint_every,
+             config.keep_every)  # fmt: skip
+    return done == config.steps or any(n > 0 and done % n == 0 for n in every)
