@@ -128,7 +128,7 @@ const char *cublasLtGetStatusName(cublasStatus_t status) {
          : code == NOT_INITIALIZED ? "CUBLAS_STATUS_NOT_INITIALIZED" : code == OK ? "CUBLAS_STATUS_SUCCESS" : "?";
 }
 
-size_t cublasLtGetVersion(void) { return 130000; }
+size_t cublasLtGetVersion(void) { return 130102; }
 
 static void *made(int magic, size_t size) {
     int *object = calloc(1, size);

@@ -456,6 +456,16 @@ def test_a_linear_layer_trains_on_a_device(cp, lt):
         assert np.allclose(cp.asnumpy(one.grad), other.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision, how", [
+    ("highest", "float32"), ("high", "TF32"), ("medium", "TF32"), ("bfloat16", "bfloat16"), ("float16", "float16"),
+])  # fmt: skip
+def test_the_user_is_told_what_multiplies(lt, monkeypatch, precision, how):
+    assert ops.describe_products("cuda", "auto", precision) == f"{precision}: {how} through cuBLASLt 13.1"
+    fake_cublaslt.install(monkeypatch, lambda: None)
+    line = ops.describe_products("cuda", "auto", precision)
+    assert line.startswith(f"{precision}: {how.replace('TF32', 'float32')} through CuPy") and "nvidia-cublas" in line
+
+
 # -- without the library -----------------------------------------------------------------------------------------------
 
 
@@ -488,7 +498,7 @@ def test_the_library_is_found_by_name_or_by_nvidias_search(monkeypatch):
         return real(fake_cublaslt.compiled()._name)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert cublaslt.library.__wrapped__().cublasLtGetVersion() == 130000
+    assert cublaslt.library.__wrapped__().cublasLtGetVersion() == 130102
     assert tried[:2] == [("libcublasLt.so.13", True), ("libcublasLt.so.12", True)]
     assert tried[-2:] == [("libcublasLt.so.13", False), ("libcublasLt.so.12", False)]
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: ctypes.PyDLL(None))  # a library without these calls

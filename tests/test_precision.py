@@ -317,7 +317,7 @@ def test_the_user_is_told_what_multiplies_and_why(monkeypatch, kernel, features,
 def test_what_is_said_without_kernels():
     assert ops.describe_products("cpu", "reference", "highest") == "highest: float32 through NumPy"
     assert ops.describe_products("cpu", "reference", "high").startswith("high: emulated, slowly, by NumPy")
-    assert ops.describe_products("cuda", "auto", "high") == "high: float32 through CuPy (no kernels for it here)"
+    assert ops.describe_products("cuda", "reference", "highest") == "highest: float32 through CuPy"
 
 
 SCRIPT = """

@@ -2,7 +2,7 @@
 will compute.
 """
 
-import ops.kernels.cuda  # noqa: F401
+from ops.kernels.cuda import products as cuda_products
 from tinygrad2.missing_kernels import watch_missing_kernels
 from tinygrad2.system.installation import adapt_hint
 
@@ -76,7 +76,9 @@ def describe_products(device, mode, precision):
     library = "NumPy" if device == "cpu" else "CuPy"
     if mode == "reference" and precision != "highest":
         return f"{precision}: emulated, slowly, by {library} (--kernels reference)"
-    if device != "cpu" or runs_reference(mode):
+    if device != "cpu" and mode != "reference":
+        return cuda_products.describe(precision)
+    if runs_reference(mode):
         missing = " (no kernels for it here)" * (precision != "highest")
         return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}float32 through {library}{missing}"
     from ops.kernels.cpu.products import describe

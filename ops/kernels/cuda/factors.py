@@ -4,17 +4,16 @@ In mixed precision all factors have 16 bits. An activation arrives like that, or
 16-bit copy is shared by all who multiply by it until it is written to (tinygrad2/halves.py).
 """
 
-from ops.kernels.cuda.launch import HALVES
 from ops.kernels.cuda.products import gemm
 from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import half_of
-from tinygrad2.precision import precision
+from tinygrad2.precision import MIXED, precision
 
 
 def can_be_factors(*arrays):
     """Are these float32 or, in mixed precision, of its 16-bit dtype? None is no array, and does not matter."""
     here = precision()
-    names = ("float32", here) if here in HALVES else ("float32",)
+    names = ("float32", here) if here in MIXED else ("float32",)
     return all(array is None or array.dtype.name in names for array in arrays)
 
 

@@ -19,6 +19,7 @@ from ops.kernels.cuda.cublaslt_plan import WORKSPACE, plan
 from ops.kernels.cuda.cublaslt_problem import Problem, check_operands, epilogue_of, largest_alignment, matrix_of
 from ops.kernels.cuda.cupy_products import multiply_by_cupy
 from tinygrad2.backend import xp_of
+from tinygrad2.precision import MIXED
 
 _workspaces: dict = {}  # (device, stream) -> memory that products on it may use
 
@@ -127,3 +128,13 @@ def _workspace(xp, device, stream):
     if (device, stream) not in _workspaces:
         _workspaces[device, stream] = xp.empty(WORKSPACE, dtype=xp.uint8)
     return _workspaces[device, stream]
+
+
+def describe(precision):
+    """One line for the user: what multiplies matrices on a GPU in this precision."""
+    how = "TF32" if precision in ("high", "medium") else precision if precision in MIXED else "float32"
+    if cublaslt.library() is not None:
+        major, minor = divmod(cublaslt.library().cublasLtGetVersion() // 100, 100)
+        return f"{precision}: {how} through cuBLASLt {major}.{minor}"
+    how = "float32" if how == "TF32" else how
+    return f"{precision}: {how} through CuPy, with extra passes: cuBLASLt cannot be loaded (pip install nvidia-cublas)"
