@@ -22,8 +22,17 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}
 DTYPES = tuple(TOLERANCE)
 
 # Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
-ACTIVATIONS = {"add_layernorm": (1,), "matmul": (0, 1)}
-RESIDUALS = {"add_layernorm": (0,), "matmul": (0,)}  # results that stay float32 in mixed precision, by their number
+ACTIVATIONS = {
+    "add_layernorm": (1,),
+    "matmul": (0, 1),
+}  # fmt: skip
+# Which results stay float32 in mixed precision, by their number.
+RESIDUALS = {
+    "add_layernorm": (0,),
+    "cross_entropy": (0,),
+    "linear_cross_entropy": (0,),
+    "matmul": (0,),
+}  # fmt: skip
 
 
 def in_precision(dtype):

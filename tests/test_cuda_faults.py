@@ -1,11 +1,12 @@
 """Faults planted in the CUDA kernels are found by the checks that all kernels pass, whatever order threads run in."""
 
 import cuda_checks
+import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
-from samples import Sample
+from samples import Sample, integers
 
 from ops.kernels.cuda.column_sums import bias_gradient
 from tinygrad2.dispatch import KERNELS, OPS
@@ -15,6 +16,8 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on
 
 OUTSIDE, SHARED, DIFFERS = "outside|beyond the end", "race in shared|nothing has written", "differs from the reference"
 BETWEEN_BLOCKS = "race in an array"
+CROSS_ENTROPY = "cross_entropy", ((3, 300), integers(3, below=300))
+LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 
 # What it is: (op, shapes, file, what is replaced in it, by what, what the checks say).
 FAULTS = {
@@ -28,12 +31,34 @@ FAULTS = {
         "gelu", ((3, 7),), "gelu", "s + value * (s * rest)", "s - value * (s * rest)", DIFFERS),
     "gelu_erf: a factor is forgotten": (
         "gelu_erf", ((3, 7),), "gelu", "(RSQRT2PI * __expf", "(__expf", DIFFERS),
+    "cross_entropy: the target is read after it is overwritten": (
+        *CROSS_ENTROPY, "cross_entropy", "losses[blockIdx.x] = counts ? logf(total) - (score",
+        "losses[blockIdx.x] = counts ? logf(total) - (to_float(dz[target + blockIdx.x * stride])", BETWEEN_BLOCKS),
+    "cross_entropy: the sum is not scaled down": (
+        *LONG_ROWS, "cross_entropy", "total *= __expf(largest - top);", "", DIFFERS),
+    "cross_entropy: the tail has scores of 0": (
+        *CROSS_ENTROPY, "cross_entropy", "wide, x, nothing)", "wide, x)", DIFFERS),
+    "cross_entropy: the last elements are left out": (
+        *CROSS_ENTROPY, "cross_entropy", "j < V; j += step) {\n        if (counts)",
+        "j <= V - 8; j += step) {\n        if (counts)", DIFFERS),
+    "cross_entropy: the barrier in a sum": (
+        *CROSS_ENTROPY, "common", "x;\n    __syncthreads();\n    float total", "x;\n    float total", SHARED),
+    "cross_entropy: the barrier behind a largest score": (
+        *CROSS_ENTROPY, "common", "largest = fmaxf(largest, scratch[warp]);\n    __syncthreads();",
+        "largest = fmaxf(largest, scratch[warp]);", SHARED),
+    "cross_entropy: one row too many in the mean": (
+        *CROSS_ENTROPY, "cross_entropy", "n < rows; n += blockDim.x", "n <= rows; n += blockDim.x", OUTSIDE),
+    "linear_cross_entropy: the gradient has one factor": (
+        "linear_cross_entropy", ((3, 8), (7, 8), integers(3, below=7)), "cross_entropy",
+        "by = factor[0] * share[0]", "by = factor[0]", DIFFERS),
 }  # fmt: skip
 
 
 @pytest.fixture
 def cupy(monkeypatch):
-    return strict_cupy.install(monkeypatch)
+    cupy = strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    return cupy
 
 
 @pytest.mark.parametrize("fault", FAULTS)

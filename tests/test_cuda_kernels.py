@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import KernelFault, needs_compiler
-from samples import SAMPLES, Sample
+from samples import SAMPLES, Sample, integers
 
 import ops
 from ops.kernels.cuda.layernorm import LayerNormCUDA
@@ -19,6 +19,9 @@ pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
 
 FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows of more than a warp's elements
+    "cross_entropy": [Sample(((3, 8200), integers(3, below=8200))), Sample(((2, 16401), integers(2, below=16401))),
+                      Sample(((6, 300), integers(6, below=3)), dict(ignore_index=1))],
+    "linear_cross_entropy": [Sample(((9, 24), (264, 24), integers(9, below=264)))],
     "gelu": [Sample(((33, 250),)), Sample(((2, 3, 344),))],
     "gelu_erf": [Sample(((33, 250),)), Sample(((2, 3, 344),))],
     "layernorm": [Sample(((13, 264), (264,), (264,))), Sample(((2, 3, 770), (770,)), dict(eps=1e-3)),
@@ -38,8 +41,9 @@ CASES = [
 
 @pytest.fixture
 def cupy(monkeypatch):
+    cupy = strict_cupy.install(monkeypatch)
     fake_cublaslt.install(monkeypatch)
-    return strict_cupy.install(monkeypatch)
+    return cupy
 
 
 @pytest.mark.parametrize("dtype", cuda_checks.DTYPES)

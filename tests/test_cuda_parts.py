@@ -1,17 +1,26 @@
 """Functions that CUDA kernels share, and what kernels do beyond the samples of an op: huge values, memory in place."""
 
 import cuda_checks
+import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
 from kernel_checks import error
 
+import ops
+from ops.cross_entropy import CrossEntropy
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
+from ops.kernels.cuda import linear_cross_entropy
 from ops.kernels.cuda.column_sums import bias_gradient
+from ops.kernels.cuda.cross_entropy import CrossEntropyCUDA
 from ops.kernels.cuda.gelu import gelu, gelu_gradient
+from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
+from ops.linear_cross_entropy import LinearCrossEntropy
+from tinygrad2 import Tensor
 from tinygrad2.halves import half_dtype
+from tinygrad2.module import Parameter
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -19,7 +28,9 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on
 
 @pytest.fixture
 def cupy(monkeypatch):
-    return strict_cupy.install(monkeypatch)
+    cupy = strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    return cupy
 
 
 def array_dtype(name):
@@ -98,3 +109,126 @@ def test_nothing_is_launched_for_an_empty_array(cupy):
     with running() as launches:
         empty = gelu(cupy, cupy.asarray(normal(0, 5)))
     assert empty.shape == (0, 5) and not launches
+
+
+# -- cross-entropy -----------------------------------------------------------------------------------------------------
+
+
+def loss_and_gradient(logits, targets, cupy, dout=1.0, ignore_index=-1):
+    """Of the kernel, in float64 on the host."""
+    node = CrossEntropyCUDA(cupy, [True, False])
+    with running(), strict_cupy.no_sync():
+        loss = node.forward(cupy.asarray(logits), cupy.asarray(targets), ignore_index)
+        gradient, _ = node.backward(cupy.asarray(np.float32(dout)[()].reshape(())))
+    return float(loss), cuda_checks.host(gradient)
+
+
+@pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
+def test_scores_of_minus_infinity_have_no_probability(dtype, cupy):
+    logits = normal(3, 300).astype(array_dtype(dtype))
+    logits[0, :290] = logits[1, 8:16] = -np.inf
+    targets = np.array([295, 2, 7])
+    node = CrossEntropy(np, [True, False])
+    expected = node.forward(logits.astype(np.float64), targets)
+    exact, _ = node.backward(np.float64(1))
+    loss, gradient = loss_and_gradient(logits, targets, cupy)
+    assert abs(loss - expected) < 1e-5 and error(gradient, exact) <= cuda_checks.TOLERANCE[dtype]
+    assert not gradient[0, :290].any()
+
+
+@pytest.mark.parametrize("bad", [-7, 300, 2**31, -(2**40)])
+def test_a_target_outside_the_vocabulary_gives_nan(bad, cupy):
+    loss, gradient = loss_and_gradient(normal(3, 300), np.array([5, bad, 7]), cupy)
+    assert np.isnan(loss) and np.isnan(gradient[1]).all() and not np.isnan(gradient[[0, 2]]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_seen(bad, cupy):
+    logits = normal(3, 300)
+    logits[1, 100] = bad
+    loss, gradient = loss_and_gradient(logits, np.array([5, 6, 7]), cupy)
+    assert np.isnan(loss) and np.isnan(gradient[1]).any() and not np.isnan(gradient[[0, 2]]).any()
+
+
+def test_where_no_target_counts_the_loss_is_zero(cupy):
+    loss, gradient = loss_and_gradient(normal(3, 20), np.full(3, 4, np.int32), cupy, ignore_index=4)
+    assert loss == 0 and not gradient.any()
+
+
+def test_float16_keeps_small_probabilities(cupy):
+    """A thousand equally likely tokens in many rows: p / N would be 0 in float16, p times the loss scale / N is not."""
+    rows, V, loss_scale = 512, 1000, 2.0**15
+    logits = np.zeros((rows, V), np.float16)
+    assert np.float16(1 / V / rows / 100) == 0
+    _, gradient = loss_and_gradient(logits, np.zeros(rows, np.int64), cupy, loss_scale)
+    assert error(gradient[:, 1:], np.full((rows, V - 1), loss_scale / V / rows)) < 2.0**-9
+
+
+# -- linear and cross-entropy ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Five rows of logits at a time."""
+    monkeypatch.setattr(linear_cross_entropy, "GPU_LOGITS_CHUNK", 5 * 64 * 2)
+
+
+def head(seed=0):
+    x, weight = normal(17, 24, seed=seed), normal(57, 24, seed=seed + 1)
+    return x, weight, np.random.default_rng(seed).integers(0, 57, 17)
+
+
+def exact_head(x, weight, targets, dout):
+    node = LinearCrossEntropy(np, [True, True, False])
+    loss = node.forward(x.astype(np.float64), weight.astype(np.float64), targets)
+    return loss, *node.backward(np.float64(dout))[:2]
+
+
+@pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
+def test_chunks_of_logits_sum_to_the_same(dtype, small_chunks, cupy):
+    x, weight, targets = head()
+    x = x.astype(array_dtype(dtype))
+    expected = exact_head(x, weight, targets, 0.5)
+    node = LinearCrossEntropyCUDA(cupy, [True, True, False])
+    node.precision = "highest" if dtype == "float32" else dtype
+    with running() as launches, strict_cupy.no_sync():
+        loss = node.forward(*map(cupy.asarray, (x, weight, targets)))
+        dx, dweight, _ = node.backward(cupy.asarray(np.full((), 0.5, np.float32)))
+        memory = dweight.copy()
+    assert launches.count("softmax_loss") == (6 if dtype == "float32" else 4) and launches.count("mean_loss") == 1
+    assert loss.dtype == memory.dtype == np.float32 and dx.dtype == x.dtype
+    for got, exact in zip((loss, dx, memory), expected):
+        assert error(cuda_checks.host(got), exact) <= cuda_checks.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("needs", [[True, False, False], [False, True, False], [False, False, False]])
+def test_only_gradients_that_are_wanted_are_computed(needs, small_chunks, cupy):
+    node = LinearCrossEntropyCUDA(cupy, needs)
+    x, weight, targets = head()
+    loss, dx, dweight = exact_head(x, weight, targets, 1)
+    with running():
+        got = node.forward(*map(cupy.asarray, (x, weight, targets)))
+        gradients = node.backward(cupy.asarray(np.ones((), np.float32))) if any(needs) else (None, None, None)
+        assert error(cuda_checks.host(got), loss) < 1e-5
+        for gradient, need, exact in zip(gradients, needs, (dx, dweight)):
+            assert (gradient is not None) == need
+            assert not need or error(cuda_checks.host(cuda_checks.settled(gradient)), exact) < 1e-5
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_gradient_of_the_weight_waits_in_the_memory_of_the_parameter(overwrite, small_chunks, cupy):
+    """Two losses of one weight, and then one more: the second and third are added. What something else has written
+    over is computed again."""
+    parameter = Parameter(cupy.asarray(head()[1]))
+    parameter.grad = cupy.asarray(np.full((57, 24), np.nan, np.float32))
+    parameter.zero_grad()
+    batches = [(head(seed)[0], head(seed)[2], factor) for seed, factor in ((0, 1.0), (5, 0.25), (9, 3.0))]
+    with running():
+        losses = [ops.linear_cross_entropy(Tensor(cupy.asarray(x)), parameter, cupy.asarray(t)) * factor
+                  for x, t, factor in batches]  # fmt: skip
+        if overwrite:
+            parameter.lend_grad(object())[...] = -1.0
+        for loss in losses:
+            loss.backward()
+    total = sum(exact_head(x, head()[1], t, factor)[2] for x, t, factor in batches)
+    assert error(cuda_checks.host(parameter.grad), total) < 1e-5

@@ -8,6 +8,9 @@ import sys
 # Bytes of logits that exist at a time: 364 rows of 50,257 columns. ops/kernels/cpu/linear_cross_entropy.py makes them
 # in such chunks (fewer rows make slower products, docs/kernels.md), and training/memory_plan.py counts them.
 LOGITS_CHUNK = 70 << 20
+# The same on a GPU: 5,338 rows in 16 bits. Each chunk adds to the gradient of the whole weight, 0.3 GB for GPT-2, which
+# fewer rows would not be worth.
+GPU_LOGITS_CHUNK = 512 << 20
 
 _CGROUPS = (  # limit and use of a container: version 2 and version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -3,9 +3,11 @@ imported by nothing in here: a kernel gets it as `xp`.
 """
 
 from ops.kernels.cuda import (  # noqa: F401
+    cross_entropy,
     gelu,
     layernorm,
     linear,
+    linear_cross_entropy,
     matmul,
     mlp,
 )

@@ -9,12 +9,12 @@ __device__ __forceinline__ size_t first_element() {
     return ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * ELEMENTS;
 }
 
-// The elements from `first` on as float32; 0 behind the end.
+// The elements from `first` on as float32; `beyond` behind the end.
 template <class X> __device__ __forceinline__ void load_elements(
-    const X* p, size_t first, size_t n, int wide, float (&x)[ELEMENTS]) {
+    const X* p, size_t first, size_t n, int wide, float (&x)[ELEMENTS], float beyond = 0) {
     if (wide && first + ELEMENTS <= n) return load(p + first, x);
 #pragma unroll
-    for (int i = 0; i < ELEMENTS; i++) x[i] = first + i < n ? to_float(p[first + i]) : 0;
+    for (int i = 0; i < ELEMENTS; i++) x[i] = first + i < n ? to_float(p[first + i]) : beyond;
 }
 
 template <class X> __device__ __forceinline__ void store_elements(
