@@ -4,6 +4,7 @@ In mixed precision all factors have 16 bits. An activation arrives like that, or
 16-bit copy is shared by all who multiply by it until it is written to (tinygrad2/halves.py).
 """
 
+from ops.kernels.cuda.cublaslt_problem import float_name
 from ops.kernels.cuda.products import gemm
 from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import half_of
@@ -14,7 +15,7 @@ def can_be_factors(*arrays):
     """Are these float32 or, in mixed precision, of its 16-bit dtype? None is no array, and does not matter."""
     here = precision()
     names = ("float32", here) if here in MIXED else ("float32",)
-    return all(array is None or array.dtype.name in names for array in arrays)
+    return all(array is None or float_name(array.dtype) in names for array in arrays)
 
 
 def weight_as(weight, dtype):
