@@ -24,12 +24,14 @@ DTYPES = tuple(TOLERANCE)
 # Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
 ACTIVATIONS = {
     "add_layernorm": (1,),
+    "embedding": (),
     "matmul": (0, 1),
 }  # fmt: skip
 # Which results stay float32 in mixed precision, by their number.
 RESIDUALS = {
     "add_layernorm": (0,),
     "cross_entropy": (0,),
+    "embedding": (0,),
     "linear_cross_entropy": (0,),
     "matmul": (0,),
 }  # fmt: skip
@@ -57,7 +59,7 @@ def settled(gradient):
     written, added = gradient.copy(), gradient.copy()
     added.fill(1)
     gradient.write_to(added, accumulate=True)
-    assert np.allclose(host(added), host(written) + 1, rtol=1e-4, atol=1e-4)
+    assert np.allclose(host(added), host(written) + 1, rtol=1e-4, atol=1e-4), "added, a gradient is another one"
     assert written.shape == gradient.shape and written.dtype == gradient.dtype
     return written
 

@@ -16,6 +16,7 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on
 
 OUTSIDE, SHARED, DIFFERS = "outside|beyond the end", "race in shared|nothing has written", "differs from the reference"
 BETWEEN_BLOCKS = "race in an array"
+EMBEDDING = "embedding", ((6, 24), integers(3, 50, below=4))
 CROSS_ENTROPY = "cross_entropy", ((3, 300), integers(3, below=300))
 LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 
@@ -48,6 +49,20 @@ FAULTS = {
         "largest = fmaxf(largest, scratch[warp]);", SHARED),
     "cross_entropy: one row too many in the mean": (
         *CROSS_ENTROPY, "cross_entropy", "n < rows; n += blockDim.x", "n <= rows; n += blockDim.x", OUTSIDE),
+    "embedding: a row is added by several blocks": (
+        *EMBEDDING, "embedding", "(first > 0 && keys[first - 1] >> 32 == id)", "first == id", BETWEEN_BLOCKS),
+    "embedding: the barrier before the positions": (
+        *EMBEDDING, "embedding", "*count = 0;\n        __syncthreads();", "*count = 0;", SHARED),
+    "embedding: the barrier behind the positions": (
+        *EMBEDDING, "embedding", "        __syncthreads();\n    }\n    if (j >= C)", "    }\n    if (j >= C)", SHARED),
+    "embedding: the last position's neighbour": (
+        *EMBEDDING, "embedding", "k + 1 >= n_ids || ", "", OUTSIDE),
+    "embedding: columns beyond the last": (
+        *EMBEDDING, "embedding", "    if (j >= C) return;\n    float* out", "    float* out",
+        f"{OUTSIDE}|{BETWEEN_BLOCKS}"),
+    "embedding: what was there is lost": (
+        *EMBEDDING, "embedding", "total[i] += x[i];\n    }\n    store", "total[i] += 0;\n    }\n    store",
+        "added, a gradient is another"),
     "linear_cross_entropy: the gradient has one factor": (
         "linear_cross_entropy", ((3, 8), (7, 8), integers(3, below=7)), "cross_entropy",
         "by = factor[0] * share[0]", "by = factor[0]", DIFFERS),

@@ -15,6 +15,7 @@ from ops.gelu_erf import GELUErf
 from ops.kernels.cuda import linear_cross_entropy
 from ops.kernels.cuda.column_sums import bias_gradient
 from ops.kernels.cuda.cross_entropy import CrossEntropyCUDA
+from ops.kernels.cuda.embedding import EmbeddingCUDA
 from ops.kernels.cuda.gelu import gelu, gelu_gradient
 from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
 from ops.linear_cross_entropy import LinearCrossEntropy
@@ -162,6 +163,39 @@ def test_float16_keeps_small_probabilities(cupy):
     assert np.float16(1 / V / rows / 100) == 0
     _, gradient = loss_and_gradient(logits, np.zeros(rows, np.int64), cupy, loss_scale)
     assert error(gradient[:, 1:], np.full((rows, V - 1), loss_scale / V / rows)) < 2.0**-9
+
+
+# -- embedding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids_dtype", [np.int32, np.int64])
+def test_an_id_outside_the_table_gives_nan_and_no_gradient(ids_dtype, cupy):
+    weight, ids = normal(7, 24), np.array([[3, -1, 3], [7, 0, 2**31 - 1]], ids_dtype)
+    dout = normal(2, 3, 24, seed=1)
+    node = EmbeddingCUDA(cupy, [True, False])
+    with running(), strict_cupy.no_sync():
+        out = node.forward(cupy.asarray(weight), cupy.asarray(ids))
+        gradient = node.backward(cupy.asarray(dout))[0].copy()
+    exact = np.zeros((7, 24))
+    exact[3], exact[0] = dout[0, 0].astype(np.float64) + dout[0, 2], dout[1, 1]
+    is_id = (ids >= 0) & (ids < 7)
+    assert np.isnan(out.get()[~is_id]).all() and np.array_equal(out.get()[is_id], weight[ids[is_id]])
+    assert error(gradient.get(), exact) < 1e-6
+
+
+def test_a_row_is_the_sum_in_the_order_of_positions(cupy):
+    """Bit for bit, also for an id with more positions than a block reads at a time."""
+    ids, dout = np.where(np.arange(700) % 3 == 0, 1, 4), normal(700, 8)
+    node = EmbeddingCUDA(cupy, [True, False])
+    with running():
+        node.forward(cupy.asarray(normal(5, 8)), cupy.asarray(ids))
+        gradient = node.backward(cupy.asarray(dout))[0].copy().get()
+    for token in (1, 4):
+        total = np.zeros(8, np.float32)
+        for row in dout[ids == token]:
+            total += row
+        assert np.array_equal(gradient[token], total)
+    assert not gradient[[0, 2, 3]].any()
 
 
 # -- linear and cross-entropy ------------------------------------------------------------------------------------------
