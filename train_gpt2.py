@@ -47,7 +47,7 @@ from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
-from tinygrad2.gpu import choose_gpu
+from tinygrad2.gpu import choose_gpu, peak_memory
 from tinygrad2.halves import check_dtype
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes
@@ -56,15 +56,15 @@ from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale
 from tinygrad2.precision import computing, precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
-from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, peak_resident_bytes
+from tinygrad2.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory
 from tinygrad2.system.signals import SIGXCPU, StopRequest
 from tinygrad2.tokenizers.load import tokenizer_from_json
 from tinygrad2.training import report, snapshot, validation
 from tinygrad2.training.checkpoint import CheckpointWriter
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch, learning_rate_at
 from tinygrad2.training.disk_plan import check_disk
+from tinygrad2.training.gpu_plan import plan_for
 from tinygrad2.training.lookahead import Lookahead, is_read
-from tinygrad2.training.memory_plan import MemoryPlan
 from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
 from tinygrad2.training.run_log import RunLog
@@ -211,7 +211,7 @@ def main(world, argv=None):
 
         if state.before is not None:
             report.print_finetuned(state.before, report_loss("after"), trainer.done, world.print)
-        peaks = world.all_gather_object(peak_resident_bytes(), "peaks of memory")
+        peaks = world.all_gather_object(peak_memory(config.device), "peaks of memory")
         world.on_rank_0("writing the results", write_results, trainer, log, writer, tokenizer, plan, peaks, start)
     return 128 + trainer.stopping if trainer.stopping else 0
 
@@ -354,11 +354,12 @@ def open_data(config, model_config, state, world):
 
 
 def plan_memory(config, model_config, world):
-    """The MemoryPlan of a rank. What opening the data took is returned to the system first."""
+    """The MemoryPlan of a rank, or its GpuPlan. What opening the data took is returned to the system first."""
     give_back_freed_memory()
     forget_peak()
-    compiles = ops.must_compile(config.kernels, precision_of(config))
-    return MemoryPlan.of(config, model_config, ops.runs_reference(config.kernels), compiles, world.size)
+    compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
+    reference = ops.runs_reference(config.kernels, config.device)
+    return plan_for(config).of(config, model_config, reference, compiles, world.size)
 
 
 def measure_costs(trainer, plan, loader):

@@ -31,10 +31,10 @@ class BigramConfig(ModelConfig):
         """A row of the table is read, and its gradient is added: no matrix product."""
         return 0
 
-    def kept(self, rows, length, reference, dtype="float32"):
+    def kept(self, rows, length, reference, dtype="float32", device="cpu"):
         return {"probabilities": _F * rows * length * self.vocab_size}
 
-    def work_space(self, rows, length, reference, dtype="float32"):
+    def work_space(self, rows, length, reference, dtype="float32", device="cpu"):
         logits = _F * rows * length * self.vocab_size
         table = _F * self.vocab_size * self.vocab_size            # dweight, where it is an array of its own
         return 0, logits, (3 if reference else 1) * logits + (table if reference else 0)

@@ -88,8 +88,8 @@ class GPTConfig(ModelConfig):
         c = self
         return 6 * (c.count_parameters() - c.block_size * c.n_embd) + 12 * c.n_layer * c.n_embd * c.block_size
 
-    def kept(self, rows, length, reference, dtype="float32"):
-        return kept_by_block(self, rows, length, reference, dtype)
+    def kept(self, rows, length, reference, dtype="float32", device="cpu"):
+        return kept_by_block(self, rows, length, reference, dtype, device)
 
-    def work_space(self, rows, length, reference, dtype="float32"):
-        return work_space_of_gpt(self, rows, length, reference, dtype)
+    def work_space(self, rows, length, reference, dtype="float32", device="cpu"):
+        return work_space_of_gpt(self, rows, length, reference, dtype, device)

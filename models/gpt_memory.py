@@ -14,36 +14,42 @@ With N = rows x T tokens and C channels, a block keeps, in elements:
 
 which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. An element
 is a float32, with --dtype bfloat16 two bytes except in the logarithms, mean, rstd, and what --recompute keeps; then
-backward has what one op has kept in float32 once more. Dropout keeps nothing: its masks are computed again. The head's
+backward has what one op has kept in float32 once more. On a GPU the kernels compute with the two bytes, and nothing is
+there once more; but the inputs of layernorms, which are the residual stream, stay float32. Dropout keeps nothing: its masks are computed again. The head's
 logits are N x V elements; the kernel has them in chunks of at most 70 MB, the reference implementation all at once,
 several times. tests/test_memory.py compares these sums with what a model really keeps.
 """
 
-from tinygrad2.system.memory import LOGITS_CHUNK
+from tinygrad2.system.memory import GPU_LOGITS_CHUNK, LOGITS_CHUNK
 
 _F = 4  # bytes of a float32
 _BYTES = {"float32": _F, "bfloat16": 2, "float16": 2}  # of an activation that waits for backward
 
 
-def kept_by_block(config, rows, length, reference, dtype="float32"):
+def kept_by_block(config, rows, length, reference, dtype="float32", device="cpu"):
     """{what: bytes} that one block keeps for backward (ModelConfig.kept)."""
     N, C, nh, size = rows * length, config.n_embd, config.n_head, _BYTES[dtype]
+    stream = size if device == "cpu" or reference else _F
     return {
-        "ln_1: input": size * N * C,
+        "ln_1: input": stream * N * C,
         "c_attn: input": size * N * C,
         "attention: q, k, v": size * 3 * N * C,
         "attention: output": size * N * C,
         "attention: weights": size * N * nh * length if reference else _F * N * nh,
-        "ln_2: x + attention": size * N * C,
+        "ln_2: x + attention": stream * N * C,
         "mlp: input": size * N * C,
         "mlp: h": size * N * config.inner,
         "layernorms: mean and rstd": _F * 4 * N,
     }
 
 
-def work_space_of_gpt(config, rows, length, reference, dtype="float32"):
+def work_space_of_gpt(config, rows, length, reference, dtype="float32", device="cpu"):
     """Bytes of (embedding, ln_f and its output; logits at a time; temporaries of backward) (ModelConfig.work_space)."""
     N, C = rows * length, config.n_embd
+    if device != "cpu" and not reference:
+        size = _BYTES[dtype]
+        chunk = min(size * N * (config.vocab_size + 64), GPU_LOGITS_CHUNK)
+        return (2 * _F + size) * N * C, chunk, size * N * (2 * config.inner + 2 * C) + 2 * _F * N * C
     logits, outside = _F * N * config.vocab_size, 3 * _F * N * C
     if reference:
         masks = 6 if config.dropout else 0                        # three arrays of 64-bit integers at a time

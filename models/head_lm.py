@@ -42,7 +42,7 @@ class HeadConfig(ModelConfig):
     def train_flops_per_token(self) -> int:
         return 6 * self.n_embd * (3 * self.n_embd + self.vocab_size) + 12 * self.n_embd * self.block_size
 
-    def kept(self, rows, length, reference, dtype="float32"):
+    def kept(self, rows, length, reference, dtype="float32", device="cpu"):
         N, C = rows * length, self.n_embd
         return {
             "c_attn: input": _F * N * C,
@@ -51,7 +51,7 @@ class HeadConfig(ModelConfig):
             "attention: weights": _F * N * (length if reference else 1),
         }
 
-    def work_space(self, rows, length, reference, dtype="float32"):
+    def work_space(self, rows, length, reference, dtype="float32", device="cpu"):
         N, C, V = rows * length, self.n_embd, self.vocab_size
         if reference:
             return 0, 0, max(4 * _F * N * V, 4 * _F * N * length)

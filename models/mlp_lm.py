@@ -49,14 +49,14 @@ class MLPConfig(ModelConfig):
     def train_flops_per_token(self) -> int:
         return 6 * self.n_hidden * (self.n_context * self.n_embd + self.vocab_size)
 
-    def kept(self, rows, length, reference, dtype="float32"):
+    def kept(self, rows, length, reference, dtype="float32", device="cpu"):
         N = rows * length
         return {
             "embeddings of the last tokens": _F * N * self.n_context * self.n_embd,
             "hidden layer": _F * N * self.n_hidden,
         }
 
-    def work_space(self, rows, length, reference, dtype="float32"):
+    def work_space(self, rows, length, reference, dtype="float32", device="cpu"):
         N, V = rows * length, self.vocab_size
         work = _F * N * (2 * self.n_hidden + self.n_context * self.n_embd)
         if reference:

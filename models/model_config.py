@@ -96,15 +96,18 @@ class ModelConfig:
         """Floating point operations in matrix products per token of forward and backward: 6 per weight of a matrix."""
         raise NotImplementedError
 
-    def kept(self, rows: int, length: int, reference: bool, dtype: str = "float32") -> dict[str, int]:
+    def kept(self, rows: int, length: int, reference: bool, dtype: str = "float32", device: str = "cpu",
+             ) -> dict[str, int]:
         """{what: bytes} that one layer keeps for backward, for `rows` sequences of `length` tokens.
 
         reference    the reference implementations run, not the kernels
-        dtype        of --dtype: "bfloat16" if activations wait in 16 bits
+        dtype        of --dtype: "bfloat16" or "float16" if activations wait in 16 bits
+        device       of --device: on a GPU the residual stream waits in 32 bits
         """
         raise NotImplementedError
 
-    def work_space(self, rows: int, length: int, reference: bool, dtype: str = "float32") -> tuple[int, int, int]:
+    def work_space(self, rows: int, length: int, reference: bool, dtype: str = "float32", device: str = "cpu",
+                   ) -> tuple[int, int, int]:
         """Bytes of (what is kept besides the layers, logits that exist at a time, temporaries of backward)."""
         raise NotImplementedError
 

@@ -5,6 +5,10 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from tinygrad2.backend import array_module
+from tinygrad2.errors import UserError
+from tinygrad2.system.memory import peak_resident_bytes
+
 
 def choose_gpu(xp, number=None):
     """Use GPU `number` (modulo the GPUs there are) of this host from now on. On the CPU: nothing.
@@ -25,3 +29,18 @@ def pinned_empty(n, dtype):
     cupy = sys.modules["cupy"]
     memory = cupy.cuda.alloc_pinned_memory(n * np.dtype(dtype).itemsize)
     return np.frombuffer(memory, dtype, n)
+
+
+def free_memory():
+    """Bytes of the calling thread's GPU that no program uses, or None if there is no GPU here."""
+    try:
+        return array_module("cuda").cuda.runtime.memGetInfo()[0]
+    except UserError:
+        return None
+
+
+def peak_memory(device):
+    """Bytes that this process has had at most: of the host, or of the GPU for arrays (CuPy's pool gives none back)."""
+    if device == "cpu":
+        return peak_resident_bytes()
+    return array_module(device).get_default_memory_pool().total_bytes()

@@ -30,15 +30,16 @@ def why_no_cpu_kernels():
     return _no_kernels
 
 
-def runs_reference(mode):
-    """Does `--kernels MODE` run the reference implementations on the CPU?"""
-    return mode == "reference" or not have_cpu_kernels()
+def runs_reference(mode, device="cpu"):
+    """Does `--kernels MODE` run the reference implementations on this device?"""
+    return mode == "reference" or (device == "cpu" and not have_cpu_kernels())
 
 
-def must_compile(mode, precision="highest"):
+def must_compile(mode, precision="highest", device="cpu"):
     """Which kernels will be compiled before `--kernels MODE` can run on the CPU, as in the first run on a machine: 0,
-    none; 1, those of the ops; 2, also those that multiply matrices, where BLAS does not in this precision."""
-    if runs_reference(mode):
+    none; 1, those of the ops; 2, also those that multiply matrices, where BLAS does not in this precision. On a GPU, 0:
+    that takes no memory worth counting."""
+    if device != "cpu" or runs_reference(mode):
         return 0
     from ops.kernels.cpu.kernel_cache import is_compiled
 

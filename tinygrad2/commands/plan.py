@@ -13,8 +13,9 @@ from tinygrad2.mixed_precision import table_lines
 from tinygrad2.monitor.progress import duration
 from tinygrad2.precision import precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
-from tinygrad2.system.memory import available_bytes, megabytes
-from tinygrad2.training.memory_plan import MemoryPlan, advice
+from tinygrad2.system.memory import megabytes
+from tinygrad2.training.gpu_plan import plan_for
+from tinygrad2.training.memory_plan import advice
 
 _EFFICIENCY = 0.45, 0.9  # share of the peak of matrix products that trainings reach (docs/kernels.md)
 
@@ -25,8 +26,9 @@ def main(argv):
         return 0
     config, model_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
-    compiles = ops.must_compile(config.kernels, precision_of(config))
-    plan = MemoryPlan.of(config, model_config, ops.runs_reference(config.kernels), compiles, ranks)
+    compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
+    reference = ops.runs_reference(config.kernels, config.device)
+    plan = plan_for(config).of(config, model_config, reference, compiles, ranks)
     tokens = config.batch_size * model_config.block_size            # per step
     name = config.init_from or preset
     print(f"model     {name}: {model_config.count_parameters():,} parameters: {model_config.describe()}")
@@ -43,12 +45,16 @@ def main(argv):
         for line in table_lines():
             print("    " + line)
 
-    peak = gemm_peak(array_module("cpu"))
-    flops = model_config.train_flops_per_token() * tokens
-    print(f"\ntime      {time_of(flops, peak, config.steps)}")
-    available = available_bytes()
+    available = plan.available()
+    if config.device == "cpu" or available is not None:
+        peak = gemm_peak(array_module(config.device))
+        flops = model_config.train_flops_per_token() * tokens
+        print(f"\ntime      {time_of(flops, peak, config.steps)}")
+    else:
+        print("\ntime      not estimated: there is no GPU here")
     if available is None:
-        print("memory    this system does not report how much is free")
+        unknown = "this system does not report how much is free" if config.device == "cpu" else "there is no GPU here"
+        print(f"memory    {megabytes(plan.total)} needed; {unknown}")
         return 0
     fits = plan.of_ranks(ranks) <= available
     others = f" ({megabytes(plan.of_ranks(ranks) + plan.base)} by {ranks} ranks)" if ranks > 1 else ""

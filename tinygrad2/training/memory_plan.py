@@ -51,9 +51,11 @@ class MemoryPlan:
     tree: bool = True
     base: int = None
 
+    device = "cpu"
+
     def __post_init__(self):
         self.base = resident_bytes() if self.base is None else self.base
-        self.layer = self.config.kept(self.rows, self.length, self.reference, self.dtype)
+        self.layer = self.config.kept(self.rows, self.length, self.reference, self.dtype, self.device)
         self.parts = self._parts()
 
     @classmethod
@@ -78,11 +80,21 @@ class MemoryPlan:
         one = self.total - self.parts["Python and libraries"]
         return ranks * one - (ranks - 1) * self.parts["copies while a checkpoint is written"]
 
+    @staticmethod
+    def available():
+        """Bytes that are free, or None if that is not known."""
+        return available_bytes()
+
     def table(self):
         """The parts as lines: name, size, share of the total."""
         parts = [(name, size) for name, size in self.parts.items() if size]
         lines = [f"{name:42s}{megabytes(size):>12s}{size / self.total:6.0%}" for name, size in parts]
         return [*lines, f"{'together':42s}{megabytes(self.total):>12s}"]
+
+    def waiting_gradients(self, n):
+        """Bytes of the partial sums of n gradients that wait in the tree."""
+        micro_batches = (self.batch_rows or self.rows) // self.rows
+        return _F * n * _twos(micro_batches) if self.tree else 0
 
     def _parts(self):
         c, n, N = self.config, self.config.count_parameters(), self.rows * self.length
@@ -92,13 +104,12 @@ class MemoryPlan:
         work += one_layer if self.recompute else 0
         name = "logits, or work space of backward" if self.reference else "work space of backward"
         overhead = _REFERENCE_OVERHEAD if self.reference else _COMPILED_OVERHEAD
-        micro_batches = (self.batch_rows or self.rows) // self.rows
         parts = {
             "Python and libraries": self.base + overhead,
             "compiling the kernels (once)": _COMPILING[self.compiles],
             "weights": _F * n,
             "gradients": _F * n,
-            "gradients waiting in the tree": _F * n * (_twos(micro_batches) if self.tree else 0),
+            "gradients waiting in the tree": self.waiting_gradients(n),
             "buckets between ranks": _F * min(BUCKET, n) if ranks > 1 else 0,
             "Adam: m and v": 2 * _F * n // (ranks if self.shards else 1),
             "activations kept for backward": activations,
@@ -127,9 +138,11 @@ def print_memory(plan, ranks, print_field):
     sizes["activations kept for backward"] += f" ({layer})"
     first, *others = sizes.values()
     print_field("memory", f"{megabytes(plan.total)} planned: {first}", *others)
-    available = available_bytes()
+    available = plan.available()
     if available is not None and plan.of_ranks(ranks) > available:
-        print_field("warning", f"this machine has {megabytes(available)} free for {ranks} rank(s); what helps:")
+        where = f"this machine has {megabytes(available)} free for {ranks} rank(s)"
+        where = where if plan.device == "cpu" else f"this GPU has {megabytes(available)} free"
+        print_field("warning", f"{where}; what helps:")
         for line in advice(plan, available / ranks):
             print_field("", line)
 
@@ -158,7 +171,8 @@ def advice(plan, available):
             fits = "fits" if total <= available else "still too much"
             yield f"{flag} saves {megabytes(saved)} ({price}): {megabytes(total)}, {fits}"
     recompute = "--recompute " if "--recompute" in options else ""
+    at_the_end = f"{at_the_end} " if plan.keeps_copies else ""
     least = replace(plan, rows=1, recompute=bool(recompute), keeps_copies=False, tree=False).total
     fits = "fits" if least <= available else "still too much: take a smaller model, or a machine with more memory"
-    yield (f"--micro-batch-size 1 {recompute}{at_the_end} --reduce-order plain together: {megabytes(least)}, "
+    yield (f"--micro-batch-size 1 {recompute}{at_the_end}--reduce-order plain together: {megabytes(least)}, "
            f"{fits}")

@@ -151,6 +151,9 @@ def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sa
         if len(peaks) > 1:
             others = plan.of_ranks(2) - plan.of_ranks(1) + plan.parts["Python and libraries"]
             print(f"          {megabytes(max(peaks[1:]))} at most on other ranks; the plan was {megabytes(others)}")
+    if config.device != "cpu":
+        print(f"memory    {megabytes(max(peaks))} of the GPU for arrays at the peak; the plan was "
+              f"{megabytes(plan.arrays)}")
     if sample:
         print(f"greedy    {sample}")
 

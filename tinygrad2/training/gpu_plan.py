@@ -1,0 +1,55 @@
+"""How much memory of the GPU a training will take: the plan of memory_plan.py, for --device cuda."""
+
+from tinygrad2.gpu import free_memory
+from tinygrad2.training.memory_plan import MemoryPlan
+
+_F = 4  # bytes of a float32
+_CUDA = 600 << 20  # bytes of CUDA itself, its libraries and the compiled kernels: an estimate, other GPUs take others
+_WORKSPACE = 32 << 20  # bytes that cuBLASLt may use
+
+
+class GpuPlan(MemoryPlan):
+    """The memory of the GPU that one rank uses. Checkpoints are copied on the host."""
+
+    device = "cuda"
+
+    def __post_init__(self):
+        self.base, self.keeps_copies = 0, False
+        super().__post_init__()
+
+    def _parts(self):
+        c, n, N = self.config, self.config.count_parameters(), self.rows * self.length
+        one_layer = sum(self.layer.values())
+        outside, chunk, work = c.work_space(self.rows, self.length, self.reference, self.dtype, self.device)
+        recompute = one_layer if self.recompute else 0
+        return {
+            "CUDA, its libraries and kernels (estimate)": _CUDA,
+            "weights": _F * n,
+            "weights in 16 bits": 2 * n if self.dtype != "float32" and not self.reference else 0,
+            "gradients": _F * n,
+            "gradients waiting in the tree": self.waiting_gradients(n),
+            "Adam: m and v": 2 * _F * n // (self.ranks if self.shards else 1),
+            "activations kept for backward": c.n_layer * (_F * N * c.n_embd if recompute else one_layer) + outside,
+            "logits, a chunk at a time": chunk,
+            "work space of backward": work + recompute,
+            "work space of products": _WORKSPACE,
+        }
+
+    def of_ranks(self, ranks):
+        """Each rank has a GPU of its own, as a rule; where ranks share one, so do they its memory."""
+        return self.total
+
+    @property
+    def arrays(self):
+        """Bytes of all arrays together: what CuPy's pool of memory takes."""
+        return self.total - _CUDA
+
+    @staticmethod
+    def available():
+        """Bytes of this GPU that are free, None where there is none."""
+        return free_memory()
+
+
+def plan_for(config):
+    """The class of the plan for a TrainConfig."""
+    return MemoryPlan if config.device == "cpu" else GpuPlan
