@@ -15,9 +15,10 @@ With N = rows x T tokens and C channels, a block keeps, in elements:
 which is a little over 12 N C; with --recompute N C per block, and all of the above for one block at a time. An element
 is a float32, with --dtype bfloat16 two bytes except in the logarithms, mean, rstd, and what --recompute keeps; then
 backward has what one op has kept in float32 once more. On a GPU the kernels compute with the two bytes, and nothing is
-there once more; but the inputs of layernorms, which are the residual stream, stay float32. Dropout keeps nothing: its masks are computed again. The head's
-logits are N x V elements; the kernel has them in chunks of at most 70 MB, the reference implementation all at once,
-several times. tests/test_memory.py compares these sums with what a model really keeps.
+there once more; but the inputs of layernorms, which are the residual stream, stay float32. Dropout keeps nothing: its
+masks are computed again. The head's logits are N x V elements; the kernel has them in chunks of at most 70 MB, the
+reference implementation all at once, several times. tests/test_memory.py compares these sums with what a model really
+keeps.
 """
 
 from tinygrad2.system.memory import GPU_LOGITS_CHUNK, LOGITS_CHUNK

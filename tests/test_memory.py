@@ -11,6 +11,7 @@ from marks import slow_but
 from test_train import ROOT, TEXT, python, train
 
 import ops
+import tinygrad2.commands.plan as plan_command
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.dispatch import kernels
@@ -20,6 +21,7 @@ from tinygrad2.mixed_precision import mixed_precision
 from tinygrad2.saved16 import Saved16
 from tinygrad2.system.memory import available_bytes, megabytes, peak_resident_bytes, resident_bytes
 from tinygrad2.tensor import Tensor
+from tinygrad2.training import gpu_plan
 from tinygrad2.training.memory_plan import MemoryPlan, advice
 
 CONFIG = dict(block_size=32, vocab_size=300, n_head=4, n_embd=64)
@@ -217,3 +219,24 @@ def test_the_system_says_sensible_things():
     assert available_bytes() is None or 1e6 < available_bytes() < 1e14
     assert megabytes(1234567890) == "1,235 MB" and megabytes(2_160_000) == "2.2 MB"
     del array
+
+
+# -- the plan of a GPU -------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_a_gpu_without_one(capsys):
+    assert plan_command.main(["--device", "cuda", "--dtype", "float16", "--model", "gpt2"]) == 0
+    out = capsys.readouterr().out
+    assert "weights in 16 bits" in out and "there is no GPU here" in out and "Python and libraries" not in out
+
+
+def test_what_helps_if_the_memory_of_a_gpu_is_too_small(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_plan, "free_memory", lambda: 8 << 30)
+    monkeypatch.setattr(plan_command, "gemm_peak", lambda xp: 1e12)
+    monkeypatch.setattr(plan_command, "array_module", lambda device: None)
+    flags = ["--device", "cuda", "--model", "gpt2", "--batch-size", "16"]
+    assert plan_command.main(flags) == 1
+    out = capsys.readouterr().out
+    assert "it does NOT fit" in out and "--dtype bfloat16 saves" in out and "--checkpoint-every" not in out
+    assert plan_command.main([*flags, "--dtype", "bfloat16", "--micro-batch-size", "4"]) == 0
+    assert "it fits" in capsys.readouterr().out
