@@ -2,11 +2,9 @@
 compared with float64, and what ops/kernels/cuda/cublaslt.py knows of the library is compared with NVIDIA's headers."""
 
 import ctypes
-import functools
 import gc
 import glob
 import itertools
-import math
 import os
 import re
 import shutil
@@ -19,6 +17,20 @@ import pytest
 import strict_cupy
 from cuda_checks import check_kernel, in_precision
 from cuda_host import needs_compiler, running
+from product_checks import (
+    BFLOAT16,
+    EPS,
+    FLOAT16,
+    FLOAT32,
+    LAYOUTS,
+    PAIRS,
+    SHAPES,
+    all_kinds_of_products,
+    check,
+    exact,
+    laid_out,
+    numbers,
+)
 from samples import Sample
 
 import ops
@@ -29,13 +41,6 @@ from tinygrad2 import Tensor, halves
 from tinygrad2.dispatch import OPS
 from tinygrad2.writes import wrote
 
-BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
-FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
-PAIRS = [(FLOAT32, FLOAT32), (FLOAT16, FLOAT16), (BFLOAT16, BFLOAT16), (FLOAT16, FLOAT32), (BFLOAT16, FLOAT32)]
-EPS = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}  # of rounding once, to nearest
-SHAPES = [(1, 1, 1), (1, 65, 17), (17, 3, 1), (3, 130, 65), (130, 17, 3), (65, 1, 130), (17, 64, 130)]  # M, K, N
-LAYOUTS = ["rows", "columns", "rows apart", "columns apart", "neither", "reversed", "offset"]
-
 
 @pytest.fixture
 def cp(monkeypatch):
@@ -45,46 +50,6 @@ def cp(monkeypatch):
 @pytest.fixture
 def lt(cp, monkeypatch):
     return fake_cublaslt.install(monkeypatch)
-
-
-def numbers(shape, dtype, seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
-
-
-def laid_out(xp, values, layout):
-    """A device array with these values, (..., R, C), lying in memory as `layout` says; NaN lies around it."""
-    *batch, R, C = values.shape
-    canary = functools.partial(np.full, fill_value=np.nan, dtype=values.dtype)
-    if layout == "rows":
-        memory = view = xp.asarray(canary(values.shape))
-    elif layout == "columns":
-        view = xp.asarray(canary((*batch, C, R))).swapaxes(-1, -2)
-    elif layout == "rows apart":
-        view = xp.asarray(canary((*batch, R, C + 7)))[..., 3 : C + 3]
-    elif layout == "columns apart":
-        view = xp.asarray(canary((*batch, C, R + 5))).swapaxes(-1, -2)[..., 2 : R + 2, :]
-    elif layout == "neither":
-        view = xp.asarray(canary((*batch, R, 2 * C)))[..., ::2]
-    elif layout == "reversed":
-        view = xp.asarray(canary((*batch, R, C)))[..., ::-1, :]
-    else:                                                         # an address that is a multiple of one element only
-        memory = xp.asarray(canary((math.prod(values.shape) + 1,)))
-        view = memory[1:].reshape(values.shape)
-    view[...] = xp.asarray(values)
-    return view
-
-
-def exact(a, b):
-    return np.matmul(a.astype(np.float64), b.astype(np.float64))
-
-
-def check(got, expected, dtype, size, extra=0.0):
-    """One rounding to dtype away, elementwise, and float32's of the terms that were summed (`size`); and `extra`."""
-    assert got.dtype == dtype and got.shape == expected.shape
-    got = strict_cupy.cupy.asnumpy(got).astype(np.float64)
-    allowed = 1.01 * EPS[dtype] * np.abs(expected) + 4 * EPS[FLOAT32] * size + extra
-    wrong = ~(np.abs(got - expected) <= allowed + 1e-7 * (dtype == FLOAT16))
-    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} numbers, first {np.argwhere(wrong)[0]}"
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -354,25 +319,6 @@ PLANTED = {
 }
 
 
-def all_kinds_of_products(cp):
-    for dtype, result in PAIRS:
-        a, b = numbers((33, 130), dtype), numbers((130, 18), dtype, 1)
-        out, bias = numbers((33, 18), result, 2), numbers((18,), result, 3)
-        size = exact(np.abs(a), np.abs(b)) + np.abs(out.astype(np.float64)) + np.abs(bias.astype(np.float64))
-        places = ("rows", "rows apart", "columns apart", "offset"), ("columns", "rows apart", "rows", "offset")
-        for layout, other in zip(*places):
-            place = laid_out(cp, out, layout)
-            operands = laid_out(cp, a, layout), laid_out(cp, b, other)
-            gemm(*operands, place)
-            check(place, exact(a, b), result, size)
-        check(gemm(*operands, bias=cp.asarray(bias), dtype=result), exact(a, b) + bias, result, size)
-        a, b = a[:32].reshape(4, 8, 130), numbers((4, 130, 6), dtype, 4)
-        size = exact(np.abs(a), np.abs(b))
-        for layout in ("rows", "rows apart"):
-            got = batched_gemm(laid_out(cp, a, layout), laid_out(cp, b, layout), dtype=result)
-            check(got, exact(a, b), result, size)
-
-
 def test_products_without_a_mistake_pass(cp, lt):
     all_kinds_of_products(cp)
 
@@ -421,10 +367,10 @@ def test_mlp_with_gelu_in_its_products(cp, lt, monkeypatch, dtype, gelu_in_produ
     monkeypatch.setattr(mlp, "GELU_IN_PRODUCTS", gelu_in_products)
     epilogues, plan = set(), products.plan
     monkeypatch.setattr(products, "plan", lambda problem: (epilogues.add(problem.epilogue), plan(problem))[1])
-    for shapes, exact in ((((3, 7, 5), (5, 24), (24,), (24, 9), (9,)), False), (((6, 5), (5, 3), (3,), (3, 9)), False),
+    for shapes, erf in ((((3, 7, 5), (5, 24), (24,), (24, 9), (9,)), False), (((6, 5), (5, 3), (3,), (3, 9)), False),
                           (((6, 5), (5, 16), (16,), (16, 9), (9,)), True)):  # fmt: skip
         inputs = (*shapes, None) if len(shapes) == 4 else shapes
-        assert check_kernel(mlp.MLPCUDA, OPS["mlp"], cp, Sample(inputs, dict(exact=exact)), dtype)
+        assert check_kernel(mlp.MLPCUDA, OPS["mlp"], cp, Sample(inputs, dict(exact=erf)), dtype)
     assert {"GELU_AUX_BIAS", "DGELU"} & epilogues == ({"GELU_AUX_BIAS", "DGELU"} if gelu_in_products else set())
 
 
