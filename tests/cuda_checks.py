@@ -136,11 +136,12 @@ def stacked_is_several(op, arrays, options):
 
 @contextlib.contextmanager
 def planted(file, old, new):
-    """Within the block FILE.cu, or FILE.cuh, has a fault: the only place with the text `old` has `new` instead."""
+    """Within the block a file (its name may lack .cu or .cuh) has a fault: the only place with the text `old` has `new`
+    instead."""
 
     def faulty(name, read=launch._read):
         text = read(name)
-        if name.partition(".")[0] == file:
+        if file in (name, name.partition(".")[0]):
             assert text.count(old) == 1, f"{text.count(old)} places have {old!r}"
             text = text.replace(old, new)
         return text

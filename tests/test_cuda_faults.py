@@ -16,11 +16,12 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on
 
 OUTSIDE, SHARED, DIFFERS = "outside|beyond the end", "race in shared|nothing has written", "differs from the reference"
 BETWEEN_BLOCKS = "race in an array"
+DROPOUT = "dropout", ((33, 250),), dict(p=0.25, key=3, first=5)
 EMBEDDING = "embedding", ((6, 24), integers(3, 50, below=4))
 CROSS_ENTROPY = "cross_entropy", ((3, 300), integers(3, below=300))
 LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 
-# What it is: (op, shapes, file, what is replaced in it, by what, what the checks say).
+# What it is: (op, shapes, perhaps options, file, what is replaced in it, by what, what the checks say).
 FAULTS = {
     "gelu: the tail is not looked at": (
         "gelu", ((3, 7),), "elements", "first + i < n ? to_float", "1 ? to_float", OUTSIDE),
@@ -49,6 +50,11 @@ FAULTS = {
         "largest = fmaxf(largest, scratch[warp]);", SHARED),
     "cross_entropy: one row too many in the mean": (
         *CROSS_ENTROPY, "cross_entropy", "n < rows; n += blockDim.x", "n <= rows; n += blockDim.x", OUTSIDE),
+    "dropout: positions begin at 0 in each block": (
+        *DROPOUT, "dropout.cu", "hash_start(key, first_position + first)",
+        "hash_start(key, first_position + first % 2048)", DIFFERS),
+    "dropout: some bits are not mixed": (*DROPOUT, "dropout.cuh", "z ^ z >> 31", "z", DIFFERS),
+    "dropout: one position further": (*DROPOUT, "dropout.cuh", "(position + 1)", "(position + 2)", DIFFERS),
     "embedding: a row is added by several blocks": (
         *EMBEDDING, "embedding", "(first > 0 && keys[first - 1] >> 32 == id)", "first == id", BETWEEN_BLOCKS),
     "embedding: the barrier before the positions": (
@@ -79,10 +85,10 @@ def cupy(monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_planted_fault_is_found(fault, reverse, cupy):
-    op, shapes, file, old, new, message = FAULTS[fault]
+    op, shapes, *options, file, old, new, message = FAULTS[fault]
     (kernel,) = KERNELS[op, "cupy"]
     with cuda_checks.planted(file, old, new), pytest.raises(AssertionError, match=message):
-        cuda_checks.check_kernel(kernel, OPS[op], cupy, Sample(shapes), "float32", (reverse,))
+        cuda_checks.check_kernel(kernel, OPS[op], cupy, Sample(shapes, *options), "float32", (reverse,))
 
 
 COLUMN_FAULTS = {

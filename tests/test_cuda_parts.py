@@ -10,11 +10,13 @@ from kernel_checks import error
 
 import ops
 from ops.cross_entropy import CrossEntropy
+from ops.dropout import keep_mask
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
 from ops.kernels.cuda import linear_cross_entropy
 from ops.kernels.cuda.column_sums import bias_gradient
 from ops.kernels.cuda.cross_entropy import CrossEntropyCUDA
+from ops.kernels.cuda.dropout import DropoutCUDA
 from ops.kernels.cuda.embedding import EmbeddingCUDA
 from ops.kernels.cuda.gelu import gelu, gelu_gradient
 from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
@@ -22,6 +24,7 @@ from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2 import Tensor
 from tinygrad2.halves import half_dtype
 from tinygrad2.module import Parameter
+from tinygrad2.prng import make_key
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -163,6 +166,24 @@ def test_float16_keeps_small_probabilities(cupy):
     assert np.float16(1 / V / rows / 100) == 0
     _, gradient = loss_and_gradient(logits, np.zeros(rows, np.int64), cupy, loss_scale)
     assert error(gradient[:, 1:], np.full((rows, V - 1), loss_scale / V / rows)) < 2.0**-9
+
+
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
+@pytest.mark.parametrize("key, first", [(0, 0), (2**64 - 1, 2**63), (make_key(1, 2, 3), 10**12)])
+def test_dropout_has_the_mask_of_the_reference(key, first, dtype, cupy):
+    """Bit for bit, with p as float32, and the largest keys and positions."""
+    for p in (0.0, 0.1, 0.3, 0.999):
+        x = np.ones((1003,), array_dtype(dtype))
+        mask = keep_mask(np, x.shape, p, key, first, np.float32)
+        node = DropoutCUDA(cupy, [True])
+        with running():
+            out = node.forward(cupy.asarray(x), p, key, first)
+            (dx,) = node.backward(cupy.asarray(x))
+        assert np.array_equal(out.get(), mask.astype(x.dtype)) and np.array_equal(dx.get(), out.get())
+        assert dtype != "float32" or p == 0 or 0 < np.count_nonzero(mask == 0) <= 1003
 
 
 # -- embedding ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ imported by nothing in here: a kernel gets it as `xp`.
 
 from ops.kernels.cuda import (  # noqa: F401
     cross_entropy,
+    dropout,
     embedding,
     gelu,
     layernorm,
