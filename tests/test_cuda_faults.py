@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
-from samples import Sample, integers
+from samples import Sample, bfloat16, int8, integers, positive
 
 from ops.kernels.cuda.column_sums import bias_gradient
 from tinygrad2.dispatch import KERNELS, OPS
@@ -19,6 +19,7 @@ BETWEEN_BLOCKS = "race in an array"
 DROPOUT = "dropout", ((33, 250),), dict(p=0.25, key=3, first=5)
 EMBEDDING = "embedding", ((6, 24), integers(3, 50, below=4))
 CROSS_ENTROPY = "cross_entropy", ((3, 300), integers(3, below=300))
+INT8 = "linear_int8", ((3, 32), int8(5, 32), positive(5), (5,))
 LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 
 # What it is: (op, shapes, perhaps options, file, what is replaced in it, by what, what the checks say).
@@ -72,6 +73,25 @@ FAULTS = {
     "linear_cross_entropy: the gradient has one factor": (
         "linear_cross_entropy", ((3, 8), (7, 8), integers(3, below=7)), "cross_entropy",
         "by = factor[0] * share[0]", "by = factor[0]", DIFFERS),
+    "linear_int8: a row of weights too many": (
+        *INT8, "row_products", "if (o >= O) return;", "if (o > O) return;", OUTSIDE),
+    "linear_int8: a row too many": (
+        *INT8, "row_products", "            if (r < rows) {", "            {", OUTSIDE),
+    "linear_int8: a row too many is written": (
+        *INT8, "row_products", "lane == 0 && r < rows", "lane == 0", OUTSIDE),
+    "linear_int8: by 16 bytes anywhere": (
+        "linear_int8", ((3, 36), int8(5, 36), positive(5)), "row_products", "if (!wide) multiply<8, 1>",
+        "if (0) multiply<8, 1>", f"{OUTSIDE}|no multiple"),
+    "linear_int8: the scale of another row": (
+        *INT8, "row_products", "scale[o] : 1", "scale[0] : 1", DIFFERS),
+    "linear_int8: a part of each row is left out": (
+        "linear_int8", ((1, 1040), int8(5, 1040), positive(5)), "row_products", "i < I; i += 32 * N",
+        "i < I; i += 33 * N", DIFFERS),
+    "linear_int8: the end of a row that is written out": (
+        "linear_int8", ((9, 36), int8(5, 36), positive(5)), "row_products", "i < I; i += blockDim.x) set",
+        "i <= I; i += blockDim.x) set", f"{OUTSIDE}|{BETWEEN_BLOCKS}"),
+    "linear_bfloat16: the bias is forgotten": (
+        "linear_bfloat16", ((3, 40), bfloat16(7, 40), (7,)), "row_products", "bias ? bias[o] : 0", "0", DIFFERS),
 }  # fmt: skip
 
 

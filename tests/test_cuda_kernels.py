@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import KernelFault, needs_compiler
-from samples import SAMPLES, Sample, integers
+from samples import SAMPLES, Sample, bfloat16, int8, integers, positive
 
 import ops
 from ops.kernels.cuda.layernorm import LayerNormCUDA
@@ -32,6 +32,8 @@ FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows o
                   Sample(((2, 3104), (3104,), (3104,)))],
     "add_layernorm": [Sample(((13, 264), (13, 264), (264,), (264,))), Sample(((2, 5, 33), (2, 5, 33), (33,)))],
     "linear": [Sample(((130, 65), (65, 17), (17,))), Sample(((2, 17, 3), (3, 130), (130,)))],
+    "linear_int8": [Sample(((8, 1040), int8(9, 1040), positive(9), (9,))), Sample(((9, 48), int8(7, 48), positive(7)))],
+    "linear_bfloat16": [Sample(((1, 520), bfloat16(9, 520), (9,))), Sample(((5, 264), bfloat16(9, 264)))],
     "matmul": [Sample(((3, 17, 65), (3, 65, 130))), Sample(((2, 3, 5, 8), (8, 17))), Sample(((65,), (65, 3)))],
 }  # fmt: skip
 CASES = [

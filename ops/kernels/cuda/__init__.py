@@ -9,7 +9,9 @@ from ops.kernels.cuda import (  # noqa: F401
     gelu,
     layernorm,
     linear,
+    linear_bfloat16,
     linear_cross_entropy,
+    linear_int8,
     matmul,
     mlp,
 )
