@@ -24,6 +24,7 @@ DTYPES = tuple(TOLERANCE)
 # Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
 ACTIVATIONS = {
     "add_layernorm": (1,),
+    "attention": (0, 1, 2),
     "embedding": (),
     "matmul": (0, 1),
 }  # fmt: skip
@@ -35,6 +36,7 @@ RESIDUALS = {
     "linear_cross_entropy": (0,),
     "matmul": (0,),
 }  # fmt: skip
+VIEWS = {"split_heads"}  # ops that compute nothing
 
 
 def in_precision(dtype):
@@ -101,7 +103,8 @@ def run_kernel(kernel, cupy, arrays, options, dtype, douts=None, reverse=False):
 
 def check_kernel(kernel, op, cupy, sample, dtype, orders=(False, True)):
     """Results and gradients are those of the reference in float64, in both orders, bit for bit the same in both.
-    False, if the kernel leaves these arrays to the reference."""
+    False, if the kernel leaves these arrays to the reference. What is zero except for rounding (everything cancels) is
+    measured by the largest input value."""
     arrays = rounded_inputs(op.name, sample.arrays(np.float32), dtype)
     with in_precision(dtype):
         if not kernel.supports(*(on_device(cupy, a) for a in arrays)):
@@ -115,14 +118,18 @@ def check_kernel(kernel, op, cupy, sample, dtype, orders=(False, True)):
     wide = widened(arrays)
     exact, _, exact_gradients = run(op, wide, sample.options, np.stack(douts) if len(douts) > 1 else douts[0])
     exact = list(exact) if stacked_is_several(op, wide, sample.options) else [exact]
+    largest = max(np.abs(a).max(initial=0.0) for a in [*filter(is_floats, wide), *douts])
     first = None
     for reverse in orders:
         got, gradients, launches = run_kernel(kernel, cupy, arrays, sample.options, dtype, douts, reverse)
-        assert launches or fake_cublaslt.products_since_install(), "neither a kernel nor a product ran"
+        computed = launches or fake_cublaslt.products_since_install()
+        assert computed or op.name in VIEWS, "neither a kernel nor a product ran"
         for values, expected in zip([*got, *gradients], [*exact, *exact_gradients]):
             if expected is not None:
                 assert values.shape == expected.shape
-                assert (off := error(values, expected)) <= TOLERANCE[dtype], f"differs from the reference by {off:.1e}"
+                size = largest if np.abs(expected).max(initial=0.0) < 1e-13 * largest else 0.0
+                off = error(values, expected, size)
+                assert off <= TOLERANCE[dtype], f"differs from the reference by {off:.1e}"
         if first is None:
             first = got, gradients
         for a, b in zip([*first[0], *first[1]], [*got, *gradients]):

@@ -3,6 +3,7 @@ imported by nothing in here: a kernel gets it as `xp`.
 """
 
 from ops.kernels.cuda import (  # noqa: F401
+    attention,
     cross_entropy,
     dropout,
     embedding,
@@ -14,4 +15,5 @@ from ops.kernels.cuda import (  # noqa: F401
     linear_int8,
     matmul,
     mlp,
+    split_heads,
 )

@@ -1,0 +1,216 @@
+// Tensor cores and asynchronous copies: PTX instructions, and on the host (tests/cuda_host.h) what they do.
+//
+// A product of a warp is D (16, 8) += A (16, 16) B (16, 8), A and B of 16 bits, D float32. The 32 lanes hold the matrices
+// together. With g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"), a lane's registers are
+//
+//     a[0], a[1], a[2], a[3]    A[g, 2t : 2t+2], A[g+8, 2t : 2t+2], A[g, 2t+8 : 2t+10], A[g+8, 2t+8 : 2t+10]
+//     b[0], b[1]                B[2t : 2t+2, g], B[2t+8 : 2t+10, g]
+//     d[0 : 2], d[2 : 4]        D[g, 2t : 2t+2], D[g+8, 2t : 2t+2]
+//
+// so the D of two products side by side, rounded to 16 bits, is the A of the next one. Two values share a register, the
+// first in its lower half. ldmatrix_x4 reads four matrices of 8 x 8 from shared memory: lane 8 i + r names row r (16
+// bytes) of matrix i; x[i] gets matrix i [g, 2t : 2t+2], or of its transpose.
+//
+// GPUs before sm_80 have half of the product (k = 8) for f16 only, and copy in place of copying asynchronously.
+// Needs common.cuh.
+
+template <class X> struct IsHalf { static const bool value = false; };
+template <> struct IsHalf<f16> { static const bool value = true; };
+template <> struct IsHalf<bf16> { static const bool value = true; };
+
+// Two float32 as one register of X: the first is the lower half.
+template <class X> __device__ __forceinline__ unsigned pack(float low, float high) {
+    X a, b;
+    set(a, low);
+    set(b, high);
+    return a.bits | (unsigned)b.bits << 16;
+}
+
+#ifndef TINYGRAD2_HOST
+
+#if __CUDA_ARCH__ >= 800
+template <> __device__ __forceinline__ unsigned pack<bf16>(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+template <> __device__ __forceinline__ unsigned pack<f16>(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+#endif
+
+template <class X> __device__ __forceinline__ void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned* b);
+
+template <> __device__ __forceinline__ void mma_16816<f16>(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+#endif
+}
+
+template <> __device__ __forceinline__ void mma_16816<bf16>(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __trap();                                                     // attention.py does not choose these kernels there
+#endif
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(shared_address(row)) : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(shared_address(row)) : "memory");
+}
+
+// SIZE bytes (4, 8 or 16) to shared memory, there after cp_async_wait. With inside = 0, zeros; nothing is read.
+template <int SIZE> __device__ __forceinline__ void cp_async(void* to, const void* from, bool inside) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (SIZE == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+            :: "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+            :: "r"(shared_address(to)), "l"(from), "n"(SIZE), "r"(inside ? SIZE : 0) : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < SIZE / 4; i++)
+        static_cast<unsigned*>(to)[i] = inside ? static_cast<const unsigned*>(from)[i] : 0u;
+#endif
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until all but the last N groups of this thread's copies have arrived.
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+#endif
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {           // relative error 2^-22; 0 for -inf
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#else // -- on the host ------------------------------------------------------------------------------------------------
+
+// What each lane brings to a product or a load, twice: a lane may be one call ahead of the others of its warp.
+struct Brought { unsigned a[4], b[2]; const void* row; };
+static Brought host_brought[2][1024];
+static int host_calls[1024];
+
+NOT_CHECKED inline const Brought* host_bring(const Brought& mine) {
+    int thread = threadIdx.x, ignored, turn = host_calls[thread]++ % 2;
+    host_brought[turn][thread] = mine;
+    cuda_host_exchange(0xffffffffu, &turn, &ignored, sizeof turn, 0);   // here all lanes have brought theirs
+    if (ignored != turn) cuda_host_fail("lanes of a warp call different instructions");
+    return host_brought[turn] + thread / 32 * 32;
+}
+
+template <class X> NOT_CHECKED inline float host_half(unsigned pair, int upper) {
+    X x;
+    x.bits = (unsigned short)(upper ? pair >> 16 : pair);
+    return to_float(x);
+}
+
+template <class X> NOT_CHECKED inline void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
+    const Brought* lanes = host_bring({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, nullptr});
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) {
+        int row = i / 2, column = 2 * t + i % 2;                  // D[g + 8 row, column]
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+            float x = host_half<X>(lanes[4 * g + k % 8 / 2].a[row + 2 * (k / 8)], k % 2);
+            sum += x * host_half<X>(lanes[4 * column + k % 8 / 2].b[k / 8], k % 2);
+        }
+        d[i] += sum;
+    }
+}
+
+NOT_CHECKED inline void host_ldmatrix(unsigned (&x)[4], const void* row, bool transposed) {
+    const Brought* lanes = host_bring({{}, {}, row});
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) {
+        unsigned pair[2];
+        for (int k = 0; k < 2; k++) {
+            int r = transposed ? 2 * t + k : g, c = transposed ? g : 2 * t + k;
+            const unsigned short* from = static_cast<const unsigned short*>(lanes[8 * i + r].row);
+            if ((uintptr_t)from % 16) cuda_host_fail("ldmatrix: the address of a row is no multiple of 16 bytes");
+            cuda_host_check(from + c, 2, 0, 0);
+            pair[k] = from[c];
+        }
+        x[i] = pair[0] | pair[1] << 16;
+    }
+}
+
+NOT_CHECKED inline void ldmatrix_x4(unsigned (&x)[4], const void* row) { host_ldmatrix(x, row, false); }
+NOT_CHECKED inline void ldmatrix_x4_trans(unsigned (&x)[4], const void* row) { host_ldmatrix(x, row, true); }
+
+// Copies arrive as late as they may: at the wait. Until then 0xff is there, NaN in each type.
+struct Copy { char* to; const char* from; int size, inside; };
+static const int HOST_COPIES = 128, HOST_GROUPS = 4;
+struct Copies { Copy copy[HOST_GROUPS][HOST_COPIES]; int n[HOST_GROUPS], first, open; };   // groups first .. open - 1 wait
+static Copies* host_copies[1024];
+
+NOT_CHECKED inline Copies& host_copies_of_thread() {
+    Copies*& copies = host_copies[threadIdx.x];
+    if (!copies) copies = new Copies();
+    return *copies;
+}
+
+template <int SIZE> NOT_CHECKED inline void cp_async(void* to, const void* from, bool inside) {
+    Copies& copies = host_copies_of_thread();
+    int group = copies.open % HOST_GROUPS, n = copies.n[group]++;
+    if (n >= HOST_COPIES) cuda_host_fail("cp.async: too many copies without a commit");
+    if ((uintptr_t)to % SIZE || (inside && (uintptr_t)from % SIZE)) cuda_host_fail("cp.async: address not aligned");
+    cuda_host_check(to, SIZE, 1, 0);
+    std::memset(to, 0xff, SIZE);
+    copies.copy[group][n] = {static_cast<char*>(to), static_cast<const char*>(from), SIZE, inside};
+}
+
+NOT_CHECKED inline void cp_async_commit() {
+    Copies& copies = host_copies_of_thread();
+    if (++copies.open - copies.first >= HOST_GROUPS) cuda_host_fail("cp.async: copies that nothing waits for");
+    copies.n[copies.open % HOST_GROUPS] = 0;
+}
+
+template <int N> NOT_CHECKED inline void cp_async_wait() {
+    Copies& copies = host_copies_of_thread();
+    for (; copies.first < copies.open - N; copies.first++) {
+        int group = copies.first % HOST_GROUPS;
+        for (int i = 0; i < copies.n[group]; i++) {
+            Copy& copy = copies.copy[group][i];
+            if (copy.inside) cuda_host_check(copy.from, copy.size, 0, 0);
+            cuda_host_check(copy.to, copy.size, 1, 0);
+            if (copy.inside) std::memcpy(copy.to, copy.from, copy.size);
+            else std::memset(copy.to, 0, copy.size);
+        }
+    }
+}
+
+NOT_CHECKED inline float exp2_approx(float x) { return std::exp2(x); }
+
+#endif
