@@ -52,6 +52,7 @@ from tinygrad2.halves import check_dtype
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes
 from tinygrad2.io.weights import save_weights
+from tinygrad2.loss_scale import LossScale
 from tinygrad2.monitor.dump import raise_nonfinite
 from tinygrad2.optim import Adam, clip_scale
 from tinygrad2.precision import computing, precision_of
@@ -79,6 +80,7 @@ class Trainer:
     done       optimizer steps done
     position   where the next batch starts, two integers (see DataLoader)
     stopping   the signal after which all ranks stop, or 0
+    skipped    the gradients of the last step overflowed float16: the weights are as before (loss_scale.py)
     finished   all steps are done, or a signal has come
     """
 
@@ -95,7 +97,8 @@ class Trainer:
         )  # fmt: skip
         betas, parts = (config.beta1, config.beta2), self.reducer.parts
         self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)
-        self.done, self.position, self.stopping = 0, (0, 0), 0
+        self.loss_scale = LossScale(dynamic=config.dtype == "float16")
+        self.done, self.position, self.stopping, self.skipped = 0, (0, 0), 0, False
 
     @property
     def finished(self):
@@ -109,7 +112,7 @@ class Trainer:
         """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""
         set_dropout(self.model, self.config.seed, self.done, first_row)
         loss = self.model.loss(x, y)
-        loss.backward()
+        loss.backward(self.loss_scale.value)                      # 1, except with --dtype float16
         return loss.data
 
     def gather_losses(self, losses, norm):
@@ -122,7 +125,8 @@ class Trainer:
 
     @np.errstate(over="ignore", invalid="ignore")                 # the caller checks loss and norm
     def step(self, loader, is_outlier=None):
-        """One optimizer step; returns its loss and gradient norm. Where they are not finite, nothing has changed.
+        """One optimizer step; returns its loss and gradient norm. Where they are not finite, and the step was not
+        `skipped`, nothing has changed.
 
         is_outlier    is_outlier(loss, norm): should the weights stay as they are? (--skip-outliers)
         """
@@ -135,11 +139,14 @@ class Trainer:
 
         norm = self.reducer.grad_norm() / self.micro_batches      # of the mean over micro-batches, as is the loss
         loss, norm, self.stopping = self.gather_losses(losses, norm)
-        if not math.isfinite(loss + norm):
+        loss_scale, norm = self.loss_scale.value, norm / self.loss_scale.value
+        self.skipped = self.loss_scale.overflows(loss, norm)
+        if not (math.isfinite(loss + norm) or self.skipped):
             return loss, norm
-        if not (is_outlier and is_outlier(loss, norm)):
+        self.loss_scale.update(self.skipped)
+        if not (self.skipped or is_outlier and is_outlier(loss, norm)):
             scale = clip_scale(self.flat.data.dtype.type(norm), self.config.grad_clip) / self.micro_batches
-            self.optimizer.step(self.lr(), float(scale))          # clipped, and from sum to mean, in one factor
+            self.optimizer.step(self.lr(), float(scale) / loss_scale)  # clipped, and from sum to mean, in one factor
             self.reducer.all_gather_weights(f"weights of step {self.done + 1}")                # only with --zero 1
         if not self.config.overfit_one_batch:
             self.position = loader.after(self.position)
@@ -188,10 +195,10 @@ def main(world, argv=None):
                 is_outlier = log.is_outlier if config.skip_outliers else None
                 steps = lookahead.step(loader, is_outlier, is_read(config, trainer.done + 1))
             for step in steps:                                    # one, on a CPU
-                if not math.isfinite(step.loss + step.norm):
+                if not (math.isfinite(step.loss + step.norm) or step.overflow):
                     writer.join(log.note)
                     raise_nonfinite(trainer, loader, step.loss, step.norm, run_dir.path, tokenizer, log.note)
-                log.step(step.done, step.loss, step.lr, step.norm, notices(loader, val_loader), len(steps))
+                log.step(step, notices(loader, val_loader), len(steps))
             if not steps:
                 continue
 
@@ -381,8 +388,10 @@ def write_results(trainer, log, writer, tokenizer, plan, peaks, start):
     seconds, total_seconds = log.seconds(), time.perf_counter() - start
     in_time = trainer.stopping != SIGXCPU                         # if not, the system kills it soon
     sample = validation.sample_text(model, tokenizer, config) if in_time else ""
-    skipped = trainer.done - trainer.optimizer.t                  # by --skip-outliers, from the first step on
-    report.print_results(config, steps, steps * log.tokens, seconds, total_seconds, plan, peaks, sample, skipped)
+    overflows = trainer.loss_scale.skipped
+    skipped = trainer.done - trainer.optimizer.t - overflows      # by --skip-outliers, from the first step on
+    tokens = steps * log.tokens
+    report.print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample, skipped, overflows)
     flags = {name: value for name, value in asdict(config).items() if name not in OF_THIS_START}
     run = dict(flags, steps_done=trainer.done, loss=state.loss)  # the same file after any restart, by any ranks
     writer.join(print)

@@ -10,6 +10,7 @@ from tinygrad2.backend import Array, to_device, to_host
 from tinygrad2.function import DeferredGradient, observers
 from tinygrad2.halves import is_floating
 from tinygrad2.tensor import Tensor
+from tinygrad2.writes import wrote
 
 _Module = TypeVar("_Module", bound="Module")
 
@@ -194,3 +195,4 @@ class Module:
             raise ValueError("cannot load these weights: " + "; ".join(problems))
         for name, parameter in own.items():
             parameter.data[...] = to_device(state[name].astype(parameter.dtype, copy=False), parameter.device)
+            wrote(parameter.data)

@@ -9,7 +9,8 @@ it, so a write through a view counts, as one through `x.detach()` or `y = x.resh
         rows = p[1:]
         rows *= 0                   wrote(rows.data): a part of the same memory
 
-Only writes of `inplace.py` are numbered: what is done to `x.data` itself stays unseen.
+Numbered are writes of `inplace.py`, of optimizers, and where weights are loaded or come from other ranks. What is done
+to `x.data` itself stays unseen.
 """
 
 import threading

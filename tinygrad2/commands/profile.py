@@ -161,7 +161,7 @@ def measure(trainer, loader, own):
 
 def _checked_step(trainer, step, loader, losses):
     loss, norm = step(loader)
-    if not math.isfinite(loss + norm):
+    if not (math.isfinite(loss + norm) or trainer.skipped):
         raise UserError(f"step {trainer.done + 1}: the loss is {loss}, the gradient norm {norm}; choose a lower --lr")
     losses.append(loss)
 

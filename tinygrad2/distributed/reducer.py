@@ -38,6 +38,7 @@ from tinygrad2.distributed.overlap import OverlappedReduction
 from tinygrad2.distributed.zero import Shards
 from tinygrad2.errors import UserError
 from tinygrad2.optim import grad_norm, norm_of
+from tinygrad2.writes import wrote
 
 BUCKET = 4 << 20  # elements, a multiple of NORM_BLOCK
 OVERLAP_BUCKET = 1 << 20  # with overlap: smaller ones can be sent earlier
@@ -197,6 +198,7 @@ class Reducer:
         """After each rank has updated its own parts of flat.data: send them to all ranks (without shards: no-op)."""
         if self.shards:
             self.shards.all_gather(self.flat.data, name)
+            wrote(self.flat.data)                                 # also what the other ranks have updated
 
     def gather(self, own, name, out=None):
         """On rank 0: the array (flat.size,), NumPy, of which each rank has its parts, `own`; None on the others.

@@ -9,6 +9,7 @@ from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.labs.diagnose import compare
 from tinygrad2.labs.lab import Lab, Wrong
+from tinygrad2.loss_scale import LossScale
 from tinygrad2.optim import Adam, learning_rate
 from tinygrad2.training.checkpoint import Checkpoint
 
@@ -38,7 +39,7 @@ class _Trainer:
         self.model = GPT(self.config, seed=seed)
         self.flat = FlatBuffers(self.model)
         self.optimizer = Adam(self.flat, betas=(0.9, 0.99), weight_decay=0.1)
-        self.done, self.position = 0, (0, 0)
+        self.loss_scale, self.done, self.position = LossScale(), 0, (0, 0)
 
     def step(self):
         """One step; returns its loss, a float."""

@@ -75,7 +75,7 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         for name, tag in TAGS.items():
-            if name in record:
+            if record.get(name) is not None:                      # there is no norm of gradients that are not finite
                 summary = scalar(tag, record[name])
                 self._writer.write_event(Event(summary=summary, step=record["step"], wall_time=time.time()))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:

@@ -23,24 +23,30 @@ from tinygrad2.optim import clip_scale
 
 @dataclass(frozen=True)
 class Step:
-    """What one step returned. done: steps done with it, or before it where its values are not finite."""
+    """What one step returned.
+
+    done        steps done with it, or before it where its values are not finite
+    overflow    why it was skipped, "" if it was not (loss_scale.py); then the norm is not finite
+    """
 
     done: int
     loss: float
     norm: float
     lr: float
+    overflow: str = ""
 
 
 class Lookahead:
     """The steps of a Trainer.
 
     ahead    whether steps are started before the last ones have been read; on a CPU there is nothing to gain, and with
-             --skip-outliers, or sums through the host, each step waits for its own values
+             --skip-outliers, float16's loss scale, or sums through the host, each step waits for its own values
     """
 
     def __init__(self, trainer):
         self.trainer, config, reducer = trainer, trainer.config, trainer.reducer
         self.ahead = config.read_every > 1 and config.device != "cpu" and not config.skip_outliers
+        self.ahead = self.ahead and not trainer.loss_scale.dynamic
         self.ahead = self.ahead and config.zero == 0 and (trainer.world.size == 1 or reducer.is_nccl)
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
         self._fine = None
@@ -52,7 +58,7 @@ class Lookahead:
         lr = trainer.lr()
         if not self.ahead or not self._has_kernel():
             loss, norm = trainer.step(loader, is_outlier)
-            return [Step(trainer.done, loss, norm, lr)]
+            return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
         self._start(loader, lr)
         if not read and trainer.done < trainer.config.steps:
             return []

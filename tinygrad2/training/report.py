@@ -134,18 +134,21 @@ def print_finetuned(before, after, done, log):
     log(f"finetuned loss on the new text {before:.4f} before, {after:.4f} after {done} steps")
 
 
-def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample, skipped=0):
+def print_results(config, steps, tokens, seconds, total_seconds, plan, peaks, sample, skipped=0, overflows=0):
     """What a training has done and what it took.
 
     steps, tokens, seconds   of this process; total_seconds: since it started
     peaks                    bytes of memory at the peak, of each rank
     sample                   what the model writes, "" if there was no time for it
     skipped                  updates left out by --skip-outliers, since the training began
+    overflows                updates left out because gradients overflowed float16
     """
     print(f"\ntrained   {steps} steps, {tokens:,} tokens in {duration(seconds)} "
           f"({tokens / (seconds or 1):,.0f} tokens/s with validation and samples); {duration(total_seconds)} in all")
     if skipped:
         print(f"skipped   the updates of {skipped} steps with outliers (--skip-outliers)")
+    if overflows:
+        print(f"skipped   the updates of {overflows} steps whose gradients overflowed float16")
     if config.device == "cpu" and peaks[0]:
         print(f"memory    {megabytes(peaks[0])} at the peak; the plan was {megabytes(plan.total)}")
         if len(peaks) > 1:

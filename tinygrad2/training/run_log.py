@@ -20,8 +20,8 @@ class RunLog:
     of outliers.
 
         with log.timing():
-            loss, norm = trainer.step(loader)
-        log.step(trainer.done, loss, lr, norm)     the line; the record of the step before is written, this one begun
+            steps = lookahead.step(loader)
+        log.step(steps[0])                         the line; the record of the step before is written, this one begun
         log.validation(val_loss)                   a note, and into the record
         log.flush()                                the record is written
 
@@ -71,9 +71,11 @@ class RunLog:
     def _clocks(self):
         return np.array([time.perf_counter(), self.world.comm_seconds, self.world.wait_seconds])
 
-    def step(self, done, loss, lr, norm, notices=(), measured=1):
-        """A step is done, the `done`-th one: print its line, and warnings if loss or norm are outliers, or if there are
-        notices about the data. `measured`: how many steps the time was measured for; each gets its share."""
+    def step(self, step, notices=(), measured=1):
+        """A Step (lookahead.py) is done: print its line, and warnings if its gradients overflowed, if loss or norm are
+        outliers, or if there are notices about the data. `measured`: how many steps the time was measured for; each
+        gets its share."""
+        done, loss, lr, norm = step.done, step.loss, step.lr, step.norm
         if self._record:
             self.flush()
         self._shares = self._shares if self._elapsed is None else self._elapsed / measured
@@ -91,11 +93,15 @@ class RunLog:
             self.note(f"expected first loss ln({V}) = {math.log(V):.4f}, measured {loss:.4f}")
         self.progress.step(done, f"loss {loss:.4f} | lr {lr:.2e} | norm {norm:.3f} | {ms:.0f} ms | "
                                  f"{tokens_per_s:,.0f} tok/s | {self.ideal_seconds / seconds:4.0%} of peak{shares}")
+        if step.overflow:
+            self._record |= {"grad_norm": None, "skipped": True}
+            self.note(f"warning   step {done}: {step.overflow}")
         for line in self._outliers(loss, norm):
             self._record |= {"skipped": True} if self.skips else {}
             self.note(f"warning   step {done}: {line}" + "; the weights stay as they are" * self.skips)
         self.windows["loss"].append(loss)
-        self.windows["grad_norm"].append(norm)
+        if not step.overflow:
+            self.windows["grad_norm"].append(norm)
         for notice in notices:
             self.note(f"warning   {notice}")
 
@@ -108,7 +114,7 @@ class RunLog:
         lines = []
         for name, value in (("loss", loss), ("grad_norm", norm)):
             z = self.windows[name].z_score(value)
-            if 0 < self.outlier_z < z:
+            if 0 < self.outlier_z < z < math.inf:
                 lines.append(f"{name} {value:.4f} is {z:.1f} standard deviations above the last {WINDOW}")
         return lines
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from tinygrad2.cli import option, saved_values
 from tinygrad2.datasets.dataset import difference
 from tinygrad2.errors import UserError, short
+from tinygrad2.loss_scale import is_state
 from tinygrad2.system.shell import quote
 from tinygrad2.training.config import RECIPES, TrainConfig
 
@@ -30,6 +31,7 @@ class RunState:
     loss, val_loss   of the last step; val_loss is None if it was not measured
     best             the lowest validation loss
     before           the loss before a finetuning
+    loss_scale       what LossScale.state_dict() returns, {} without --dtype float16
     windows          the values that outliers are compared with, {"loss": sequence, "grad_norm": sequence}
     """
 
@@ -46,6 +48,7 @@ class RunState:
     val_loss: float = None
     best: float = None
     before: float = None
+    loss_scale: dict = field(default_factory=dict)
     windows: dict = field(default_factory=dict)
 
     def to_dict(self):
@@ -142,5 +145,6 @@ _IS_VALID = {
     "files": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
     "position": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "loss": _is_loss, "val_loss": _is_loss, "best": _is_loss, "before": _is_loss,
+    "loss_scale": is_state,
     "windows": lambda value: isinstance(value, dict) and all(map(_is_window, value.values())),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from tinygrad2.backend import to_host
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.errors import UserError
 from tinygrad2.training.checkpoint import Checkpoint, list_checkpoints
+from tinygrad2.writes import wrote
 
 
 def save(trainer, writer, state, log):
@@ -91,7 +92,8 @@ def snapshot(trainer, state, history=b"", buffers=None):
         return None
     weights, m, v = map(trainer.flat.named_views, arrays)
     moments = {f"m.{name}": array for name, array in m.items()} | {f"v.{name}": array for name, array in v.items()}
-    state = replace(state, step=trainer.done, position=trainer.position)
+    loss_scale = trainer.loss_scale.state_dict()
+    state = replace(state, step=trainer.done, position=trainer.position, loss_scale=loss_scale)
     config = trainer.model.config.to_dict()
     flat, optimizer = trainer.flat, trainer.optimizer
     return Checkpoint(
@@ -136,6 +138,7 @@ def restore(trainer, checkpoint):
     # lab: begin exact_checkpoint
     trainer.done, trainer.position = checkpoint.step, tuple(checkpoint.state["position"])
     # lab: end exact_checkpoint
+    trainer.loss_scale.load_state_dict(checkpoint.state.get("loss_scale", {}))
 
 
 def synchronize(trainer, checkpoint=None):
@@ -145,10 +148,12 @@ def synchronize(trainer, checkpoint=None):
                  (--zero 1), rank 0 has no other complete ones
     """
     world, reducer, optimizer = trainer.world, trainer.reducer, trainer.optimizer
+    trainer.loss_scale.load_state_dict(world.broadcast_object(trainer.loss_scale.state_dict()))
     progress = optimizer.t, optimizer.missed, trainer.flat.frozen, trainer.done, trainer.position
     optimizer.t, optimizer.missed, frozen, trainer.done, trainer.position = world.broadcast_object(progress)
     trainer.flat.freeze(frozen)
     world.broadcast(trainer.flat.data, "weights")
+    wrote(trainer.flat.data)
     if trainer.done and reducer.shards:
         moments = optimizer.full_moments(checkpoint.moments) if checkpoint else (None, None)
         for complete, own in zip(moments, (optimizer.m, optimizer.v)):
