@@ -34,7 +34,7 @@ from product_checks import (
 from samples import Sample
 
 import ops
-from ops.kernels.cuda import cublaslt, cublaslt_plan, cublaslt_problem, cupy_products, mlp, products
+from ops.kernels.cuda import aligned_parts, cublaslt, cublaslt_plan, cublaslt_problem, cupy_products, mlp, products
 from ops.kernels.cuda.linear import LinearCUDA
 from ops.kernels.cuda.products import batched_gemm, gemm
 from tinygrad2 import Tensor, halves
@@ -187,6 +187,60 @@ def test_the_precision_of_float32_products(cp, lt, precision, tf32):
     assert (got == 4 * (1 if tf32 else 1 + 2.0**-12)).all()
     halves = [cp.asarray(x.astype(FLOAT16)) for x in (a, b)]
     assert (cp.asnumpy(gemm(*halves, precision=precision, dtype=FLOAT32)) == 4).all()
+
+
+# -- cuts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, result", PAIRS, ids=str)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("M, K, N", [(24, 16, 33), (33, 24, 16), (24, 35, 16), (37, 21, 43), (40, 24, 8)])
+def test_a_product_in_aligned_parts_is_the_same(cp, lt, monkeypatch, layout, M, K, N, dtype, result):
+    """All matrices have rows, or columns, at multiples of 16 bytes, so that axes that are no multiple of 8 are cut."""
+    monkeypatch.setattr(aligned_parts, "WORTH", 0)
+    monkeypatch.setattr(aligned_parts, "LEAST", 8)
+    shapes = (M, K), (K, N), (M, N)
+    a, b, before = (numbers(shape, d, i) for i, (shape, d) in enumerate(zip(shapes, (dtype, dtype, result))))
+    bias = numbers((N,), result, 3)
+    size = exact(np.abs(a), np.abs(b)) + np.abs(bias.astype(np.float64)) + np.abs(before.astype(np.float64))
+    for accumulate, with_bias in itertools.product((False, True), (False, True)):
+        left, right, out = (aligned(cp, values, layout) for values in (a, b, before))
+        ran = lt.fake_products()
+        gemm(left, right, out, accumulate, cp.asarray(bias) if with_bias else None, scale=0.5)
+        ran = lt.fake_products() - ran
+        if layout == "rows":
+            assert ran == (2 if K % 8 else 1) * (2 if N % 8 else 1)
+        expected = 0.5 * exact(a, b) + with_bias * bias.astype(np.float64) + accumulate * before.astype(np.float64)
+        twice = 1.01 * EPS[result] * size * (K % 8 > 0 or (layout == "columns" and with_bias))
+        check(out, expected, result, size, twice)
+
+
+def aligned(cp, values, layout):
+    """A device array with these values, whose rows (or columns) begin at multiples of 16 bytes."""
+    values = values if layout == "rows" else values.T
+    width = -(-values.shape[1] // 8) * 8
+    memory = cp.asarray(np.full(len(values) * width + 8, np.nan, values.dtype))
+    start = -memory.data.ptr % 16 // values.itemsize
+    view = memory[start : start + len(values) * width].reshape(len(values), width)[:, : values.shape[1]]
+    view[...] = cp.asarray(values)
+    return view if layout == "rows" else view.T
+
+
+def test_which_products_are_cut(cp, lt):
+    Matrix = cublaslt_problem.Matrix
+
+    def place(M, K, N, left=False, right=False, ld=50304, alignment=256):
+        matrices = Matrix("bfloat16", M, K, left, ld, 0, alignment), Matrix("bfloat16", K, N, right, ld, 0, alignment)
+        return aligned_parts.where_to_cut(*matrices, Matrix("bfloat16", M, N, False, ld, 0, alignment))
+
+    assert place(65536, 768, 50257, right=True) == ("N", 50256)   # the head of GPT-2: logits,
+    assert place(65536, 50257, 768) == ("K", 50256)               # the gradient of its input,
+    assert place(50257, 65536, 768, left=True) == ("M", 50256)    # and of its weight
+    assert place(65536, 768, 50304, right=True) is None
+    assert place(50257, 768, 3072) is None                        # M is contiguous in none of the matrices
+    assert place(65536, 768, 50257, right=True, ld=50257) is None  # no row begins at a multiple of 16 bytes
+    assert place(65536, 768, 50257, right=True, alignment=8) is None
+    assert place(64, 64, 65) is None
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------

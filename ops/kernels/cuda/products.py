@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from ops.kernels.cuda import cublaslt
+from ops.kernels.cuda.aligned_parts import cut, where_to_cut
 from ops.kernels.cuda.cublaslt_plan import WORKSPACE, plan
 from ops.kernels.cuda.cublaslt_problem import Problem, check_operands, epilogue_of, largest_alignment, matrix_of
 from ops.kernels.cuda.cupy_products import multiply_by_cupy
@@ -95,6 +96,12 @@ def _multiply(xp, a, b, out, accumulate, bias, precision, scale, epilogue="DEFAU
     if right is None:
         b = xp.ascontiguousarray(b)
         right = matrix_of(b)
+    place = where_to_cut(left, right, result) if out.ndim == 2 and aux is None else None
+    if place:
+        for *part, part_bias in cut(a, b, out, accumulate, bias, *place):
+            part_epilogue = "DEFAULT" if part_bias is None else "BIAS"
+            _multiply(xp, *part, part_bias, precision, scale, part_epilogue)
+        return
     device, stream = xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr
     problem = Problem(
         left, right, result,
