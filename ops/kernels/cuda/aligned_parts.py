@@ -16,16 +16,22 @@ def where_to_cut(left, right, result):
     left, right, result    how the matrices lie in memory, each a cublaslt_problem.Matrix
     """
     M, K, N = left.rows, left.columns, right.columns
-    if M * K * N < WORTH:
+    if M * K * N < WORTH or not all(map(_is_aligned, (left, right, result))):
         return None
-    if any(matrix.distance % STEP or matrix.alignment < 16 for matrix in (left, right, result)):
-        return None
-    contiguous = {"M": left.transposed, "K": right.transposed or not left.transposed, "N": True}
-    for (axis, matters), length in zip(contiguous.items(), (M, K, N)):
+    contiguous = {"N": N}
+    if left.transposed:
+        contiguous["M"] = M
+    if right.transposed or not left.transposed:
+        contiguous["K"] = K
+    for axis, length in contiguous.items():
         longer = length - length % STEP
-        if matters and longer not in (0, length) and longer >= LEAST:
+        if LEAST <= longer < length:
             return axis, longer
     return None
+
+
+def _is_aligned(matrix):
+    return matrix.distance % STEP == 0 and matrix.alignment >= 16
 
 
 def cut(a, b, out, accumulate, bias, axis, at):
@@ -35,8 +41,17 @@ def cut(a, b, out, accumulate, bias, axis, at):
     once more.
     """
     if axis == "M":
-        return [(a[:at], b, out[:at], accumulate, bias), (a[at:], b, out[at:], accumulate, bias)]
+        return [
+            (a[:at], b, out[:at], accumulate, bias),
+            (a[at:], b, out[at:], accumulate, bias),
+        ]
     if axis == "K":
-        return [(a[:, at:], b[at:], out, accumulate, None), (a[:, :at], b[:at], out, True, bias)]
+        return [
+            (a[:, at:], b[at:], out, accumulate, None),
+            (a[:, :at], b[:at], out, True, bias),
+        ]
     first, second = (None, None) if bias is None else (bias[:at], bias[at:])
-    return [(a, b[:, :at], out[:, :at], accumulate, first), (a, b[:, at:], out[:, at:], accumulate, second)]
+    return [
+        (a, b[:, :at], out[:, :at], accumulate, first),
+        (a, b[:, at:], out[:, at:], accumulate, second),
+    ]
