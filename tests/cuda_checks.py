@@ -13,6 +13,7 @@ from cuda_host import running
 from kernel_checks import cotangent, error, is_float, run, stacked
 
 from ops.kernels.cuda import launch
+from ops.kernels.cuda.cast import cast
 from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import half_dtype, is_half
 from tinygrad2.precision import _precision
@@ -23,6 +24,7 @@ DTYPES = tuple(TOLERANCE)
 
 # Which inputs of an op are activations: in mixed precision they arrive in 16 bits. Of the others each is what it was.
 ACTIVATIONS = {
+    "add": (1,),
     "add_layernorm": (1,),
     "attention": (0, 1, 2),
     "embedding": (),
@@ -30,6 +32,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 # Which results stay float32 in mixed precision, by their number.
 RESIDUALS = {
+    "add": (0,),
     "add_layernorm": (0,),
     "cross_entropy": (0,),
     "embedding": (0,),
@@ -139,6 +142,27 @@ def check_kernel(kernel, op, cupy, sample, dtype, orders=(False, True)):
 
 def stacked_is_several(op, arrays, options):
     return stacked(op(np, [False] * len(arrays)).forward(*arrays, **options))[1]
+
+
+def check_casts(cupy, dtype):
+    """Casts to 16 bits and back give NumPy's bits: rounded to nearest, ties to even, NaN, infinities, subnormals."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 4003, dtype=np.uint32)
+    bits[:2000] &= 0xFFFF8000  # ties of bfloat16
+    bits[2000:3000] = (bits[2000:3000] & 0x8FFFFFFF) | 0x30000000  # of float16's size
+    bits[3000:3500] &= 0xFFFFF000  # ties of float16
+    bits[-9:-3] = 0x7F800001, 0xFF800000, 0x7F800000, 0x7FFFFFFF, 0x477FF000, 0x477FEFFF
+    values = bits.view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(half_dtype(dtype))
+    with running():
+        got = cast(cupy, cupy.asarray(values), half_dtype(dtype)).get()
+        back = cast(cupy, cupy.asarray(expected), np.float32).get()
+    is_nan = np.isnan(values)
+    assert np.isnan(got.astype(np.float32))[is_nan].all(), "casts lose NaN"
+    wrong = got.view(np.uint16)[~is_nan] != expected.view(np.uint16)[~is_nan]
+    assert not wrong.any(), f"casts of {values[~is_nan][wrong][:3]} are wrong"
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(back, expected.astype(np.float32), equal_nan=True), "casts back are wrong"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,10 @@ LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 
 # What it is: (op, shapes, perhaps options, file, what is replaced in it, by what, what the checks say).
 FAULTS = {
+    "add: one operand twice": (
+        "add", ((3, 7), (3, 7)), "add", "values[i] += others[i]", "values[i] += values[i]", DIFFERS),
+    "add: the tail is written by 16 bytes": (
+        "add", ((3, 7), (3, 7)), "elements", "first + ELEMENTS <= n) return store", "first < n) return store", OUTSIDE),
     "gelu: the tail is not looked at": (
         "gelu", ((3, 7),), "elements", "first + i < n ? to_float", "1 ? to_float", OUTSIDE),
     "gelu: the last elements by 16 bytes": (
@@ -109,6 +113,20 @@ def test_a_planted_fault_is_found(fault, reverse, cupy):
     (kernel,) = KERNELS[op, "cupy"]
     with cuda_checks.planted(file, old, new), pytest.raises(AssertionError, match=message):
         cuda_checks.check_kernel(kernel, OPS[op], cupy, Sample(shapes, *options), "float32", (reverse,))
+
+
+CAST_FAULTS = {
+    "not rounded to nearest": ("bits + 0x7fffu + ((bits >> 16) & 1u)", "bits", "bfloat16"),
+    "ties are rounded up": ("0x7fffu + ((bits >> 16) & 1u)", "0x8000u", "bfloat16"),
+    "NaN becomes infinite": ("> 0x7f800000u) return 0x7fff", "> 0x7f800000u) return 0x7f80", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("fault", CAST_FAULTS)
+def test_a_fault_in_a_cast_is_found(fault, cupy):
+    old, new, dtype = CAST_FAULTS[fault]
+    with cuda_checks.planted("common", old, new), pytest.raises(AssertionError, match="casts"):
+        cuda_checks.check_casts(cupy, dtype)
 
 
 COLUMN_FAULTS = {

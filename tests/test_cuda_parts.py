@@ -22,7 +22,7 @@ from ops.kernels.cuda.gelu import gelu, gelu_gradient
 from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2 import Tensor
-from tinygrad2.halves import half_dtype
+from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.module import Parameter
 from tinygrad2.prng import make_key
 
@@ -72,6 +72,36 @@ def test_rows_of_a_bias_gradient_are_divided_by_the_shape_alone(cupy):
         with running(reverse=reverse, check=False):
             sums.append(bias_gradient(cupy, rows).copy().get())
     assert np.array_equal(*sums) and error(sums[0], rows.get().astype(np.float64).sum(0)) < 1e-6
+
+
+# -- casts and sums ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_casts_are_those_of_numpy(dtype, cupy):
+    cuda_checks.check_casts(cupy, dtype)
+
+
+def test_the_copy_of_a_weight_is_cast_by_the_kernel(cupy):
+    owner = cupy.asarray(normal(5, 7))
+    with running() as launches:
+        copy = half_of(owner.T, half_dtype("bfloat16"))
+    assert launches == ["cast_to_half"]
+    assert np.array_equal(copy.get(), owner.get().T.astype(half_dtype("bfloat16")))
+
+
+@pytest.mark.parametrize("a, b", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")])
+def test_sums_of_the_residual_stream_are_float32(a, b, cupy):
+    dtypes = array_dtype(a), array_dtype(b)
+    arrays = [normal(3, 17, seed=seed).astype(dtype) for seed, dtype in enumerate(dtypes)]
+    with cuda_checks.in_precision("bfloat16"), running() as launches:
+        x, y = (Tensor(cupy.asarray(array), requires_grad=True) for array in arrays)
+        out = ops.add(x, y)
+        out.backward(cupy.asarray(normal(3, 17, seed=3)))
+    assert launches[0] == ("add_halves" if a == b == "bfloat16" else "add")
+    assert np.array_equal(out.data.get(), arrays[0].astype(np.float32) + arrays[1].astype(np.float32))
+    for leaf, dtype in ((x, dtypes[0]), (y, dtypes[1])):
+        assert leaf.grad.dtype == dtype and np.array_equal(leaf.grad.get(), normal(3, 17, seed=3).astype(dtype))
 
 
 # -- GELU --------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@ imported by nothing in here: a kernel gets it as `xp`.
 """
 
 from ops.kernels.cuda import (  # noqa: F401
+    add,
     attention,
+    cast,
     cross_entropy,
     dropout,
     embedding,

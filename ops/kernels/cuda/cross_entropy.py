@@ -13,6 +13,7 @@
 import numpy as np
 
 from ops.cross_entropy import CrossEntropy
+from ops.kernels.cuda.cast import cast
 from ops.kernels.cuda.elements import is_computed, launch_elements
 from ops.kernels.cuda.launch import launch, wide
 
@@ -69,6 +70,6 @@ def mean_loss(xp, losses, targets, ignore_index):
 def scale(xp, x, out, factor, share, accumulate=False):
     """out = factor share x, or out += that; contiguous, of one dtype. The factors are arrays () of one number on the
     GPU. out may be x. Returns out."""
-    factor = factor.astype(np.float32, copy=False)
+    factor = cast(xp, factor, np.float32)
     launch_elements(xp, "cross_entropy", "scale", x.dtype, (x, out), factor, share, np.int32(accumulate))
     return out

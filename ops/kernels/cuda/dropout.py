@@ -28,7 +28,7 @@ class DropoutCUDA(Dropout, backend="cupy"):
 
 
 def _drop(xp, x, p, key, first):
-    out = xp.empty(x.shape, x.dtype)
+    x, out = xp.ascontiguousarray(x), xp.empty(x.shape, x.dtype)
     scalars = np.float32(p), np.float32(1 / (1 - p)), np.uint64(key), np.uint64(first)
-    launch_elements(xp, "dropout", "dropout", x.dtype, (xp.ascontiguousarray(x), out), *scalars)
+    launch_elements(xp, "dropout", "dropout", x.dtype, (x, out), *scalars)
     return out

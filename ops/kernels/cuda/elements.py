@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ops.kernels.cuda.launch import launch, result_dtype
+from ops.kernels.cuda.launch import launch
 from tinygrad2.halves import is_half
 
 _ELEMENTS, _BLOCK = 8, 256                                        # of a thread, and threads of a block
@@ -21,9 +21,3 @@ def launch_elements(xp, file, name, dtype, arrays, *scalars):
 def is_computed(array):
     """Has this array a dtype that kernels take, float32, float16 or bfloat16?"""
     return array.dtype == np.float32 or is_half(array.dtype)
-
-
-def activation(op, x):
-    """x contiguous, and in the dtype of activations: 16-bit arrays as they are, float32 in that of `op`'s precision."""
-    dtype = x.dtype if is_half(x.dtype) else result_dtype(op)
-    return op.xp.ascontiguousarray(x).astype(dtype, copy=False)

@@ -13,6 +13,7 @@
 import numpy as np
 
 from ops.embedding import Embedding
+from ops.kernels.cuda.cast import cast
 from ops.kernels.cuda.cross_entropy import device_ids
 from ops.kernels.cuda.launch import launch, wide
 from tinygrad2.function import DeferredGradient
@@ -37,7 +38,7 @@ class EmbeddingCUDA(Embedding, backend="cupy"):
 
     def backward(self, dout):
         xp, ((V, C), ids) = self.xp, self.saved
-        rows = xp.ascontiguousarray(dout).astype(np.float32, copy=False)   # (..., C)
+        rows = cast(xp, dout, np.float32)                         # (..., C)
         keys = xp.empty(ids.shape, np.int64)
         args = ids, keys, np.int32(ids.size), np.int32(V)
         launch(xp, "embedding", "embedding_keys", "float32", -(-ids.size // _BLOCK), _BLOCK, args)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
-from ops.kernels.cuda.elements import activation, is_computed, launch_elements
+from ops.kernels.cuda.cast import activation, cast
+from ops.kernels.cuda.elements import is_computed, launch_elements
 
 
 def gelu(xp, x, exact=False, out=None):
@@ -38,14 +39,13 @@ class GELUCUDA(GELU, backend="cupy"):
         return is_computed(x)
 
     def forward(self, x):
-        shape, x = x.shape, activation(self, x)
+        x = activation(self, x)
         self.save(x)
-        return gelu(self.xp, x, self.exact, self.xp.empty(shape, x.dtype))
+        return gelu(self.xp, x, self.exact)
 
     def backward(self, dout):
         (x,) = self.saved
-        shape, dout = dout.shape, self.xp.ascontiguousarray(dout).astype(x.dtype, copy=False)
-        return (gelu_gradient(self.xp, x, dout, self.exact, self.xp.empty(shape, x.dtype)),)
+        return (gelu_gradient(self.xp, x, cast(self.xp, dout, x.dtype), self.exact),)
 
 
 class GELUErfCUDA(GELUErf, backend="cupy"):

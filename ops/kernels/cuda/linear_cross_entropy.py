@@ -13,8 +13,9 @@
 
 import numpy as np
 
+from ops.kernels.cuda.cast import activation
 from ops.kernels.cuda.cross_entropy import device_ids, mean_loss, scale, softmax_loss
-from ops.kernels.cuda.elements import activation, is_computed
+from ops.kernels.cuda.elements import is_computed
 from ops.kernels.cuda.products import gemm
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2.function import DeferredGradient

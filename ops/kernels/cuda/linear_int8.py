@@ -8,7 +8,8 @@
 
 import numpy as np
 
-from ops.kernels.cuda.elements import activation, is_computed
+from ops.kernels.cuda.cast import activation
+from ops.kernels.cuda.elements import is_computed
 from ops.kernels.cuda.factors import weight_as
 from ops.kernels.cuda.products import gemm
 from ops.kernels.cuda.row_products import MOST_ROWS, dequantized, rows_by_int8
