@@ -1,5 +1,7 @@
 """Every CUDA kernel, run on the CPU, computes what its reference computes; and planted faults are found."""
 
+from types import SimpleNamespace
+
 import cuda_checks
 import cuda_host
 import fake_cublaslt
@@ -117,3 +119,14 @@ def test_an_op_without_a_kernel_says_so_once(cupy):
         watch_missing_kernels(None)
     assert [line.split()[1] for line in lines] == ["var:", "index:", "layernorm:"]
     assert "it has no kernel" in lines[0] and "its kernel does not take these arrays" in lines[2]
+
+
+def test_the_checks_count_kernels_and_products_without_the_host_as_on_a_gpu(cupy, monkeypatch):
+    elsewhere = SimpleNamespace(cupy=None, no_sync=strict_cupy.no_sync)
+    monkeypatch.setattr(cuda_checks, "strict_cupy", elsewhere)
+    with cuda_checks.work_on(cupy, False) as started:
+        x = Tensor(np.ones((3, 8), np.float32), device="cuda")
+        ops.layernorm(x, x[0], x[0])
+        ops.matmul(x, x.T)
+    assert started == ["layernorm_forward", "a product"]
+    assert cuda_checks.check_kernel(LayerNormCUDA, OPS["layernorm"], cupy, SAMPLES["layernorm"][0], "float32")

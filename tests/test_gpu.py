@@ -1,15 +1,118 @@
-"""The same ops and the same training on a real GPU, if CuPy finds one."""
+"""On a real GPU, if CuPy finds one: every op, every kernel, products and trainings, against the CPU.
+
+`python -m benchmarks.gpu --parts tests` goes on behind a test that hangs or after which nothing works on the GPU.
+"""
 
 import contextlib
+import json
+import time
 
+import cuda_checks
+import fake_cublaslt
 import numpy as np
 import pytest
+import strict_cupy
 from kernel_checks import is_float, run, stacked
-from test_backends import CASES, REFERENCE, on_device, training_steps
+from samples import SAMPLES, Sample, integers
+from test_backends import CASES, REFERENCE, TINY, on_device, training_steps
+
+import train_gpt2
+from models import GPT
+from ops.kernels.cuda import cublaslt
+from tinygrad2.dispatch import KERNELS, OPS, kernels
+from tinygrad2.distributed.world import World
+from tinygrad2.halves import half_dtype
+from tinygrad2.mixed_precision import mixed_precision
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 if not cupy.cuda.is_available():
     pytest.skip("CuPy finds no GPU here", allow_module_level=True)
+
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
+from test_cublaslt import LAYOUTS, PAIRS, SHAPES, exact, laid_out, numbers  # noqa: E402
+from test_cuda_kernels import FURTHER  # noqa: E402
+
+DTYPES = cuda_checks.DTYPES
+STAND_IN = cupy is strict_cupy.cupy  # as where test_benchmarks.py runs this file without a GPU
+pytestmark = pytest.mark.filterwarnings("default:cuBLASLt cannot be loaded")
+WITH_KERNELS = [  # (kernel, op) of every op that has one
+    (kernel, OPS[name])
+    for (name, library), found in sorted(KERNELS.items())
+    if library == "cupy" and name in OPS
+    for kernel in found
+]
+KERNEL_CASES = [
+    pytest.param(kernel, sample, id=f"{op.name}-{i}")
+    for kernel, op in WITH_KERNELS
+    for i, sample in enumerate(SAMPLES[op.name] + FURTHER.get(op.name, []))
+]
+LARGE = {  # shapes of GPT-2 124M: many blocks, and rows of the lengths that occur
+    "layernorm": [Sample(((4096, 768), (768,), (768,)))],
+    "add_layernorm": [Sample(((4096, 768), (4096, 768), (768,), (768,)))],
+    "gelu": [Sample(((4096, 3072),))],
+    "linear": [Sample(((4096, 768), (768, 2304), (2304,))), Sample(((4096, 3072), (3072, 768), (768,)))],
+    "mlp": [Sample(((2048, 768), (768, 3072), (3072,), (3072, 768), (768,)))],
+    "attention": [Sample(((2, 12, 1024, 64),) * 3), Sample(((2, 12, 1024, 64),) * 3, dict(p=0.1, key=5))],
+    "embedding": [Sample(((50257, 768), integers(8, 1024, below=50257)))],
+    "linear_cross_entropy": [Sample(((1024, 768), (50257, 768), integers(1024, below=50257)))],
+    "cross_entropy": [Sample(((1024, 50257), integers(1024, below=50257)))],
+    "dropout": [Sample(((4096, 3072),), dict(p=0.1, key=3))],
+    "softmax": [Sample(((4096, 1024),))],
+}
+LARGE_CASES = [
+    pytest.param(kernel, sample, id=f"{op.name}-{i}")
+    for kernel, op in WITH_KERNELS
+    for i, sample in enumerate(LARGE.get(op.name, []))
+]
+
+
+@pytest.fixture(autouse=True)
+def products_of_the_stand_in(monkeypatch):
+    if STAND_IN:
+        fake_cublaslt.install(monkeypatch)
+
+
+@contextlib.contextmanager
+def no_waiting(seconds=1.0):
+    """The host does not wait for the device within the block: a kernel that runs for so long, started before the block,
+    is still running behind it."""
+    source = """extern "C" __global__ void spin(long long nanoseconds) {
+        unsigned long long begin, now;
+        asm volatile("mov.u64 %0, %globaltimer;" : "=l"(begin));
+        do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)); while (now - begin < nanoseconds);
+    }"""
+    spin = cupy.RawModule(code=source).get_function("spin")
+    spin((1,), (1,), (np.int64(1),))
+    cupy.cuda.get_current_stream().synchronize()
+    spin((1,), (1,), (np.int64(1e9 * seconds),))
+    event, start = cupy.cuda.Event(), time.perf_counter()
+    event.record()
+    yield
+    took = time.perf_counter() - start
+    assert not event.done, f"something waited for the device ({took:.2f} s)"
+
+
+def close(got, expected, tolerance):
+    got = cupy.asnumpy(got).astype(np.float64)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max(initial=0) <= tolerance * max(1e-30, np.abs(expected).max(initial=0))
+
+
+# -- ops and kernels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel, sample", KERNEL_CASES)
+def test_a_kernel_equals_its_reference(kernel, sample, dtype):
+    """And it computes the same bits twice."""
+    if not cuda_checks.check_kernel(kernel, OPS[kernel.name], cupy, sample, dtype):
+        pytest.skip("the kernel leaves these arrays to the reference")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel, sample", LARGE_CASES)
+def test_a_kernel_equals_its_reference_at_large_shapes(kernel, sample, dtype):
+    assert cuda_checks.check_kernel(kernel, OPS[kernel.name], cupy, sample, dtype)
 
 
 @pytest.mark.parametrize("name, sample", CASES)
@@ -19,14 +122,144 @@ def test_every_op_equals_the_cpu(name, sample):
     node = REFERENCE[name](cupy, [is_float(a) for a in arrays])
     options = {key: on_device(value, cupy) for key, value in sample.options.items()}
     got_out, several = stacked(node.forward(*(on_device(a, cupy) for a in arrays), **options), cupy)
-    ddout = cupy.asarray(dout)
-    got_gradients = node.backward(tuple(ddout) if several else ddout)
+    ddout = None if dout is None else cupy.asarray(dout)
+    got_gradients = [] if dout is None else node.backward(tuple(ddout) if several else ddout)
     for got, expected in zip([got_out, *got_gradients], [out, *gradients]):
         if expected is not None:
             assert np.allclose(cupy.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_library_of_products_loads():
+    assert cublaslt.library() is not None, "cuBLASLt cannot be loaded: products run through CuPy"
+    assert cublaslt.library().cublasLtGetVersion() >= 110000
+
+
+@pytest.mark.parametrize("dtype, result", PAIRS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_products_of_matrices_and_batches(layout, dtype, result):
+    from ops.kernels.cuda.products import batched_gemm, gemm
+
+    half = 2.0 ** -{"float32": 20, "float16": 10, "bfloat16": 7}[result.name]
+    for M, K, N in (*SHAPES, (512, 768, 320)):
+        a, b, before = numbers((M, K), dtype), numbers((K, N), dtype, 1), numbers((M, N), result, 2)
+        bias = numbers((N,), result, 3)
+        expected = exact(a, b)
+        close(gemm(laid_out(cupy, a, layout), laid_out(cupy, b, layout), dtype=result), expected, half)
+        got = gemm(cupy.asarray(a), cupy.asarray(b), bias=cupy.asarray(bias), dtype=result)
+        close(got, expected + bias.astype(np.float64), half)
+        out = laid_out(cupy, before, layout)
+        gemm(cupy.asarray(a), cupy.asarray(b), out, accumulate=True)
+        close(out, expected + before.astype(np.float64), 2 * half)
+    a, b = numbers((3, 2, 65, 17), dtype), numbers((2, 17, 33), dtype, 1)
+    got = batched_gemm(laid_out(cupy, a, layout), laid_out(cupy, b, layout), dtype=result)
+    close(got, exact(a, b), half)
+
+
+def test_tf32_is_used_where_it_is_permitted():
+    from ops.kernels.cuda.products import gemm
+
+    a, b = numbers((1024, 1024), np.dtype(np.float32)), numbers((1024, 1024), np.dtype(np.float32), 1)
+    expected, size = exact(a, b), np.abs(exact(a, b)).max()
+    errors = [
+        np.abs(gemm(cupy.asarray(a), cupy.asarray(b), precision=precision).get() - expected).max() / size
+        for precision in ("highest", "high")
+    ]
+    assert errors[0] < 1e-5 and errors[1] < 2e-3
+    if int(cupy.cuda.Device().compute_capability) >= 80:
+        assert errors[1] > 1e-5                                   # else it was float32
+
+
+# -- trainings ---------------------------------------------------------------------------------------------------------
 
 
 def test_training_equals_the_cpu():
     losses, _ = training_steps("cpu", 5, contextlib.nullcontext)
     gpu_losses, _ = training_steps("cuda", 5, contextlib.nullcontext)
     assert np.allclose(losses, gpu_losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_never_waits_for_the_device_and_repeats_its_bits(dtype):
+    if STAND_IN:
+        pytest.skip("a kernel that runs at the same time needs a GPU")
+    with kernels("auto"), mixed_precision(dtype):
+        first = training_steps("cuda", 3, contextlib.nullcontext)
+        again = training_steps("cuda", 3, no_waiting)
+    assert first[0] == again[0] and np.array_equal(first[1], again[1])
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """train(more flags) trains a tiny model on a tiny text for 20 steps and returns the losses."""
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. The dog sat on the cat.\n" * 40)
+
+    def run_it(more, steps=20):
+        flags = f"--data {text} --n-layer 2 --n-embd 64 --n-head 4 --block-size 32 --vocab-size 288 --batch-size 8 "
+        flags += f"--micro-batch-size 4 --dropout 0.1 --sample-tokens 4 --steps {steps} --eval-every 0 {more} "
+        flags += f"--weights-out {tmp_path / 'w'} --metrics {tmp_path / 'metrics'}.jsonl --run-dir {tmp_path / 'run'}"
+        assert train_gpt2.main(World(), flags.split()) == 0
+        records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        return [record["loss"] for record in records if "loss" in record]
+
+    return run_it
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_twenty_steps_of_train_gpt2_in_each_dtype(train, dtype):
+    steps = 3 if STAND_IN else 20
+    reference = train("--device cpu --kernels reference", steps)
+    losses = train(f"--device cuda --dtype {dtype}", steps)
+    assert len(losses) == len(reference) == steps and (steps < 20 or losses[-1] < losses[0] - 0.5)
+    apart = np.abs(np.subtract(losses, reference))
+    assert apart[0] < (1e-4 if dtype == "float32" else 1e-2)
+    assert apart.max() < (2e-3 if dtype == "float32" else 5e-2)
+
+
+def test_a_text_is_the_same_on_both_devices():
+    texts = []
+    for device in ("cpu", "cuda"):
+        from tinygrad2.flat_buffers import FlatBuffers
+
+        model = GPT(TINY, seed=1)
+        FlatBuffers(model, device)
+        model.eval()
+        texts.append(list(model.generate([3, 1, 4], 12)))
+    assert texts[0] == texts[1] and len(texts[0]) == 12
+
+
+def test_gradients_of_two_gpus_are_summed_from_gpu_to_gpu(tmp_path):
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    from test_distributed import mpirun
+
+    flags = "train_gpt2.py --n-layer 1 --n-embd 32 --n-head 2 --steps 5 --eval-every 0 --sample-every 0 --device cuda "
+    losses = []
+    for ranks, way in ((1, "auto"), (2, "nccl"), (2, "host")):
+        metrics = tmp_path / f"{ranks}-{way}.jsonl"
+        more = f"--gpu-allreduce {way} --metrics {metrics} --run-dir {tmp_path / metrics.stem} "
+        more += f"--weights-out {tmp_path / 'w'}"
+        result = mpirun(ranks, *flags.split(), *more.split(), cwd=train_gpt2.__file__.rpartition("/")[0])
+        assert result.returncode == 0, result.stderr
+        losses.append([json.loads(line)["loss"] for line in metrics.read_text().splitlines()])
+    assert np.allclose(losses[0], losses[1], rtol=1e-4) and np.allclose(losses[0], losses[2], rtol=1e-4)
+
+
+# -- halves ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_rounding_to_16_bits_is_that_of_the_host(dtype):
+    values = np.concatenate([
+        np.random.default_rng(0).standard_normal(10_000).astype(np.float32),
+        np.float32([0, -0.0, 1, 65504, 65519.99, 65520, 1e38, 3.4e38, np.inf, -np.inf, 1e-8, 6e-8, 1e-40]),
+        (np.random.default_rng(1).integers(0, 2**32, 10_000, np.uint32) & 0xFFFF8000).view(np.float32),      # ties
+    ])  # fmt: skip
+    values = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):
+        expected = values.astype(half_dtype(dtype))
+        got = cupy.asnumpy(cupy.asarray(values).astype(half_dtype(dtype)))
+    assert np.array_equal(got.view(np.uint16), expected.view(np.uint16))
