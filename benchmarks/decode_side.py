@@ -64,12 +64,13 @@ def transformers_generator(config, use_generate):
     shape = config["model"]
     names = dict(n_positions=shape["block_size"], vocab_size=shape["vocab_size"], n_layer=shape["n_layer"],
                  n_head=shape["n_head"], n_embd=shape["n_embd"])  # fmt: skip
-    model = GPT2LMHeadModel(GPT2Config(**names)).eval()
+    device, dtype = config.get("device", "cpu"), getattr(torch, config.get("dtype", "float32"))
+    model = GPT2LMHeadModel(GPT2Config(**names)).eval().to(device, dtype)
 
     @torch.inference_mode()
     def by_forward(prompts, n):
         start = time.perf_counter()
-        out = model(torch.tensor(prompts), use_cache=True)
+        out = model(torch.tensor(prompts, device=device), use_cache=True)
         new = out.logits[:, -1:].argmax(-1)
         ids = [int(new[0])]
         prefill, seconds = time.perf_counter() - start, []
@@ -84,7 +85,7 @@ def transformers_generator(config, use_generate):
     @torch.inference_mode()
     def by_generate(prompts, n):
         def run(n):
-            start, ids = time.perf_counter(), torch.tensor(prompts)
+            start, ids = time.perf_counter(), torch.tensor(prompts, device=device)
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
                                  do_sample=False, use_cache=True, pad_token_id=0)  # fmt: skip
             return time.perf_counter() - start, out[0, ids.shape[1] :].tolist()

@@ -1,16 +1,32 @@
-"""One side of benchmarks.gpu, in its own process: python -m benchmarks.gpu_side SIDE CONFIG_JSON.
+"""One side of benchmarks.gpu, in its own process: python -m benchmarks.gpu_side ROLE NAME CONFIG_JSON.
 
-SIDE is "limits", "text", or one of benchmarks.gpu.SIDES, which trains a model on the GPU.
+    limits     FLOP/s in matrix products, bytes/s of a copy
+    text       a text by trained weights
+    decode     a text by a model with random weights: NAME is ours or transformers, with -bfloat16
+    steps      training steps: NAME is ours, torch or torch-compile, with -tf32, -bfloat16 or -float16
+    kernels    single ops (gpu_kernels_side.py)
 """
 
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
-from functools import partial
+import traceback
 
-from benchmarks.harness import answer_requests
+from benchmarks.harness import ROOT, answer_requests, installed
+
+PRECISIONS = {"float32": "highest", "tf32": "high", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def products_of(name):
+    """In what a side of this name computes products: float32, tf32, bfloat16 or float16."""
+    last = name.rpartition("-")[2]
+    return last if last in PRECISIONS else "float32"
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
 
 
 class OurMemory:
@@ -29,104 +45,223 @@ class OurMemory:
 
 
 class TorchMemory:
-    """The same of PyTorch's allocator."""
+    """The same of PyTorch's allocator; nothing where PyTorch has no GPU."""
 
     def peak(self):
         import torch
 
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 
     def give_back(self):
         import torch
 
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
-def trainer(side, config):
-    """Returns (a function (x, y) -> loss that does one step on the GPU, the memory of its library)."""
-    from benchmarks.train_side import our_trainer, torch_trainer
-
-    if side.startswith("torch"):
-        import torch
-
-        torch.set_float32_matmul_precision("high" if side.endswith("tf32") else "highest")
-        return torch_trainer(config, compiled="compile" in side), TorchMemory()
-    if side.endswith("tf32"):
-        os.environ["CUPY_TF32"] = "1"  # read when CuPy is imported
-    return our_trainer(config, "auto"), OurMemory()
+def memory_of_process():
+    """Bytes of the GPU that this process holds, all libraries together; None if the driver does not say."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+        used = [line.split(", ")[1] for line in lines if line.split(", ")[0] == str(os.getpid())]
+        return int(used[0]) << 20 if used else None
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
-def limits(n=8192, copied=1 << 30, times=5):
-    """Measured with PyTorch: FLOP/s in products of two random n x n matrices, bytes/s of a copy of `copied` floats.
-
-    A copy moves every byte twice, read and written; both count. Medians of single calls, with events of the device.
-    """
+def torch_device():
     import torch
 
-    def seconds(work):
-        work()
-        times_ms = []
-        for _ in range(times):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            work()
-            end.record()
-            end.synchronize()
-            times_ms.append(begin.elapsed_time(end))
-        return statistics.median(times_ms) / 1e3
-
-    a, b = (torch.randn(n, n, device="cuda") for _ in range(2))
-    answer = {}
-    for name, precision, dtype in (("float32", "highest", torch.float32), ("tf32", "high", torch.float32),
-                                   ("bfloat16", "highest", torch.bfloat16)):  # fmt: skip
-        torch.set_float32_matmul_precision(precision)
-        answer[name] = 2 * n**3 / seconds(partial(torch.matmul, a.to(dtype), b.to(dtype)))
-    source = torch.randn(copied, device="cuda")
-    target = torch.empty_like(source)
-    answer["bandwidth"] = 2 * 4 * copied / seconds(lambda: target.copy_(source))
-    return answer
+    return "cuda" if torch.cuda.is_available() else "cpu"         # the CPU: in tests
 
 
-def text(weights, device, tokens):
-    """A greedy text of so many tokens, the second one: its ids and the milliseconds of each token after the first."""
-    from models.pretrained import load_pretrained
-
-    model, tokenizer, _ = load_pretrained(weights, device=device)
-    for _ in range(2):
-        ids, times = [], []
-        for token in model.generate([tokenizer.eot], tokens, n_vocab=tokenizer.n_vocab):
-            ids.append(token)
-            times.append(time.perf_counter())
-    return dict(ids=ids, ms=[1e3 * (b - a) for a, b in zip(times, times[1:])])
+# -- the roles ---------------------------------------------------------------------------------------------------------
 
 
-def main():
-    from benchmarks.train_side import tokens
+def steps(name, config):
+    """A function that answers requests (batch_size, steps): milliseconds and loss of each step, peak memory."""
+    from benchmarks.train_side import our_trainer, tokens, torch_trainer
 
-    side, config = sys.argv[1], json.loads(sys.argv[2])
-    if side == "limits":
-        return answer_requests(limits)
-    if side == "text":
-        return answer_requests(text)
-    step, memory = trainer(side, config)
+    if name.startswith("torch"):
+        import torch
+
+        products = products_of(name)
+        torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
+        dtype = "bfloat16" if products == "bfloat16" else "float32"
+        step = torch_trainer(config | {"device": torch_device()}, compiled="compile" in name, dtype=dtype)
+        memory = TorchMemory()
+    else:
+        step = our_trainer(config | {"device": "cuda"}, "auto", PRECISIONS[products_of(name)])
+        memory = OurMemory()
+    text = read_text(config) if config.get("text") else None
     done = 0
 
     def handle(batch_size, steps):
         """`steps` steps; what they have taken from the device is given back, for the other sides."""
         nonlocal done
-        ms, losses = [], []
+        ms, losses, of_process = [], [], None
         for _ in range(steps):
-            x, y = tokens(config | {"batch_size": batch_size}, done)
+            here = config | {"batch_size": batch_size}
+            x, y = tokens(here, done) if text is None else text_batch(text, here, done)
             start = time.perf_counter()
-            losses.append(step(x, y))  # waits for the device
+            losses.append(step(x, y))                             # waits for the device
             ms.append((time.perf_counter() - start) * 1e3)
             done += 1
-        peak = memory.peak()
+        peak, of_process = memory.peak(), memory_of_process()
         memory.give_back()
-        return dict(ms=ms, losses=losses, peak=peak)
+        return dict(ms=ms, losses=losses, peak=peak, of_process=of_process)
 
-    answer_requests(handle)
+    return handle
+
+
+def read_text(config):
+    """The bytes of a text as ids, (n,) int64: something that a model can learn."""
+    import numpy as np
+
+    with open(os.path.join(ROOT, "data", "dummy_data.txt"), "rb") as file:
+        return np.frombuffer(file.read(), np.uint8).astype(np.int64) % config["model"]["vocab_size"]
+
+
+def text_batch(text, config, step):
+    """The batch of a step from anywhere in the text, x and y, both (B, T) int64, the same on every side."""
+    import numpy as np
+
+    B, T = config["batch_size"], config["seq_len"]
+    starts = np.random.default_rng([config["seed"], step]).integers(0, len(text) - T - 1, B)
+    rows = np.stack([text[start : start + T + 1] for start in starts])
+    return rows[:, :-1].copy(), rows[:, 1:].copy()
+
+
+def limits(name, config):
+    """FLOP/s in products of two random n x n matrices, bytes/s of a copy; by PyTorch, or without it by cuBLASLt.
+
+    A copy moves every byte twice, read and written; both count. Medians of single calls, with events of the device.
+    """
+    from benchmarks.gpu_timer import CupyTimer, TorchTimer
+
+    n, copied = (64, 1 << 10) if config["tiny"] else (8192, 1 << 30)
+    products = {}
+    if installed("torch"):
+        import torch
+
+        library, timer, device = "torch", TorchTimer(4 * n), torch_device()
+        a, b = (torch.randn(n, n, device=device) for _ in range(2))
+        source = torch.randn(copied, device=device)
+        target = torch.empty_like(source)
+
+        def copy():
+            target.copy_(source)
+
+        def product(kind):
+            torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+            dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+            x, y = a.to(dtype), b.to(dtype)
+            return lambda: torch.matmul(x, y)
+    else:
+        import cupy
+        import numpy as np
+
+        from ops.kernels.cuda.products import gemm
+        from tinygrad2.halves import half_dtype
+
+        library, timer = "cuBLASLt", CupyTimer(4 * n)
+        a, b = (cupy.asarray(np.random.default_rng(i).standard_normal((n, n), dtype=np.float32)) for i in range(2))
+        source = cupy.ones(copied, dtype=cupy.float32)
+        target = cupy.empty_like(source)
+
+        def copy():
+            target[...] = source
+
+        def product(kind):
+            dtype = half_dtype("bfloat16") if kind == "bfloat16" else np.float32
+            x, y = a.astype(dtype), b.astype(dtype)
+            return lambda: gemm(x, y, precision=PRECISIONS[kind])
+
+    for kind in ("float32", "tf32", "bfloat16"):
+        (times,) = timer.measure([product(kind)], 5)
+        products[kind] = 2 * n**3 / statistics.median(times) * 1e3
+    (times,) = timer.measure([copy], 5)
+    answer = dict(library=library, limits=products | dict(bandwidth=2 * 4 * copied / statistics.median(times) * 1e3))
+    return lambda: answer
+
+
+def text(name, config):
+    """A greedy text of so many tokens, the second one: its ids and the milliseconds of each token after the first."""
+    from models.pretrained import load_pretrained
+
+    def handle(weights, device, tokens):
+        model, tokenizer, _ = load_pretrained(weights, device=device)
+        for _ in range(2):
+            ids, times = generate(model, [tokenizer.eot], tokens, tokenizer.n_vocab)
+        return dict(ids=ids, ms=differences(times))
+
+    return handle
+
+
+def generate(model, prompt, tokens, n_vocab):
+    """(ids, the time of the start and of each token)."""
+    ids, times = [], [time.perf_counter()]
+    for token in model.generate(prompt, tokens, n_vocab=n_vocab):
+        ids.append(token)
+        times.append(time.perf_counter())
+    return ids, times
+
+
+def differences(times):
+    """Milliseconds of each token but the first, whose time is that of the prompt."""
+    return [1e3 * (b - a) for a, b in zip(times[1:], times[2:])]
+
+
+def decode(name, config):
+    """A function that answers requests (prompt: its length, tokens: of the text): milliseconds of prompt and tokens."""
+    config = config | {"threads": 1}
+    dtype = products_of(name)
+    V = config["model"]["vocab_size"]
+    if name.startswith("transformers"):
+        from benchmarks.decode_side import transformers_generator
+
+        generator = transformers_generator(config | {"device": torch_device(), "dtype": dtype}, use_generate=False)
+    else:
+        from models import GPT, GPTConfig
+        from tinygrad2.flat_buffers import FlatBuffers
+        from tinygrad2.mixed_precision import mixed_precision
+
+        model = GPT(GPTConfig(**config["model"]), seed=config["seed"])
+        FlatBuffers(model, "cuda")
+        model.eval()
+
+        def generator(prompts, n):
+            with mixed_precision(dtype):
+                ids, times = generate(model, prompts[0], n, V)
+            return times[1] - times[0], [ms / 1e3 for ms in differences(times)], ids
+
+    def handle(prompt, tokens):
+        prefill, seconds, ids = generator([[(7 * i + 3) % V for i in range(prompt)]], tokens)
+        return dict(prefill_ms=1e3 * prefill, ms=[1e3 * second for second in seconds], ids=ids)
+
+    return handle
+
+
+def main():
+    role, name, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    if role == "kernels":
+        from benchmarks.gpu_kernels_side import kernels as make
+    else:
+        make = dict(limits=limits, text=text, decode=decode, steps=steps)[role]
+    handle = None
+
+    def answer(**request):
+        nonlocal handle
+        try:
+            handle = handle or make(name, config)
+            return handle(**request)
+        except Exception as error:
+            traceback.print_exc()
+            return dict(error=f"{type(error).__name__}: {error}"[:300])
+
+    answer_requests(answer)
 
 
 if __name__ == "__main__":

@@ -123,20 +123,21 @@ def ratio_of(theirs, ours):
     return ratio, min(turns), max(turns)
 
 
-def save(name, rows, **about):
-    """Add rows (dicts of numbers and strings) to benchmarks/results/NAME.csv and .json, with machine and versions."""
+def save(name, rows, folder=RESULTS, **about):
+    """Add rows (dicts of numbers and strings) to FOLDER/NAME.csv and .json, with machine and versions."""
     about = dict(
         date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
         versions=versions("numpy", "numba", "regex", "torch", "transformers", "tokenizers", "tiktoken",
                           "cupy-cuda12x", "cupy-cuda13x"), **about,
     )  # fmt: skip
-    os.makedirs(RESULTS, exist_ok=True)
-    path = os.path.join(RESULTS, name)
-    runs = []
-    if os.path.exists(path + ".json"):
-        with open(path + ".json", encoding="utf-8") as file:
-            runs = json.load(file)
-    runs.append(dict(about, rows=rows))
+    add_runs(name, [dict(about, rows=rows)], folder)
+
+
+def add_runs(name, new, folder=RESULTS):
+    """Add runs, as `save` makes them, to FOLDER/NAME.json, and write FOLDER/NAME.csv again."""
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, name)
+    runs = [*read_runs(path + ".json"), *new] if os.path.exists(path + ".json") else new
     with open(path + ".json", "w", encoding="utf-8") as file:
         json.dump(runs, file, indent=1)
         file.write("\n")
@@ -147,3 +148,8 @@ def save(name, rows, **about):
         for run in runs:
             table.writerows(dict(row, date=run["date"], cpu=run["cpu"], load=run["load"]) for row in run["rows"])
     print(f"rows added to {os.path.relpath(path, ROOT)}.csv and .json")
+
+
+def read_runs(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)

@@ -23,6 +23,7 @@ order of atomic additions, dtypes that a CUDA kernel lacks, memory reused before
 
 import contextlib
 import sys
+import time
 import weakref
 from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
@@ -394,6 +395,39 @@ cupy.cuda.nvrtc, cupy.cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)),
 cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
 cupy.cuda.runtime.memGetInfo = lambda: (70 << 30, 80 << 30)  # bytes that are free, and all
 cupy.cuda.runtime.deviceSynchronize = _Queue().synchronize
+
+
+
+
+class _Event:
+    """A point in the stream of work, and when it was reached."""
+
+    def record(self, stream=None):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        _sync("cupy.cuda.Event.synchronize()")
+
+
+class _Pool:
+    """Of memory; nothing is known of it here."""
+
+    def total_bytes(self):
+        return 0
+
+    def free_all_blocks(self):
+        """Nothing is kept that could be freed."""
+
+
+def _properties(device):
+    return dict(name=b"stand-in", major=9, minor=0, totalGlobalMem=80 << 30, multiProcessorCount=132)
+
+
+cupy.cuda.Event = _Event
+cupy.cuda.get_elapsed_time = lambda begin, end: 1e3 * (end.time - begin.time)
+cupy.get_default_memory_pool = _Pool
+vars(cupy.cuda.runtime).update(getDeviceProperties=_properties, runtimeGetVersion=lambda: 13000,
+                               driverGetVersion=lambda: 13000, memGetInfo=lambda: (79 << 30, 80 << 30))  # fmt: skip
 
 
 def install(monkeypatch):

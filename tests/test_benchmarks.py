@@ -7,11 +7,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import strict_cupy
+from cuda_host import needs_compiler
 
-from benchmarks import gpu, train_side
+from benchmarks import gpu, gpu_kernels, gpu_steps, harness, train_side
 from models.config import GPTConfig
 from tinygrad2.dispatch import kernels
 from tinygrad2.system import processor
@@ -94,19 +96,62 @@ def test_gpu_without_a_gpu_is_one_line(tmp_path):
     assert result.stdout == ""
 
 
-def test_gpu_counts_passed_and_failed_tests_and_keeps_their_messages(tmp_path):
+def gpu_part(part, tmp_path, seconds=100, **more):
+    """The rows of a part of benchmarks.gpu at tiny sizes."""
+    args = gpu.parse(["--tiny", "--results", str(tmp_path)])
+    vars(args).update(more)
+    return gpu.run_part(part, args, seconds, str(tmp_path))
+
+
+def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('n', [1, 2, 3])\n"
+        "import os, pytest, time\n"
+        "@pytest.mark.parametrize('n', range(6))\n"
         "def test_it(n):\n"
+        "    if n == 1: time.sleep(1000)\n"
+        "    if n == 2: os._exit(3)\n"
         "    if n == 3: pytest.skip('no')\n"
-        "    assert n == 1\n"
+        "    assert n != 5, 'this is five'\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={tmp_path}/x.xml", str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600)
-    counts, errors = gpu.read_junit(tmp_path / "x.xml")
-    assert counts == dict(passed=1, failed=1, skipped=1)
-    assert len(errors) == 1 and errors[0].startswith("test_it[2]: ") and "assert 2 == 1" in errors[0]
+    rows = gpu_part("tests", tmp_path, tests=str(tmp_path / "test_it.py"), quiet=4)
+    assert {key: rows[0][key] for key in ("passed", "failed", "skipped")} == dict(passed=2, failed=3, skipped=1)
+    assert [row["test"] for row in rows[1:]] == ["test_it[1]", "test_it[2]", "test_it[5]"]
+    assert rows[1]["errors"] == "no end" and "this is five" in rows[3]["errors"]
+
+
+def test_gpu_ends_a_part_that_hangs_and_keeps_its_rows(tmp_path):
+    (tmp_path / "test_it.py").write_text("import time\ndef test_it(): time.sleep(1000)\n")
+    (tmp_path / "tests.rows").write_text('{"part": "tests", "passed": 7}\n{"part": "tes')
+    start = time.monotonic()
+    rows = gpu_part("tests", tmp_path, seconds=4, tests=str(tmp_path / "test_it.py"), quiet=1000)
+    assert time.monotonic() - start < 20
+    assert rows[0] == dict(part="tests", passed=7) and len(rows) > 1 and any("no end" in r["errors"] for r in rows[1:])
+
+
+def test_gpu_shares_its_time_and_leaves_what_is_over_to_later_parts():
+    wanted = list(gpu.PARTS)
+    seconds = [gpu.limit_of(part, wanted, 1500) for part in wanted]
+    assert sum(gpu.PARTS.values()) == pytest.approx(1) and seconds[0] == pytest.approx(330)
+    assert gpu.limit_of("kernels", wanted, 100) == pytest.approx(100 * 0.16 / 0.26)
+    assert gpu.limit_of("trace", wanted, 1000) == 120 and gpu.limit_of("doctor", wanted, 60) == gpu.LEAST
+
+
+def test_gpu_quick_gives_way_to_flags(capsys):
+    quick = gpu.parse(["--quick", "--turns", "1", "--parts", "steps"])
+    assert (quick.minutes, quick.batch_sizes, quick.turns, quick.parts) == (5, "16", 1, "steps")
+    assert gpu.parse([]).batch_sizes == "64,16,4"
+    with pytest.raises(SystemExit):
+        gpu.parse(["--parts", "steps,dance"])
+    assert "unknown: dance; available: tests, doctor" in capsys.readouterr().err
+
+
+def test_gpu_results_of_another_machine_are_added(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    harness.save("gpu", [dict(part="limits", bandwidth_gb_s=7)], str(there))
+    harness.save("gpu", [dict(part="doctor", answer="ok")], str(here))
+    gpu.main(["--merge", str(there), "--results", str(here)])
+    assert [run["rows"][0]["part"] for run in json.loads((here / "gpu.json").read_text())] == ["doctor", "limits"]
+    assert len((here / "gpu.csv").read_text().splitlines()) == 3
 
 
 def test_a_step_of_the_gpu_side_equals_the_cpu(monkeypatch):
@@ -124,12 +169,74 @@ def test_a_step_of_the_gpu_side_equals_the_cpu(monkeypatch):
 
 
 def test_gpu_rows_compare_sides_with_the_same_products():
-    ms = {"ours": [[10.0, 12.0]], "ours-tf32": [[5.0, 5.0]], "torch-tf32": [[4.0, 6.0]]}
-    losses = {"ours": [1.0, 2.0], "ours-tf32": [1.0, 2.0], "torch-tf32": [1.0, 2.5]}
+    ms = {"ours-tf32": [[5.0, 5.0]], "torch-tf32": [[4.0, 6.0]]}
+    losses = {"ours-tf32": [1.0, 2.0], "torch-tf32": [1.0, 2.5]}
     peaks = dict(float32=50e12, tf32=400e12, bfloat16=800e12, bandwidth=4e12)
-    row = gpu.step_row("torch-tf32", 4, 8, ms, losses, dict.fromkeys(ms, 7e9), flops=1e12, peaks=peaks)
+    memory = dict.fromkeys(ms, (7e9, None))
+    row = gpu_steps.step_row("torch-tf32", 4, 8, ms, losses, memory, flops=1e12, peaks=peaks)
     assert (row["median_ms"], row["min_ms"], row["torch_over_ours"], row["losses_apart"]) == (5.0, 4.0, 1.0, 0.5)
     assert (row["tokens_per_s"], row["peak_memory_mb"], row["share_of_tf32_peak"]) == (6400, 7000, 0.5)
+    assert not {"share_of_float32_peak", "process_memory_mb"} & set(row)
+
+
+def test_gpu_kernels_are_compared_with_the_bytes_and_products_they_need():
+    cases = gpu_kernels.cases(B=2, T=8, C=4, heads=2, V=16, parameters=100)
+    assert set(cases) == set(gpu_kernels.ORDER)
+    N, C = 16, 4
+    assert cases["layernorm"].moved("forward", "float32") == 4 * (2 * N * C + 2 * C)
+    assert cases["layernorm"].moved("forward", "bfloat16") == 4 * (N * C + 2 * C) + 2 * N * C
+    assert cases["add_layernorm"].moved("backward", "float16") == (4 + 2 + 4 + 4) * N * C + 3 * 4 * C
+    assert cases["gelu"].moved("backward", "bfloat16") == 3 * 2 * N * 4 * C
+    assert cases["adam"].moved("forward", "bfloat16") == 7 * 4 * 100
+    assert cases["embedding"].moved("backward", "tf32") == 8 * N + 4 * N * C + 4 * 16 * C
+    assert cases["linear_fc"].flops == (2 * N * C * 4 * C, 4 * N * C * 4 * C)
+    assert cases["attention"].flops[0] == 2 * (2 * 2 * 8 * 8 * 2 * 2) / 2   # q k^T and P v of 2 x 2 heads, half of them
+    row = gpu_kernels.speed(cases["gelu"], 0, "forward", "bfloat16", 0.001, dict(bandwidth=1e9))
+    assert row == dict(gb_s=round(4 * N * 4 * C / 1e3, 1), share_of_limit=round(4 * N * 4 * C / 1e-6 / 1e9, 3))
+
+
+def test_gpu_losses_of_two_sides():
+    row = gpu_steps.losses_row([2.0, 1.5, 1.0], [2.0, 1.0, 1.0])
+    assert row == dict(first_loss=2.0, loss=1.0, losses_apart=0.5, last_50_apart=0.17)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Programs that are started find the stand-in for CuPy."""
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text(
+        "import sys\n"
+        "from strict_cupy import cupy\n"
+        "for module in (cupy, cupy.cuda, cupy.linalg, cupy.random): sys.modules[module.__name__] = module\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)]))
+
+
+PARTS = {  # part -> arguments, and what each row must have
+    "tests": (dict(tests="tests/test_gpu.py::test_rounding_to_16_bits_is_that_of_the_host"), {"passed"}),
+    "limits": ({}, {"bandwidth_gb_s", "bfloat16_tflops"}),
+    "doctor": ({}, {"answer"}),
+    "demo": (dict(steps=2, tokens=4), set()),
+    "steps": (dict(batch_sizes="2", against="torch", turns=2, timed=1), {"median_ms", "torch_over_ours"}),
+    "losses": ({}, {"losses_apart"}),
+    "kernels": (dict(products="bfloat16,tf32"), {"median_ms", "gb_s"}),
+    "decode": (dict(turns=2, tokens=4), {"median_ms"}),
+    "trace": ({}, {"median_ms"}),
+}
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_gpu_runs_on_the_stand_in(part, stand_in, tmp_path):
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
+    arguments, columns = PARTS[part]
+    rows = gpu_part(part, tmp_path, 600, **arguments)
+    errors = [row for row in rows if row.get("errors") and "No viable backend" not in row["errors"]]
+    assert rows and errors == []
+    assert all(columns <= set(row) or row.get("errors") for row in rows)
+    if part == "trace":
+        assert json.loads((tmp_path / "gpu_trace.json").read_text())["traceEvents"]
 
 
 @pytest.mark.parametrize("name", ["train", "ops", "decode", "tokenizer", "gpu"])
