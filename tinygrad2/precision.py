@@ -3,7 +3,8 @@
     highest     as float32 is
     high        relative errors of 5e-6 of a product are permitted: a float32 number is the sum of two bfloat16 numbers
     medium      relative errors of 3e-3: it is one bfloat16 number, infinite from 3.3962e38 on; sums are float32
-    bfloat16    the same, but always: operands are rounded to bfloat16 on every machine (mixed precision)
+                (on a GPU high and medium are TF32: 11 significant bits, relative errors of 5e-4, float32's range)
+    bfloat16    as "medium", but always: operands are rounded to bfloat16 on every machine (mixed precision)
     float16     operands are float16 numbers, of 11 significant bits and at most 65504, on a GPU only (mixed precision)
 
 The first three are permissions: the fastest code computes whose errors are no larger, and that may be float32's. Only

@@ -109,7 +109,8 @@ class TrainConfig:
                       choices=DTYPES)
     matmul_precision: str = flag("highest", "errors that matrix products may have: highest (those of float32), high "
                                             "(5e-6) or medium (3e-3, bfloat16): the fastest code within them computes. "
-                                            "Without AMX, or AVX512-BF16 of AMD for medium, that is float32's",
+                                            "Without AMX, or AVX512-BF16 of AMD for medium, that is float32's; on a "
+                                            "GPU both are TF32 (5e-4)",
                                  choices=PRECISIONS)
     weights_out: str = output_path("trained_weights.bin", "file for the trained weights")
     run_dir: str = output_path("run", "folder for metrics and checkpoints; what an earlier run left there is moved "
