@@ -31,6 +31,7 @@ from types import ModuleType, SimpleNamespace
 
 import cuda_host
 import numpy as np
+from strict_capture import Capturing, is_capturing, recorded, refused
 
 # What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
 _ABSENT = set(
@@ -67,6 +68,7 @@ _syncs = SimpleNamespace(count=0, forbidden=False)
 
 
 def _sync(call):
+    refused(call)
     if _syncs.forbidden:
         raise AssertionError(f"{call} waits for the device, inside no_sync()")
     _syncs.count += 1
@@ -159,12 +161,19 @@ def _call(path, function, *args, **kwargs):
         raise TypeError(f"{path}() takes host values, not a device array")
     if not given and name not in _CREATORS | _NEED_NO_ARRAY:
         raise TypeError(f"{path}() was given no device array")
-    result = function(*unboxed, **options)
     if name in _READERS or (name == "where" and len(args) == 1):
         _sync(f"{path}()")
     if name in ("empty", "empty_like"):  # a pool hands out used memory: see that nothing relies on zeros
+        result = function(*unboxed, **options)
         result.fill(np.frombuffer(b"\xff" * result.itemsize, result.dtype)[0])
-    return _box(np.asarray(result) if name in _DEVICE_ANSWERS else result, given)
+        return _box(result, given)
+    answers = name in _DEVICE_ANSWERS
+
+    def run():
+        result = function(*unboxed, **options)
+        return _box(np.asarray(result) if answers else result, given)
+
+    return recorded(run)
 
 
 def _call_ufunc(ufunc, method, *inputs, **kwargs):
@@ -181,8 +190,10 @@ def _call_ufunc(ufunc, method, *inputs, **kwargs):
     if method == "at" and _is_bfloat16(operands[0]):
         raise TypeError(f"cupy.{name}.at does not take bfloat16")
     run = _multiply_bfloat16 if name == "matmul" and all(map(_is_bfloat16, operands)) else getattr(ufunc, method)
-    result = run(*operands, **options)
-    return _box(result, _boxes([inputs, kwargs.get("out")]))
+    given = _boxes([inputs, kwargs.get("out")])
+    if name == "matmul" and is_capturing():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    return recorded(lambda: _box(run(*operands, **options), given))
 
 
 def _is_bfloat16(array):
@@ -263,7 +274,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
             elements = np.arange(self.size).reshape(self.shape)[key]
             if np.unique(elements).size != elements.size:
                 raise ValueError("one element is assigned twice: CuPy leaves open which value stays")
-        self._a[key] = value
+        recorded(lambda: self._a.__setitem__(key, value))
 
     def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have
         return _box(self._a ** _unbox_operand(exponent))
@@ -293,6 +304,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         """Overwrite with a host array of the same dtype and shape."""
         if not isinstance(arr, np.ndarray) or (arr.dtype, arr.shape) != (self.dtype, self.shape):
             raise TypeError(f"set() of a {self.dtype} array {self.shape} takes a NumPy array like it")
+        refused("cupy.ndarray.set()")
         self._a[...] = arr
 
 
@@ -336,7 +348,10 @@ class _Module(ModuleType):
 
 def _array(a, dtype=None, order=None):
     """A new device array from a device array, a host array or lists of scalars."""
-    return ndarray(np.array(_unbox(a) if _boxes(a) else a, dtype, order=order or "K"))
+    if _boxes(a):
+        return recorded(lambda: ndarray(np.array(_unbox(a), dtype, order=order or "K")))
+    refused("a copy from the host")
+    return ndarray(np.array(a, dtype, order=order or "K"))
 
 
 def _asarray(a, dtype=None, order=None):
@@ -364,10 +379,10 @@ def _default_rng(seed=None):
     return SimpleNamespace(**{name: partial(_call, f"random.{name}", getattr(rng, name)) for name in _RANDOM})
 
 
-class _Queue(contextlib.nullcontext):
+class _Queue(contextlib.nullcontext, Capturing):
     """A device or a stream. Here all work is done when the call returns, yet asking to wait for it counts."""
 
-    ptr = 0
+    ptr, array = 0, ndarray
     compute_capability = "90"
 
     def __init__(self, *args, **kwargs):
@@ -379,16 +394,24 @@ class _Queue(contextlib.nullcontext):
     def synchronize(self):
         _sync("synchronize()")
 
+    def record(self, event=None):
+        return event
+
+    def wait_event(self, event):
+        pass
+
 
 _Queue.null = _Queue()
 cupy = _Module("cupy", np, ndarray=ndarray, array=_array, asarray=_asarray, asnumpy=_asnumpy, newaxis=None)
 cupy.__version__ = "14.2.0"
 cupy.get_array_module = lambda *arrays: cupy if _boxes(arrays) else np
-cupy.RawModule = cuda_host.RawModule  # kernels run on the CPU
+cupy.RawModule, cuda_host.around = cuda_host.RawModule, recorded  # kernels run on the CPU
 cupy.linalg = _Module("cupy.linalg", np.linalg)
 cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
+cupy.cuda.MemoryPool = lambda: SimpleNamespace(malloc=None)
+cupy.cuda.using_allocator = contextlib.nullcontext
 cupy.cuda.alloc_pinned_memory = bytearray
 cupy.get_default_memory_pool = lambda: SimpleNamespace(total_bytes=lambda: 1 << 20)
 cupy.cuda.nvrtc, cupy.cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)), SimpleNamespace()
