@@ -14,7 +14,7 @@ from models.kv_cache import KVCache
 from models.language_model import LanguageModel
 from models.layernorm import LayerNorm
 from models.linear import Linear
-from tinygrad2.backend import to_device
+from tinygrad2.backend import array_module, to_device
 from tinygrad2.recompute import recompute
 from tinygrad2.tensor import Tensor
 
@@ -53,9 +53,9 @@ class GPT(LanguageModel):
         B, T = tokens.shape
         if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
-        positions = np.arange(T) if cache is None else cache.positions(B, T)
-        positions = to_device(positions, self.wpe.weight.device)  # (T,), or (B, T)
-        x = self.drop(self.wte(self._to_model(tokens)) + self.wpe(positions))        # (B, T, C)
+        device = self.wpe.weight.device
+        positions = array_module(device).arange(T) if cache is None else to_device(cache.positions(B, T), device)
+        x = self.drop(self.wte(self.to_model(tokens)) + self.wpe(positions))        # (B, T, C)
         for i, block in enumerate(self.h):
             if cache is not None:
                 x = block(x, cache.layer(i))

@@ -88,7 +88,7 @@ class HeadLanguageModel(LanguageModel):
         if cache is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than this model's block_size of {self.config.block_size}")
         positions = to_device(np.arange(T) if cache is None else cache.positions(B, T), self.device)
-        x = self.wte(self._to_model(tokens)) + self.wpe(positions)                  # (B, T, C)
+        x = self.wte(self.to_model(tokens)) + self.wpe(positions)                  # (B, T, C)
         q, k, v = ops.split_heads(self.c_attn(x), 1)              # each (B, 1, T, C)
         out = self.head(q, k, v) if cache is None else cache.layer(0).attend(self.head, q, k, v)
         if cache is not None:

@@ -35,14 +35,14 @@ class LanguageModel(Module):
         logits = self.logits(self.hidden(tokens))                 # (B, T, V)
         if targets is None:
             return logits, None
-        return logits, ops.cross_entropy(logits, self._to_model(targets, ignored=-1))
+        return logits, ops.cross_entropy(logits, self.to_model(targets, ignored=-1))
 
     def loss(self, tokens: Any, targets: Any) -> Tensor:          # (B, T) integers, both
         """The loss alone, as `forward` returns it: for training and validation."""
         weight = self.head_weight()
         if weight is None:
-            return ops.cross_entropy(self.logits(self.hidden(tokens)), self._to_model(targets, ignored=-1))
-        return ops.linear_cross_entropy(self.hidden(tokens), weight, self._to_model(targets, ignored=-1))
+            return ops.cross_entropy(self.logits(self.hidden(tokens)), self.to_model(targets, ignored=-1))
+        return ops.linear_cross_entropy(self.hidden(tokens), weight, self.to_model(targets, ignored=-1))
 
     def head_weight(self) -> Tensor | None:
         """The matrix (V, C) with which logits = x weightT: then the loss needs never hold all logits. None without."""
@@ -95,8 +95,11 @@ class LanguageModel(Module):
             raise ValueError(f"tokens of shape {tokens.shape}: a model takes (B, T), a row for each text")
         return tokens
 
-    def _to_model(self, ids: Any, ignored: int | None = None) -> Any:
-        """Token ids on the model's device. They are checked here, on the host: a GPU would not complain."""
+    def to_model(self, ids: Any, ignored: int | None = None) -> Any:
+        """Token ids on the model's device. They are checked here, on the host: a GPU would not complain.
+
+        ignored    an id that stands for none. Raises IndexError for others outside the vocabulary
+        """
         ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
         if isinstance(ids, np.ndarray):
             check_ids(ids if ignored is None else ids[ids != ignored], self.config.vocab_size)

@@ -89,9 +89,9 @@ class MLPLanguageModel(LanguageModel):
     def hidden(self, tokens: Any, cache: Any = None) -> Tensor:   # (B, T)
         """The hidden layer at each position, (B, T, H)."""
         tokens, config = self._rows(tokens), self.config
-        ids, window = self._to_model(tokens), partial(last_tokens, k=config.n_context, nothing=config.vocab_size)
+        ids, window = self.to_model(tokens), partial(last_tokens, k=config.n_context, nothing=config.vocab_size)
         contexts = window(ids, tokens.shape[1]) if cache is None else cache.contexts(tokens, window)     # (B, T, k)
-        x = self.wte(self._to_model(contexts, ignored=config.vocab_size))            # (B, T, k, C)
+        x = self.wte(self.to_model(contexts, ignored=config.vocab_size))            # (B, T, k, C)
         return self.c_fc(x.reshape(*tokens.shape, -1)).tanh()     # (B, T, H)
 
     def logits(self, x: Tensor) -> Tensor:                        # (..., H)

@@ -18,6 +18,7 @@ import weakref
 import numpy as np
 import pytest
 import strict_cupy
+from strict_capture import recorded
 
 from ops.kernels.cuda import cublaslt, cublaslt_plan, products
 
@@ -52,6 +53,8 @@ def install(monkeypatch, library=compiled):
     for module, name in ((products, "plan"), (cublaslt_plan, "handle")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
     monkeypatch.setattr(products, "_workspaces", {})
+    run = cublaslt_plan.Plan.run
+    monkeypatch.setattr(cublaslt_plan.Plan, "run", lambda plan, *args: recorded(lambda: run(plan, *args)))
     box, known = strict_cupy.ndarray.__init__, set()
 
     def watched(self, array):

@@ -31,7 +31,7 @@ from types import ModuleType, SimpleNamespace
 
 import cuda_host
 import numpy as np
-from strict_capture import Capturing, is_capturing, recorded, refused
+from strict_capture import Capturing, is_capturing, kept, recorded, refused
 
 # What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
 _ABSENT = set(
@@ -166,7 +166,7 @@ def _call(path, function, *args, **kwargs):
     if name in ("empty", "empty_like"):  # a pool hands out used memory: see that nothing relies on zeros
         result = function(*unboxed, **options)
         result.fill(np.frombuffer(b"\xff" * result.itemsize, result.dtype)[0])
-        return _box(result, given)
+        return kept(_box(result, given))
     answers = name in _DEVICE_ANSWERS
 
     def run():

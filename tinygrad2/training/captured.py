@@ -1,0 +1,114 @@
+"""Forward and backward of a step as a CUDA graph: the host starts its few hundred kernels with one call.
+
+Starting a kernel takes the host some 5 us, and the Python around it more. Where the GPU has computed a kernel before
+the host has started the next one, as with small batches, a step takes as long as the host does. A graph is recorded
+once, by running the step while the stream captures, and is launched by one call from then on.
+
+What is recorded are addresses. So the tokens of each batch are copied to the same place, and all arrays of the step
+live in a pool of memory of their own, from which nobody else is given any. Numbers that the host passes to kernels
+are recorded as they are: with dropout, whose masks are new in each step, there is no graph; Adam, with its learning
+rate, is launched after it.
+"""
+
+import contextlib
+
+from tinygrad2.backend import array_module
+from tinygrad2.errors import UserError
+
+USUAL = 2  # steps before a recording: they compile the kernels, and fill the pool of memory
+BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays
+
+
+class Gradients:
+    """The gradients of the steps of a Trainer on a GPU, computed as usual or, if that pays, by a graph.
+
+    stream     on which a step runs; whoever uses its results does so on it, too
+    graph      the recorded one, or None
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.xp = trainer, array_module(trainer.config.device)
+        self.graph, self._values, self._batches, self._done = None, None, [], 0
+        self._wanted = self._failed = False
+        reason = self._why_not()
+        if reason and trainer.config.cuda_graph == "yes":
+            raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
+        self.permitted = trainer.config.cuda_graph != "no" and not reason
+        cuda = self.xp.cuda
+        self.stream = cuda.Stream(non_blocking=True) if self.permitted else contextlib.nullcontext()
+        self._pool = cuda.MemoryPool() if self.permitted else None
+
+    def _why_not(self):
+        trainer = self.trainer
+        if getattr(trainer.model.config, "dropout", 0):
+            return "the masks of dropout are new in each step, which a graph cannot be"
+        if trainer.world.size > 1:
+            return "a graph is for one rank"
+        return ""
+
+    def run(self, loader):
+        """One step's: the losses of its micro-batches, and the norm of the gradient, (n + 1,), in memory that the next
+        run leaves alone. On the stream."""
+        rows = list(loader.micro_batches(self.trainer.position, self.trainer.config.micro_batch_size))
+        if not self.permitted:
+            return self._compute(rows)
+        with self.stream:
+            rows = self._in_place(rows)
+            if self.graph is None and self._done >= USUAL and self._wanted:
+                self.graph = self._recorded(rows)
+            if self.graph:
+                self.graph.launch(self.stream)
+            else:
+                with self._own_memory():
+                    self._values = self._compute(rows)
+            self._done += 1
+            return self._values.copy()
+
+    def note_time(self, starting, seconds):
+        """A step took so many seconds, in the first of which the host started it: is a graph worth it?"""
+        asked = self.trainer.config.cuda_graph == "yes"
+        self._wanted = not self._failed and (self._wanted or asked or starting > BUSY * seconds)
+
+    def _own_memory(self):
+        return self.xp.cuda.using_allocator(self._pool.malloc)
+
+    def _in_place(self, rows):
+        """The micro-batches on the GPU, where those of all steps are."""
+        model = self.trainer.model
+        shapes = [(x.shape, y.shape) for _, x, y in rows]
+        if [(x.shape, y.shape) for x, y in self._batches] != shapes:
+            self._batches = [[self.xp.empty(a.shape, a.dtype) for a in (x, y)] for _, x, y in rows]
+            self.graph = None
+        for (_, x, y), (x_place, y_place) in zip(rows, self._batches):
+            x_place[...] = model.to_model(x)                      # checks the ids, on the host
+            y_place[...] = model.to_model(y, ignored=-1)
+        return [(first, *places) for (first, _, _), places in zip(rows, self._batches)]
+
+    def _recorded(self, rows):
+        """The graph of a step, of which nothing is computed until it is launched. None if something in it cannot be
+        recorded, such as a product by CuPy: then the steps go on as usual, and the user is told why."""
+        with self._own_memory():
+            self.stream.begin_capture()
+            try:
+                self._values = self._compute(rows)
+                return self.stream.end_capture()
+            except (NotImplementedError, RuntimeError) as error:
+                with contextlib.suppress(RuntimeError):           # CUDA has ended it already
+                    self.stream.end_capture()
+                self._wanted, self._failed = False, True
+                self.trainer.world.print(f"note      no CUDA graph: {error}")
+                return None
+
+    def _compute(self, rows):
+        """The part of Trainer.step before the weights change."""
+        trainer, losses = self.trainer, []
+        trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
+        for first_row, x, y in rows:
+            with trainer.reducer.micro_batch():
+                losses.append(trainer.micro_step(first_row, x, y))
+        trainer.reducer.finish()
+        norm = trainer.reducer.grad_norm() / trainer.micro_batches
+        values = self.xp.empty(len(losses) + 1, norm.dtype)
+        for i, value in enumerate([*losses, norm]):               # one at a time: for a list, addresses would be copied
+            values[i] = value                                     # from the host, which a capture refuses
+        return values
