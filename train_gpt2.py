@@ -89,11 +89,11 @@ class Trainer:
         self.model = make_model(model_config, None if config.init_from else config.seed, config.recompute)
         self.flat = FlatBuffers(self.model, config.device)        # all weights in one array, all gradients in another
         self.micro_batches = config.batch_size // config.micro_batch_size                  # of all ranks together
-        overlap = world.hosts > 1 if config.overlap == "auto" else config.overlap == "yes"
+        nccl = connect_gpus(world, config.device, config.gpu_allreduce, config.comm_dtype)
+        overlap = world.hosts > 1 or nccl is not None if config.overlap == "auto" else config.overlap == "yes"
         self.reducer = Reducer(
             self.flat, world, self.micro_batches // world.size, order=config.reduce_order,
-            comm_dtype=config.comm_dtype, shard=config.zero > 0, overlap=overlap,
-            nccl=connect_gpus(world, config.device, config.gpu_allreduce, config.comm_dtype),
+            comm_dtype=config.comm_dtype, shard=config.zero > 0, overlap=overlap, nccl=nccl,
         )  # fmt: skip
         betas, parts = (config.beta1, config.beta2), self.reducer.parts
         self.optimizer = Adam(self.flat, betas=betas, weight_decay=config.weight_decay, parts=parts)

@@ -326,6 +326,7 @@ ON_GPUS = {
     "overlap": ("host", "--overlap yes", True),
     "NCCL": ("nccl", "", False),
     "NCCL, ZeRO": ("nccl", "--zero 1", False),
+    "NCCL after backward": ("nccl", "--overlap no", False),
 }
 
 

@@ -2,7 +2,8 @@
 
 Between hosts a bucket of gradients takes as long as some layers of the backward pass. No MPI that pip installs makes
 progress unless it is called, so a separate thread calls it; it costs the computation little, because most of the time
-it sleeps or copies (docs/scaling.md has the figures).
+it sleeps or copies (docs/scaling.md has the figures). Between GPUs NCCL's sums run on a stream of their own, which
+needs no thread: the host puts them there, and events say what waits for what.
 """
 
 import contextlib
@@ -49,13 +50,16 @@ class OverlappedReduction:
         if self.order is not None:
             self._missing = {bucket: sum(self.expected[id(p)] > 0 for p in parameters)
                              for bucket, parameters in self._within.items()}  # fmt: skip
-            self._jobs, self._error = queue.SimpleQueue(), None
-            run, args = contextvars.copy_context().run, (self._work, self._jobs)  # what holds here holds there
-            self._thread = threading.Thread(target=run, args=args, name="tinygrad2 reduction")
-            self._thread.daemon = True
-            self._thread.start()
+            self._start()
         with observe(self):
             yield
+
+    def _start(self):
+        self._jobs, self._error = queue.SimpleQueue(), None
+        run, args = contextvars.copy_context().run, (self._work, self._jobs)  # what holds here holds there
+        self._thread = threading.Thread(target=run, args=args, name="tinygrad2 reduction")
+        self._thread.daemon = True
+        self._thread.start()
 
     def inside(self, module):
         """As an observer (function.py): nothing to do."""
@@ -89,7 +93,10 @@ class OverlappedReduction:
         for parameter in self._within.get(bucket, ()):
             parameter.materialize_grad()                      # the zeros of one that got no gradient
         self._sent += 1
-        self._jobs.put(self.reducer.buckets[bucket])
+        self._put(self.reducer.buckets[bucket])
+
+    def _put(self, bucket):
+        self._jobs.put(bucket)
 
     def _work(self, jobs):
         choose_gpu(xp_of(self.reducer.flat.data))             # CUDA's choice holds for one thread
@@ -120,3 +127,28 @@ class OverlappedReduction:
         ready = {bucket: max(when.get(id(p), -1) for p in parameters) for bucket, parameters in self._within.items()}
         order = sorted(range(len(self.reducer.buckets)), key=lambda bucket: ready.get(bucket, -1))
         self.order = self.reducer.world.broadcast_object(order, "the order of buckets")
+
+
+class OverlappedNccl(OverlappedReduction):
+    """The same for GPUs: NCCL sums each bucket on a stream of its own while the GPU computes backward. The host waits
+    for neither, so that a rank that is missing is noticed when its losses are read (training/lookahead.py)."""
+
+    def __init__(self, reducer):
+        super().__init__(reducer)
+        self.cuda = xp_of(reducer.flat.data).cuda
+        self.stream = self.cuda.Stream(non_blocking=True)
+
+    def _start(self):
+        """No thread."""
+
+    def _put(self, bucket):
+        self.stream.wait_event(self.cuda.get_current_stream().record())       # until these gradients are there
+        with self.stream:
+            self.reducer.sum_bucket(self.reducer.flat.grad_buffer, bucket)
+
+    def finish(self):
+        """Send the remaining buckets. What the GPU computes from here on waits for the sums."""
+        with self.reducer.collective(moves_data=False):
+            while self._sent < len(self.order):
+                self._send()
+            self.cuda.get_current_stream().wait_event(self.stream.record())

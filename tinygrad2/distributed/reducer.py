@@ -34,7 +34,7 @@ import numpy as np
 
 from tinygrad2.backend import xp_of
 from tinygrad2.distributed.allreduce import add, choose_all_reduce
-from tinygrad2.distributed.overlap import OverlappedReduction
+from tinygrad2.distributed.overlap import OverlappedNccl, OverlappedReduction
 from tinygrad2.distributed.zero import Shards
 from tinygrad2.errors import UserError
 from tinygrad2.optim import grad_norm, norm_of
@@ -68,11 +68,11 @@ class Reducer:
                  nccl=None):  # fmt: skip
         self.flat, self.world, self.micro_batches = flat, world, micro_batches
         several = world.size > 1
-        overlap = overlap and several and not nccl
+        overlap = overlap and several
         self.is_tree = order == "tree" and world.size & (world.size - 1) == 0 and not nccl
         self.is_nccl = bool(nccl)
         self.comm_dtype = comm_dtype if several else "float32"
-        self.bucket = OVERLAP_BUCKET if overlap else BUCKET                   # elements
+        self.bucket = OVERLAP_BUCKET if overlap and not nccl else BUCKET                   # elements
         self.buckets = [slice(i, min(i + self.bucket, flat.size)) for i in range(0, flat.size, self.bucket)]
         self.algorithm = self.shards = None
         if several:
@@ -84,7 +84,7 @@ class Reducer:
         self.micro_batches_per_leaf = _odd_part(micro_batches) if self.is_tree else micro_batches  # summed in place
         self.done, self._waiting, self._spare = 0, [], []                     # _waiting: (level, partial sum)
         self.name = "gradients"
-        self.overlap = OverlappedReduction(self) if overlap else None
+        self.overlap = (OverlappedNccl if nccl else OverlappedReduction)(self) if overlap else None
 
     def describe(self):
         """Lines for the log about how the sums are computed."""

@@ -100,7 +100,7 @@ class TrainConfig:
                                       "(from GPU to GPU), or auto (nccl if every rank has its own GPU)",
                               choices=("auto", "host", "nccl"), former="gpu_sum")
     overlap: str = flag("auto", "send gradients while backward is still running: yes, no, or auto (if there are "
-                                "several hosts)", choices=("auto", "yes", "no"))
+                                "several hosts, or NCCL sums)", choices=("auto", "yes", "no"))
     timeout: float = flag(300.0, "seconds after which ranks that wait for another one end the job; 0 means never")
     ranks: int = flag(None, "refuse to start with another number of ranks than this", kind=int, default="any number")
     compare_every: int = flag(100, "steps between comparisons of the ranks' weights; 0 means only at the end")
