@@ -39,15 +39,14 @@ FAULTS = {
     "gelu_erf: a factor is forgotten": (
         "gelu_erf", ((3, 7),), "gelu", "(RSQRT2PI * __expf", "(__expf", DIFFERS),
     "cross_entropy: the target is read after it is overwritten": (
-        *CROSS_ENTROPY, "cross_entropy", "losses[blockIdx.x] = counts ? logf(total) - (score",
-        "losses[blockIdx.x] = counts ? logf(total) - (to_float(dz[target + blockIdx.x * stride])", BETWEEN_BLOCKS),
+        *CROSS_ENTROPY, "cross_entropy", "counts ? logf(both.y) - (score",
+        "counts ? logf(both.y) - (to_float(dz[target + blockIdx.x * stride])", BETWEEN_BLOCKS),
     "cross_entropy: the sum is not scaled down": (
-        *LONG_ROWS, "cross_entropy", "total *= __expf(largest - top);", "", DIFFERS),
+        *LONG_ROWS, "softmax.cuh", "total *= __expf(largest - top);", "", DIFFERS),
     "cross_entropy: the tail has scores of 0": (
-        *CROSS_ENTROPY, "cross_entropy", "wide, x, nothing)", "wide, x)", DIFFERS),
+        *CROSS_ENTROPY, "softmax.cuh", "wide, x, __uint_as_float(0xff800000u))", "wide, x)", DIFFERS),
     "cross_entropy: the last elements are left out": (
-        *CROSS_ENTROPY, "cross_entropy", "j < V; j += step) {\n        if (counts)",
-        "j <= V - 8; j += step) {\n        if (counts)", DIFFERS),
+        *CROSS_ENTROPY, "cross_entropy", "j < V; j += blockDim.x", "j <= V - 8; j += blockDim.x", DIFFERS),
     "cross_entropy: the barrier in a sum": (
         *CROSS_ENTROPY, "common", "x;\n    __syncthreads();\n    float total", "x;\n    float total", SHARED),
     "cross_entropy: the barrier behind a largest score": (
@@ -60,6 +59,17 @@ FAULTS = {
         "hash_start(key, first_position + first % 2048)", DIFFERS),
     "dropout: some bits are not mixed": (*DROPOUT, "dropout.cuh", "z >> 27", "z >> 26", DIFFERS),
     "dropout: one position further": (*DROPOUT, "dropout.cuh", "(position + 1)", "(position + 2)", DIFFERS),
+    "softmax: a block starts in the next row": (
+        "softmax", ((3, 300),), "softmax.cu", "float2 both = largest_and_sum(x + first,",
+        "float2 both = largest_and_sum(x + first + 1,", f"{OUTSIDE}|{DIFFERS}"),
+    "softmax: the sum is of one thread": (
+        "softmax", ((3, 300),), "softmax.cu", "total = block_sum(total, scratch);", "", DIFFERS),
+    "log_softmax: the sum is of the wrong kind": (
+        "log_softmax", ((3, 300),), "softmax.cu", "logarithm ? ds[i] : ds[i] * values[i]", "ds[i] * values[i]",
+        DIFFERS),
+    "cross_entropy: an ignored row has no barrier": (
+        "linear_cross_entropy", ((9, 4), (5, 4), integers(9, below=2)), dict(ignore_index=1), "cross_entropy",
+        "exists = counts && target", "exists = target", BETWEEN_BLOCKS),
     "embedding: a row is added by several blocks": (
         *EMBEDDING, "embedding", "(first > 0 && keys[first - 1] >> 32 == id)", "first == id", BETWEEN_BLOCKS),
     "embedding: the barrier before the positions": (

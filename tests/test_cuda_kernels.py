@@ -26,6 +26,8 @@ FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows o
                       Sample(((6, 300), integers(6, below=3)), dict(ignore_index=1))],
     "dropout": [Sample(((33, 250),), dict(p=0.25, key=2**64 - 1, first=2**40)),
                 Sample(((2, 344),), dict(p=0.5, key=9))],
+    "softmax": [Sample(((3, 2, 8200),)), Sample(((5, 264, 3),), dict(axis=1)), Sample(((2, 16401),))],
+    "log_softmax": [Sample(((3, 2, 8200),)), Sample(((5, 264, 3),), dict(axis=1))],
     "embedding": [Sample(((40, 24), integers(3, 100, below=2))), Sample(((9, 1100), integers(5, below=9))),
                   Sample(((5, 1032), integers(2, 300, below=1)))],
     "linear_cross_entropy": [Sample(((9, 24), (264, 24), integers(9, below=264)))],

@@ -17,5 +17,6 @@ from ops.kernels.cuda import (  # noqa: F401
     linear_int8,
     matmul,
     mlp,
+    softmax,
     split_heads,
 )

@@ -1,47 +1,28 @@
-#include "elements.cuh"
-
-const float LOWEST = -3.402823466e38f;                            // finite: e^(-inf - LOWEST) is 0, e^(-inf - -inf) is NaN
+#include "softmax.cuh"
 
 // losses[n] = -ln softmax(z[n])[target], and dz[n] = softmax(z[n]) - onehot(target) if there is a dz; both are 0 if the
 // target is `ignored`, and NaN if it is no column. Rows of z and dz are `stride` elements apart; dz may be z.
 //
-// A block per row. A thread keeps the largest of its scores and the sum of e^(score - largest), which is scaled down when
-// a larger one comes (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), so the row is read once
-// for both. For dz it is read again, from the L2 cache: all rows in work together are smaller than that.
+// A block per row. For dz the row is read again, from the L2 cache: all rows in work together are smaller than that.
 extern "C" __global__ void __launch_bounds__(1024) softmax_loss(
     const T* z, T* dz, const long long* __restrict__ targets, float* __restrict__ losses, int V, long long stride,
     long long ignored, int wide) {
     __shared__ float scratch[32];
     const T* row = z + blockIdx.x * (size_t)stride;
     long long target = targets[blockIdx.x];
-    bool counts = target != ignored, exists = target >= 0 && target < V;
-    float nothing = __uint_as_float(0xff800000u), nan = __uint_as_float(0x7fc00000u);   // -inf: e to it is 0
+    bool counts = target != ignored, exists = counts && target >= 0 && target < V;
+    float nan = __uint_as_float(0x7fc00000u), x[ELEMENTS];
     float score = exists ? to_float(row[target]) : nan;           // before it is overwritten
-    float x[ELEMENTS], largest = LOWEST, total = 0;
-    int first = threadIdx.x * ELEMENTS, step = blockDim.x * ELEMENTS;
-    for (int j = first; counts && j < V; j += step) {
-        load_elements(row, j, V, wide, x, nothing);
-        float top = x[0];
-#pragma unroll
-        for (int i = 1; i < ELEMENTS; i++) top = fmaxf(top, x[i]);
-        if (top > largest) {
-            total *= __expf(largest - top);
-            largest = top;
-        }
-#pragma unroll
-        for (int i = 0; i < ELEMENTS; i++) total += __expf(x[i] - largest);
-    }
-    float of_row = block_max(largest, scratch);
-    total = block_sum(total * __expf(largest - of_row), scratch);
-    if (threadIdx.x == 0) losses[blockIdx.x] = counts ? logf(total) - (score - of_row) : 0;
+    float2 both = counts ? largest_and_sum(row, V, wide, scratch) : make_float2(0, 1);
+    if (threadIdx.x == 0) losses[blockIdx.x] = counts ? logf(both.y) - (score - both.x) : 0;
     if (!dz) return;
     T* drow = dz + blockIdx.x * (size_t)stride;
-    float factor = exists ? 1 / total : nan;
-    for (int j = first; j < V; j += step) {
+    float factor = exists ? 1 / both.y : nan;
+    for (int j = threadIdx.x * ELEMENTS; j < V; j += blockDim.x * ELEMENTS) {
         if (counts) load_elements(row, j, V, wide, x);
 #pragma unroll
         for (int i = 0; i < ELEMENTS; i++)
-            x[i] = counts ? __expf(x[i] - of_row) * factor - (j + i == target ? 1 : 0) : 0;
+            x[i] = counts ? __expf(x[i] - both.x) * factor - (j + i == target ? 1 : 0) : 0;
         store_elements(drow, j, V, wide, x);
     }
 }
