@@ -12,6 +12,7 @@ factors of FAST_TF32: what a caller asks for shows in the bits of the result.
 With -DCUBLASLT_HEADER it is compiled against NVIDIA's header: signatures and values are then checked by the compiler.
 */
 #include <math.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -90,29 +91,36 @@ static void *last_stream;
 /* The memory of the arrays there are, if fake_watch was told of any: nothing else is read or written. */
 static struct { uintptr_t start, end; } *watched;
 static size_t watched_count, watched_room;
+static pthread_mutex_t watching = PTHREAD_MUTEX_INITIALIZER;      /* a call runs without Python's lock */
 
 void fake_watch(uintptr_t start, size_t size) {
+    pthread_mutex_lock(&watching);
     if (watched_count == watched_room) {
         watched_room = 2 * watched_room + 64;
         watched = realloc(watched, watched_room * sizeof(*watched));
     }
     watched[watched_count].start = start;
     watched[watched_count++].end = start + size;
+    pthread_mutex_unlock(&watching);
 }
 
 void fake_forget(uintptr_t start) {
+    pthread_mutex_lock(&watching);
     for (size_t i = watched_count; i-- > 0;)
         if (watched[i].start == start) {
             watched[i] = watched[--watched_count];
-            return;
+            break;
         }
+    pthread_mutex_unlock(&watching);
 }
 
 static int outside(const void *memory, int64_t first, int64_t count, int itemsize) {
     uintptr_t start = (uintptr_t)memory + first * itemsize, end = start + count * itemsize;
-    for (size_t i = 0; i < watched_count; i++)
-        if (start >= watched[i].start && end <= watched[i].end) return 0;
-    return watched_count > 0;
+    pthread_mutex_lock(&watching);
+    int inside = watched_count == 0;
+    for (size_t i = 0; i < watched_count && !inside; i++) inside = start >= watched[i].start && end <= watched[i].end;
+    pthread_mutex_unlock(&watching);
+    return !inside;
 }
 
 const char *fake_reason(void) { return reason; }

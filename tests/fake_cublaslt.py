@@ -33,7 +33,7 @@ def compiled():
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = pathlib.Path(folder) / "libcublasLt.so"
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", path, SOURCE, "-lm"], check=True, timeout=120)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-pthread", "-o", path, SOURCE, "-lm"], check=True, timeout=120)
     library = cublaslt.declared(ctypes.CDLL(str(path)))
     library.fake_reason.restype = ctypes.c_char_p
     library.fake_last_stream.restype = ctypes.c_void_p

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import threading
 
 import fake_cublaslt
 import numpy as np
@@ -280,6 +281,29 @@ def test_a_product_runs_on_the_current_stream_in_memory_of_its_own(cp, lt, monke
     (workspace,) = seen_workspaces.values()
     assert lt.fake_last_stream() == 77 and list(seen_workspaces) == [(0, 77)]
     assert workspace.nbytes == cublaslt_plan.WORKSPACE and seen[0][-2:] == (workspace.data.ptr, 77)
+
+
+def test_threads_that_share_a_plan_keep_their_biases(cp, lt):
+    """The address of a bias is a part of the plan's descriptor, and ctypes lets other threads run during a call."""
+    a, b = cp.zeros((64, 64), dtype=FLOAT32), cp.zeros((64, 48), dtype=FLOAT32)
+    memory = cp.asarray(np.repeat(np.arange(8, dtype=np.float32), 64).reshape(8, 64))
+    outs = cp.zeros((8, 64 * 48 + 64), dtype=FLOAT32)
+    wrong = []
+
+    def work(i):
+        bias = memory[i, :48]                                     # 256 bytes apart: aligned alike, so one plan
+        out = outs[i, : 64 * 48].reshape(64, 48)
+        for _ in range(40):
+            gemm(a, b, out, bias=bias)
+            if (cp.asnumpy(out) != i).any():
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_nothing_in_a_product_waits_for_the_device(cp, lt):

@@ -132,9 +132,10 @@ def _stack(x):
 
 def _workspace(xp, device, stream):
     """Memory for the parts of sums, which products on one stream use in turn."""
-    if (device, stream) not in _workspaces:
-        _workspaces[device, stream] = xp.empty(WORKSPACE, dtype=xp.uint8)
-    return _workspaces[device, stream]
+    workspace = _workspaces.get((device, stream))
+    if workspace is None:                                         # of two threads, both get the first one's
+        workspace = _workspaces.setdefault((device, stream), xp.empty(WORKSPACE, dtype=xp.uint8))
+    return workspace
 
 
 def describe(precision):
