@@ -124,10 +124,21 @@ def half_of(array: Array, dtype: np.dtype) -> Array:
         return copy.view(array, address(array) - address(owner))
 
 
+def current_halves(array: Array) -> list[Array]:
+    """[] or [the view of an array's 16-bit copy, if that is up to date]: for a writer that keeps it so. It writes to
+    both, and calls `wrote` and halves_written; otherwise the next half_of casts again."""
+    owner = owner_of(array)
+    with _lock:
+        for copy in _copies.get(id(owner), {}).values():
+            if copy.written >= 0 and not changed_since(owner, copy.written):
+                return [copy.view(array, address(array) - address(owner))]
+    return []
+
+
 def halves_written(array: Array, dtype: np.dtype) -> None:
     """Whoever has written to `array` and called `wrote` has brought its owner's copy up to date as well (AdamW).
 
-    That is only true if the copy was current before; half_of(array, dtype) makes sure of it.
+    That is only true if the copy was current before.
     """
     with _lock:
         copy = _copies.get(id(owner_of(array)), {}).get(dtype)

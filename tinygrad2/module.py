@@ -61,8 +61,8 @@ class Parameter(Tensor):
     def materialize_grad(self) -> Array | None:
         """The memory of the gradient, after writing the zeros that `zero_grad` or freezing have left out."""
         if self._stale:
-            if self._requires_grad or self._grad.any():           # zeros that are there already: pages stay untouched
-                self._grad.fill(0)
+            if self._requires_grad or self.device != "cpu" or self._grad.any():
+                self._grad.fill(0)                                # zeros that are there already: pages stay untouched
             self._stale, self._borrower = False, None
         return self._grad
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinygrad2.backend import device_of, large_zeros, to_device, xp_of
 from tinygrad2.dispatch import has_kernels
+from tinygrad2.halves import cast_to_half, current_halves, halves_written
 from tinygrad2.writes import wrote
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
@@ -27,12 +28,15 @@ _GPU_BLOCK = 1 << 24  # on a GPU: few launches, and temporaries of 64 MB each
 
 
 @has_kernels
-def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
-    """One Adam step in place on flat arrays (n,); g is multiplied by grad_scale; t counts steps from 1."""
+def adam_update(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay, half=None):
+    """One Adam step in place on flat arrays (n,); g is multiplied by grad_scale; t counts steps from 1. `half` (n,), if
+    there is one, is then p in 16 bits."""
     size = _BLOCK if device_of(p) == "cpu" else _GPU_BLOCK
     for start in range(0, len(p), size):
         block = slice(start, start + size)
         _update_block(p[block], g[block] * grad_scale, m[block], v[block], t, lr, beta1, beta2, eps, weight_decay)
+    if half is not None:
+        cast_to_half(p, half)
 
 
 def _update_block(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay):
@@ -74,12 +78,15 @@ class Adam:
         self.t += 1
         for name in flat.frozen:
             self.missed[name] = self.missed.get(name, 0) + 1
+        halves = current_halves(flat.data)  # on a GPU perhaps the weights in 16 bits, which its products take
         for part, own, t, decays in self._pieces():
             adam_update(
                 flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
-                t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0,
+                t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0, *(half[part] for half in halves),
             )  # fmt: skip
         wrote(flat.data)  # a graph of the old weights is of no use now, and its backward says so
+        for half in halves:
+            halves_written(flat.data, half.dtype)
 
     def _pieces(self):
         """Yields (slice of the buffers, slice of m and v, t, whether it decays) for what is not frozen: parts, split
@@ -160,6 +167,7 @@ def block_square_sums(grad):
     return xp.concatenate(sums).astype("float64")
 
 
+@has_kernels
 def norm_of(sums, dtype):
     """sqrt of the sum of block_square_sums, a 0-d array.
 

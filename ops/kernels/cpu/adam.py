@@ -19,7 +19,7 @@ from tinygrad2.system.threads import POOL
 _BLOCK = 1 << 16  # elements for which waking a thread pays
 
 
-@register_kernel("adam_update", "numpy", supports=lambda p, g, m, v, *_: is_float32(p, g, m, v))
+@register_kernel("adam_update", "numpy", supports=lambda p, g, m, v, *more: is_float32(p, g, m, v) and len(more) < 8)
 def adam_update_cpu(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay):
     """As adam_update of optim.py."""
     constants = (grad_scale, lr, 1 - beta1, 1 - beta2, 1 / (1 - beta1**t), 1 / (1 - beta2**t), eps, weight_decay)

@@ -3,6 +3,7 @@ imported by nothing in here: a kernel gets it as `xp`.
 """
 
 from ops.kernels.cuda import (  # noqa: F401
+    adam,
     add,
     attention,
     cast,
@@ -17,6 +18,7 @@ from ops.kernels.cuda import (  # noqa: F401
     linear_int8,
     matmul,
     mlp,
+    norm,
     softmax,
     split_heads,
 )

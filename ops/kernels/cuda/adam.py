@@ -1,0 +1,43 @@
+"""AdamW on the GPU. Same formulas (tinygrad2/optim.py); what changes, and why:
+
+- One launch: p, g, m and v are read once, p, m and v written once, 28 bytes a parameter. The reference's 17 operators
+  move 172. The factor of clipping, of the mean over micro-batches and of the loss scale is multiplied in on the way; it
+  may be an array of the GPU, so the host need not know it.
+- In mixed precision the 16-bit copy of the weights (tinygrad2/halves.py) is written in the same pass: 2 bytes more,
+  where a cast afterwards would read 4 and write 2.
+- If the factor is not a number, nothing changes: steps can be started before the host has seen the norm of the last one
+  (tinygrad2/training/lookahead.py).
+
+The learning rate and the step count are arguments of the launch: a CUDA graph of the step would need them on the GPU.
+"""
+
+import numpy as np
+
+from ops.kernels.cuda.elements import launch_elements
+from tinygrad2.backend import xp_of
+from tinygrad2.dispatch import register_kernel
+
+
+def _is_flat(array):
+    return array.dtype.char == "f" and array.ndim == 1 and array.flags.c_contiguous
+
+
+@register_kernel("adam_update", "cupy", supports=lambda *arrays: all(map(_is_flat, arrays[:4])))
+def adam_update_cuda(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay, half=None):
+    """As adam_update of optim.py."""
+    scale, factor = None, grad_scale
+    if isinstance(grad_scale, type(p)):
+        scale, factor = grad_scale.astype(np.float32, copy=False), 1.0
+    constants = (
+        factor,
+        lr,
+        1 - beta1,
+        1 - beta2,
+        1 / (1 - beta1**t),
+        1 / (1 - beta2**t),
+        eps,
+        weight_decay,
+    )
+    dtype = np.float32 if half is None else half.dtype
+    arrays = p, g, m, v, half
+    launch_elements(xp_of(p), "adam", "adamw", dtype, arrays, scale, *map(np.float32, constants))

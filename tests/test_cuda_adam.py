@@ -1,0 +1,256 @@
+"""AdamW and the gradient's norm on the GPU, run on the CPU in both thread orders, against their references."""
+
+import cuda_checks
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_host import needs_compiler, running
+
+import ops.kernels.cuda  # noqa: F401
+from tinygrad2.dispatch import kernels
+from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.halves import cast_to_half, current_halves, half_dtype, half_of
+from tinygrad2.module import Module, Parameter
+from tinygrad2.optim import NORM_BLOCK, Adam, adam_update, block_square_sums, clip_scale, grad_norm, norm_of
+from tinygrad2.writes import wrote
+
+pytestmark = needs_compiler
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
+
+ORDERS = pytest.mark.parametrize("reverse", [False, True])
+DTYPES = ("bfloat16", "float16")
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    return strict_cupy.install(monkeypatch)
+
+
+def state(n, seed=0):
+    """p, g, m, v as a training has them, with some values far from the others."""
+    rng = np.random.default_rng(seed)
+    p, g, m = rng.standard_normal((3, n)).astype(np.float32)
+    v = np.square(rng.standard_normal(n)).astype(np.float32)
+    for array in (p, g, m, v):
+        array[:: max(1, n // 7)] *= 1e-3
+    return [0.1 * p, g, 0.1 * m, v]
+
+
+def updated(cupy, arrays, *constants, half=None, reverse=False):
+    """What the kernel makes of [p, g, m, v], and of `half`; on the host."""
+    boxed = [cupy.asarray(a) for a in arrays]
+    copies = [] if half is None else [cupy.empty(arrays[0].shape, dtype=half_dtype(half))]
+    constants = [cupy.asarray(c) if isinstance(c, np.ndarray) else c for c in constants]
+    with running(reverse=reverse) as launches, strict_cupy.no_sync():
+        adam_update(*boxed, *constants, *copies)
+    assert launches == ["adamw"] * bool(arrays[0].size)
+    return [a.get() for a in boxed + copies]
+
+
+@ORDERS
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 255, 2048, 5001])
+@pytest.mark.parametrize("t, decay", [(1, 0.0), (1000, 0.1)])
+def test_a_step_is_that_of_the_reference(n, t, decay, reverse, cupy):
+    arrays = state(n)
+    exact = [a.astype(np.float64) for a in arrays]
+    with kernels("reference"):
+        adam_update(*exact, 0.3, t, 1e-2, 0.9, 0.95, 1e-8, decay)
+    got = updated(cupy, arrays, 0.3, t, 1e-2, 0.9, 0.95, 1e-8, decay, reverse=reverse)
+    assert np.array_equal(got[1], arrays[1])
+    for name, one, other in zip("pgmv", got, exact):
+        np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-7, err_msg=name)
+
+
+@ORDERS
+@pytest.mark.parametrize("half", DTYPES)
+@pytest.mark.parametrize("n", [5, 2048, 3003])
+def test_the_copy_in_16_bits_is_the_new_parameters(n, half, reverse, cupy):
+    constants = 1.0, 3, 1e-2, 0.9, 0.95, 1e-8, 0.1
+    *got, copy = updated(cupy, state(n), *constants, half=half, reverse=reverse)
+    assert np.array_equal(copy, got[0].astype(half_dtype(half)))
+    for one, other in zip(got, updated(cupy, state(n), *constants)):
+        assert one.tobytes() == other.tobytes()
+
+
+@ORDERS
+def test_the_factor_may_be_on_the_gpu(reverse, cupy):
+    rest = 3, 1e-2, 0.9, 0.95, 1e-8, 0.1
+    on_host = updated(cupy, state(300), 0.3, *rest)
+    for dtype in (np.float32, np.float64):
+        on_gpu = updated(cupy, state(300), np.asarray(0.3, dtype), *rest, reverse=reverse)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(on_host, on_gpu))
+
+
+@ORDERS
+def test_nothing_changes_if_the_factor_is_not_a_number(reverse, cupy):
+    arrays = state(300)
+    half = cupy.asarray(np.full(300, 7, np.float16))
+    boxed = [cupy.asarray(a) for a in arrays]
+    with running(reverse=reverse):
+        adam_update(*boxed, cupy.asarray(np.float32(np.nan)), 3, 1e-2, 0.9, 0.95, 1e-8, 0.1, half)
+    assert all(np.array_equal(box.get(), a) for box, a in zip(boxed, arrays)) and (half.get() == 7).all()
+
+
+def test_parts_that_begin_anywhere(cupy):
+    """Addresses that are no multiples of 16 bytes."""
+    arrays, constants = state(900), (1.0, 3, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+    wanted = updated(cupy, [a[3:700] for a in arrays], *constants)
+    boxed = [cupy.asarray(a) for a in arrays]
+    half = cupy.asarray(np.zeros(900, half_dtype("bfloat16")))
+    with running():
+        adam_update(*(box[3:700] for box in boxed), *constants, half[3:700])
+    for box, array, part in zip(boxed, arrays, wanted):
+        assert np.array_equal(box.get()[3:700], part)
+        assert np.array_equal(np.delete(box.get(), range(3, 700)), np.delete(array, range(3, 700)))
+    assert np.array_equal(half.get()[3:700], wanted[0].astype(half.dtype)) and not half.get()[700:].any()
+
+
+def test_several_steps_stay_near_float64(cupy):
+    p, g, m, v = (cupy.asarray(a) for a in state(100))
+    exact = [a.astype(np.float64) for a in state(100)]
+    for t in range(1, 41):
+        grad = np.random.default_rng(t).standard_normal(100).astype(np.float32)
+        with running(check=False):
+            adam_update(p, cupy.asarray(grad), m, v, 0.5, t, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+        exact[1] = grad.astype(np.float64)
+        with kernels("reference"):
+            adam_update(*exact, 0.5, t, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+    np.testing.assert_allclose(p.get(), exact[0], rtol=1e-5, atol=1e-6)
+
+
+# -- the norm ----------------------------------------------------------------------------------------------------------
+
+
+@ORDERS
+@pytest.mark.parametrize("n", [1, 77, NORM_BLOCK, NORM_BLOCK + 3, 3 * NORM_BLOCK - 5])
+def test_the_sums_of_squares_are_those_of_the_blocks(n, reverse, cupy):
+    grad = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    with running(reverse=reverse, check=n < 2 * NORM_BLOCK) as launches, strict_cupy.no_sync():
+        sums = block_square_sums(cupy.asarray(grad))
+        norm = grad_norm(cupy.asarray(grad))
+    assert launches == ["square_sums", "square_sums", "norm_of"]
+    wide = grad.astype(np.float64)
+    exact = [(wide[i : i + NORM_BLOCK] ** 2).sum() for i in range(0, n, NORM_BLOCK)]
+    assert sums.dtype == np.float64 and norm.dtype == np.float32 and norm.shape == ()
+    np.testing.assert_allclose(sums.get(), exact, rtol=1e-6)
+    np.testing.assert_allclose(norm.get(), np.sqrt(np.sum(exact)), rtol=1e-6)
+
+
+def test_parts_of_a_gradient_have_the_sums_of_the_whole(cupy):
+    """Bit for bit, so that ranks which have a part each (--zero 1) agree; and in both orders; from any address."""
+    grad = cupy.asarray(np.random.default_rng(0).standard_normal(2 * NORM_BLOCK + 9).astype(np.float32))
+    with running(check=False):
+        whole = block_square_sums(grad).get()
+        parts = [block_square_sums(grad[i : i + NORM_BLOCK]).get() for i in range(0, grad.size, NORM_BLOCK)]
+        shifted = cupy.empty(grad.size + 1, dtype=np.float32)
+        shifted[1:] = grad
+        anywhere = block_square_sums(shifted[1:]).get()
+    with running(check=False, reverse=True):
+        again = block_square_sums(grad).get()
+    assert whole.tobytes() == np.concatenate(parts).tobytes() == again.tobytes() == anywhere.tobytes()
+
+
+@ORDERS
+def test_many_sums(reverse, cupy):
+    sums = np.random.default_rng(0).random(1500)
+    with running(reverse=reverse):
+        norm = norm_of(cupy.asarray(sums), np.dtype(np.float32))
+    np.testing.assert_allclose(norm.get(), np.sqrt(sums.sum()), rtol=1e-7)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, -np.inf])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(value, cupy):
+    grad = np.ones(NORM_BLOCK + 100, np.float32)
+    grad[NORM_BLOCK + 50] = value
+    with running(check=False):
+        assert not np.isfinite(grad_norm(cupy.asarray(grad)).get())
+        grad[NORM_BLOCK + 50] = 1
+        assert grad_norm(cupy.asarray(grad)).get() == pytest.approx(np.sqrt(grad.size))
+
+
+# -- casts -------------------------------------------------------------------------------------------------------------
+
+
+@ORDERS
+@pytest.mark.parametrize("half", DTYPES)
+@pytest.mark.parametrize("start, n", [(0, 1), (0, 2048), (0, 5003), (3, 4000)])
+def test_casts_round_to_nearest(start, n, half, reverse, cupy):
+    values = np.random.default_rng(0).standard_normal(start + n).astype(np.float32)
+    values[start : start + 5] = [np.inf, np.nan, 1 + 2**-9, 1e-8, -0.0][:n]
+    out = cupy.asarray(np.zeros(start + n, half_dtype(half)))
+    with running(reverse=reverse) as launches, strict_cupy.no_sync():
+        cast_to_half(cupy.asarray(values)[start:], out[start:])
+    assert launches == ["cast_to_half"] and not out.get()[:start].any()
+    got, wanted = (array.astype(np.float32) for array in (out.get()[start:], values[start:].astype(out.dtype)))
+    np.testing.assert_array_equal(got, wanted)
+    assert np.array_equal(np.signbit(got[4:5]), np.signbit(wanted[4:5]))
+
+
+# -- planted faults ----------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "the last elements of a block": ("norm", "i < last; i += blockDim", "i + 8 <= last; i += blockDim", None),
+    "blocks overlap": ("norm", "blockIdx.x * (size_t)NORM_BLOCK,", "blockIdx.x * (size_t)NORM_BLOCK / 2,", None),
+    "the barrier of the sum": ("norm", "    __syncthreads();\n    double", "    double", "race|nothing has"),
+    "no decay": ("adam", " + decay * p_[i])", ")", None),
+    "the moments of before": ("adam", "m_[i] * unbias1", "(m_[i] - gain1 * grad) * unbias1", None),
+    "an unscaled gradient": ("adam", "float grad = g_[i] * by", "float grad = g_[i]", None),
+    "elements behind the end": ("elements", "if (first + i < n) set", "set", "beyond the end|outside"),
+}  # fmt: skip
+
+
+@ORDERS
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault, reverse, cupy):
+    file, old, new, message = FAULTS[fault]
+    with cuda_checks.planted(file, old, new), pytest.raises(AssertionError, match=message):
+        if file == "norm":
+            test_the_sums_of_squares_are_those_of_the_blocks(NORM_BLOCK + 3, reverse, cupy)
+        else:
+            test_a_step_is_that_of_the_reference(7, 1000, 0.1, reverse, cupy)
+
+
+# -- the optimizer -----------------------------------------------------------------------------------------------------
+
+
+class Net(Module):
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.matrix = Parameter(rng.standard_normal((30, 20)).astype(np.float32))
+        self.frozen = Parameter(rng.standard_normal((5, 5)).astype(np.float32))
+        self.bias = Parameter(rng.standard_normal(20).astype(np.float32))
+
+
+@pytest.mark.parametrize("half", DTYPES)
+def test_the_optimizer_keeps_the_copy_of_the_weights_up_to_date(half, cupy):
+    flat = FlatBuffers(Net(), "cuda")
+    flat.freeze({"frozen"})
+    optimizer, dtype = Adam(flat, weight_decay=0.1), half_dtype(half)
+    copy = half_of(flat.parameters[0].data, dtype)
+    for step in range(3):
+        flat.grad = cupy.asarray(np.random.default_rng(step).standard_normal(flat.size).astype(np.float32))
+        before = flat.data.get()
+        with running() as launches, strict_cupy.no_sync():
+            optimizer.step(1e-2, clip_scale(grad_norm(flat.grad), 1.0))
+            assert half_of(flat.parameters[0].data, dtype) is copy                 # and no cast
+        assert launches == ["square_sums", "norm_of", "adamw", "adamw"]
+        assert (flat.data.get() != before).sum() == 640                       # the gaps behind them, too
+        assert np.array_equal(half_of(flat.data, dtype).get(), flat.data.get().astype(dtype))
+    assert len(current_halves(flat.data)) == 1
+    flat.parameters[0].data[0, 0] = 5
+    wrote(flat.parameters[0].data)
+    assert current_halves(flat.data) == [] and half_of(flat.data, dtype)[0].get() == 5
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_without_a_kernel_the_copy_is_cast(mode, cupy):
+    """Also on the CPU, whose kernel knows no copies."""
+    for device in ("cpu", "cuda"):
+        flat = FlatBuffers(Net(), device)
+        half_of(flat.data, np.dtype(np.float16))
+        flat.grad = flat.data.copy()
+        with kernels(mode), running():
+            Adam(flat).step(1e-2)
+        (copy,) = current_halves(flat.data)
+        copy, data = (copy, flat.data) if device == "cpu" else (copy.get(), flat.data.get())
+        assert np.array_equal(copy, data.astype(np.float16))
