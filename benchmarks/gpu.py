@@ -6,7 +6,7 @@
 
 In order of worth, as far as the minutes reach; each part is added to benchmarks/results/gpu.csv when it ends:
 
-    tests        tests/test_gpu.py
+    tests        tests/test_gpu.py, tests/test_gpu_products.py
     doctor       python -m tinygrad2 doctor
     limits       matrix products in float32, TF32 and bfloat16; copying
     demo         the demo's training on the GPU in float32, bfloat16 and float16 against the CPU; a text by the result
@@ -38,6 +38,7 @@ PARTS = {  # and the share of the time that each may take
     "tests": 0.22, "doctor": 0.05, "limits": 0.03, "demo": 0.10, "steps": 0.28, "losses": 0.06, "kernels": 0.16,
     "decode": 0.06, "trace": 0.04,
 }  # fmt: skip
+TESTS = "tests/test_gpu.py,tests/test_gpu_products.py"
 PRODUCTS = ("bfloat16", "tf32", "float32")
 QUICK = dict(minutes=5.0, parts="tests,doctor,limits,demo,steps,kernels", batch_sizes="16", products="bfloat16",
              kernel_batch=16, steps=300, demo="cuda,cuda-bfloat16,cpu", turns=3)  # fmt: skip
@@ -129,7 +130,7 @@ def parse(argv=None):
     parser.add_argument("--quick", action="store_true", help="a visit of five minutes")
     parser.add_argument("--results", default=RESULTS, help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--merge", metavar="FOLDER", help="add the results in this folder to those of --results")
-    parser.add_argument("--tests", default="tests/test_gpu.py", help="their file (default: tests/test_gpu.py)")
+    parser.add_argument("--tests", default=TESTS, help=f"their files (default: {TESTS})")
     parser.add_argument("--quiet", type=float, default=90, help="seconds after which a test that does not end is given "
                         "up (default: 90)")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # tests: does every part run?

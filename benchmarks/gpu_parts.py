@@ -72,7 +72,7 @@ def tests(args, clock):
         report = os.path.join(args.folder, f"tests-{len(done)}.xml")
         skip = [f"--deselect={id}" for name in done for id in {name, os.path.basename(name)}]   # from the root, or not
         code, output, _ = run_python(clock, "-m", "pytest", "-vv", "-p", "no:cacheprovider", f"--junitxml={report}",
-                                     *skip, args.tests, quiet=args.quiet)  # fmt: skip
+                                     *skip, *args.tests.split(","), quiet=args.quiet)  # fmt: skip
         new, broken_off = read_progress(output)
         done |= new
         if os.path.exists(report):
