@@ -9,6 +9,7 @@ from cuda_host import needs_compiler, running
 from samples import Sample, bfloat16, int8, integers, positive
 
 from ops.kernels.cuda.column_sums import bias_gradient
+from ops.kernels.cuda.sorted_ids import sorted_keys
 from tinygrad2.dispatch import KERNELS, OPS
 
 pytestmark = needs_compiler
@@ -156,3 +157,25 @@ def test_a_fault_in_the_sums_of_columns_is_found(fault, reverse, cupy):
         with running(reverse=reverse):
             got = bias_gradient(cupy, cupy.asarray(rows)).copy().get()
         assert np.allclose(got, rows.sum(0), atol=1e-4), DIFFERS
+
+
+SORT_FAULTS = {
+    "a barrier between the steps": ("            __syncthreads();\n            int i", "            int i", SHARED),
+    "the barrier before keys are written": ("    __syncthreads();\n    for (int i = threadIdx.x; i < RUN && first",
+                                            "    for (int i = threadIdx.x; i < RUN && first", SHARED),
+    "keys beyond the last": ("i < RUN && first + i < n_ids; i", "i < RUN; i", OUTSIDE),
+    "the other run is longer": ("end = min(other + length, n)", "end = min(other + 2 * length, n)",
+                                f"{OUTSIDE}|{BETWEEN_BLOCKS}|{DIFFERS}"),
+    "equal keys": ("(exists ? id : -1) * 4294967296LL + n", "(exists ? id : -1) * 4294967296LL", BETWEEN_BLOCKS),
+}
+
+
+@pytest.mark.parametrize("fault", SORT_FAULTS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_fault_in_the_sorting_of_positions_is_found(fault, reverse, cupy):
+    old, new, message = SORT_FAULTS[fault]
+    ids = np.random.default_rng(0).integers(0, 9, 2500)
+    with cuda_checks.planted("sorted_ids", old, new), pytest.raises(AssertionError, match=message):
+        with running(reverse=reverse):
+            keys = sorted_keys(cupy, cupy.asarray(ids), 9).get()
+        assert np.array_equal(keys, np.sort(ids * 2**32 + np.arange(2500))), DIFFERS

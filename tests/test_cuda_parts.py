@@ -20,6 +20,7 @@ from ops.kernels.cuda.dropout import DropoutCUDA
 from ops.kernels.cuda.embedding import EmbeddingCUDA
 from ops.kernels.cuda.gelu import gelu, gelu_gradient
 from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
+from ops.kernels.cuda.sorted_ids import sorted_keys
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2 import Tensor
 from tinygrad2.halves import half_dtype, half_of
@@ -232,6 +233,19 @@ def test_an_id_outside_the_table_gives_nan_and_no_gradient(ids_dtype, cupy):
     is_id = (ids >= 0) & (ids < 7)
     assert np.isnan(out.get()[~is_id]).all() and np.array_equal(out.get()[is_id], weight[ids[is_id]])
     assert error(gradient.get(), exact) < 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 7, 1023, 1024, 1025, 2048, 3000, 5200])
+def test_positions_are_sorted_by_their_token(n, cupy):
+    rng = np.random.default_rng(n)
+    for below in (1, 3, 5000):
+        ids = rng.integers(0, below, n)
+        ids[rng.integers(0, n, 3)] = below, -1, 2**40
+        exact = np.sort(np.where((ids >= 0) & (ids < below), ids, -1) * 2**32 + np.arange(n))
+        for reverse in (False, True):
+            with running(reverse=reverse), strict_cupy.no_sync():
+                keys = sorted_keys(cupy, cupy.asarray(ids), below)
+            assert np.array_equal(keys.get(), exact)
 
 
 def test_a_row_is_the_sum_in_the_order_of_positions(cupy):

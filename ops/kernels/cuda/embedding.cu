@@ -34,14 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) embedding_forward(
     else look_up<1>(weight, ids, out, n_ids, V, C);
 }
 
-// keys[n] = ids[n] 2^32 + n, which sorted are ordered by id and then by position; -1 for an id outside the table.
-extern "C" __global__ void __launch_bounds__(256) embedding_keys(
-    const long long* __restrict__ ids, long long* __restrict__ keys, int n_ids, int V) {
-    int n = blockIdx.x * blockDim.x + threadIdx.x;
-    if (n < n_ids) keys[n] = ids[n] >= 0 && ids[n] < V ? ids[n] << 32 | n : -1;
-}
-
-// A block for each sorted key and each N blockDim.x columns. The block of an id's first key adds up the rows of all keys
+// A block for each sorted key (sorted_ids.cu) and each N blockDim.x columns. The block of an id's first key adds up the rows of all keys
 // of that id, in order, and the others have nothing to do. Positions are read blockDim.x at a time.
 template <int N> __device__ __forceinline__ void add_rows(
     const float* dout, const long long* keys, float* dweight, int n_ids, int C, int accumulate, int* positions,

@@ -1,8 +1,8 @@
 """Embedding on the GPU. Same formulas; what changes, and why:
 
 - backward sums each row's gradients in the order of their positions: the same bits in every run, where CuPy's add.at
-  adds by atomic operations in any order. Keys of id and position are sorted on the GPU, and a block for each id that
-  occurs adds up its rows. dout is read once; the keys are 8 bytes a position, next to C numbers of dout.
+  adds by atomic operations in any order. Keys of id and position are sorted (sorted_ids.py), and a block for each id
+  that occurs adds up its rows. dout is read once; the keys are 8 bytes a position, next to C numbers of dout.
 - dweight is a DeferredGradient: only rows that occur are read and written, in the parameter's own gradient (and if that
   is stale, zeros are written first). The reference fills a table of zeros, and adds all of it: 12 bytes a weight more.
 - An id outside the table gives a row of NaN, and no gradient: the host cannot check ids that are on the GPU, and CuPy
@@ -16,6 +16,7 @@ from ops.embedding import Embedding
 from ops.kernels.cuda.cast import cast
 from ops.kernels.cuda.cross_entropy import device_ids
 from ops.kernels.cuda.launch import launch, wide
+from ops.kernels.cuda.sorted_ids import sorted_keys
 from tinygrad2.function import DeferredGradient
 
 _WARPS, _BLOCK = 8, 256                                           # of a block, and its threads
@@ -25,7 +26,7 @@ class EmbeddingCUDA(Embedding, backend="cupy"):
     @classmethod
     def supports(cls, weight, ids):
         is_table = weight.dtype == np.float32 and weight.ndim == 2 and weight.flags.c_contiguous
-        return is_table and weight.size > 0 and 0 < ids.size < 2**31 and ids.dtype.kind in "iu"
+        return is_table and weight.size > 0 and 0 < ids.size < 2**30 and ids.dtype.kind in "iu"
 
     def forward(self, weight, ids):
         xp, (V, C) = self.xp, weight.shape
@@ -39,10 +40,7 @@ class EmbeddingCUDA(Embedding, backend="cupy"):
     def backward(self, dout):
         xp, ((V, C), ids) = self.xp, self.saved
         rows = cast(xp, dout, np.float32)                         # (..., C)
-        keys = xp.empty(ids.shape, np.int64)
-        args = ids, keys, np.int32(ids.size), np.int32(V)
-        launch(xp, "embedding", "embedding_keys", "float32", -(-ids.size // _BLOCK), _BLOCK, args)
-        return DeferredGradient(xp, (V, C), rows.dtype, _writer(xp, rows, xp.sort(keys))), None
+        return DeferredGradient(xp, (V, C), rows.dtype, _writer(xp, rows, sorted_keys(xp, ids, V))), None
 
 
 def _writer(xp, rows, keys):
