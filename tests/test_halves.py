@@ -13,9 +13,13 @@ import strict_cupy
 import ops
 from tinygrad2 import halves
 from tinygrad2.dispatch import KERNELS, OPS, kernels, register_kernel
+from tinygrad2.distributed.reducer import Reducer
+from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.function import Function
 from tinygrad2.halves import half_dtype, half_of, halves_written, is_floating, is_half
+from tinygrad2.module import Module, Parameter
 from tinygrad2.precision import MIXED, matmul_precision
 from tinygrad2.tensor import Tensor, apply, no_grad
 from tinygrad2.writes import wrote
@@ -143,6 +147,31 @@ def test_a_write_is_followed_by_one_cast(xp, casts):
     wrote(other)                                                   # somebody else's memory
     half_of(p.data, BFLOAT16)
     assert casts == [400, 400]
+
+
+def test_weights_that_are_loaded_are_cast_again(xp):
+    net = Module()
+    net.weight = Parameter(owned(xp, 4, 5))
+    half_of(net.weight.data, BFLOAT16)
+    net.load_state_dict({"weight": np.full((4, 5), 7, np.float32)})
+    assert (host(half_of(net.weight.data, BFLOAT16)) == 7).all()
+
+
+def test_weights_that_come_from_other_ranks_are_cast_again(xp):
+    """With --zero 1: AdamW writes a rank's own part of the copy, and the other parts arrive in float32."""
+    net = Module()
+    net.weight = Parameter(owned(xp, 4, 5))
+    flat = FlatBuffers(net, "cpu" if xp is np else "cuda")
+    reducer = Reducer(flat, World(), 1)
+
+    class Shards:
+        def all_gather(self, array, name):
+            array[...] = 7
+
+    reducer.shards = Shards()
+    half_of(flat.data, BFLOAT16)
+    reducer.all_gather_weights("weights")
+    assert (host(half_of(flat.data, BFLOAT16)) == 7).all()
 
 
 def test_a_writer_may_bring_the_copy_up_to_date(xp, casts):

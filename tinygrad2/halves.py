@@ -121,7 +121,7 @@ def half_of(array: Array, dtype: np.dtype) -> Array:
             written = last_write()
             cast_to_half(_in_memory_order(owner), copy.values)
             copy.written = written
-        return copy.view(array, address(array) - address(owner))
+        return copy.view(array)
 
 
 def current_halves(array: Array) -> list[Array]:
@@ -131,7 +131,7 @@ def current_halves(array: Array) -> list[Array]:
     with _lock:
         for copy in _copies.get(id(owner), {}).values():
             if copy.written >= 0 and not changed_since(owner, copy.written):
-                return [copy.view(array, address(array) - address(owner))]
+                return [copy.view(array)]
     return []
 
 
@@ -153,15 +153,17 @@ def cast_to_half(values, out):
 
 
 class _Copy:
-    """An array's memory in 16 bits: `values` (size,), as of write number `written`; -1: nothing is in it yet."""
+    """The memory of an array, which begins at address `start`, in 16 bits: `values` (size,), as of write number
+    `written`; -1: nothing is in it yet."""
 
-    __slots__ = ("values", "written", "_views")
+    __slots__ = ("start", "values", "written", "_views")
 
-    def __init__(self, values):
-        self.values, self.written, self._views = values, -1, {}
+    def __init__(self, start, values):
+        self.start, self.values, self.written, self._views = start, values, -1, {}
 
-    def view(self, array, offset):
-        """The elements that `array` has, which begins `offset` bytes behind the start of the owner's memory."""
+    def view(self, array):
+        """The elements that `array` has."""
+        offset = address(array) - self.start                      # in bytes
         key = offset, array.shape, array.strides
         view = self._views.get(key)
         if view is None:
@@ -180,7 +182,7 @@ def _begin_copy(owner, dtype):
     if id(owner) not in _copies:
         _copies[id(owner)] = {}
         weakref.finalize(owner, _copies.pop, id(owner), None).atexit = False
-    copy = _copies[id(owner)][dtype] = _Copy(xp_of(owner).empty(memory.shape, dtype=dtype))
+    copy = _copies[id(owner)][dtype] = _Copy(address(owner), xp_of(owner).empty(memory.shape, dtype))
     return copy
 
 
