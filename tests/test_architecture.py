@@ -52,7 +52,7 @@ EXCEPTIONS = {  # (file, what it imports all the same): why
     ("ops/__init__.py", "ops/kernels"): "kernels register themselves",
 }
 OPTIONAL = {  # library -> the only files that may import it, late
-    "cupy": {"tinygrad2/backend.py", "tinygrad2/commands/doctor_checks.py"},
+    "cupy": {"tinygrad2/backend.py", "tinygrad2/commands/doctor_gpu.py"},
     "mpi4py": {"tinygrad2/distributed/world.py", "tinygrad2/commands/doctor_checks.py"},
     "tiktoken": {"tinygrad2/tokenizers/tiktoken_encoder.py"},
     "ml_dtypes": {"tinygrad2/halves.py"},

@@ -233,6 +233,12 @@ _CUPY_ALONE = """
 class cuda:
     class nvrtc:
         def getVersion(): raise RuntimeError('Failure finding "libnvrtc.so.13"')
+    class runtime:
+        def driverGetVersion(): return 13000
+        def runtimeGetVersion(): return 13020
+        def getDeviceCount(): return 1
+    class Device:
+        compute_capability = '90'
     def is_available(): return True
 """
 
@@ -244,7 +250,7 @@ class cuda:
         ("numpy/__init__.py", "__version__ = '1.26.0'", "numpy", "1.26.0 is too old", "numpy>=2.0"),
         ("regex/__init__.py", "findall = lambda *a: []\n__version__ = '0'", "regex", "does not match letters", "regex"),
         ("cupy/__init__.py", "raise RuntimeError('no driver')", "gpu", "no driver", "nvidia-smi"),
-        ("cupy/__init__.py", _CUPY_ALONE, "gpu", "GPU: device 'cuda': CuPy cannot load a library", ".[cuda13]"),
+        ("cupy/__init__.py", _CUPY_ALONE, "gpu", 'library NVRTC is missing (Failure finding "libnvrtc', ".[cuda13]"),
         ("mpi4py/__init__.py", "raise RuntimeError('no MPI')", "mpi", "two ranks could not add up", ".[mpi]"),
         ("numba/__init__.py", "raise RuntimeError('wrong LLVM')", "kernels", "wrong LLVM", "numba"),
     ],

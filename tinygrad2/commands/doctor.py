@@ -5,7 +5,7 @@ written and read back. One line each: ok, FAIL with the one command that repairs
 needed. Exit code 1 if something has failed.
 
 It must work if NumPy is missing or broken, so this file imports it inside the checks only; what may crash or hang
-runs in its own process (doctor_checks.py).
+runs in its own process (doctor_checks.py, doctor_gpu.py, doctor_kernels.py).
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tinygrad2.cli import Parser, summary
 from tinygrad2.commands.doctor_checks import NOT_INSTALLED, UNUSABLE
@@ -52,11 +53,14 @@ def main(argv):
 
         return doctor_mpi.main(args.json)
     plan_threads()
-    results = []
-    for name, check in CHECKS.items():
+    results, checks = [], dict(CHECKS)
+    while checks:
+        name = next(iter(checks))
+        check = checks.pop(name)
         result = {"check": name, "state": OK, "detail": "", "remedy": ""}
         try:
             result["detail"] = check()
+            checks = GPU_CHECKS | checks if name == "gpu" else checks
         except Failed as error:
             result |= {"state": MISSING if isinstance(error, Missing) else FAIL, "detail": str(error)}
             result["remedy"] = error.remedy
@@ -87,10 +91,10 @@ def _run(command, seconds, **options):
     return done.returncode, (done.stdout + (done.stderr if done.returncode else "")).strip()
 
 
-def _check(name, seconds, launcher=(), environment=os.environ):
-    """_run of a check in doctor_checks.py."""
+def _check(name, seconds, launcher=(), environment=os.environ, module="doctor_checks"):
+    """_run of a check in doctor_checks.py, or another module of this folder."""
     paths = [PROJECT_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    command = [*launcher, sys.executable, "-m", "tinygrad2.commands.doctor_checks", name]
+    command = [*launcher, sys.executable, "-m", f"tinygrad2.commands.{module}", name]
     return _run(command, seconds, env={**environment, "PYTHONPATH": os.pathsep.join(paths)})
 
 
@@ -174,14 +178,47 @@ def _kernels():
     return f"Numba {version}; a kernel equals its reference implementation ({seconds} s with compiling)"
 
 
-def _cupy():
+def _gpu():
     if not _can_import("cupy"):
         raise Missing("CuPy is not installed; it is needed for a GPU only", f'{_PIP} -e ".[cuda13]"')
-    code, output = _check("gpu", 120)
+    return _of_gpu("gpu", "a kernel does not run on a GPU", 120)
+
+
+def _of_gpu(name, problem, seconds):
+    """The line of a check in doctor_gpu.py."""
+    code, output = _check(name, seconds, module="doctor_gpu")
+    if code == NOT_INSTALLED:
+        return _last(output)
+    if code == UNUSABLE:
+        reason, _, remedy = _last(output).rpartition("; ")
+        raise Failed(reason, remedy)
     if code != 0:
-        remedy = f'{_PIP} -e ".[cuda13]"' if "library of CUDA" in output else "nvidia-smi"
-        raise _failure("a kernel does not run on a GPU", code, output, remedy, 120)
-    return f"{_last(output)}; a kernel and a matrix product have the right values"
+        raise _failure(problem, code, output, "nvidia-smi", seconds)
+    return _last(output)
+
+
+def _gpu_dtypes():
+    try:
+        return _of_gpu("dtypes", "16-bit numbers cannot be used", 60)
+    except Failed as error:
+        raise Missing(str(error), error.remedy) from None
+
+
+def _gpu_kernels():
+    """Every family of kernels in a process of its own, three at a time."""
+    from tinygrad2.commands.doctor_kernels import kernel_families
+
+    families, seconds, begin = kernel_families(), 120, time.perf_counter()
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda family: _check(family, seconds, module="doctor_kernels"), families))
+    wrong = []
+    for family, (code, output) in zip(families, answers):
+        if code != 0:
+            wrong.append(f"{family}: {f'no end within {seconds} s' if code is None else _last(output)}")
+    if wrong:
+        raise Failed("; ".join(wrong), "python train_gpt2.py --kernels reference")
+    took = time.perf_counter() - begin
+    return f"{', '.join(families)}: all equal their reference implementations ({took:.0f} s with compiling)"
 
 
 def _mpi():
@@ -259,6 +296,10 @@ def _can_import(name):
 
 CHECKS = {
     "python": _python_version, "numpy": _numpy, "blas": _blas, "threads": _threads, "regex": _regex,
-    "kernels": _kernels, "gpu": _cupy, "mpi": _mpi, "disk": _disk, "memory": _memory, "clock": _clock,
+    "kernels": _kernels, "gpu": _gpu, "mpi": _mpi, "disk": _disk, "memory": _memory, "clock": _clock,
     "extras": _extras,
+}  # fmt: skip
+GPU_CHECKS = {  # where there is one
+    "gpu products": lambda: _of_gpu("products", "a matrix product fails", 120), "gpu dtypes": _gpu_dtypes,
+    "gpu kernels": _gpu_kernels, "gpu nccl": lambda: _of_gpu("nccl", "NCCL cannot be used", 60),
 }  # fmt: skip

@@ -35,28 +35,6 @@ def kernels():
     return 0
 
 
-def gpu():
-    """CuPy compiles a kernel and runs it on a GPU, and multiplies matrices there. Prints the version of CuPy, the GPU's
-    name and the CUDA version of its driver."""
-    import numpy as np
-
-    from tinygrad2.backend import array_module
-
-    cupy = array_module("cuda")
-    source = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
-    x = cupy.arange(32, dtype=cupy.float32)
-    cupy.RawKernel(source, "twice")((1,), (32,), (x,))
-    if not np.array_equal(x.get(), 2 * np.arange(32)):
-        raise ArithmeticError("a kernel computed wrong values")
-    a = x.reshape(4, 8)
-    if not np.array_equal((a @ a.T).get(), a.get() @ a.get().T):  # integers: exact in any order
-        raise ArithmeticError("a matrix product has wrong values")
-    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    driver = cupy.cuda.runtime.driverGetVersion()
-    print(f"CuPy {cupy.__version__} on {name}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}")
-    return 0
-
-
 def ranks():
     """Under mpirun: the ranks add up their numbers. Each prints "sum", the number of ranks, the sum, MPI's version."""
     from mpi4py import MPI
@@ -68,7 +46,7 @@ def ranks():
     return 0
 
 
-CHECKS = {"kernels": kernels, "gpu": gpu, "ranks": ranks}
+CHECKS = {"kernels": kernels, "ranks": ranks}
 
 if __name__ == "__main__":
     from tinygrad2.errors import UserError
