@@ -3,6 +3,8 @@
 import numpy as np
 
 from tinygrad2.backend import array_module
+from tinygrad2.halves import half_dtype
+from tinygrad2.precision import MIXED, precision
 from tinygrad2.tensor import Tensor
 
 
@@ -12,7 +14,10 @@ class KVCache:
     Of the past, attention needs k and v only, and these never change once computed: a token does not attend to what
     comes after it. They are kept in arrays of full length, allocated once:
 
-        k[layer], v[layer]    (B, nh, size, hs) float32, filled up to `position`
+        k[layer], v[layer]    (B, nh, size, hs), filled up to `position`
+
+    They are float32. On a GPU in mixed precision k and v arrive in 16 bits, and are kept so: attention reads half the
+    bytes, and casts nothing. That is decided when the cache is made.
 
     A forward pass over T new tokens appends to every layer and then advances `position` by T. Pope et al., "Efficiently
     scaling transformer inference", 2022, section 2.
@@ -22,8 +27,9 @@ class KVCache:
         xp = array_module(device)
         self.size = min(size or config.block_size, config.block_size)
         shape = (batch, config.n_head, self.size, config.n_embd // config.n_head)
-        self.k = [xp.zeros(shape, dtype=xp.float32) for _ in range(config.n_layer)]
-        self.v = [xp.zeros(shape, dtype=xp.float32) for _ in range(config.n_layer)]
+        dtype = half_dtype(precision()) if xp is not np and precision() in MIXED else np.float32
+        self.k = [xp.zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [xp.zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
         self.position = 0
 
     @property

@@ -1,14 +1,19 @@
 """CUDA kernels generate the CPU's texts, on the stand-in: greedily, in float32, mixed precision and int8."""
 
 import fake_cublaslt
+import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
 
 import inference
 import train_gpt2
+from models import GPT, GPTConfig
+from models.kv_cache import KVCache
 from tinygrad2.distributed.world import World
+from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.missing_kernels import watch_missing_kernels
+from tinygrad2.precision import matmul_precision
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -47,3 +52,23 @@ def test_a_text_is_the_cpus(weights, monkeypatch, capsys, flags, launched):
         assert inference.main([*command, "--device", "cuda"]) == 0
     assert capsys.readouterr().out == text and len(text.split()) > 5
     assert launched <= set(launches) and (lt.fake_products() > before or "int8" in flags)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_cache_of_a_gpu_has_the_dtype_of_the_activations(monkeypatch, dtype):
+    """So that attention casts nothing. A token is the same with a cache of float32: what goes in was rounded
+    before."""
+    strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    model = GPT(GPTConfig(block_size=12, vocab_size=30, n_layer=2, n_head=2, n_embd=16), seed=0).eval()
+    FlatBuffers(model, "cuda")
+    other, found = model.new_cache(), []
+    with matmul_precision("highest" if dtype == "float32" else dtype), running():
+        cache = model.new_cache()
+        for used in (cache, other):
+            model.next_logits([[1, 2, 3]], used)
+            found.append(model.next_logits([[4]], used).numpy().astype(np.float32))
+    assert {array.dtype.name for array in cache.k + cache.v} == {dtype}
+    assert {array.dtype.name for array in other.k + other.v} == {"float32"} and np.array_equal(*found)
+    with matmul_precision("bfloat16"):
+        assert KVCache(model.config).k[0].dtype == np.float32     # the CPU's
