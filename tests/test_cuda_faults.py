@@ -27,6 +27,8 @@ LONG_ROWS = "cross_entropy", ((3, 16400), integers(3, below=300))
 FAULTS = {
     "add: one operand twice": (
         "add", ((3, 7), (3, 7)), "add", "values[i] += others[i]", "values[i] += values[i]", DIFFERS),
+    "add: positions do not begin again": (
+        "add", ((5, 3, 8), (3, 8)), "add", "first % period, period", "first, n", OUTSIDE),
     "add: the tail is written by 16 bytes": (
         "add", ((3, 7), (3, 7)), "elements", "first + ELEMENTS <= n) return store", "first < n) return store", OUTSIDE),
     "gelu: the tail is not looked at": (

@@ -21,7 +21,8 @@ pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
 
 FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows of more than a warp's elements
-    "add": [Sample(((33, 250), (33, 250))), Sample(((2, 3, 344), (2, 3, 344)))],
+    "add": [Sample(((33, 250), (33, 250))), Sample(((2, 3, 344), (2, 3, 344))), Sample(((40, 3, 88), (3, 88))),
+            Sample(((5, 9, 250), (9, 250)))],
     "cross_entropy": [Sample(((3, 8200), integers(3, below=8200))), Sample(((2, 16401), integers(2, below=16401))),
                       Sample(((6, 300), integers(6, below=3)), dict(ignore_index=1))],
     "dropout": [Sample(((33, 250),), dict(p=0.25, key=2**64 - 1, first=2**40)),
