@@ -48,6 +48,7 @@ std::vector<Range> ranges;                                        // arrays of t
 std::vector<std::string> messages;
 dim3 grid, block_size, block;
 int current, block_number, launch_number, n_threads;
+long blocks_begun;
 bool failed, checks;
 void (*body)(void**);
 void** arguments;
@@ -140,6 +141,7 @@ void report(const std::string& message, bool ends) {
 }
 
 void run_block(bool reverse) {
+    blocks_begun++;
     int n_warps = (n_threads + 31) / 32;
     warp_epochs.assign(n_warps, 0);
     for (int i = 0; i < n_threads; i++) begin(fibers[i]);
@@ -295,6 +297,7 @@ dim3 cuda_host_block_size() { return block_size; }
 dim3 cuda_host_grid_size() { return grid; }
 void* cuda_host_dynamic_shared() { return dynamic_shared; }
 void cuda_host_fail(const char* message) { report(message, true); }
+long cuda_host_blocks_begun() { return blocks_begun; }
 void cuda_host_check(const void* where, int size, int is_write, int is_atomic) {
     check((uintptr_t)where, size, is_write, is_atomic, __builtin_return_address(0));
 }

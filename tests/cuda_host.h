@@ -43,6 +43,7 @@ void cuda_host_warp_barrier(unsigned mask);
 void cuda_host_exchange(unsigned mask, const void* value, void* result, int size, int source);
 void cuda_host_check(const void* where, int size, int is_write, int is_atomic);   // as if the kernel made this access
 void cuda_host_fail(const char* message);                         // ends the launch with this error
+long cuda_host_blocks_begun();                                    // differs from block to block and launch to launch
 }
 
 #define threadIdx cuda_host_thread()

@@ -2,11 +2,11 @@
 #include "common.cuh"
 #include "tensor_cores.cuh"
 
-const int HS = 64;                                              // columns of a tile
+const int HS = 64;                                                // columns of a tile
 const bool DROPS = true;
-const int M = 1;                                                 // forward: a warp owns 16 M queries
-const int KEYS = 64;                                             // forward, dq: keys in a tile
-const int QUERIES = 64;                                          // dk, dv: queries in a tile
+const int M = 1;                                                  // forward: a warp owns 16 M queries
+const int KEYS = 64;                                              // forward, dq: keys in a tile
+const int QUERIES = 64;                                           // dk, dv: queries in a tile
 
 #include "attention.cuh"
 #include "attention_tiles.cuh"

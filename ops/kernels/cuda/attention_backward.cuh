@@ -1,7 +1,7 @@
 // Attention, backward, on tensor cores: two kernels, each of which computes the weights w = 2^(s scale - logsum) again.
 //
-//     attention_dkdv    a block owns 64 keys, a warp 16; tiles of queries pass by. With transposed weights, w and ds are
-//                       in the registers as the next products need them:
+//     attention_dkdv    a block owns 64 keys, a warp 16; tiles of queries pass by. Transposed, w and ds are in the
+//                       registers as the next products need them:
 //                           dv = (w keep)T dout      ds = w (dout vT keep - delta)      dk = dsT q
 //     attention_dq      a block owns 64 queries, a warp 16; tiles of keys pass by: dq = ds k
 //
@@ -21,17 +21,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkdv(
     unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
     const Dropout dropout = {hash_key, hash_first, threshold, Tk};
     const int ROWS = 16 * WARPS;
-    DYNAMIC_SHARED(T, k_tile);                                    // (ROWS, HS), the same for v, two of (QUERIES, HS) for q,
-    T *v_tile = k_tile + ROWS * HS, *q_tiles = v_tile + ROWS * HS, *dout_tiles = q_tiles + 2 * QUERIES * HS;
-    float* logsums = reinterpret_cast<float*>(dout_tiles + 2 * QUERIES * HS);   // two for dout, (2, QUERIES) numbers and
-    float* deltas = logsums + 2 * QUERIES;                        // as many again
+    DYNAMIC_SHARED(T, k_tile);                                    // (ROWS, HS), v alike
+    T *v_tile = k_tile + ROWS * HS, *q_tiles = v_tile + ROWS * HS;   // two of (QUERIES, HS), dout alike
+    T* dout_tiles = q_tiles + 2 * QUERIES * HS;
+    float* logsums = reinterpret_cast<float*>(dout_tiles + 2 * QUERIES * HS);   // (2, QUERIES)
+    float* deltas = logsums + 2 * QUERIES;                        // (2, QUERIES)
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int tiles = (Tk + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
     int first = (int)(blockIdx.x % tiles) * ROWS;                 // the keys that most queries see begin first
     int begin = max(0, first - ahead) / QUERIES * QUERIES;        // no query before sees a key of the block
     int own = (int)threadIdx.x / 32 * 16, mine = first + own;     // the warp's first key
     const T *k_rows = rows_of(k, k_batch, k_head, head, nh), *v_rows = rows_of(v, v_batch, v_head, head, nh);
-    const T *q_rows = rows_of(q, q_batch, q_head, head, nh), *dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
+    const T* q_rows = rows_of(q, q_batch, q_head, head, nh);
+    const T* dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
     logsum += (size_t)head * Tq, delta += (size_t)head * Tq;
 
     auto load_queries = [&](int query, int turn) {
@@ -58,7 +60,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkdv(
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < HS / 16; i++) load_a<HS>(k_kept[0][i], k_tile, own, i), load_a<HS>(v_kept[0][i], v_tile, own, i);
+        for (int i = 0; i < HS / 16; i++) {
+            load_a<HS>(k_kept[0][i], k_tile, own, i);
+            load_a<HS>(v_kept[0][i], v_tile, own, i);
+        }
     }
     for (int query = begin, turn = 0; query < Tq; query += QUERIES, turn ^= 1) {
         cp_async_wait<0>();
@@ -114,15 +119,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq(
     unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
     const Dropout dropout = {hash_key, hash_first, threshold, Tk};
     const int ROWS = 16 * WARPS;
-    DYNAMIC_SHARED(T, q_tile);                                    // (ROWS, HS), the same for dout, two of (KEYS, HS) for k,
-    T *dout_tile = q_tile + ROWS * HS, *k_tiles = dout_tile + ROWS * HS, *v_tiles = k_tiles + 2 * KEYS * HS;   // two for v
+    DYNAMIC_SHARED(T, q_tile);                                    // (ROWS, HS), dout alike
+    T *dout_tile = q_tile + ROWS * HS, *k_tiles = dout_tile + ROWS * HS;   // two of (KEYS, HS), v alike
+    T* v_tiles = k_tiles + 2 * KEYS * HS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int tiles = (Tq + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
     int first = (tiles - 1 - (int)(blockIdx.x % tiles)) * ROWS;   // the longest rows begin first
     int keys = min(Tk, first + ROWS + ahead);                     // that the block's last query sees
     int own = (int)threadIdx.x / 32 * 16, mine = first + own;     // the warp's first query
     const T *k_rows = rows_of(k, k_batch, k_head, head, nh), *v_rows = rows_of(v, v_batch, v_head, head, nh);
-    const T *q_rows = rows_of(q, q_batch, q_head, head, nh), *dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
+    const T* q_rows = rows_of(q, q_batch, q_head, head, nh);
+    const T* dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
 
     auto load_keys = [&](int key, int turn) {
         load_tile<KEYS, HS>(k_tiles + turn * KEYS * HS, k_rows + key * k_row, k_row, Tk - key, hs, wide);
@@ -146,7 +153,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq(
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < HS / 16; i++) load_a<HS>(q_kept[0][i], q_tile, own, i), load_a<HS>(dout_kept[0][i], dout_tile, own, i);
+        for (int i = 0; i < HS / 16; i++) {
+            load_a<HS>(q_kept[0][i], q_tile, own, i);
+            load_a<HS>(dout_kept[0][i], dout_tile, own, i);
+        }
     }
     for (int key = 0, turn = 0; key < keys; key += KEYS, turn ^= 1) {
         cp_async_wait<0>();

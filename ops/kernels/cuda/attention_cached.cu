@@ -1,13 +1,14 @@
 // One query, or a few, against a long cache of keys: what generation does. Formulas and choices: attention.py.
 //
-// There are few queries and each key is used once per query, so the time is that of reading k and v; to read with the
-// whole GPU the keys are divided among blocks. attention_split computes for each part of the keys the largest score, the
-// sum of the weights and the sum of the weighted values; attention_join adds the parts in their order.
+// There are few queries and each key is used once per query, so the time is that of reading k and v; to read with
+// the whole GPU the keys are divided among blocks. attention_split computes for each part of the keys the largest
+// score, the sum of the weights and the sum of the weighted values; attention_join adds the parts in their order.
 
 #include "common.cuh"
 #include "attention.cuh"
 
-const int LANES = 8, GROUPS = 16, PARTS = 4;                      // lanes of a key; keys of a block at once; 64 channels each
+const int PARTS = 4;                                              // of a head's channels, 64 each
+const int LANES = 8, GROUPS = 16;                                 // lanes of a key; keys of a block at once
 
 // 8 channels from `column` on; zeros behind the head's end.
 __device__ __forceinline__ void load_8(const T* row, int column, int hs, int wide, float (&x)[8]) {
@@ -32,7 +33,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         int column = 64 * part + 8 * lane;
-        if (column < hs) load_8(q_at, column, hs, wide, query_part[part]);
+        if (column >= hs) continue;
+        load_8(q_at, column, hs, wide, query_part[part]);
+#pragma unroll
+        for (int i = 0; i < 8; i++) query_part[part][i] *= scale;
     }
     for (int first = begin + group / 4 * 4; first < end; first += GROUPS) {   // the same for the 4 keys of a warp
         int key = first + group % 4;
@@ -49,7 +53,6 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
 #pragma unroll
         for (int distance = LANES / 2; distance > 0; distance /= 2) s += __shfl_xor_sync(0xffffffffu, s, distance);
         if (!inside) continue;
-        s *= scale;
         float above = fmaxf(largest, s), factor = exp2f(largest - above), weight = exp2f(s - above);
         largest = above;
         total = total * factor + weight;
@@ -82,12 +85,16 @@ extern "C" __global__ void __launch_bounds__(128) attention_split(
 
 // out (B, Tq, nh, hs) and logsum (B, nh, Tq), a block for each row.
 extern "C" __global__ void __launch_bounds__(128) attention_join(
-    const float* __restrict__ partial, T* __restrict__ out, float* __restrict__ logsum, int nh, int Tq, int hs, int splits) {
+    const float* __restrict__ partial, T* __restrict__ out, float* __restrict__ logsum, int nh, int Tq, int hs,
+    int splits) {
     int row = blockIdx.x, head = row / Tq, query = row % Tq;
     partial += (size_t)row * splits * (2 + hs);
     float above = minus_infinity(), total = 0;
     for (int i = 0; i < splits; i++) above = fmaxf(above, partial[(size_t)i * (2 + hs)]);
-    for (int i = 0; i < splits; i++) total += partial[(size_t)i * (2 + hs) + 1] * exp2f(partial[(size_t)i * (2 + hs)] - above);
+    for (int i = 0; i < splits; i++) {
+        const float* part = partial + (size_t)i * (2 + hs);
+        total += part[1] * exp2f(part[0] - above);
+    }
     if (threadIdx.x == 0) logsum[row] = above + log2f(total);
     out += (((size_t)(head / nh) * Tq + query) * nh + head % nh) * hs;
     for (int column = threadIdx.x; column < hs; column += blockDim.x) {

@@ -3,7 +3,8 @@
 
 // delta (B, nh, Tq): the sum over channels of dout * out, a warp for each row. out is (B, Tq, nh, hs).
 extern "C" __global__ void __launch_bounds__(256) attention_delta(
-    const T* __restrict__ out, const T* __restrict__ dout, long long dout_batch, long long dout_head, long long dout_row,
+    const T* __restrict__ out,
+    const T* __restrict__ dout, long long dout_batch, long long dout_head, long long dout_row,
     float* __restrict__ delta, long long rows, int nh, int Tq, int hs, int wide) {
     long long number = (long long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;   // (b Tq + query) nh + h
     int lane = threadIdx.x % 32;

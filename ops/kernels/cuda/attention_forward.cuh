@@ -1,10 +1,10 @@
 // Attention, forward, on tensor cores: T is f16 or bf16. The file that includes this one sets HS, M, KEYS and DROPS.
 //
 // A block is 4 warps and 64 M queries of one head; a warp owns 16 M of them and keeps their out and statistics in
-// registers. Keys and values come in tiles of KEYS; while one is used, the next one is copied into the other half of the
-// memory. For each tile, s = q kT; the weights are 2^(s scale - largest scale) with the largest of the row so far, and
-// what was summed under an older, smaller maximum is scaled down (Milakov and Gimelshein, "Online normalizer calculation
-// for softmax", 2018). scale is log2 e / sqrt(hs); logsum is log2 of the sum over keys of 2^(s scale).
+// registers. Keys and values come in tiles of KEYS; while one is used, the next one is copied into the other half of
+// the memory. For each tile, s = q kT; the weights are 2^(s scale - largest scale) with the largest of the row so far,
+// and what was summed under an older, smaller maximum is scaled down (Milakov and Gimelshein, "Online normalizer
+// calculation for softmax", 2018). scale is log2 e / sqrt(hs); logsum is log2 of the sum over keys of 2^(s scale).
 //
 // grid: B nh tiles of queries, the tiles of a head next to each other: they share its keys in the L2 cache.
 

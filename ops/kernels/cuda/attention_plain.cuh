@@ -1,11 +1,12 @@
-// Attention without tensor cores, for every T: float32, and GPUs that lack the products of 16 bits. The file that includes
-// this one sets HS, the most channels of a head.
+// Attention without tensor cores, for every T: float32, and GPUs that lack the products of 16 bits. The file that
+// includes this one sets HS, the most channels of a head.
 //
 // A block is 64 rows of one head and passes by tiles of 64 rows of the other side, 16 x 16 threads with 4 x 4 results
 // each; scores are products of 16 channels at a time. Scores are multiplied by scale, log2 e / sqrt(hs), with q, before
 // the product: it may be too large where that of scaled q is not. The rest is as in attention_forward.cuh.
 
-const int ROWS = 64, DEPTH = 16, SIDE = 16, PART = ROWS / SIDE;   // of a tile; channels at once; threads; rows of a thread
+const int ROWS = 64, DEPTH = 16;                                  // of a tile; channels at once
+const int SIDE = 16, PART = ROWS / SIDE;                          // a block has SIDE x SIDE threads of PART rows
 const int COLUMNS = HS / SIDE;                                    // of a thread, in sums of rows
 const int UNROLLED = HS <= 64 ? 8 : 2;                            // rows of a tile; more take long to compile
 
@@ -65,8 +66,10 @@ template <bool TRANSPOSED> __device__ __forceinline__ void accumulate(
 #pragma unroll
             for (int r = 0; r < PART; r++)
 #pragma unroll
-                for (int c = 0; c < PART; c++)
-                    sum[r][first / SIDE + c] += (TRANSPOSED ? w[j][ty + SIDE * r] : w[ty + SIDE * r][j]) * b[j][tx + SIDE * c];
+                for (int c = 0; c < PART; c++) {
+                    float weight = TRANSPOSED ? w[j][ty + SIDE * r] : w[ty + SIDE * r][j];
+                    sum[r][first / SIDE + c] += weight * b[j][tx + SIDE * c];
+                }
     }
 }
 
@@ -182,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_plain_dkdv(
     DYNAMIC_SHARED(Square, squares);                              // weights, ds, a tile of rows
     int tiles = (Tk + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
     int first = (int)(blockIdx.x % tiles) * ROWS;                 // the keys that most queries see begin first
-    const T *q_rows = rows_of(q, q_batch, q_head, head, nh), *dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
+    const T* q_rows = rows_of(q, q_batch, q_head, head, nh);
+    const T* dout_rows = rows_of(dout, dout_batch, dout_head, head, nh);
     const T* k_rows = rows_of(k, k_batch, k_head, head, nh) + first * k_row;
     const T* v_rows = rows_of(v, v_batch, v_head, head, nh) + first * v_row;
     float dk_sum[PART][COLUMNS] = {}, dv_sum[PART][COLUMNS] = {};
@@ -191,7 +195,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_plain_dkdv(
         float s[PART][PART], dw[PART][PART];
         multiply(s, a, b, q_tile, q_row, Tq - query, k_rows, k_row, Tk - first, hs, scale);
         multiply(dw, a, b, dout_tile, dout_row, Tq - query, v_rows, v_row, Tk - first, hs, 1);
-        gradients_of_scores(squares, squares[1], s, dw, logsum, delta, head, query, first, Tq, ahead, dropout, kept_factor);
+        gradients_of_scores(
+            squares, squares[1], s, dw, logsum, delta, head, query, first, Tq, ahead, dropout, kept_factor);
         accumulate<true>(dv_sum, squares[0], squares[2], dout_tile, dout_row, Tq - query, hs);
         accumulate<true>(dk_sum, squares[1], squares[2], q_tile, q_row, Tq - query, hs);
     }

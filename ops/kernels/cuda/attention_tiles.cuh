@@ -9,12 +9,14 @@
 
 const int WARPS = 4, THREADS = 32 * WARPS;
 
-template <int HS> __device__ __forceinline__ int place(int row, int chunk) { return row * HS + ((chunk ^ (row & 7)) << 3); }
+template <int HS> __device__ __forceinline__ int place(int row, int chunk) {
+    return row * HS + ((chunk ^ (row & 7)) << 3);
+}
 
-// Rows 0 .. ROWS - 1 of a head, of which `valid` exist, to a tile: by 16 bytes asynchronously if all addresses allow that.
+// Rows 0 .. ROWS - 1 of a head, of which `valid` exist, to a tile: asynchronously if `wide`.
 template <int ROWS, int HS> __device__ __forceinline__ void load_tile(
     T* tile, const T* rows, long long stride, int valid, int hs, int wide) {
-    const int STEP = 8 * THREADS / HS;                            // a multiple of 8: a thread's places are one below another
+    const int STEP = 8 * THREADS / HS;                            // a multiple of 8: the order in a row stays
     int row = 8 * threadIdx.x / HS, column = 8 * threadIdx.x % HS;
     const T* from = rows + row * stride + column;
     T* to = tile + place<HS>(row, column / 8);
@@ -44,7 +46,8 @@ template <int HS> __device__ __forceinline__ void load_a(unsigned (&a)[4], const
 
 // x (16 M, N) += A (16 M, HS) tileT, for a tile (N, HS). KEPT: A is in registers; else it is read from its own tile.
 template <int HS, int M, int N, bool KEPT> __device__ __forceinline__ void multiply(
-    float (&x)[M][N / 8][4], const unsigned (&kept)[M][KEPT ? HS / 16 : 1][4], const T* a_tile, int a_row, const T* tile) {
+    float (&x)[M][N / 8][4], const unsigned (&kept)[M][KEPT ? HS / 16 : 1][4], const T* a_tile, int a_row,
+    const T* tile) {
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < HS / 16; k++) {

@@ -36,7 +36,7 @@ TENSOR_CORES = {  # (head sizes up to, with dropout): kernels
     (64, False): _tiles_of("attention_64", 64, 128, 64, 64),
     (64, True): _tiles_of("attention_64_dropout", 64, 64, 64, 64),
     (128, False): _tiles_of("attention_128", 128, 64, 32, 32),
-    (128, True): _tiles_of("attention_128_dropout", 128, 64, 32, 32),
+    (128, True): _tiles_of("attention_128_dropout", 128, 64, 32, 16),
 }
 
 

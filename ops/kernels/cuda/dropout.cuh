@@ -8,12 +8,16 @@ __device__ __forceinline__ unsigned long long hash_start(unsigned long long key,
     return (position + 1) * GOLDEN + key;
 }
 
-// 0 with probability p, else `factor`, which is 1 / (1 - p): keep_mask of ops/dropout.py. The last step of the mixing,
-// z ^ z >> 31, is left out: it changes none of the upper 31 bits, of which 24 are used.
-__device__ __forceinline__ float keep_factor(unsigned long long start, float p, float factor) {
+// 24 random bits. The last step of the mixing, z ^ z >> 31, is left out: it changes none of the upper 31 bits.
+__device__ __forceinline__ unsigned hash_bits(unsigned long long start) {
     unsigned long long z = start;
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    float uniform = (float)(unsigned)(z >> 40) * 5.9604644775390625e-8f;   // 2^-24
+    return (unsigned)(z >> 40);
+}
+
+// 0 with probability p, else `factor`, which is 1 / (1 - p): keep_mask of ops/dropout.py.
+__device__ __forceinline__ float keep_factor(unsigned long long start, float p, float factor) {
+    float uniform = (float)hash_bits(start) * 5.9604644775390625e-8f;   // 2^-24
     return uniform >= p ? factor : 0;
 }

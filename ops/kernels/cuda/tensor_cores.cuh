@@ -1,7 +1,7 @@
 // Tensor cores and asynchronous copies: PTX instructions, and on the host (tests/cuda_host.h) what they do.
 //
-// A product of a warp is D (16, 8) += A (16, 16) B (16, 8), A and B of 16 bits, D float32. The 32 lanes hold the matrices
-// together. With g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"), a lane's registers are
+// A product of a warp is D (16, 8) += A (16, 16) B (16, 8), A and B of 16 bits, D float32. The 32 lanes hold the
+// matrices together. With g = lane / 4 and t = lane % 4 a lane has (PTX ISA, "Matrix fragments for mma.m16n8k16")
 //
 //     a[0], a[1], a[2], a[3]    A[g, 2t : 2t+2], A[g+8, 2t : 2t+2], A[g, 2t+8 : 2t+10], A[g+8, 2t+8 : 2t+10]
 //     b[0], b[1]                B[2t : 2t+2, g], B[2t+8 : 2t+10, g]
@@ -13,10 +13,6 @@
 //
 // GPUs before sm_80 have half of the product (k = 8) for f16 only, and copy in place of copying asynchronously.
 // Needs common.cuh.
-
-template <class X> struct IsHalf { static const bool value = false; };
-template <> struct IsHalf<f16> { static const bool value = true; };
-template <> struct IsHalf<bf16> { static const bool value = true; };
 
 // Two float32 as one register of X: the first is the lower half.
 template <class X> __device__ __forceinline__ unsigned pack(float low, float high) {
@@ -46,7 +42,8 @@ template <class X> __device__ __forceinline__ void mma_16816(float (&d)[4], cons
 
 template <> __device__ __forceinline__ void mma_16816<f16>(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
@@ -60,7 +57,8 @@ template <> __device__ __forceinline__ void mma_16816<f16>(float (&d)[4], const 
 
 template <> __device__ __forceinline__ void mma_16816<bf16>(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
@@ -120,10 +118,15 @@ __device__ __forceinline__ float exp2_approx(float x) {           // relative er
 // What each lane brings to a product or a load, twice: a lane may be one call ahead of the others of its warp.
 struct Brought { unsigned a[4], b[2]; const void* row; };
 static Brought host_brought[2][1024];
-static int host_calls[1024];
+static long host_calls[1024], host_block[1024];
 
 NOT_CHECKED inline const Brought* host_bring(const Brought& mine) {
-    int thread = threadIdx.x, ignored, turn = host_calls[thread]++ % 2;
+    int thread = threadIdx.x, ignored;
+    if (host_block[thread] != cuda_host_blocks_begun()) {         // a new block: what an aborted one has left is void
+        host_block[thread] = cuda_host_blocks_begun();
+        host_calls[thread] = 0;
+    }
+    int turn = (int)(host_calls[thread]++ % 2);
     host_brought[turn][thread] = mine;
     cuda_host_exchange(0xffffffffu, &turn, &ignored, sizeof turn, 0);   // here all lanes have brought theirs
     if (ignored != turn) cuda_host_fail("lanes of a warp call different instructions");
@@ -172,12 +175,20 @@ NOT_CHECKED inline void ldmatrix_x4_trans(unsigned (&x)[4], const void* row) { h
 // Copies arrive as late as they may: at the wait. Until then 0xff is there, NaN in each type.
 struct Copy { char* to; const char* from; int size, inside; };
 static const int HOST_COPIES = 128, HOST_GROUPS = 4;
-struct Copies { Copy copy[HOST_GROUPS][HOST_COPIES]; int n[HOST_GROUPS], first, open; };   // groups first .. open - 1 wait
+struct Copies {
+    Copy copy[HOST_GROUPS][HOST_COPIES];
+    int n[HOST_GROUPS], first, open;                              // groups first .. open - 1 wait, `open` is filled
+    long block;
+};
 static Copies* host_copies[1024];
 
 NOT_CHECKED inline Copies& host_copies_of_thread() {
     Copies*& copies = host_copies[threadIdx.x];
     if (!copies) copies = new Copies();
+    if (copies->block != cuda_host_blocks_begun()) {
+        copies->block = cuda_host_blocks_begun();
+        copies->first = copies->open = copies->n[0] = 0;
+    }
     return *copies;
 }
 
