@@ -11,6 +11,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.precision import computing
 from tinygrad2.training.captured import Gradients
+from tinygrad2.writes import wrote
 from train_gpt2 import Trainer, parse
 
 pytestmark = needs_compiler
@@ -69,6 +70,23 @@ def test_a_graph_computes_the_same_bits(cupy, more, dtype):
     assert recorded == [True] * 5 + [True] * 2 + [False] * 3
     assert n_launches > 100 and np.array_equal(usual, by_graph) and np.array_equal(weights, same_weights)
     assert len({tuple(values) for values in usual}) == 5  # other tokens, other losses
+
+
+def test_weights_that_are_changed_between_steps_are_those_of_the_graph(cupy):
+    """Their copy in 16 bits as well, which a graph does not cast."""
+    pytest.importorskip("ml_dtypes")
+
+    def change(gradients):
+        trainer = gradients.trainer
+        if trainer.position == (0, 4):
+            trainer.flat.data[...] *= 0.5
+            wrote(trainer.flat.data)
+
+    with running(check=False):
+        usual = trained("--dtype bfloat16 --cuda-graph no", watch=change)
+        assert not np.array_equal(usual[0], trained("--dtype bfloat16 --cuda-graph no")[0])
+        by_graph = trained("--dtype bfloat16 --cuda-graph yes", watch=change)
+    assert np.array_equal(usual[0], by_graph[0]) and np.array_equal(usual[1], by_graph[1])
 
 
 def test_a_graph_is_recorded_where_the_host_takes_the_time(cupy):

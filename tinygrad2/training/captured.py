@@ -14,6 +14,8 @@ import contextlib
 
 from tinygrad2.backend import array_module
 from tinygrad2.errors import UserError
+from tinygrad2.halves import half_dtype, half_of
+from tinygrad2.precision import MIXED
 
 USUAL = 2  # steps before a recording: they compile the kernels, and fill the pool of memory
 BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays
@@ -56,6 +58,7 @@ class Gradients:
             return self._compute(rows)
         with self.stream:
             rows = self._in_place(rows)
+            self._renew_copies()
             if self.graph is None and self._done >= USUAL and self._wanted:
                 self.graph = self._recorded(rows)
             if self.graph:
@@ -70,6 +73,13 @@ class Gradients:
         """A step took so many seconds, in the first of which the host started it: is a graph worth it?"""
         asked = self.trainer.config.cuda_graph == "yes"
         self._wanted = not self._failed and (self._wanted or asked or starting > BUSY * seconds)
+
+    def _renew_copies(self):
+        """The weights in 16 bits, in case something else than Adam has changed them: a graph casts none, and what is
+        captured while one is recorded is not done yet."""
+        flat, dtype = self.trainer.flat, self.trainer.config.dtype
+        if dtype in MIXED:
+            half_of(flat.data, half_dtype(dtype))
 
     def _own_memory(self):
         return self.xp.cuda.using_allocator(self._pool.malloc)
