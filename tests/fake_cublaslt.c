@@ -233,6 +233,7 @@ static cublasStatus_t check(const Desc *d, const Layout *a, const Layout *b, con
     for (int i = 0; i < 4; i++) {
         if (!all[i]->rows || !all[i]->cols) REFUSE(INVALID, "an empty matrix");
         if (all[i]->ld < (int64_t)all[i]->rows) REFUSE(INVALID, "leading dimension smaller than rows");
+        if (all[i]->batch > 1 && all[i]->stride < 0) REFUSE(INVALID, "a negative batch stride: nowhere documented");
         if (all[i]->batch < 1 || all[i]->batch != out->batch) REFUSE(INVALID, "batch counts differ");
     }
     if (out->batch > 1 && !out->stride) REFUSE(INVALID, "results on top of each other");

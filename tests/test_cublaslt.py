@@ -135,6 +135,11 @@ def test_gelu_in_the_product_and_its_gradient(cp, lt, dtype, with_bias):
     check(got, exact(a, b) * derivative, dtype, 2 * size)
     with pytest.raises(ValueError, match="a multiple of 8 apart"):
         gemm(cp.asarray(a), cp.asarray(b), gelu="forward", aux=cp.empty((M, N + 1), dtype=dtype)[:, :N])
+    with pytest.raises(ValueError, match="contiguous rows"):
+        gemm(cp.asarray(a), cp.asarray(b), gelu="forward", aux=cp.empty((N, M + 7), dtype=dtype)[:, :M].T)
+    other = FLOAT32 if dtype == FLOAT16 else FLOAT16
+    with pytest.raises(ValueError, match="not like the result"):
+        gemm(cp.asarray(a), cp.asarray(b), gelu="forward", aux=cp.empty((M, N), dtype=other))
     with pytest.raises(ValueError, match="takes no bias"):
         gemm(cp.asarray(a), cp.asarray(b), bias=cp.asarray(bias), gelu="backward", aux=aux)
 
@@ -167,6 +172,33 @@ def test_heads_of_attention_are_read_in_place_where_they_are_equally_far_apart(c
     one, other = (qkv[:, i].swapaxes(0, 1) for i in (0, 1))
     size = exact(np.abs(one), np.abs(other).swapaxes(-1, -2))
     check(scores, 0.5 * exact(one, other.swapaxes(-1, -2)), FLOAT32, size)
+
+
+def test_batches_that_are_not_equally_far_apart_are_copied(cp, lt):
+    a, b, before = numbers((3, 2, 5, 9), FLOAT32), numbers((3, 2, 9, 4), FLOAT32, 1), numbers((3, 2, 5, 4), FLOAT32, 2)
+    size = exact(np.abs(a), np.abs(b)) + np.abs(before)
+
+    def apart(values):
+        memory = cp.asarray(np.full((3, 5, *values.shape[2:]), np.nan, np.float32))
+        view = memory[:, 1:3]
+        view[...] = cp.asarray(values)
+        return view
+
+    for accumulate in (False, True):
+        out = apart(before)
+        batched_gemm(apart(a), apart(b), out, accumulate)
+        check(out, exact(a, b) + accumulate * before, FLOAT32, size)
+    got = batched_gemm(cp.asarray(a[::-1, 0].copy())[::-1], cp.asarray(b)[:, 0])
+    check(got, exact(a[:, 0], b[:, 0]), FLOAT32, size[:, 0])
+
+
+def test_factors_that_are_broadcast_are_copied(cp, lt):
+    row, column, b = numbers((7,), FLOAT16), numbers((5,), FLOAT16, 1), numbers((7, 4), FLOAT16, 2)
+    for a in (np.broadcast_to(row, (5, 7)), np.broadcast_to(column[:, None], (5, 7))):
+        on_device = cp.broadcast_to(cp.asarray(a[:1] if a.strides[0] == 0 else a[:, :1]), (5, 7))
+        assert 0 in on_device.strides
+        check(gemm(on_device, cp.asarray(b)), exact(a, b), FLOAT16, exact(np.abs(a), np.abs(b)))
+        check(gemm(cp.asarray(b).T, on_device.T), exact(b.T, a.T), FLOAT16, exact(np.abs(b.T), np.abs(a.T)))
 
 
 @pytest.mark.parametrize("M, K, N", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
@@ -330,6 +362,8 @@ def test_what_does_not_fit_is_refused_before_the_library_is_called(cp, lt):
         gemm(a, b, bias=cp.zeros((5,), dtype=FLOAT32))
     with pytest.raises(ValueError, match="bias"):
         gemm(a, b, bias=cp.zeros((10,), dtype=BFLOAT16)[::2])
+    with pytest.raises(ValueError, match="bias"):
+        gemm(a, b, bias=cp.zeros((6,), dtype=BFLOAT16))
     with pytest.raises(ValueError, match="shapes do not fit"):
         batched_gemm(a[None], b[None], cp.zeros((2, 3, 5), dtype=BFLOAT16))
 

@@ -78,9 +78,8 @@ def _direction(rows, columns, down, across, itemsize):
     if across == itemsize or columns == 1:
         if rows == 1 or (down >= columns * itemsize and down % itemsize == 0):
             return False, columns if rows == 1 else down // itemsize
-    if down == itemsize or rows == 1:
-        if columns == 1 or (across >= rows * itemsize and across % itemsize == 0):
-            return True, rows if columns == 1 else across // itemsize
+    if (down == itemsize or rows == 1) and across >= rows * itemsize and across % itemsize == 0:
+        return True, across // itemsize
     return None
 
 
