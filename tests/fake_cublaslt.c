@@ -128,7 +128,7 @@ int fake_heuristics(void) { return heuristics; }
 int fake_products(void) { return products; }
 int fake_alive(void) { return alive; }
 void *fake_last_stream(void) { return last_stream; }
-void fake_refuse_bias(int yes) { refuse_bias = yes; }
+void fake_refuse_bias(int how) { refuse_bias = how; } /* 1: by a status, 2: by no answer, 3: by the answer's state */
 
 const char *cublasLtGetStatusName(cublasStatus_t status) {
     int code = status;
@@ -246,7 +246,7 @@ static cublasStatus_t check(const Desc *d, const Layout *a, const Layout *b, con
     if (e == BIAS || e == GELU_AUX_BIAS) {
         if (!d->bias) REFUSE(INVALID, "no bias");
         if (d->bias_type != -1 && d->bias_type != out->type) REFUSE(UNSUPPORTED, "type of the bias");
-        if (refuse_bias) REFUSE(UNSUPPORTED, "as asked for");
+        if (refuse_bias == 1) REFUSE(UNSUPPORTED, "as asked for");
     }
     if (e >= GELU_AUX && (!d->aux || d->aux_ld % 8 || d->aux_ld < (int64_t)out->rows)) REFUSE(INVALID, "aux matrix");
     return (cublasStatus_t)OK;
@@ -292,7 +292,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     results->workspaceSize = k >= 64 && (p->reductions & COMPUTE_TYPE) && parts <= p->workspace ? parts : 0;
     data[7] = results->workspaceSize << 1 | in_output_type;
     results->wavesCount = 1;
-    *count = 1;
+    *count = !(refuse_bias == 2 && data[5]);
+    if (refuse_bias == 3 && data[5]) results->state = (cublasStatus_t)UNSUPPORTED;
     return (cublasStatus_t)OK;
 }
 

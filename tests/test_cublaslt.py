@@ -105,9 +105,10 @@ def test_what_is_in_a_result_is_not_read_unless_it_is_added_to(cp, lt):
     assert np.isfinite(cp.asnumpy(out)).all()
 
 
-def test_a_bias_that_the_library_refuses_is_added_afterwards(cp, lt):
+@pytest.mark.parametrize("how", [1, 2, 3])
+def test_a_bias_that_the_library_refuses_is_added_afterwards(cp, lt, how):
     a, b, bias = numbers((9, 30), FLOAT32), numbers((30, 7), FLOAT32, 1), numbers((7,), FLOAT32, 2)
-    lt.fake_refuse_bias(1)
+    lt.fake_refuse_bias(how)
     try:
         got = gemm(cp.asarray(a), cp.asarray(b), bias=cp.asarray(bias))
     finally:

@@ -93,10 +93,11 @@ class Plan:
         layouts = first, second, result, result
         arguments = handle(problem.device), self._operation, *layouts, preference, 1, byref(found), byref(count)
         status = self._library.cublasLtMatmulAlgoGetHeuristic(*arguments)
-        if status == cublaslt.NOT_SUPPORTED or (status == cublaslt.SUCCESS and not count.value):
-            return None, 0
-        cublaslt.check(status, "cublasLtMatmulAlgoGetHeuristic", problem)
-        return found.algo, found.workspaceSize
+        if status != cublaslt.NOT_SUPPORTED:
+            cublaslt.check(status, "cublasLtMatmulAlgoGetHeuristic", problem)
+            if count.value and found.state == cublaslt.SUCCESS:
+                return found.algo, found.workspaceSize
+        return None, 0
 
     def _preference_of(self, problem):
         """What the algorithm may rely on, and use."""
