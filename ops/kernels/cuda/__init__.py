@@ -11,6 +11,7 @@ from ops.kernels.cuda import (  # noqa: F401
     dropout,
     embedding,
     gelu,
+    kv_cache,
     layernorm,
     linear,
     linear_bfloat16,

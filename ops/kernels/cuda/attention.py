@@ -34,7 +34,7 @@ from ops.kernels.cuda.attention_tiles import PLAIN, tiles_for
 from ops.kernels.cuda.launch import launch, result_dtype
 from tinygrad2.halves import is_floating
 
-_FEW, _BLOCKS = 4, 264                                            # blocks: two for each multiprocessor of an H100
+_FEW = 4                                                          # queries
 
 
 class AttentionCUDA(Attention, backend="cupy"):
@@ -61,7 +61,7 @@ class AttentionCUDA(Attention, backend="cupy"):
         constants = dropout_hash(p, key, first)
         self.save(q, k, v, out, logsum, constants, p)
         if Tq <= _FEW and p == 0:
-            _attend_cached(xp, q, k, v, out, logsum)
+            attend_few(xp, q, k, v, out, logsum)
         else:
             tiles = tiles_for(xp, dtype, hs, p)
             args = *places(q, k, v), out, logsum, *sizes(q, k)
@@ -112,16 +112,20 @@ def _delta(xp, out, dout):
     return delta
 
 
-def _attend_cached(xp, q, k, v, out, logsum):
-    """Forward for a few queries: parts of the keys, of at least 64, then their sum."""
+def attend_few(xp, q, k, v, out, logsum, position=None):
+    """Forward for a few queries: parts of the keys, then their sum.
+
+    position    (1,) int64, the place of the last key that counts: the GPU knows it, and all is launched for Tk keys.
+                The bits are those of so many keys: a part's length does not depend on their number
+    """
     (B, nh, Tq, hs), Tk = q.shape, k.shape[2]
     rows = B * nh * Tq
-    length = max(64, -(-Tk // max(1, _BLOCKS // rows)))
+    length = 64 if rows < 64 else 256                             # of a part
     splits = -(-Tk // length)
     partial = xp.empty((rows, splits, 2 + hs), np.float32)
     parts = np.int32(splits), np.int32(length)
     tail = wide_rows(q, k, v), log2_scale(hs), *parts
-    args = *places(q, k, v), partial, *sizes(q, k), *tail
+    args = *places(q, k, v), partial, *sizes(q, k), *tail, position
     launch(xp, "attention_cached", "attention_split", q.dtype, rows * splits, 128, args)
     counts = np.int32(nh), np.int32(Tq), np.int32(hs)
     args = partial, out, logsum, *counts, parts[0]

@@ -17,14 +17,17 @@ __device__ __forceinline__ void load_8(const T* row, int column, int hs, int wid
     for (int i = 0; i < 8; i++) x[i] = column + i < hs ? to_float(row[column + i]) : 0.0f;
 }
 
-// partial (rows, splits, 2 + hs): largest score, sum of weights, weighted values; rows = B nh Tq.
+// partial (rows, splits, 2 + hs): largest score, sum of weights, weighted values; rows = B nh Tq. With `position`, the
+// place of the last key, which the GPU knows alone, the others of the Tk keys do not count.
 extern "C" __global__ void __launch_bounds__(128) attention_split(
     const T* __restrict__ q, long long q_batch, long long q_head, long long q_row,
     const T* __restrict__ k, long long k_batch, long long k_head, long long k_row,
     const T* __restrict__ v, long long v_batch, long long v_head, long long v_row,
-    float* __restrict__ partial, int nh, int Tq, int Tk, int hs, int wide, float scale, int splits, int length) {
+    float* __restrict__ partial, int nh, int Tq, int Tk, int hs, int wide, float scale, int splits, int length,
+    const long long* __restrict__ position) {
     __shared__ float largest_of[GROUPS], total_of[GROUPS], sums[GROUPS][64 * PARTS];
     int split = blockIdx.x % splits, row = blockIdx.x / splits, head = row / Tq, query = row % Tq;
+    if (position) Tk = min((long long)Tk, *position + 1);
     int begin = split * length, end = min(begin + length, query + Tk - Tq + 1);   // keys of this block
     int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
     const T* q_at = rows_of(q, q_batch, q_head, head, nh) + query * q_row;
