@@ -10,8 +10,10 @@ import pytest
 import strict_cupy
 from test_train import SMALL, TEXT, metrics
 
+import inference
 import train_gpt2
 from tinygrad2 import loss_scale
+from tinygrad2.commands import eval as eval_command
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.io.weights import load_weights
@@ -45,6 +47,22 @@ def test_it_stays_in_its_bounds():
     for _ in range(3 * loss_scale.GOOD_STEPS):
         scale.update(False)
     assert scale.value == loss_scale.MOST
+
+
+def test_the_scale_is_that_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    theirs, ours = torch.amp.GradScaler("cpu"), LossScale(dynamic=True)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    theirs.scale(parameter)                                        # it begins here
+    rng = np.random.default_rng(0)
+    for overflow in [*(rng.random(400) < 0.02), *[False] * 4100, True, *[False] * 100]:
+        assert theirs.get_scale() == ours.value
+        parameter.grad = torch.full((1,), math.inf if overflow else 1.0)
+        theirs.step(optimizer)
+        theirs.update()
+        ours.update(bool(overflow))
+    assert ours.skipped > 3 and theirs.get_scale() == ours.value
 
 
 def test_which_steps_are_left_out():
@@ -146,6 +164,21 @@ def test_a_step_that_overflows_is_left_out_and_told(train, capsys):
     assert [norm is None for _, norm, _ in found] == [skipped for _, _, skipped in found] == [0, 1, 1, 0, 0, 0]
     assert found[1][0] != found[2][0]                              # other data: the position has moved on
     assert saved_scale("one", 6) == {"value": 16384.0, "good": 3, "skipped": 2, "in_a_row": 0}
+
+
+def test_bfloat16_is_refused_by_a_gpu_without_it(train, monkeypatch, capsys):
+    monkeypatch.setattr(strict_cupy.cupy.cuda.Device, "compute_capability", "75")
+    remedy = "--dtype bfloat16: this GPU .compute capability 7.5. has no bfloat16; use --dtype float16"
+    with pytest.raises(UserError, match=remedy):
+        train("old", "--dtype bfloat16")
+    assert train("old", "--steps 1") == 0
+    with pytest.raises(UserError, match=remedy):
+        inference.main("--weights old.bin --device cuda --dtype bfloat16".split())
+    with pytest.raises(UserError, match=remedy):
+        eval_command.main("perplexity --weights old.bin --data text.txt --device cuda --dtype bfloat16".split())
+    assert "dtype     float16 with a scaled loss; this GPU (compute capability 7.5) has no bfloat16" in (
+        capsys.readouterr().out
+    )
 
 
 def test_norm_and_losses_do_not_depend_on_the_scale(train, monkeypatch):
