@@ -12,6 +12,7 @@ reads the losses and goes back there.
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from tinygrad2.backend import array_module, to_host, xp_of
 from tinygrad2.dispatch import fast_version
 from tinygrad2.optim import clip_scale
+from tinygrad2.training.captured import Gradients
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Lookahead:
         self.ahead = config.read_every > 1 and config.device != "cpu" and not config.skip_outliers
         self.ahead = self.ahead and not trainer.loss_scale.dynamic
         self.ahead = self.ahead and config.zero == 0 and (trainer.world.size == 1 or reducer.is_nccl)
+        self.gradients = Gradients(trainer) if self.ahead else None
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
-        self._fine = None
+        self._fine, self._begin, self._starting = None, None, 0.0
 
     def step(self, loader, is_outlier=None, read=True):
         """One step of the training: [Step] of all that have not been returned yet if `read`, else []. The last of them
@@ -59,10 +62,11 @@ class Lookahead:
         if not self.ahead or not self._has_kernel():
             loss, norm = trainer.step(loader, is_outlier)
             return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
-        self._start(loader, lr)
-        if not read and trainer.done < trainer.config.steps:
-            return []
-        return self._read()
+        with self.gradients.stream:
+            self._start(loader, lr)
+            if not read and trainer.done < trainer.config.steps:
+                return []
+            return self._read()
 
     def _has_kernel(self):
         """Only a kernel leaves the weights as they are where the scale is not a number."""
@@ -72,19 +76,16 @@ class Lookahead:
 
     def _start(self, loader, lr):
         """As Trainer.step, but for what is said at the top of this file."""
-        trainer, config, losses = self.trainer, self.trainer.config, []
+        trainer, config = self.trainer, self.trainer.config
         before = trainer.done, trainer.position, trainer.optimizer.t, dict(trainer.optimizer.missed)
-        trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
-        for first_row, x, y in loader.micro_batches(trainer.position, config.micro_batch_size):
-            with trainer.reducer.micro_batch():
-                losses.append(trainer.micro_step(first_row, x, y))
-        trainer.reducer.finish()
-        norm = trainer.reducer.grad_norm() / trainer.micro_batches
-        values = array_module(config.device).stack([*losses, norm])                        # (micro-batches + 1,)
+        begin = time.perf_counter()
+        self._begin = self._begin or begin
+        values = self.gradients.run(loader)                       # (micro-batches + 1,): losses, and the norm
         bad = 0 * values.sum()                                    # 0, or not a number
         self._fine = bad if self._fine is None else self._fine + bad
-        scale = clip_scale(norm, config.grad_clip) / trainer.micro_batches + self._fine
+        scale = clip_scale(values[-1], config.grad_clip) / trainer.micro_batches + self._fine
         trainer.optimizer.step(lr, scale)
+        self._starting += time.perf_counter() - begin
         if not config.overfit_one_batch:
             trainer.position = loader.after(trainer.position)
         trainer.done += 1
@@ -93,7 +94,10 @@ class Lookahead:
     def _read(self):
         """[Step] of those that were started, read from the GPU at once."""
         trainer, started = self.trainer, self._started
-        values = to_host(array_module(trainer.config.device).concatenate([row for _, _, row in started]))
+        with trainer.world.collective(f"steps until {trainer.done}", moves_data=False):    # a rank may be missing
+            values = to_host(array_module(trainer.config.device).concatenate([row for _, _, row in started]))
+        self.gradients.note_time(self._starting, time.perf_counter() - self._begin)
+        self._begin, self._starting = None, 0.0
         signal = trainer.stop.signal or 0 if trainer.stop else 0
         rows = trainer.world.all_gather(np.append(values, signal).astype(float), f"losses until step {trainer.done}")
         trainer.stopping = int(rows[:, -1].max())
