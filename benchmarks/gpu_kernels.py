@@ -15,7 +15,8 @@ from benchmarks.harness import installed
 
 @dataclass(frozen=True)
 class Case:
-    """arrays     name -> shape and kind: "T" activations (16 bits in mixed precision), "f" float32, "i" ids (int64)
+    """arrays     name -> shape and kind: "T" activations (16 bits in mixed precision), "f" float32, "i" ids (int64),
+               "h" a copy in 16 bits, which is there in mixed precision only
     forward    "names that are read > names that are written", backward the same. dNAME is the gradient of NAME, like it
     flops      of the products of forward and of backward
     options    of the op
@@ -44,7 +45,8 @@ class Case:
 
 def width(kind, products):
     """Bytes of an element."""
-    return {"i": 8, "f": 4, "T": 2 if products in ("bfloat16", "float16") else 4}[kind]
+    mixed = products in ("bfloat16", "float16")
+    return {"i": 8, "f": 4, "T": 2 if mixed else 4, "h": 2 if mixed else 0}[kind]
 
 
 def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows=16384):
@@ -66,7 +68,8 @@ def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows
         "dropout": Case("dropout", dict(x=x, out=x), "x > out", "dout > dx", options=dict(p=0.1, key=1)),
         "embedding": Case("embedding", dict(weight=((V, C), "f"), ids=((N,), "i"), out=x), "ids out > out",
                           "ids dout > dweight"),
-        "adam": Case("adam_update", dict(p=flat, g=flat, m=flat, v=flat), "p g m v > p m v"),
+        "adam": Case("adam_update", dict(p=flat, g=flat, m=flat, v=flat, out=((parameters,), "h")),
+                     "p g m v > p m v out"),
         "grad_norm": Case("grad_norm", dict(g=flat), "g >"),
     }  # fmt: skip
     for name, inner, outer in (("qkv", C, 3 * C), ("attn_proj", C, C), ("fc", C, 4 * C), ("mlp_proj", 4 * C, C)):

@@ -84,11 +84,12 @@ def our_case(case, products, sets, name):
         drawn = {key: array.astype(half) if half and case.shape(key)[1] == "T" else array
                  for key, array in draw(case, tile).items()}  # fmt: skip
         arrays.append(list(drawn.values()))
-    if case.op in ("adam_update", "grad_norm"):
-        adam = case.op == "adam_update"
-        run, more = (adam_update, (0.9, 10, 1e-4, 0.9, 0.95, 1e-8, 0.1)) if adam else (grad_norm, ())
-        kernel = fast_version(case.op, cupy, *arrays[0], *more)
-        return lambda i: run(*arrays[i], *more), None, kernel.__name__ if kernel else "reference"
+    if case.op == "adam_update":
+        copies = [None if half is None else cupy.empty(arrays[0][0].shape, half) for _ in range(sets)]
+        kernel = fast_version("adam_update", cupy, *arrays[0])
+        return lambda i: adam_update(*arrays[i], 0.9, 10, 1e-4, 0.9, 0.95, 1e-8, 0.1, copies[i]), None, named(kernel)
+    if case.op == "grad_norm":
+        return lambda i: grad_norm(*arrays[i]), None, named(fast_version("block_square_sums", cupy, *arrays[0]))
     precision = PRECISIONS[products]
     with matmul_precision(precision):
         op = OPS[case.op]
@@ -111,7 +112,11 @@ def our_case(case, products, sets, name):
                 if isinstance(gradient, DeferredGradient):
                     gradient.write_to(buffer, accumulate=True)    # as in a training
 
-    return forward, backward, "reference" if version is op else version.__name__
+    return forward, backward, named(None if version is op else version)
+
+
+def named(kernel):
+    return kernel.__name__ if kernel else "reference"
 
 
 # -- PyTorch's ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import time
 import traceback
 
 from benchmarks.harness import ROOT, answer_requests, installed
+from benchmarks.train_side import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY, tokens, torch_trainer
 
 PRECISIONS = {"float32": "highest", "tf32": "high", "bfloat16": "bfloat16", "float16": "float16"}
 
@@ -82,38 +83,88 @@ def torch_device():
 
 def steps(name, config):
     """A function that answers requests (batch_size, steps): milliseconds and loss of each step, peak memory."""
-    from benchmarks.train_side import our_trainer, tokens, torch_trainer
-
-    if name.startswith("torch"):
-        import torch
-
-        products = products_of(name)
-        torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
-        dtype = "bfloat16" if products == "bfloat16" else "float32"
-        step = torch_trainer(config | {"device": torch_device()}, compiled="compile" in name, dtype=dtype)
-        memory = TorchMemory()
-    else:
-        step = our_trainer(config | {"device": "cuda"}, "auto", PRECISIONS[products_of(name)])
-        memory = OurMemory()
+    make = torch_steps if name.startswith("torch") else our_steps
+    run, memory = make(name, config)
     text = read_text(config) if config.get("text") else None
     done = 0
 
     def handle(batch_size, steps):
-        """`steps` steps; what they have taken from the device is given back, for the other sides."""
+        """The first step, and then the others with one waiting at their end: milliseconds of the first, and of the
+        others the mean. What they have taken from the device is given back, for the other sides."""
         nonlocal done
-        ms, losses, of_process = [], [], None
-        for _ in range(steps):
-            here = config | {"batch_size": batch_size}
-            x, y = tokens(here, done) if text is None else text_batch(text, here, done)
+        here = config | {"batch_size": batch_size}
+        batches = [tokens(here, i) if text is None else text_batch(text, here, i) for i in range(done, done + steps)]
+        ms, losses = [], []
+        for some in filter(None, (batches[:1], batches[1:])):
             start = time.perf_counter()
-            losses.append(step(x, y))                             # waits for the device
-            ms.append((time.perf_counter() - start) * 1e3)
-            done += 1
-        peak, of_process = memory.peak(), memory_of_process()
+            losses += run(some)                                   # waits for the device
+            ms += [(time.perf_counter() - start) * 1e3 / len(some)] * len(some)
+        done += steps
+        answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=memory_of_process())
         memory.give_back()
-        return dict(ms=ms, losses=losses, peak=peak, of_process=of_process)
+        return answer
 
     return handle
+
+
+def torch_steps(name, config):
+    """(a function of batches: the losses of a step on each, the memory)."""
+    import torch
+
+    products = products_of(name)
+    torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
+    dtype = "bfloat16" if products == "bfloat16" else "float32"
+    step = torch_trainer(config | {"device": torch_device()}, compiled="compile" in name, dtype=dtype)
+
+    def run(batches):
+        return [loss.item() for loss in [step(x, y, read=False) for x, y in batches]]
+
+    return run, TorchMemory()
+
+
+def our_steps(name, config):
+    """The same by the Trainer of train_gpt2.py, as it trains on a GPU."""
+    from dataclasses import replace
+
+    import train_gpt2
+    from models.config import GPTConfig
+    from tinygrad2.distributed.world import World
+    from tinygrad2.precision import computing
+    from tinygrad2.training.config import RECIPES, TrainConfig
+    from tinygrad2.training.lookahead import Lookahead
+
+    products = products_of(name)
+    mixed = products in ("bfloat16", "float16")
+    flags = TrainConfig(**RECIPES["gpt2"] | dict(
+        device="cuda", dtype=products if mixed else "float32", steps=1 << 20, seed=config["seed"],
+        matmul_precision="highest" if mixed else PRECISIONS[products], beta1=BETAS[0], beta2=BETAS[1],
+        weight_decay=WEIGHT_DECAY, grad_clip=GRAD_CLIP, kernels=config.get("kernels", "auto"),
+    ))  # fmt: skip
+    flags = replace(flags, micro_batch_size=flags.batch_size)     # all in one
+    trainer = train_gpt2.Trainer(flags, GPTConfig(**config["model"]), World())
+    trainer.lr = lambda: LR
+    lookahead, given = Lookahead(trainer), Batches()
+
+    def run(batches):
+        size = len(batches[0][0])
+        trainer.config = replace(flags, batch_size=size, micro_batch_size=size)
+        given.batches, trainer.position, found = batches, (0, 0), []
+        with computing(trainer.config):
+            for i in range(len(batches)):
+                found += lookahead.step(given, None, i == len(batches) - 1)
+        return [step.loss for step in found]
+
+    return run, OurMemory()
+
+
+class Batches:
+    """What a Trainer takes for a DataLoader: these batches, one after the other."""
+
+    def micro_batches(self, position, size):
+        yield 0, *self.batches[position[1]]
+
+    def after(self, position):
+        return position[0], position[1] + 1
 
 
 def read_text(config):

@@ -65,7 +65,8 @@ class TorchGPT(nn.Module):
 
 def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel=None, device="cpu",
             dtype="float32"):  # fmt: skip
-    """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T).
+    """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T). With read=False the loss
+    is a tensor, for which nothing waits.
 
     `dtype`: "bfloat16" is autocast's mixed precision. `parallel` is a function that wraps the model, if any. A compiled
     model is compiled again for each shape (B, T).
@@ -77,13 +78,17 @@ def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     forward = parallel(model) if parallel else torch.compile(model, dynamic=False) if compiled else model
 
-    def step(x, y):
+    def moved(array):
+        tensor = torch.from_numpy(array)
+        return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+    def step(x, y, read=True):
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = forward(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+            loss = forward(moved(x), moved(y))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.item() if read else loss.detach()
 
     return step
