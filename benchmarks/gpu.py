@@ -43,6 +43,7 @@ PRODUCTS = ("bfloat16", "tf32", "float32")
 QUICK = dict(minutes=5.0, parts="tests,doctor,limits,demo,steps,kernels", batch_sizes="16", products="bfloat16",
              kernel_batch=16, steps=300, demo="cuda,cuda-bfloat16,cpu", turns=3)  # fmt: skip
 LEAST = 30  # seconds that a part gets
+OWN_SHARE = 0.95  # of them, in which it may end by itself
 LARGEST_TRACE = 120
 
 
@@ -79,7 +80,7 @@ def limit_of(part, wanted, left):
 def run_part(part, args, seconds, folder):
     """The rows of a part, also of one that failed or took longer."""
     path = os.path.join(folder, f"{part}.rows")
-    request = json.dumps(vars(args) | dict(part=part, folder=folder, seconds=0.95 * seconds, rows=path))
+    request = json.dumps(vars(args) | dict(part=part, folder=folder, seconds=OWN_SHARE * seconds, rows=path))
     start, error = time.monotonic(), ""
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_parts", request], cwd=ROOT,
                                start_new_session=True)  # fmt: skip

@@ -20,6 +20,7 @@ from benchmarks.gpu import Clock
 from benchmarks.gpu_sides import Sides
 from benchmarks.harness import ROOT, installed
 
+RESTARTS, MOST_ERRORS = 12, 50  # of the tests: processes, rows
 TINY = dict(block_size=16, vocab_size=320, n_layer=1, n_head=2, n_embd=32)
 
 
@@ -67,8 +68,8 @@ def tests(args, clock):
 
     Where a test hangs, or leaves a GPU on which nothing works any more, the others go on in another process.
     """
-    done, failed, errors, start = {}, [], [], time.monotonic()
-    while True:
+    done, errors, start = {}, [], time.monotonic()
+    for _ in range(RESTARTS):
         report = os.path.join(args.folder, f"tests-{len(done)}.xml")
         skip = [f"--deselect={id}" for name in done for id in {name, os.path.basename(name)}]   # from the root, or not
         code, output, _ = run_python(clock, "-m", "pytest", "-vv", "-p", "no:cacheprovider", f"--junitxml={report}",
@@ -77,22 +78,22 @@ def tests(args, clock):
         done |= new
         if os.path.exists(report):
             errors += read_junit(report)
+        if code is None and clock.left() < 0:
+            errors.append(f"the time was up: {len(done)} tests had been run, then {broken_off}")
+            break
         if code in (0, 1, 5):                                     # 5: there were none
             break
-        if not broken_off and not new:                            # it did not even begin
-            errors.append(last_line(output))
-            break
+        errors.append(f"{broken_off.partition('::')[2]}: {'no end' if code is None else last_line(output)}")
         if broken_off:
             done[broken_off] = "FAILED"
-            errors.append(f"{broken_off.partition('::')[2]}: {'no end' if code is None else last_line(output)}")
-        if clock.left() < 0:
+        elif not new:                                             # it did not even begin
             break
     counts = {kind: list(done.values()).count(kind) for kind in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
     failed = counts["FAILED"] + counts["ERROR"]
     print("\n".join(errors))
     yield dict(part="tests", exit_code=code, seconds=round(time.monotonic() - start, 1), passed=counts["PASSED"],
                failed=failed, skipped=counts["SKIPPED"], errors=" | ".join(errors[:5])[:2000])  # fmt: skip
-    for error in errors:
+    for error in errors[:MOST_ERRORS]:
         yield dict(part="tests", test=error.partition(": ")[0], errors=error.partition(": ")[2])
 
 

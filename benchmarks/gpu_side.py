@@ -88,7 +88,7 @@ def steps(name, config):
     text = read_text(config) if config.get("text") else None
     done = 0
 
-    def handle(batch_size, steps):
+    def handle(batch_size, steps, ask_driver=False):
         """The first step, and then the others with one waiting at their end: milliseconds of the first, and of the
         others the mean. What they have taken from the device is given back, for the other sides."""
         nonlocal done
@@ -100,7 +100,8 @@ def steps(name, config):
             losses += run(some)                                   # waits for the device
             ms += [(time.perf_counter() - start) * 1e3 / len(some)] * len(some)
         done += steps
-        answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=memory_of_process())
+        of_process = memory_of_process() if ask_driver else None
+        answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=of_process)
         memory.give_back()
         return answer
 

@@ -39,14 +39,14 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
     ms, losses, memory, errors = {}, {}, {}, {}
     timed = {}
 
-    def ask(name, steps):
-        answer = sides.ask(name, batch_size=B, steps=steps)
+    def ask(name, steps, ask_driver=False):
+        answer = sides.ask(name, batch_size=B, steps=steps, ask_driver=ask_driver)
         if "error" in answer:
             errors[name] = answer["error"]
             ms.pop(name, None)
         else:
             losses.setdefault(name, []).extend(answer["losses"])
-            memory[name] = answer["peak"], answer["of_process"]
+            memory[name] = answer["peak"], answer["of_process"] or memory.get(name, (0, None))[1]
         return answer
 
     for name in names:
@@ -57,7 +57,7 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
         if turn > 1 and clock.left() < end:
             break
         for name in list(ms):
-            answer = ask(name, 1 + timed[name])                   # the first step asks the device for its memory again
+            answer = ask(name, 1 + timed[name], turn == 0)        # the first step asks the device for its memory again
             if "error" not in answer:
                 ms[name].append(answer["ms"][1:])
         print(f"B={B} turn {turn + 1}: " + ", ".join(f"{s} {statistics.median(ms[s][-1]):.1f} ms" for s in ms),

@@ -96,6 +96,18 @@ def test_gpu_without_a_gpu_is_one_line(tmp_path):
     assert result.stdout == ""
 
 
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Programs that are started find the stand-in for CuPy."""
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text(
+        "import sys\n"
+        "from strict_cupy import cupy\n"
+        "for module in (cupy, cupy.cuda, cupy.linalg, cupy.random): sys.modules[module.__name__] = module\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)]))
+
+
 def gpu_part(part, tmp_path, seconds=100, **more):
     """The rows of a part of benchmarks.gpu at tiny sizes."""
     args = gpu.parse(["--tiny", "--results", str(tmp_path)])
@@ -119,13 +131,34 @@ def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     assert rows[1]["errors"] == "no end" and "this is five" in rows[3]["errors"]
 
 
-def test_gpu_ends_a_part_that_hangs_and_keeps_its_rows(tmp_path):
+def test_gpu_tests_go_on_behind_one_after_which_nothing_works(tmp_path, stand_in):
+    (tmp_path / "test_it.py").write_text(
+        "import cupy, pytest\n"
+        "from gpu_works import a_gpu_that_works\n"
+        "def fail(): raise RuntimeError('cudaErrorIllegalAddress')\n"
+        "@pytest.mark.parametrize('n', range(4))\n"
+        "def test_it(n):\n"
+        "    if n in (1, 2): cupy.cuda.runtime.deviceSynchronize = fail\n"
+        "    assert n != 2\n"
+    )
+    rows = gpu_part("tests", tmp_path, tests=str(tmp_path / "test_it.py"))
+    assert (rows[0]["passed"], rows[0]["failed"]) == (3, 1)
+    errors = [row["errors"] for row in rows[1:]]
+    assert len(errors) == 3 and "assert 2 != 2" in errors[1]
+    assert "after test_it[1] nothing works on this GPU any more: cudaErrorIllegalAddress" in errors[0]
+
+
+@pytest.mark.parametrize("cut, says", [(True, "no end within 8 s"), (False, "the time was up: 0 tests had been run")])
+def test_gpu_ends_a_part_that_hangs_and_keeps_its_rows(tmp_path, monkeypatch, cut, says):
+    """By its own clock, or where that does not help by the one of the program that has started it."""
     (tmp_path / "test_it.py").write_text("import time\ndef test_it(): time.sleep(1000)\n")
-    (tmp_path / "tests.rows").write_text('{"part": "tests", "passed": 7}\n{"part": "tes')
+    half = '{"part": "tes' if cut else ""
+    (tmp_path / "tests.rows").write_text('{"part": "tests", "passed": 7}\n' + half)
+    monkeypatch.setattr(gpu, "OWN_SHARE", 100 if cut else 0.5)
     start = time.monotonic()
-    rows = gpu_part("tests", tmp_path, seconds=4, tests=str(tmp_path / "test_it.py"), quiet=1000)
-    assert time.monotonic() - start < 20
-    assert rows[0] == dict(part="tests", passed=7) and len(rows) > 1 and any("no end" in r["errors"] for r in rows[1:])
+    rows = gpu_part("tests", tmp_path, seconds=8, tests=str(tmp_path / "test_it.py"), quiet=1000)
+    assert time.monotonic() - start < 30
+    assert rows[0] == dict(part="tests", passed=7) and says in rows[1]["errors"]
 
 
 def test_gpu_shares_its_time_and_leaves_what_is_over_to_later_parts():
@@ -198,18 +231,6 @@ def test_gpu_kernels_are_compared_with_the_bytes_and_products_they_need():
 def test_gpu_losses_of_two_sides():
     row = gpu_steps.losses_row([2.0, 1.5, 1.0], [2.0, 1.0, 1.0])
     assert row == dict(first_loss=2.0, loss=1.0, losses_apart=0.5, last_50_apart=0.17)
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """Programs that are started find the stand-in for CuPy."""
-    (tmp_path / "cupy").mkdir()
-    (tmp_path / "cupy" / "__init__.py").write_text(
-        "import sys\n"
-        "from strict_cupy import cupy\n"
-        "for module in (cupy, cupy.cuda, cupy.linalg, cupy.random): sys.modules[module.__name__] = module\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)]))
 
 
 PARTS = {  # part -> arguments, and what each row must have

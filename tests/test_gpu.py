@@ -12,6 +12,7 @@ import fake_cublaslt
 import numpy as np
 import pytest
 import strict_cupy
+from gpu_works import a_gpu_that_works  # noqa: F401
 from kernel_checks import is_float, run, stacked
 from samples import SAMPLES, Sample, integers
 from test_backends import CASES, REFERENCE, TINY, on_device, training_steps

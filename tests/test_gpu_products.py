@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import product_checks
 import pytest
+from gpu_works import a_gpu_that_works  # noqa: F401
 from product_checks import (
     BFLOAT16,
     FLOAT16,
