@@ -1,5 +1,6 @@
 """Attention on the GPU, run on the CPU: its values at odd shapes, its mask, its memory, and planted faults."""
 
+import ctypes
 import re
 
 import cuda_checks
@@ -14,6 +15,7 @@ from ops.attention import Attention
 from ops.dropout import keep_mask
 from ops.kernels.cuda import attention, attention_tiles
 from ops.kernels.cuda.attention import AttentionCUDA
+from ops.kernels.cuda.attention_arguments import dropout_hash
 from ops.kernels.cuda.launch import source
 from ops.kernels.cuda.split_heads import SplitHeadsCUDA
 from tinygrad2.halves import half_dtype
@@ -198,11 +200,10 @@ def test_the_mask_is_the_references(Tq, Tk, hs, dtype, cupy):
         assert np.array_equal(cuda_checks.host(dv)[..., :Tq] != 0, ((keep != 0) & seen).swapaxes(-1, -2))
 
 
-def test_a_probability_is_rounded_as_the_reference_rounds_it(cupy):
+def test_a_probability_is_rounded_as_the_reference_rounds_it():
     """The hash's 24 bits are compared with float32's p: at the edge, one number is kept and the one below is not."""
-    arguments = attention.dropout_hash
     for p in (0.1, 0.25, 1 / 3, 2.0**-24, 1 - 2.0**-24):
-        _, _, threshold, factor = arguments(p, 1, 2)
+        _, _, threshold, factor = dropout_hash(p, 1, 2)
         below, at = (np.float32(int(threshold) + i) * np.float32(2.0**-24) for i in (-1, 0))
         assert not below >= np.float32(p) and at >= np.float32(p) and factor == np.float32(1 / (1 - p))
 
@@ -268,8 +269,6 @@ def test_registers_in_the_docstring_are_those_of_the_compiler():
 
 
 def nvrtc_version():
-    import ctypes
-
     major, minor = ctypes.c_int(), ctypes.c_int()
     assert nvrtc.library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0
     return major.value, minor.value

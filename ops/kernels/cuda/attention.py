@@ -19,7 +19,7 @@ are left out, and 8 N bytes if the keys of a head stay in the L2 cache; backward
 Per block as NVRTC 13.0 compiles it for sm_80 and sm_90 (bfloat16, no dropout), registers of its 128 threads, and bytes:
 
               hs <= 64                  hs <= 128
-    forward   222, 226    49,152        184, 190    49,152
+    forward   223, 226    49,152        183, 190    49,152
     dk, dv    228, 232    50,176        252, 245    66,048
     dq        201, 206    49,152        181, 188    65,536
 """

@@ -35,8 +35,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     cp_async_commit();
 
     unsigned q_kept[M][Q_KEPT ? HS / 16 : 1][4];
-    float o[M][HS / 8][4], largest[M][2], total[M][2];            // of rows g and g + 8; totals of this lane's columns
-    clear(o);
+    float o[M][HS / 8][4], largest[M][2], total[M][2];            // of rows g and g + 8: largest score times scale, and
+    clear(o);                                                     // the sum of the weights of this lane's columns
 #pragma unroll
     for (int m = 0; m < M; m++) largest[m][0] = largest[m][1] = minus_infinity(), total[m][0] = total[m][1] = 0;
 
@@ -74,15 +74,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int query = mine + 16 * m + g + 8 * half;
-                float above = largest[m][half];
+                float above = minus_infinity();
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
                     for (int i = 2 * half; i < 2 * half + 2; i++) above = fmaxf(above, s[m][n][i]);
                 above = fmaxf(above, __shfl_xor_sync(0xffffffffu, above, 1));   // the row is in 4 lanes
                 above = fmaxf(above, __shfl_xor_sync(0xffffffffu, above, 2));
-                float shift = above * scale, factor = exp2_approx(largest[m][half] * scale - shift), sum = 0;
-                largest[m][half] = above;
+                float shift = fmaxf(largest[m][half], above * scale), sum = 0;
+                float factor = exp2_approx(largest[m][half] - shift);   // exactly 1 while the largest stays
+                largest[m][half] = shift;
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -116,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
             int query = mine + 16 * m + g + 8 * half;
-            if (t == 0 && query < Tq) logsum[(size_t)head * Tq + query] = largest[m][half] * scale + log2f(sum);
+            if (t == 0 && query < Tq) logsum[(size_t)head * Tq + query] = largest[m][half] + log2f(sum);
             factor[half] = kept_factor / sum;
         }
         int begin = mine + 16 * m;
