@@ -31,6 +31,16 @@ FAULTS = {
         "add", ((5, 3, 8), (3, 8)), "add", "first % period, period", "first, n", OUTSIDE),
     "add: the tail is written by 16 bytes": (
         "add", ((3, 7), (3, 7)), "elements", "first + ELEMENTS <= n) return store", "first < n) return store", OUTSIDE),
+    "tanh: the wrong op": (
+        "tanh", ((3, 7),), "elementwise", "case 2: return run<Tanh>", "case 2: return run<Exp>", DIFFERS),
+    "sigmoid: its slope is another one": (
+        "sigmoid", ((3, 7),), "elementwise", "d * out * (1 - out)", "d * out", DIFFERS),
+    "mul: gradients are exchanged": (
+        "mul", ((3, 7), (3, 7)), "elementwise_pairs", "make_float2(d * b, d * a)", "make_float2(d * a, d * b)",
+        DIFFERS),
+    "div: both gradients in one array": (
+        "div", ((3, 7), positive(3, 7)), "elementwise_pairs", "if (db) store_elements(db", "if (db) store_elements(da",
+        DIFFERS),
     "gelu: the tail is not looked at": (
         "gelu", ((3, 7),), "elements", "first + i < n ? to_float", "1 ? to_float", OUTSIDE),
     "gelu: the last elements by 16 bytes": (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import KernelFault, needs_compiler
-from samples import SAMPLES, Sample, bfloat16, int8, integers, positive
+from samples import SAMPLES, Sample, between, bfloat16, int8, integers, positive, spaced
 
 import ops
 from ops.kernels.cuda.layernorm import LayerNormCUDA
@@ -21,6 +21,11 @@ pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
 
 FURTHER = {  # sizes that matter to a kernel: more rows than a block has, rows of more than a warp's elements
+    **{name: [Sample(((33, 250),))] for name in ("exp", "tanh", "sigmoid", "neg")},
+    **{name: [Sample((positive(33, 250),))] for name in ("log", "sqrt")},
+    **{name: [Sample((spaced(33, 250),))] for name in ("abs", "relu")},
+    **{name: [Sample(((33, 250), positive(33, 250)))] for name in ("sub", "mul", "div")},
+    **{name: [Sample((spaced(33, 250), between(33, 250)))] for name in ("maximum", "minimum")},
     "add": [Sample(((33, 250), (33, 250))), Sample(((2, 3, 344), (2, 3, 344))), Sample(((40, 3, 88), (3, 88))),
             Sample(((5, 9, 250), (9, 250)))],
     "cross_entropy": [Sample(((3, 8200), integers(3, below=8200))), Sample(((2, 16401), integers(2, below=16401))),

@@ -23,6 +23,7 @@ from ops.kernels.cuda.linear_cross_entropy import LinearCrossEntropyCUDA
 from ops.kernels.cuda.sorted_ids import sorted_keys
 from ops.linear_cross_entropy import LinearCrossEntropy
 from tinygrad2 import Tensor
+from tinygrad2.dispatch import KERNELS, OPS
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.module import Parameter
 from tinygrad2.prng import make_key
@@ -106,6 +107,35 @@ def test_sums_of_the_residual_stream_are_float32(a, b, shape, cupy):
         exact = normal(3, 17, seed=3)
         exact = exact if leaf.shape == (3, 17) else exact.sum(0)
         assert leaf.grad.dtype == dtype and np.array_equal(leaf.grad.get(), exact.astype(dtype))
+
+
+# -- elementwise ops ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["exp", "log", "tanh", "sqrt", "relu", "sigmoid", "abs", "neg"])
+def test_special_values_of_one_operand(op, cupy):
+    """NaN, infinities, zeros and huge numbers give what NumPy gives, and the gradients the reference's."""
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 3e38, -3e38, 1e-40, 100.0, -100.0], np.float32)
+    x = np.abs(x) if op in ("log", "sqrt") else x
+    compare(op, cupy, x)
+
+
+@pytest.mark.parametrize("op", ["sub", "mul", "div", "maximum", "minimum"])
+def test_special_values_of_two_operands(op, cupy):
+    values = np.array([np.nan, np.inf, -np.inf, 0.0, 1.0, -3e38, 2.0], np.float32)
+    compare(op, cupy, *(np.ascontiguousarray(a).reshape(-1) for a in np.meshgrid(values, values)))
+
+
+def compare(op, cupy, *arrays):
+    """The kernel's result and gradients are those of the reference on NumPy, up to float32's rounding."""
+    dout = np.ones(arrays[0].shape, np.float32)
+    (kernel,) = KERNELS[op, "cupy"]
+    nodes = [cls(xp, [True] * len(arrays)) for cls, xp in ((kernel, cupy), (OPS[op], np))]
+    with running(), np.errstate(all="ignore"):
+        got = nodes[0].forward(*map(cupy.asarray, arrays)), *nodes[0].backward(cupy.asarray(dout))
+        expected = nodes[1].forward(*arrays), *nodes[1].backward(dout)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a.get(), b, rtol=2e-6)
 
 
 # -- GELU --------------------------------------------------------------------------------------------------------------

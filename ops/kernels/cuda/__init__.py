@@ -9,6 +9,7 @@ from ops.kernels.cuda import (  # noqa: F401
     cast,
     cross_entropy,
     dropout,
+    elementwise,
     embedding,
     gelu,
     kv_cache,
