@@ -30,9 +30,14 @@ def source(file, dtype):
     return f'#define T {TYPES[dtype]}\n{_read(f"{file}.cu")}'
 
 
-def _read(name):
+def _text(name):
     with open(os.path.join(FOLDER, name), encoding="utf-8") as opened:
-        text = opened.read()
+        return opened.read()
+
+
+def _read(name):
+    """The text of a file, with what it includes in place."""
+    text = _text(name)
     return f'#line 1 "{name}"\n' + _INCLUDE.sub(lambda found: _read(found[1]) + _back_to(name, text, found), text)
 
 
