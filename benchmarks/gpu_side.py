@@ -31,18 +31,25 @@ def products_of(name):
 
 
 class OurMemory:
-    """What CuPy's pool has taken from the device since the last `give_back`."""
+    """What CuPy's pools have taken from the device since the last `give_back`.
 
-    def __init__(self):
+    gradients    those of a Lookahead, with a pool of its own that a graph may need (training/captured.py); or None
+    """
+
+    def __init__(self, gradients=None):
         import cupy
 
-        self.pool = cupy.get_default_memory_pool()
+        self.pools, self.gradients = [cupy.get_default_memory_pool()], gradients
+        if gradients is not None and gradients.permitted:
+            self.pools.append(gradients._pool)
 
     def peak(self):
-        return self.pool.total_bytes()
+        return sum(pool.total_bytes() for pool in self.pools)
 
     def give_back(self):
-        self.pool.free_all_blocks()
+        kept = self.gradients is not None and self.gradients.graph    # it has recorded addresses
+        for pool in self.pools[:1] if kept else self.pools:
+            pool.free_all_blocks()
 
 
 class TorchMemory:
@@ -155,7 +162,7 @@ def our_steps(name, config):
                 found += lookahead.step(given, None, i == len(batches) - 1)
         return [step.loss for step in found]
 
-    return run, OurMemory()
+    return run, OurMemory(lookahead.gradients)
 
 
 class Batches:

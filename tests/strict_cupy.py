@@ -410,7 +410,6 @@ cupy.linalg = _Module("cupy.linalg", np.linalg)
 cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
-cupy.cuda.MemoryPool = lambda: SimpleNamespace(malloc=None)
 cupy.cuda.using_allocator = contextlib.nullcontext
 cupy.cuda.alloc_pinned_memory = bytearray
 cupy.get_default_memory_pool = lambda: SimpleNamespace(total_bytes=lambda: 1 << 20)
@@ -434,6 +433,8 @@ class _Event:
 class _Pool:
     """Of memory; nothing is known of it here."""
 
+    malloc = None
+
     def total_bytes(self):
         return 0
 
@@ -447,7 +448,7 @@ def _properties(device):
 
 cupy.cuda.Event = _Event
 cupy.cuda.get_elapsed_time = lambda begin, end: 1e3 * (end.time - begin.time)
-cupy.get_default_memory_pool = _Pool
+cupy.get_default_memory_pool = cupy.cuda.MemoryPool = _Pool
 vars(cupy.cuda.runtime).update(getDeviceProperties=_properties, runtimeGetVersion=lambda: 13000,
                                driverGetVersion=lambda: 13000)  # fmt: skip
 
