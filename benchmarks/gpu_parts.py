@@ -50,6 +50,11 @@ def run_python(clock, *arguments, quiet=None):
     return code, text, round(time.monotonic() - start, 1)
 
 
+def error_of(code, output, seconds):
+    """Why a program that was run has failed, one line."""
+    return f"ended after {seconds} s; last line: {last_line(output)}"[:300] if code is None else last_line(output)
+
+
 def last_line(output):
     return next((line.strip()[:300] for line in reversed(output.splitlines()) if line.strip()), "")
 
@@ -153,10 +158,10 @@ def demo(args, clock):
     losses, names = {}, args.demo.split(",")
     with ThreadPoolExecutor() as pool:
         cpu = pool.submit(train_demo, "cpu", args, clock) if "cpu" in names else None
-        for name in names:
-            if name != "cpu":
-                row, losses[name] = train_demo(name, args, clock)
-                yield row
+        on_gpu = [name for name in names if name != "cpu"]
+        for i, name in enumerate(on_gpu):                         # none takes the time of the others
+            row, losses[name] = train_demo(name, args, Clock(clock.left() / (len(on_gpu) - i)))
+            yield row
         weights = os.path.join(args.folder, "cuda.bin")
         if os.path.exists(weights):
             yield from inference(args, clock, weights)
@@ -186,7 +191,7 @@ def train_demo(name, args, clock):
     row, curves = dict(part="demo", device=device, dtype=dtype or "float32", exit_code=code, seconds=seconds), {}
     if code != 0:
         print(output[-4000:])
-        row["errors"] = last_line(output)
+        row["errors"] = error_of(code, output, seconds)
     if os.path.exists(metrics):
         curves = {name: values for name, (_, values) in read_metrics(metrics).items()}
         row.update(steps=len(curves["loss"]), loss=round(curves["loss"][-1], 4),
@@ -206,7 +211,7 @@ def inference(args, clock, weights):
     code, output, seconds = run_python(clock, "inference.py", "--weights", weights, "--device", "cuda")
     print(output)
     yield dict(part="inference", device="cuda", exit_code=code, seconds=seconds,
-               errors=last_line(output) if code else "")  # fmt: skip
+               errors=error_of(code, output, seconds) if code != 0 else "")  # fmt: skip
     texts, sides = {}, Sides("benchmarks.gpu_side", "text", {})
     for device in ("cuda", "cpu"):
         answer = sides.ask(device, weights=weights, device=device, tokens=args.tokens)
@@ -271,7 +276,7 @@ def trace(args, clock):
     )  # fmt: skip
     if code != 0:
         print(output[-4000:])
-        yield dict(part="trace", exit_code=code, seconds=seconds, errors=last_line(output))
+        yield dict(part="trace", exit_code=code, seconds=seconds, errors=error_of(code, output, seconds))
         return
     result = json.loads(last_line_of_json(output))
     for row in result["rows"][:12]:
