@@ -26,8 +26,15 @@ FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and opt
     "add": ("add 33x40 33x40",),
     "heads": ("split_heads 2x9x192 n_head=4", "merge_heads 2x4x9x16"),
     "weights": ("linear_int8 3x64 int8/24x64 positive/24 24", "linear_bfloat16 3x64 bits/24x64 24"),
+    "one operand": (
+        "exp 33x40", "tanh 33x40", "sigmoid 33x40", "relu 33x40", "abs 33x40", "neg 33x40", "log positive/33x40",
+        "sqrt positive/33x40",
+    ),
+    "two operands": (
+        "sub 33x40 33x40", "mul 33x40 33x40", "div 33x40 positive/33x40", "maximum 33x40 33x40", "minimum 33x40 33x40",
+    ),
     "adam": (),
-}
+}  # fmt: skip
 SIXTEEN_BITS = {"add": (1,), "add_layernorm": (1,), "attention": (0, 1, 2), "matmul": (0, 1), "embedding": ()}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}  # of the largest exact value
 
