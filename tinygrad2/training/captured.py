@@ -2,17 +2,17 @@
 
 Starting a kernel takes the host some 5 us, and the Python around it more. Where the GPU has computed a kernel before
 the host has started the next one, as with small batches, a step takes as long as the host does. A graph is recorded
-once, by running the step while the stream captures, and is launched by one call from then on.
+once, by running the step while the stream captures, and is launched by one call from then on (cuda_graph.py).
 
-What is recorded are addresses. So the tokens of each batch are copied to the same place, and all arrays of the step
-live in a pool of memory of their own, from which nobody else is given any. Numbers that the host passes to kernels
-are recorded as they are: with dropout, whose masks are new in each step, there is no graph; Adam, with its learning
-rate, is launched after it.
+The tokens of each batch are copied to the same place, and all arrays of the step live in a pool of memory of their own.
+Numbers that the host passes to kernels are recorded as they are: with dropout, whose masks are new in each step, there
+is no graph; Adam, with its learning rate, is launched after it.
 """
 
 import contextlib
 
 from tinygrad2.backend import array_module
+from tinygrad2.cuda_graph import NotRecorded, record
 from tinygrad2.errors import UserError
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
@@ -99,17 +99,13 @@ class Gradients:
     def _recorded(self, rows):
         """The graph of a step, of which nothing is computed until it is launched. None if something in it cannot be
         recorded, such as a product by CuPy: then the steps go on as usual, and the user is told why."""
-        with self._own_memory():
-            self.stream.begin_capture()
-            try:
-                self._values = self._compute(rows)
-                return self.stream.end_capture()
-            except (NotImplementedError, RuntimeError) as error:
-                with contextlib.suppress(RuntimeError):           # CUDA has ended it already
-                    self.stream.end_capture()
-                self._wanted, self._failed = False, True
-                self.trainer.world.print(f"note      no CUDA graph: {error}")
-                return None
+        try:
+            graph, self._values = record(self.stream, self._pool, lambda: self._compute(rows))
+        except NotRecorded as error:
+            self._wanted, self._failed = False, True
+            self.trainer.world.print(f"note      no CUDA graph: {error}")
+            return None
+        return graph
 
     def _compute(self, rows):
         """The part of Trainer.step before the weights change."""

@@ -1,0 +1,31 @@
+"""A CUDA graph: what was started once on a stream of a GPU, to be started again by one call.
+
+What is recorded are addresses, and numbers that the host passes to kernels. So arrays that change lie in the same place
+each time, and those that are made during the recording come from a pool of memory of their own: it gives them to
+nobody else as long as the graph is used.
+"""
+
+import contextlib
+
+from tinygrad2.backend import array_module
+
+
+class NotRecorded(Exception):
+    """Something cannot be part of a graph, such as a product by CuPy or a read of the GPU."""
+
+
+def record(stream, pool, compute):
+    """(graph, the result of compute()). Nothing is computed until graph.launch(stream).
+
+    stream    the current stream, not the default one
+    pool      the MemoryPool of the arrays that `compute` makes. Raises NotRecorded, with the reason
+    """
+    with array_module("cuda").cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        try:
+            result = compute()
+            return stream.end_capture(), result
+        except (NotImplementedError, RuntimeError) as error:
+            with contextlib.suppress(RuntimeError):               # CUDA has ended it already
+                stream.end_capture()
+            raise NotRecorded(str(error)) from error
