@@ -3,6 +3,8 @@
 import numpy as np
 
 import ops
+from tinygrad2.backend import to_device
+from tinygrad2.tensor import no_grad
 
 
 class CachePack:
@@ -46,3 +48,14 @@ class _LayerPack:
         for layer, start, end in zip(self.layers, self.ends, self.ends[1:]):
             parts.append(layer.attend(head, q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]))
         return ops.concatenate(parts, axis=2)                     # (1, nh, T, hs)
+
+
+def scores_after(model, caches, tokens):
+    """The scores (n, V) of the token that follows each of n texts: a NumPy array.
+
+    tokens    n lists of ids, the new ones of each text, which join its cache
+    """
+    lengths = [len(new) for new in tokens]
+    with no_grad():
+        x = model.hidden(np.array([[id for new in tokens for id in new]]), CachePack(caches, lengths))    # (1, T, C)
+        return model.logits(x[0, to_device(np.cumsum(lengths) - 1, x.device)]).numpy()

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from models.cache_pack import CachePack
+from models.cache_pack import scores_after
+from models.decode_graph import DecodeGraph
 from models.sampling import Sampling, log_probability, sample
-from tinygrad2.backend import to_device
-from tinygrad2.tensor import no_grad
 
 _TOKENS = 2048  # that go through at a time, unless a single text has more
 
@@ -69,6 +68,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     knobs, stops = vars(sampling or Sampling()), stop if isinstance(stop, Collection) else (stop,)
     waiting = list(range(len(prompts)))[::-1]
     texts: list[_Text] = []
+    graph = DecodeGraph(model) if model.device == "cuda" else None
     while max_new_tokens > 0 and (waiting or texts):
         numbers = [waiting.pop() for _ in range(min(len(waiting), batch_size - len(texts)))]
         numbers = [number for number in numbers if number not in ended]
@@ -85,7 +85,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
             if text.cache.full:                                   # every token gets another position: start over
                 text.cache.reset()
                 text.slid = True
-        _feed(model, texts)
+        _feed(model, texts, graph)
 
 
 def _begin(model, numbers, prompts, rngs, max_new_tokens, running):
@@ -104,16 +104,16 @@ def _begin(model, numbers, prompts, rngs, max_new_tokens, running):
     return [text for text, _ in new]
 
 
-def _feed(model, texts):
+def _feed(model, texts, graph=None):
     """Compute the scores after the unseen tokens of all texts, in as few passes of _TOKENS as possible."""
     while texts:
         unseen = [text.unseen() for text in texts]
         sizes = np.cumsum([len(tokens) for tokens in unseen])
         n = max(1, int(np.searchsorted(sizes, _TOKENS, side="right")))
-        pack = CachePack([text.cache for text in texts[:n]], [len(tokens) for tokens in unseen[:n]])
-        with no_grad():
-            x = model.hidden(np.array([[id for tokens in unseen[:n] for id in tokens]]), pack)   # (1, T, C)
-            logits = model.logits(x[0, to_device(sizes[:n] - 1, x.device)]).numpy()              # (n, V)
+        caches = [text.cache for text in texts[:n]]
+        logits = graph.scores_after(caches, unseen[:n]) if graph else None      # (n, V)
+        if logits is None:
+            logits = scores_after(model, caches, unseen[:n])
         for text, row in zip(texts[:n], logits):
             text.logits = row
             text.first = row if text.first is None else text.first

@@ -16,8 +16,8 @@ class KVCache:
 
         k[layer], v[layer]    (B, nh, size, hs), filled up to `position`
 
-    They are float32. On a GPU in mixed precision k and v arrive in 16 bits, and are kept so: attention reads half the
-    bytes, and casts nothing. That is decided when the cache is made.
+    They are float32. A cache that is made in mixed precision on a GPU, and for it, has 16 bits, as k and v have there:
+    attention reads half the bytes, and casts nothing.
 
     A forward pass over T new tokens appends to every layer and then advances `position` by T. Pope et al., "Efficiently
     scaling transformer inference", 2022, section 2.

@@ -17,21 +17,19 @@ from tinygrad2.dispatch import register_kernel
 _BLOCK = 256
 
 
-def _supports(q, k, v, keys, values, position):
-    for x in (k, v, keys, values):
-        if x.dtype != q.dtype:
+def _supports(q, k, v, out, keys, values, position):
+    for x in (q, k, v, out, keys, values):
+        if x.dtype != q.dtype or x.strides[-1] != x.itemsize:
             return False
-    for x in (q, k, v, keys, values):
-        if x.strides[-1] != x.itemsize:
-            return False
-    return is_computed(q) and len(keys) == 1 and q.shape[3] <= 256 and keys.flags.c_contiguous
+    one_text = len(keys) == 1 and out[0, :, 0].flags.c_contiguous
+    return is_computed(q) and one_text and q.shape[3] <= 256 and keys.flags.c_contiguous
 
 
 @register_kernel("attend_cached", "cupy", _supports)
-def attend_cached(q, k, v, keys, values, position):
-    """Attention of one token to the cache and to itself, (1, nh, 1, hs); its k and v join the cache at `position`.
+def attend_cached(q, k, v, out, keys, values, position):
+    """Attention of one token to the cache and to itself, written to `out`; its k and v join the cache at `position`.
 
-    q, k, v         (1, nh, 1, hs), float32, float16 or bfloat16
+    q, k, v, out    (1, nh, 1, hs), float32, float16 or bfloat16; heads of out one after the other
     keys, values    (1, nh, size, hs) of that dtype, contiguous; what is behind `position` does not count
     position        (1,) int64
     """
@@ -40,10 +38,8 @@ def attend_cached(q, k, v, keys, values, position):
     sizes = np.int32(nh), np.int32(size), np.int32(hs)
     args = *new, keys, values, position, *sizes
     launch(xp, "kv_cache", "kv_append", q.dtype, -(-nh * hs // _BLOCK), _BLOCK, args)
-    out = xp.empty((1, 1, nh, hs), q.dtype).transpose(0, 2, 1, 3)
     logsum = xp.empty((1, nh, 1), np.float32)
     attend_few(xp, q, keys, values, out, logsum, position)
-    return out
 
 
 def _head_distance(x):
