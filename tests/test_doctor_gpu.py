@@ -164,6 +164,15 @@ def test_a_family_of_kernels_passes(family, cupy):
     assert doctor_kernels.check(family) == []
 
 
+def test_kernels_run_in_the_dtypes_of_the_gpu(cupy, monkeypatch):
+    ran = []
+    monkeypatch.setattr(doctor_kernels, "_compare", lambda xp, dtype, case: ran.append(dtype) or [])
+    doctor_kernels.check("embedding")
+    monkeypatch.setattr(strict_cupy._Queue, "compute_capability", "75")
+    doctor_kernels.check("embedding")
+    assert ran == ["float32", "bfloat16", "float16", "float32", "float16"]
+
+
 @needs_compiler
 def test_a_wrong_kernel_is_named(cupy):
     with cuda_checks.planted("gelu", "CUBIC = 0.044715f", "CUBIC = 0.054715f"):

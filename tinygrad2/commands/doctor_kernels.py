@@ -11,8 +11,9 @@ import sys
 import numpy as np
 
 from tinygrad2.bfloat16 import pack_bfloat16
+from tinygrad2.errors import UserError
 from tinygrad2.function import Function
-from tinygrad2.halves import half_dtype, is_floating
+from tinygrad2.halves import check_dtype, half_dtype, is_floating
 
 FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and options
     "layernorm": ("layernorm 5x72 72 72", "add_layernorm 5x72 5x72 72 72"),
@@ -61,17 +62,17 @@ def check(family):
     xp = array_module("cuda")
     if family == "adam":
         return list(_adam(xp))
-    dtypes = [dtype for dtype in TOLERANCE if _is_there(dtype)]
+    dtypes = [dtype for dtype in TOLERANCE if _is_there(xp, dtype)]
     return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
 
 
-def _is_there(dtype):
-    from tinygrad2.errors import UserError
-
+def _is_there(xp, dtype):
+    """Has this GPU the dtype, and is its library installed?"""
     try:
-        return dtype == "float32" or bool(half_dtype(dtype))
-    except UserError:                                             # ml_dtypes is missing
+        check_dtype(xp, dtype)
+    except UserError:
         return False
+    return True
 
 
 def _compare(xp, dtype, case):
