@@ -12,7 +12,7 @@ class Cast(Function):
     Of integers there is no gradient.
     """
 
-    sets_dtype = saves_halves = True
+    sets_dtype = only_moves = saves_halves = True
 
     def forward(self, x, dtype):                                  # x (...)
         self.save(x.dtype)

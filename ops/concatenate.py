@@ -14,7 +14,7 @@ class Concatenate(Function):
     Backward.  Each input gets the part of dout at the positions it went to.
     """
 
-    mixes_integers = saves_halves = True
+    mixes_integers = only_moves = saves_halves = True
 
     def forward(self, *inputs, axis=0):                           # each (..., n_i, ...)
         self.save(axis, [x.shape[axis] for x in inputs])

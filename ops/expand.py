@@ -11,7 +11,7 @@ class Expand(Function):
     Backward.  An element that is used several times gets the sum of their gradients (ops/broadcast.py).
     """
 
-    only_views = True
+    only_moves = True
 
     def forward(self, x, shape):                                  # x (...)
         new = len(shape) - x.ndim

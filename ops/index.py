@@ -16,6 +16,8 @@ class Index(Function):
         dx = 0,  then  dx[key] += dout
     """
 
+    only_moves = True
+
     def forward(self, x, key):                                    # x (...)
         self.save(x.shape, key)
         return x[key]

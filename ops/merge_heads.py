@@ -9,7 +9,7 @@ class MergeHeads(Function, name="merge_heads"):
     """
 
     saves_halves = True
-    only_views = True                                             # attention's kernel leaves the heads side by side
+    only_moves = True                                             # attention's kernel leaves the heads side by side
 
     def forward(self, x):                                         # x (B, nh, T, hs)
         B, nh, T, hs = x.shape

@@ -8,7 +8,7 @@ class Reshape(Function):
         out = x.reshape(shape)        dx = dout.reshape(x.shape)
     """
 
-    only_views = saves_halves = True
+    only_moves = saves_halves = True
 
     def forward(self, x, shape):                                  # x (...)
         self.save(x.shape)

@@ -13,7 +13,7 @@ class Split(Function):
     Backward.  Every element of x is in exactly one part: the gradients are joined as the parts were cut.
     """
 
-    only_views = saves_halves = True
+    only_moves = saves_halves = True
 
     def forward(self, x, size, axis=0):                           # x (..., n, ...)
         n = x.shape[axis]

@@ -14,7 +14,7 @@ class Stack(Function):
     Backward.  Each input gets the part of dout at its position on that axis.
     """
 
-    mixes_integers = saves_halves = True
+    mixes_integers = only_moves = saves_halves = True
 
     def forward(self, *inputs, axis=0):                           # each (...)
         self.save(axis)

@@ -13,7 +13,7 @@ class Transpose(Function):
         dx = dout.transpose(argsort(axes))
     """
 
-    only_views = saves_halves = True
+    only_moves = saves_halves = True
 
     def forward(self, x, axes=None):                              # x (...)
         axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes)

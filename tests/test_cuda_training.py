@@ -64,6 +64,8 @@ def test_a_training_is_near_that_of_the_cpu(cupy, train, precision, more):
     assert len(gpu) == len(cpu) == 6 and len(launches) > 6 * 20
     for name, tolerance in (("loss", PRECISIONS[precision]), ("grad_norm", 10 * PRECISIONS[precision])):
         assert np.allclose([r[name] for r in cpu], [r[name] for r in gpu], rtol=tolerance, atol=tolerance)
+    assert "GPU 0 of 1, stand-in, compute capability 9.0, 86 GB" in printed and "CUDA, its libraries and" in printed
+    assert "MB of the GPU for arrays at the peak; the plan was" in printed
     assert "it has no kernel" not in printed and "does not take these arrays" not in printed, printed
 
 

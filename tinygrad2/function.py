@@ -55,7 +55,7 @@ class Function:
     name = "function"
     is_leaf = is_parameter = False  # True for a leaf Tensor, or a Parameter, at the end of an edge
     mixes_integers = False  # arrays of integers among the inputs are numbers to compute with: they become floats
-    only_views = False  # forward and backward move no data, or hardly any: no kernel could make them faster
+    only_moves = False  # forward and backward move data at most, and compute nothing: they need no kernel
     sets_dtype = False  # floats of different dtypes may meet, and the results may have another one
     saves_halves = False  # it takes and saves 16-bit arrays as they are; others get float32 ones in mixed precision
     layer, inputs, work = "", (), None

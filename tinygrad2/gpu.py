@@ -1,4 +1,4 @@
-"""GPUs: which one a rank uses, and memory of the host that it reaches fast."""
+"""GPUs: which one a rank uses, its memory, and memory of the host that it reaches fast."""
 
 import sys
 from contextvars import ContextVar
@@ -39,8 +39,27 @@ def free_memory():
         return None
 
 
+def new_pool(xp):
+    """A pool of the GPU's memory of which `peak_memory` knows."""
+    _pools.append(pool := xp.cuda.MemoryPool())
+    return pool
+
+
+_pools = []  # besides CuPy's own
+
+
 def peak_memory(device):
-    """Bytes that this process has had at most: of the host, or of the GPU for arrays (CuPy's pool gives none back)."""
+    """Bytes that this process has had at most: of the host, or of the GPU for arrays (its pools give none back)."""
     if device == "cpu":
         return peak_resident_bytes()
-    return array_module(device).get_default_memory_pool().total_bytes()
+    return sum(pool.total_bytes() for pool in [array_module(device).get_default_memory_pool(), *_pools])
+
+
+def describe_gpu(xp):
+    """The calling thread's GPU in words: its number, name, compute capability and memory."""
+    number, count = _gpu.get(), xp.cuda.runtime.getDeviceCount()
+    name = xp.cuda.runtime.getDeviceProperties(number)["name"].decode()
+    capability = xp.cuda.Device(number).compute_capability
+    free, total = xp.cuda.runtime.memGetInfo()
+    return (f"GPU {number} of {count}, {name}, compute capability {capability[:-1]}.{capability[-1]}, "
+            f"{total / 1e9:.0f} GB, {free / 1e9:.0f} free")  # fmt: skip

@@ -14,7 +14,7 @@ def watch_missing_kernels(tell: Any) -> None:
 
 
 def note_missing(op: Any, exists: bool) -> None:
-    """An op runs without a kernel. Those that only make views need none."""
-    if _told and not op.only_views and op.name not in _noted:
+    """An op runs without a kernel. Those that move data at most need none."""
+    if _told and not op.only_moves and op.name not in _noted:
         _noted.add(op.name)
         _told[0](op.name, exists)

@@ -18,7 +18,7 @@ from tinygrad2.tensor import Tensor, apply, is_recording, no_grad, recording
 class Recompute(Function):
     """A part of a model as one op. Gradients of its parameters go straight to them, as in any backward pass."""
 
-    only_views = True  # it computes nothing itself
+    only_moves = True  # it computes nothing itself
 
     def forward(self, x, part):
         self.save(x, part, kernel_mode())

@@ -14,6 +14,7 @@ import contextlib
 from tinygrad2.backend import array_module
 from tinygrad2.cuda_graph import NotRecorded, record
 from tinygrad2.errors import UserError
+from tinygrad2.gpu import new_pool
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
 
@@ -38,7 +39,7 @@ class Gradients:
         self.permitted = trainer.config.cuda_graph != "no" and not reason
         cuda = self.xp.cuda
         self.stream = cuda.Stream(non_blocking=True) if self.permitted else contextlib.nullcontext()
-        self._pool = cuda.MemoryPool() if self.permitted else None
+        self._pool = new_pool(self.xp) if self.permitted else None
 
     def _why_not(self):
         trainer = self.trainer

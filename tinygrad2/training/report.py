@@ -7,7 +7,10 @@ import os
 from dataclasses import asdict, fields, replace
 from functools import partial
 
+import numpy as np
+
 from tinygrad2.cli import option
+from tinygrad2.gpu import describe_gpu
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.memory import megabytes
 from tinygrad2.system.shell import command_line
@@ -49,12 +52,22 @@ def print_setup(config, model_config, preset, world, kernels, products, library,
     field("model", f"{model_config.count_parameters():,} parameters: {model_config.describe()}")
     threads = f" with {world.threads} thread(s) each" if world.threads else ""
     field("world", f"{world.size} rank(s){threads} on {config.device} ({library.__name__} {library.__version__})")
+    for line in describe_gpus(world, library):
+        field("", line)
     for line in world.describe():
         field("", line)
     field("kernels", kernels)
     field("products", products)
     if dtype:
         field("dtype", dtype)
+
+
+def describe_gpus(world, library):
+    """Lines that name the GPU of each rank; none on a CPU. A collective."""
+    if library is np:
+        return []
+    lines = world.all_gather_object(describe_gpu(library), "names of GPUs")
+    return lines if world.size == 1 else [f"rank {rank}: {line}" for rank, line in enumerate(lines)]
 
 
 def _changed_flags(config, model_config, preset, ranks):
@@ -103,7 +116,7 @@ def print_costs(trainer, plan, peak, flops):
     peak           floating-point operations per second in matrix products, on all ranks together
     flops          floating-point operations of a step
     """
-    config, world, field = trainer.config, trainer.world, partial(print_field, trainer.world.print)
+    world, field = trainer.world, partial(print_field, trainer.world.print)
     for line in trainer.reducer.describe():
         world.print(line)
     if frozen := trainer.flat.frozen:
@@ -111,8 +124,7 @@ def print_costs(trainer, plan, peak, flops):
         field("frozen", f"{total - trained:,} of {total:,} parameters stay as they are", *frozen)
     if world.size > 1 and plan.reference:
         field("note", "BLAS rounds differently with other numbers of threads: the same bits need equal --threads")
-    if config.device == "cpu":
-        print_memory(plan, world.host_size, field)
+    print_memory(plan, world.host_size, field)
     field("machine", f"{peak / 1e9:.0f} GFLOP/s in matrix products; a step is {flops / 1e9:.1f} GFLOP")
     world.print()
 
