@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
+from test_frozen import Tokens
 
 from models import GPTConfig
 from tinygrad2.distributed.world import World
@@ -24,22 +25,6 @@ def cupy(monkeypatch):
     cupy = strict_cupy.install(monkeypatch)
     fake_cublaslt.install(monkeypatch)  # CuPy's own products cannot be captured
     return cupy
-
-
-class Tokens:
-    """Batches of random tokens, as a DataLoader has them."""
-
-    def __init__(self, config):
-        self.config = config
-
-    def micro_batches(self, position, rows):
-        rng = np.random.default_rng(position)
-        for first in range(0, self.config.batch_size, rows):
-            batch = rng.integers(0, 60, (rows, 9))
-            yield first, batch[:, :-1], batch[:, 1:]
-
-    def after(self, position):
-        return position[0], position[1] + 1
 
 
 def trained(flags, steps=5, watch=None):

@@ -2,6 +2,7 @@
 
 import sys
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def new_pool(xp):
     return pool
 
 
-_pools = []  # besides CuPy's own
+_pools: list[Any] = []  # besides CuPy's own
 
 
 def peak_memory(device):
