@@ -13,7 +13,7 @@ import numpy as np
 
 from models.kv_cache import KVCache
 from tinygrad2.backend import array_module
-from tinygrad2.cuda_graph import NotRecorded, record
+from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
 from tinygrad2.dispatch import fast_version, kernel_mode
 from tinygrad2.function import observers
 from tinygrad2.precision import precision
@@ -28,7 +28,7 @@ class DecodeGraph:
 
     def __init__(self, model):
         self.model, self.xp = model, array_module("cuda")
-        self.stream, self.pool = self.xp.cuda.Stream(non_blocking=True), self.xp.cuda.MemoryPool()
+        self.stream, self.pool = graph_stream(), self.xp.cuda.MemoryPool()
         self.recorded_for, self.failed = None, False
 
     def scores_after(self, caches, tokens):

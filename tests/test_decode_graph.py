@@ -237,17 +237,31 @@ def test_a_token_waits_for_the_gpu_once(cupy):
     }  # fmt: skip
 
 
+def test_a_graph_waits_for_what_was_started_elsewhere(cupy, monkeypatch):
+    """Each token, since a cache may just have been copied; and all graphs are on one stream: products keep memory for
+    each."""
+    waited, model = [], small()
+    monkeypatch.setattr(strict_cupy._Queue, "record", lambda self, event=None: "here")
+    monkeypatch.setattr(strict_cupy._Queue, "wait_event", lambda self, event: waited.append(event))
+    with running(check=False):
+        found = Written(model, [[1, 2, 3]], 6, True)
+    assert waited == ["here"] * 5 and found.launches == 4
+    assert DecodeGraph(model).stream is DecodeGraph(model).stream
+
+
 def test_without_cublaslt_tokens_go_the_usual_way_and_that_is_said_once(monkeypatch):
     strict_cupy.install(monkeypatch)
     fake_cublaslt.install(monkeypatch, lambda: None)
     decode_graph._say_once.cache_clear()
     model = small()
+    begun, begin = [], strict_cupy._Queue.begin_capture
+    monkeypatch.setattr(strict_cupy._Queue, "begin_capture", lambda self: (begun.append(self), begin(self)))
     with pytest.warns(RuntimeWarning) as said:
         same(model, [[1, 2, 3]], 6, launches=0, graphs=0)
         same(model, [[4, 5]], 6, launches=0, graphs=0)
     own = [str(warning.message) for warning in said if "CUDA graph" in str(warning.message)]
     reason = "calling cuBLAS API during stream capture is currently unsupported"
-    assert own == [f"no CUDA graph of decoding: {reason}. Tokens take longer"]
+    assert own == [f"no CUDA graph of decoding: {reason}. Tokens take longer"] and len(begun) == 2  # once for each text
 
 
 def test_what_is_no_new_token_of_texts_with_a_cache_is_left_to_the_usual_way(cupy):

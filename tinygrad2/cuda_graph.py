@@ -6,6 +6,7 @@ nobody else as long as the graph is used.
 """
 
 import contextlib
+import functools
 
 from tinygrad2.backend import array_module
 
@@ -14,10 +15,21 @@ class NotRecorded(Exception):
     """Something cannot be part of a graph, such as a product by CuPy or a read of the GPU."""
 
 
+def graph_stream():
+    """The stream of the current GPU on which graphs are recorded: always the same, since products keep memory for each
+    stream that they have run on."""
+    return _stream(array_module("cuda"), array_module("cuda").cuda.runtime.getDevice())
+
+
+@functools.cache
+def _stream(xp, device):
+    return xp.cuda.Stream(non_blocking=True)
+
+
 def record(stream, pool, compute):
     """(graph, the result of compute()). Nothing is computed until graph.launch(stream).
 
-    stream    the current stream, not the default one
+    stream    the current stream, of graph_stream()
     pool      the MemoryPool of the arrays that `compute` makes. Raises NotRecorded, with the reason
     """
     with array_module("cuda").cuda.using_allocator(pool.malloc):

@@ -12,7 +12,7 @@ is no graph; Adam, with its learning rate, is launched after it.
 import contextlib
 
 from tinygrad2.backend import array_module
-from tinygrad2.cuda_graph import NotRecorded, record
+from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
 from tinygrad2.errors import UserError
 from tinygrad2.gpu import new_pool
 from tinygrad2.halves import half_dtype, half_of
@@ -37,8 +37,7 @@ class Gradients:
         if reason and trainer.config.cuda_graph == "yes":
             raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
         self.permitted = trainer.config.cuda_graph != "no" and not reason
-        cuda = self.xp.cuda
-        self.stream = cuda.Stream(non_blocking=True) if self.permitted else contextlib.nullcontext()
+        self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
         self._pool = new_pool(self.xp) if self.permitted else None
 
     def _why_not(self):
