@@ -51,11 +51,12 @@ class _LayerPack:
 
 
 def scores_after(model, caches, tokens):
-    """The scores (n, V) of the token that follows each of n texts: a NumPy array.
+    """The scores (n, V) of the token that follows each of n texts: a NumPy array, float32.
 
     tokens    n lists of ids, the new ones of each text, which join its cache
     """
     lengths = [len(new) for new in tokens]
     with no_grad():
         x = model.hidden(np.array([[id for new in tokens for id in new]]), CachePack(caches, lengths))    # (1, T, C)
-        return model.logits(x[0, to_device(np.cumsum(lengths) - 1, x.device)]).numpy()
+        logits = model.logits(x[0, to_device(np.cumsum(lengths) - 1, x.device)])
+    return logits.numpy().astype(np.float32, copy=False)          # NumPy compares 16-bit numbers slowly

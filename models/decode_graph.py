@@ -47,7 +47,7 @@ class DecodeGraph:
         with self.stream, no_grad():
             self.state.set(np.array([[id for (id,) in tokens], [cache.position for cache in caches]]))
             try:
-                logits = self._computed(caches).numpy()
+                logits = self._computed(caches).numpy().astype(np.float32, copy=False)
             except NotRecorded as error:
                 self.failed = True
                 _say_once(str(error))

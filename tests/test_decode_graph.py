@@ -62,6 +62,7 @@ class Written:
             launch(graph, stream)
 
         def drawn(logits, *args, **knobs):
+            assert logits.dtype == np.float32
             self.scores.append(logits.tobytes())
             return sample(logits, *args, **knobs)
 

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import time
+from dataclasses import replace
 
 import cuda_checks
 import fake_cublaslt
@@ -207,6 +208,32 @@ def test_a_text_is_the_same_on_both_devices():
         model.eval()
         texts.append(list(model.generate([3, 1, 4], 12)))
     assert texts[0] == texts[1] and len(texts[0]) == 12
+
+
+@pytest.mark.parametrize("n_texts", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_new_tokens_by_a_graph_have_the_bits_of_the_usual_way(dtype, n_texts, monkeypatch):
+    """Beyond the 16 tokens of the context, too, where there is no graph."""
+    from models.decode_graph import DecodeGraph
+    from models.generation import generate
+    from tinygrad2.flat_buffers import FlatBuffers
+
+    model, texts = GPT(replace(TINY, block_size=16), seed=1).eval(), []
+    FlatBuffers(model, "cuda")
+    prompts, graphs, by_graph = [[3, 1, 4], [1], [5, 9]][:n_texts], [], DecodeGraph.scores_after
+
+    def noted(self, *args):
+        scores = by_graph(self, *args)
+        graphs.append(None if scores is None else self.graph)
+        return scores
+
+    for way in (noted, lambda *args: None):
+        monkeypatch.setattr(DecodeGraph, "scores_after", way)
+        rngs = [np.random.default_rng(i) for i in range(n_texts)]
+        with mixed_precision(dtype):
+            texts.append(list(generate(model, prompts, 20, rngs, logprobs=True)))
+    assert texts[0] == texts[1] and len(texts[0]) == 20 * n_texts
+    assert sum(graph is not None for graph in graphs) == 12, "no graph was launched"
 
 
 def test_gradients_of_two_gpus_are_summed_from_gpu_to_gpu(tmp_path):
