@@ -47,7 +47,7 @@ class _LayerPack:
         parts = []
         for layer, start, end in zip(self.layers, self.ends, self.ends[1:]):
             parts.append(layer.attend(head, q[:, :, start:end], k[:, :, start:end], v[:, :, start:end]))
-        return ops.concatenate(parts, axis=2)                     # (1, nh, T, hs)
+        return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=2)    # (1, nh, T, hs)
 
 
 def scores_after(model, caches, tokens):
