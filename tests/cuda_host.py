@@ -122,9 +122,10 @@ class _Function:
                 assert value.dtype == dtype, f"{where} is {value.dtype}, the kernel's {dtype}"
                 holders.append(np.array(value))
                 continue
-            if value is None:
-                holders.append(np.zeros(1, np.uint64))
+            if type(value) is np.uint64 and value == 0:           # a null pointer
+                holders.append(np.array(value))
                 continue
+            assert value is not None, f"{where} is None: CuPy reads the argument at address 0; use np.uint64(0)"
             assert isinstance(value, np.ndarray), f"{where} is no array but {type(value).__name__}"
             assert dtype in ("void", value.dtype.name), f"{where} is {value.dtype}, the kernel's {dtype}"
             start, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data, value.ctypes.data)

@@ -21,6 +21,7 @@ TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # NumPy's name
 OPTIONS = ("-std=c++17",)
 STATIC_SHARED = 48 << 10  # bytes of shared memory that a block may have without asking
 
+_NULL = np.uint64(0)  # an address; CuPy would take None for an argument that has none
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
@@ -55,7 +56,7 @@ def launch(xp, file, name, dtype, grid, block, args, shared=0):
     file, name     FILE.cu and the kernel's name in it
     dtype          T, the type of the activations: float32, float16 or bfloat16
     grid, block    how many blocks, of how many threads: numbers, or tuples of up to three
-    args           arrays of xp, and NumPy's scalars of the types in the kernel's signature
+    args           arrays of xp, or None for a null pointer; and NumPy's scalars of the types in the kernel's signature
     shared         bytes of dynamic shared memory of a block
     """
     key = xp.RawModule, file, np.dtype(dtype).name, name
@@ -64,6 +65,7 @@ def launch(xp, file, name, dtype, grid, block, args, shared=0):
         function = _functions[key] = _module(*key[:3]).get_function(name)
     if shared > STATIC_SHARED and function.max_dynamic_shared_size_bytes < shared:
         function.max_dynamic_shared_size_bytes = shared
+    args = tuple(_NULL if value is None else value for value in args)
     function(_dimensions(grid), _dimensions(block), args, shared_mem=shared)
 
 
