@@ -112,12 +112,6 @@ def test_dropout_cannot_be_captured(cupy):
     assert not Gradients(Trainer(config, model_config, World())).permitted
 
 
-def test_the_scale_of_float16_cannot_be_captured(cupy):
-    config, model_config, _ = parse([*FLAGS, "--dtype", "float16", "--cuda-graph", "yes"])
-    with pytest.raises(UserError, match="--cuda-graph yes: the loss of float16 is scaled"):
-        Gradients(Trainer(config, model_config, World()))
-
-
 def test_what_cannot_be_captured_goes_on_as_usual(cupy, monkeypatch, capsys):
     config, model_config, _ = parse([*FLAGS, "--cuda-graph", "yes"])
     trainer = Trainer(config, model_config, World())

@@ -44,8 +44,6 @@ class Gradients:
         trainer = self.trainer
         if getattr(trainer.model.config, "dropout", 0):
             return "the masks of dropout are new in each step, which a graph cannot be"
-        if trainer.loss_scale.dynamic:
-            return "the loss of float16 is scaled by a number that changes, which a graph cannot do"
         if trainer.world.size > 1:
             return "a graph is for one rank"
         return ""

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinygrad2.backend import array_module, to_host, xp_of
+from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
+from tinygrad2.errors import UserError
 from tinygrad2.optim import clip_scale
 from tinygrad2.training.captured import Gradients
 
@@ -41,29 +43,54 @@ class Step:
 class Lookahead:
     """The steps of a Trainer.
 
-    ahead    whether steps are started before the last ones have been read; on a CPU there is nothing to gain, and with
-             --skip-outliers, float16's loss scale, or sums through the host, each step waits for its own values
+    ahead    whether steps are started before the last ones have been read
+
+    Raises UserError for --cuda-graph yes where no step can be a graph, since each waits for its own values.
     """
 
     def __init__(self, trainer):
-        self.trainer, config, reducer = trainer, trainer.config, trainer.reducer
-        self.ahead = config.read_every > 1 and config.device != "cpu" and not config.skip_outliers
-        self.ahead = self.ahead and not trainer.loss_scale.dynamic
-        self.ahead = self.ahead and config.zero == 0 and (trainer.world.size == 1 or reducer.is_nccl)
+        self.trainer = trainer
+        reason = self._why_each_waits()
+        if reason and trainer.config.cuda_graph == "yes":
+            raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
+        self.ahead = not reason
         self.gradients = Gradients(trainer) if self.ahead else None
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
         self._fine, self._begin, self._starting = None, None, 0.0
 
+    def _why_each_waits(self):
+        """Why a step must be read before the next one starts, "" if it need not be."""
+        trainer, config = self.trainer, self.trainer.config
+        if config.device == "cpu":
+            return "it is for --device cuda"
+        if config.kernels == "reference":
+            return "with --kernels reference each step waits for the GPU"
+        if config.read_every == 1:
+            return "with --read-every 1 each step waits for the GPU"
+        if config.skip_outliers:
+            return "with --skip-outliers each step waits for the loss"
+        if trainer.loss_scale.dynamic:
+            return "the loss of float16 is scaled by a number that changes, which a graph cannot do"
+        if config.zero or (trainer.world.size > 1 and not trainer.reducer.is_nccl):
+            return "the gradients of the ranks are summed by the host"
+        return ""
+
     def step(self, loader, is_outlier=None, read=True):
         """One step of the training: [Step] of all that have not been returned yet if `read`, else []. The last of them
-        may have values that are not finite; then the trainer is where it was before it."""
+        may have values that are not finite; then the trainer is where it was before it. If the step's data have been
+        changed, those before it are returned, and the error is raised when nothing is left to return."""
         trainer = self.trainer
         lr = trainer.lr()
         if not self.ahead or not self._has_kernel():
             loss, norm = trainer.step(loader, is_outlier)
             return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
         with self.gradients.stream:
-            self._start(loader, lr)
+            try:
+                self._start(loader, lr)
+            except ChangedData:
+                if not self._started or trainer.world.size > 1:   # of several ranks the others are inside the step
+                    raise
+                return self._read()
             if not read and trainer.done < trainer.config.steps:
                 return []
             return self._read()

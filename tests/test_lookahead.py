@@ -1,0 +1,121 @@
+"""Steps that do not wait for the GPU, on the stand-in for CuPy: where one goes wrong, the training is where it was
+before it, and nothing that was started is lost."""
+
+import math
+
+import fake_cublaslt
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_host import needs_compiler, running
+from test_frozen import Tokens
+
+from tinygrad2.datasets.token_files import ChangedData
+from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
+from tinygrad2.precision import computing
+from tinygrad2.training.lookahead import Lookahead
+from train_gpt2 import Trainer, parse
+
+pytestmark = needs_compiler
+FLAGS = "--device cuda --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --vocab-size 60 --batch-size 4 --steps 9"
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    cupy = strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    return cupy
+
+
+def make_trainer(flags):
+    config, model_config, _ = parse(f"{FLAGS} {flags}".split())
+    return Trainer(config, model_config, World())
+
+
+def run(trainer, reads, loader=None, spoil=None):
+    """The Steps of a training that is read after these steps. spoil(losses and norm of a step) may change them."""
+    lookahead, loader, found = Lookahead(trainer), loader or Tokens(trainer.config), []
+    computed = lookahead.gradients.run
+    lookahead.gradients.run = lambda loader: spoil(computed(loader)) if spoil else computed(loader)
+    with computing(trainer.config), running(check=False), np.errstate(invalid="ignore"):  # a GPU does not warn
+        for number in range(1, max(reads) + 1):
+            found += lookahead.step(loader, read=number in reads)
+    return found
+
+
+def state_of(trainer):
+    optimizer = trainer.optimizer
+    arrays = [array.get().tobytes() for array in (trainer.flat.data, optimizer.m, optimizer.v)]
+    return trainer.done, trainer.position, optimizer.t, optimizer.missed, *arrays
+
+
+@pytest.mark.parametrize("flags", ["", "--dtype bfloat16", "--micro-batch-size 2 --recompute", "--cuda-graph yes",
+                                   "--grad-clip 0"])  # fmt: skip
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(cupy, where, value, flags):
+    """Nor do those that were started behind it."""
+    pytest.importorskip("ml_dtypes")
+
+    def spoil(values):
+        if bad.done == 3:
+            values[0 if where == "loss" else -1] = value
+            bad.flat.grad_buffer[7] = value
+        return values
+
+    good, bad = make_trainer(flags), make_trainer(flags)
+    assert [step.done for step in run(good, (1, 3))] == [1, 2, 3]
+    steps = run(bad, (1, 6), spoil=spoil)
+    assert [step.done for step in steps] == [1, 2, 3, 4]
+    assert all(math.isfinite(step.loss + step.norm) for step in steps[:3])
+    assert not math.isfinite(steps[3].loss + steps[3].norm)
+    assert state_of(bad) == state_of(good)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frozen_parameters_stay_as_they_are_in_a_graph(cupy, dtype):
+    pytest.importorskip("ml_dtypes")
+    states = []
+    for graph in ("no", "yes"):
+        trainer = make_trainer(f"--cuda-graph {graph} --dtype {dtype}")
+        trainer.model.h[0].attn.requires_grad = trainer.model.wpe.requires_grad = False
+        before = {name: p.data.get() for name, p in trainer.model.named_parameters()}
+        run(trainer, (1, 4, 6))
+        for name, parameter in trainer.model.named_parameters():
+            frozen = ".attn." in name or name.startswith("wpe")
+            assert np.array_equal(before[name], parameter.data.get()) == frozen, name
+        states.append(state_of(trainer))
+    assert states[0] == states[1]
+
+
+def test_steps_before_data_that_have_changed_are_returned_first(cupy):
+    """Then the state can be saved: all of its steps have been recorded."""
+
+    class Changing(Tokens):
+        def micro_batches(self, position, rows):
+            if position == (0, 3):
+                raise ChangedData("changed")
+            return super().micro_batches(position, rows)
+
+    trainer = make_trainer("")
+    lookahead, loader = Lookahead(trainer), Changing(trainer.config)
+    with computing(trainer.config), running(check=False):
+        found = [len(lookahead.step(loader, read=False)) for _ in range(4)]
+        with pytest.raises(ChangedData):
+            lookahead.step(loader, read=False)
+    assert found == [0, 0, 0, 3] and trainer.done == 3
+
+
+@pytest.mark.parametrize("flags, reason", [
+    ("--dtype float16", "the loss of float16 is scaled"),
+    ("--read-every 1", "with --read-every 1 each"),
+    ("--skip-outliers", "with --skip-outliers each"),
+    ("--kernels reference", "with --kernels reference each"),
+    ("--dropout 0.1", "the masks of dropout"),
+    ("--device cpu", "it is for --device cuda"),
+])  # fmt: skip
+def test_a_graph_that_is_asked_for_and_cannot_be_is_refused(cupy, flags, reason):
+    with pytest.raises(UserError, match=f"^--cuda-graph yes: {reason}.*; use --cuda-graph auto$"):
+        Lookahead(make_trainer(f"{flags} --cuda-graph yes"))
+    Lookahead(make_trainer(flags))
