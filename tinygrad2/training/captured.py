@@ -48,6 +48,11 @@ class Gradients:
             return "a graph is for one rank"
         return ""
 
+    def wait_for_others(self):
+        """What follows on the stream waits for what the caller has started so far: its stream waits for no other."""
+        if self.permitted:
+            self.stream.wait_event(self.xp.cuda.get_current_stream().record())
+
     def run(self, loader):
         """One step's: the losses of its micro-batches, and the norm of the gradient, (n + 1,), in memory that the next
         run leaves alone. On the stream."""

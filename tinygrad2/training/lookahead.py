@@ -84,6 +84,7 @@ class Lookahead:
         if not self.ahead or not self._has_kernel():
             loss, norm = trainer.step(loader, is_outlier)
             return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
+        self.gradients.wait_for_others()
         with self.gradients.stream:
             try:
                 self._start(loader, lr)
