@@ -266,6 +266,13 @@ def test_an_op_or_a_part_of_the_model_is_read_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "ops/kernels/cuda").glob("*.cu*")), ids=name_of)
+def test_lines_of_cuda_are_as_long_as_those_of_python(path):
+    """The linter, which checks the latter, does not read them."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
 def test_the_core_stays_small():
     names = ("backend.py", "function.py", "dispatch.py", "autograd.py", "tensor.py", "module.py", "optim.py")
     assert sum(len(code_lines(ROOT / "tinygrad2" / name)) for name in names) <= 690

@@ -2,9 +2,9 @@
 
 const int APART = 36;                                             // so that no two lanes want the same bank
 
-// Sums over blocks of rows: partial[b, j] = sum over the rows b rows_of_block ... of x[row, j], x (rows, columns). A lane
-// takes N neighbouring columns, and a warp every 8th row of the block; then the sums of the warps are added in order.
-// N = 8 where rows and addresses are multiples of 16 bytes, else 1.
+// Sums over blocks of rows: partial[b, j] = sum over the rows b rows_of_block ... of x[row, j], x (rows, columns). A
+// lane takes N neighbouring columns, and a warp every 8th row of the block; then the sums of the warps are added in
+// order. N = 8 where rows and addresses are multiples of 16 bytes, else 1.
 template <int N> __device__ __forceinline__ void sum_block(
     const T* x, float* partial, int rows, int columns, int rows_of_block, float (*sums)[8 * APART]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, j = (blockIdx.x * 32 + lane) * N;

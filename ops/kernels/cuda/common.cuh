@@ -1,8 +1,8 @@
 // What the kernels share: the types of 16 bits, loads and stores of 16 bytes, and sums over a warp or a block.
 //
-// A kernel's file is compiled once per type of the activations, T (f32, f16 or bf16); all arithmetic is float32. There is
-// no header of CUDA in here: conversions are PTX instructions, so NVRTC is all that is needed. On the host, where tests
-// run the same files (tests/cuda_host.h), TINYGRAD2_HOST is defined and they are computed from the bits.
+// A kernel's file is compiled once per type of the activations, T (f32, f16 or bf16); all arithmetic is float32. There
+// is no header of CUDA in here: conversions are PTX instructions, so NVRTC is all that is needed. On the host, where
+// tests run the same files (tests/cuda_host.h), TINYGRAD2_HOST is defined and they are computed from the bits.
 
 typedef float f32;
 struct f16 { unsigned short bits; };                              // IEEE 754 binary16

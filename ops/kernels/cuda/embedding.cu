@@ -28,14 +28,14 @@ template <int N> __device__ __forceinline__ void look_up(
 
 // out[n] = weight[ids[n]], NaN for an id outside the table. A warp per id.
 extern "C" __global__ void __launch_bounds__(256) embedding_forward(
-    const float* __restrict__ weight, const long long* __restrict__ ids, float* __restrict__ out, int n_ids, int V, int C,
-    int wide) {
+    const float* __restrict__ weight, const long long* __restrict__ ids, float* __restrict__ out, int n_ids, int V,
+    int C, int wide) {
     if (wide) look_up<4>(weight, ids, out, n_ids, V, C);
     else look_up<1>(weight, ids, out, n_ids, V, C);
 }
 
-// A block for each sorted key (sorted_ids.cu) and each N blockDim.x columns. The block of an id's first key adds up the rows of all keys
-// of that id, in order, and the others have nothing to do. Positions are read blockDim.x at a time.
+// A block for each sorted key (sorted_ids.cu) and each N blockDim.x columns. The block of an id's first key adds up the
+// rows of all keys of that id, in order, and the others have nothing to do. Positions are read blockDim.x at a time.
 template <int N> __device__ __forceinline__ void add_rows(
     const float* dout, const long long* keys, float* dweight, int n_ids, int C, int accumulate, int* positions,
     int* count) {

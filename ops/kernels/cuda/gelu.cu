@@ -1,6 +1,6 @@
 #include "elements.cuh"
 
-const float END = 8, END_PHI = 11;                                // from here on gelu(x) = x; x e^(-x^2/2) is lost next to 1
+const float END = 8, END_PHI = 11;                                // above, gelu(x) = x; x e^(-x^2/2) is lost next to 1
 const float SCALE2 = 1.59576912f, CUBIC = 0.044715f;              // 2 sqrt(2/pi)
 const float RSQRT2 = 0.707106781f, RSQRT2PI = 0.398942280f;       // 1 / sqrt(2), 1 / sqrt(2 pi)
 

@@ -2,8 +2,8 @@
 
 #include "common.cuh"
 
-// keys[head, position] = k[head] and values[head, position] = v[head]: the cache is (nh, size, hs), heads of k and v are
-// k_head and v_head elements apart. A thread for each of the nh hs channels.
+// keys[head, position] = k[head] and values[head, position] = v[head]: the cache is (nh, size, hs), heads of k and v
+// are k_head and v_head elements apart. A thread for each of the nh hs channels.
 extern "C" __global__ void __launch_bounds__(256) kv_append(
     const T* __restrict__ k, long long k_head, const T* __restrict__ v, long long v_head, T* __restrict__ keys,
     T* __restrict__ values, const long long* __restrict__ position, int nh, int size, int hs) {

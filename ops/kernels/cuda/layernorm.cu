@@ -1,8 +1,8 @@
 #include "common.cuh"
 
-// One warp per row. A lane has the elements (32 i + lane) N ... + N - 1 of it, for i = 0, 1, ...: the first KEPT of these
-// parts stay in registers, and are all requested before the first is used; of a longer row the others are read again.
-// N = 8 where rows and addresses are multiples of 16 bytes, else 1: the host says so by `wide`.
+// One warp per row. A lane has the elements (32 i + lane) N ... + N - 1 of it, for i = 0, 1, ...: the first KEPT of
+// these parts stay in registers, and are all requested before the first is used; of a longer row the others are read
+// again. N = 8 where rows and addresses are multiples of 16 bytes, else 1: the host says so by `wide`.
 #define KEPT 4
 
 template <int N, class X> __device__ __forceinline__ void load_part(const X* p, float (&x)[N]) {
@@ -15,7 +15,7 @@ template <int N, class X> __device__ __forceinline__ void store_part(X* p, const
     else store(p, x);
 }
 
-// f(j, i) for each part of a row of C elements that this lane has: it begins at j, and is number i, KEPT for all further.
+// f(j, i) for each part of a row of C elements that this lane has: it begins at j, and is number i, at most KEPT.
 template <int N, class F> __device__ __forceinline__ void for_parts(int C, F f) {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -25,8 +25,8 @@ template <int N, class F> __device__ __forceinline__ void for_parts(int C, F f) 
 }
 
 template <int N> __device__ __forceinline__ void forward(
-    const float* x, const T* delta, const float* weight, const float* bias, float* sum, T* out, float* mean, float* rstd,
-    int rows, int C, float eps) {
+    const float* x, const T* delta, const float* weight, const float* bias, float* sum, T* out, float* mean,
+    float* rstd, int rows, int C, float eps) {
     int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= rows) return;                                      // a whole warp
     size_t first = (size_t)row * C;
@@ -84,8 +84,9 @@ extern "C" __global__ void __launch_bounds__(128) layernorm_forward(
     else forward<1>(x, delta, weight, bias, sum, out, mean, rstd, rows, C, eps);
 }
 
-// Each block takes the rows blockIdx.x * warps + warp, then gridDim.x * warps further, and so on; each warp adds up what
-// its rows give to dweight and dbias in shared memory. At the end the block writes its sums, in the order of the warps.
+// Each block takes the rows blockIdx.x * warps + warp, then gridDim.x * warps further, and so on; each warp adds up
+// what its rows give to dweight and dbias in shared memory. At the end the block writes its sums, in the order of the
+// warps.
 template <int N> __device__ __forceinline__ void backward(
     const float* x, const float* weight, const float* mean, const float* rstd, const T* dout, const float* dresidual,
     float* dx, float* partial, int rows, int C) {

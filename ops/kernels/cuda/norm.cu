@@ -2,7 +2,7 @@
 
 const int NORM_BLOCK = 1 << 16;                                   // as in tinygrad2/optim.py
 
-// The sum over all threads of a block of up to 1,024, in its first thread: lanes 16 apart first, then the warps in order.
+// The sum over all threads of a block of up to 1,024, in its first thread: lanes 16 apart first, then warps in order.
 __device__ __forceinline__ double block_total(double x) {
     __shared__ double sums[32];
 #pragma unroll

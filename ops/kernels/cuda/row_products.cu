@@ -5,8 +5,9 @@ template <int N, class X> __device__ __forceinline__ void load_part(const X* p, 
     else load(p, x);
 }
 
-// out[r, o] = scale[o] (sum over i of x[r, i] w[o, i]) + bias[o], for at most ROWS rows. A warp takes a row of w, which is
-// read once for all rows of x: N numbers a lane, 16 bytes of w, or 1 where rows do not begin at multiples of 16 bytes.
+// out[r, o] = scale[o] (sum over i of x[r, i] w[o, i]) + bias[o], for at most ROWS rows. A warp takes a row of w,
+// which is read once for all rows of x: N numbers a lane, 16 bytes of w, or 1 where rows do not begin at multiples of
+// 16 bytes.
 template <int ROWS, int N, class W> __device__ __forceinline__ void multiply(
     const T* x, const W* w, const float* scale, const float* bias, T* out, int rows, int I, int O) {
     int lane = threadIdx.x % 32, o = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;

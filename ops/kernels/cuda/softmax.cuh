@@ -1,10 +1,10 @@
 #include "elements.cuh"
 
-const float LOWEST = -3.402823466e38f;                            // finite: e^(-inf - LOWEST) is 0, e^(-inf - -inf) is NaN
+const float LOWEST = -3.402823466e38f;                            // finite: e^(-inf - LOWEST) = 0, e^(-inf - -inf) NaN
 
-// (the largest score of a row of n, the sum of e^(score - largest)), in every thread of the block. A thread keeps both for
-// its scores, and scales its sum down when a larger score comes (Milakov and Gimelshein, "Online normalizer calculation
-// for softmax", 2018), so the row is read once. scratch is shared memory for 32 floats.
+// (the largest score of a row of n, the sum of e^(score - largest)), in every thread of the block. A thread keeps both
+// for its scores, and scales its sum down when a larger score comes (Milakov and Gimelshein, "Online normalizer
+// calculation for softmax", 2018), so the row is read once. scratch is shared memory for 32 floats.
 __device__ __forceinline__ float2 largest_and_sum(const T* row, int n, int wide, float* scratch) {
     float x[ELEMENTS], largest = LOWEST, total = 0;
     for (int j = threadIdx.x * ELEMENTS; j < n; j += blockDim.x * ELEMENTS) {

@@ -3,8 +3,8 @@
 const int RUN = 1024;                                             // keys that a block of half as many threads sorts
 
 // keys[n] = ids[n] 2^32 + n, sorted within each run of RUN keys; -2^32 + n for an id that is not in 0 .. V - 1. No two
-// keys are equal. A bitonic sort (Batcher, "Sorting networks and their applications", 1968): its steps compare keys that
-// are j apart, upwards or downwards by bit k of their place.
+// keys are equal. A bitonic sort (Batcher, "Sorting networks and their applications", 1968): its steps compare keys
+// that are j apart, upwards or downwards by bit k of their place.
 extern "C" __global__ void __launch_bounds__(512) sort_runs(
     const long long* __restrict__ ids, long long* __restrict__ keys, int n_ids, int V) {
     __shared__ long long run[RUN];
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(512) sort_runs(
     for (int i = threadIdx.x; i < RUN && first + i < n_ids; i += RUN / 2) keys[first + i] = run[i];
 }
 
-// Merges runs of `length` sorted keys, two by two: a key goes as far behind its place as keys of the other run are lower.
+// Merges runs of `length` sorted keys, two by two: a key moves as far behind as keys of the other run are lower.
 extern "C" __global__ void __launch_bounds__(256) merge_runs(
     const long long* __restrict__ keys, long long* __restrict__ merged, int n, int length) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
