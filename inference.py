@@ -81,7 +81,7 @@ class InferenceConfig:
     quantize: str = flag("none", "int8: round the weight matrices to 8 bits, faster at a small cost in quality",
                          choices=("none", "int8"))
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
-    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    device: str = flag("cpu", "cpu, or cuda (an NVIDIA GPU)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
     dtype: str = flag("float32", "bfloat16, or float16 on a GPU: products take such numbers, as in a training with it",

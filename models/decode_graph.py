@@ -1,9 +1,9 @@
 """New tokens of texts on a GPU as a CUDA graph: the host starts all kernels of a token by one call.
 
-A token is some hundred kernels, most of which the GPU computes in 2 us; to start one takes the host 5 us, and the
-Python around it more. The graph (tinygrad2/cuda_graph.py) is recorded once for the texts of a pack. What changes from
-token to token is read on the GPU: the ids of the newest tokens, and their positions, which are also the number of keys
-in each cache (ops/kernels/cuda/kv_cache.py). Tokens are drawn on the host, as always.
+A token is some hundred small kernels, of which the host needs 5 us and more to start each one. The graph
+(tinygrad2/cuda_graph.py) is recorded once for the texts of a pack. What changes from token to token is read on the GPU:
+the ids of the newest tokens, and their positions, which are also the number of keys in each cache
+(ops/kernels/cuda/kv_cache.py). Tokens are drawn on the host, as always.
 """
 
 import functools

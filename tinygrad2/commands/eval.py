@@ -68,7 +68,7 @@ class _Config:
     batch_tokens: int = flag(BATCH_TOKENS, "tokens per pass through the model")
     json: bool = flag(False, "print the result as one JSON object")
     threads: int = flag(None, "for BLAS and kernels", kind=int, default="all cores")
-    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    device: str = flag("cpu", "cpu, or cuda (an NVIDIA GPU)", choices=DEVICES)
     kernels: str = flag("auto", "auto: fast kernels if there are any; reference: the reference implementations only",
                         choices=("auto", "reference"))
     dtype: str = flag("float32", "bfloat16, or float16 on a GPU: products take such numbers, as in a training with it",

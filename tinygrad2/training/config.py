@@ -82,7 +82,7 @@ class TrainConfig:
     hellaswag_examples: int = flag(200, "how many of its examples")
     recompute: bool = flag(False, "keep only the inputs of blocks and compute the rest again in backward: less memory, "
                                   "a quarter more time")
-    device: str = flag("cpu", "cpu, or cuda (CuPy)", choices=DEVICES)
+    device: str = flag("cpu", "cpu, or cuda (an NVIDIA GPU)", choices=DEVICES)
     read_every: int = flag(10, "with --device cuda: wait for the GPU, and show the losses, every so many steps; steps "
                                "between are started without waiting")
     cuda_graph: str = flag("auto", "with --device cuda: launch forward and backward of a step by one call, as a CUDA "
