@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
-from strict_capture import Graph
+from strict_capture import Graph, is_capturing
 
 from models import GPT, GPTConfig, decode_graph, generation
 from models.decode_graph import DecodeGraph
@@ -248,6 +248,22 @@ def test_a_graph_waits_for_what_was_started_elsewhere(cupy, monkeypatch):
         found = Written(model, [[1, 2, 3]], 6, True)
     assert waited == ["here"] * 5 and found.launches == 4
     assert DecodeGraph(model).stream is DecodeGraph(model).stream
+
+
+def test_an_interrupted_recording_is_ended(cupy, monkeypatch):
+    """Ctrl-C while a token is recorded: the stream is used again, for the next text."""
+    model, compute = small(), DecodeGraph._forward
+
+    def interrupted(self, pack):
+        compute(self, pack)
+        if is_capturing():
+            raise KeyboardInterrupt
+
+    with running(check=False), monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(DecodeGraph, "_forward", lambda *args: (interrupted(*args), compute(*args))[1])
+        Written(model, [[1, 2, 3]], 6, True)
+    assert not is_capturing()
+    same(model, [[1, 2, 3]], 6, launches=4)
 
 
 def test_without_cublaslt_tokens_go_the_usual_way_and_that_is_said_once(monkeypatch):

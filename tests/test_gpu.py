@@ -36,7 +36,7 @@ from test_cuda_kernels import FURTHER  # noqa: E402
 CAPABILITY = int(cupy.cuda.Device().compute_capability)
 DTYPES = [dtype for dtype in cuda_checks.DTYPES if dtype != "bfloat16" or CAPABILITY >= 80]
 STAND_IN = cupy is strict_cupy.cupy  # as where test_benchmarks.py runs this file without a GPU
-pytestmark = pytest.mark.filterwarnings("default:cuBLASLt cannot be loaded")
+pytestmark = pytest.mark.filterwarnings("default:cuBLASLt cannot be loaded", "default:no CUDA graph of decoding")
 WITH_KERNELS = [  # (kernel, op) of every op that has one
     (kernel, OPS[name])
     for (name, library), found in sorted(KERNELS.items())

@@ -33,11 +33,18 @@ def record(stream, pool, compute):
     pool      the MemoryPool of the arrays that `compute` makes. Raises NotRecorded, with the reason
     """
     with array_module("cuda").cuda.using_allocator(pool.malloc):
-        stream.begin_capture()
         try:
-            result = compute()
-            return stream.end_capture(), result
+            return _captured(stream, compute)
         except (NotImplementedError, RuntimeError) as error:
-            with contextlib.suppress(RuntimeError):               # CUDA has ended it already
-                stream.end_capture()
             raise NotRecorded(str(error)) from error
+
+
+def _captured(stream, compute):
+    stream.begin_capture()
+    try:
+        result = compute()
+    except BaseException:                                         # also Ctrl-C: the stream is used again
+        with contextlib.suppress(RuntimeError):                   # CUDA has ended it already
+            stream.end_capture()
+        raise
+    return stream.end_capture(), result
