@@ -170,6 +170,7 @@ def main(world, argv=None):
     plan = plan_memory(config, model_config, world)
     stop = StopRequest(verbose=world.rank == 0)
     trainer = Trainer(config, model_config, world, stop)
+    lookahead = Lookahead(trainer)
     if checkpoint:
         snapshot.restore(trainer, checkpoint)                     # on rank 0, the only one that reads it
     if pretrained:
@@ -187,7 +188,6 @@ def main(world, argv=None):
         with computing(config):
             state.before = report_loss("before")
 
-    lookahead = Lookahead(trainer)
     saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
     with closing(run_dir), closing(log), computing(config), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step

@@ -15,7 +15,7 @@ from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.precision import computing
 from tinygrad2.training.lookahead import Lookahead
-from train_gpt2 import Trainer, parse
+from train_gpt2 import Trainer, main, parse
 
 pytestmark = needs_compiler
 FLAGS = "--device cuda --n-layer 1 --n-embd 16 --n-head 2 --block-size 8 --vocab-size 60 --batch-size 4 --steps 9"
@@ -119,3 +119,14 @@ def test_a_graph_that_is_asked_for_and_cannot_be_is_refused(cupy, flags, reason)
     with pytest.raises(UserError, match=f"^--cuda-graph yes: {reason}.*; use --cuda-graph auto$"):
         Lookahead(make_trainer(f"{flags} --cuda-graph yes"))
     Lookahead(make_trainer(flags))
+
+
+def test_a_graph_is_refused_before_an_earlier_run_is_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
+    flags = "--data text.txt --n-layer 1 --n-embd 8 --n-head 1 --block-size 8 --vocab-size 257 --steps 1"
+    assert main(World(), flags.split()) == 0
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="--cuda-graph yes: it is for --device cuda"):
+        main(World(), [*flags.split(), "--cuda-graph", "yes"])
+    assert sorted(tmp_path.rglob("*")) == files
