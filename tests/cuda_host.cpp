@@ -7,9 +7,12 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -47,6 +50,7 @@ std::vector<int> warp_epochs;
 std::vector<Range> ranges;                                        // arrays of the launch, then shared memory
 std::vector<std::string> messages;
 dim3 grid, block_size, block;
+std::vector<uint64_t> shared_variables;                           // their places in the library, and sizes
 int current, block_number, launch_number, n_threads;
 long blocks_begun;
 bool failed, checks;
@@ -140,6 +144,10 @@ void report(const std::string& message, bool ends) {
     resume(fibers[current], scheduler);                           // never to come back
 }
 
+void no_memory(int) {                                             // SIGSEGV, on the stack of the thread
+    report(name_of(block_number, current) + " accesses an address where there is no memory", true);
+}
+
 void run_block(bool reverse) {
     blocks_begun++;
     int n_warps = (n_threads + 31) / 32;
@@ -203,14 +211,9 @@ Range* find(uintptr_t address) {
     return nullptr;
 }
 
-bool on_a_stack(uintptr_t address) {
-    uintptr_t stack = (uintptr_t)fibers[current].stack;
-    if (address >= stack && address < stack + STACK) return true;
-    for (int i = 0; i < n_threads; i++) {
-        stack = (uintptr_t)fibers[i].stack;
-        if (address >= stack && address < stack + STACK) return true;
-    }
-    return false;
+bool on_stack_of(int i, uintptr_t address) {
+    uintptr_t stack = (uintptr_t)fibers[i].stack;
+    return address >= stack && address < stack + STACK;
 }
 
 std::vector<Range> read_only;
@@ -232,10 +235,12 @@ void race(const char* what, const Access& before, const Access& now, const Range
 }
 
 void check(uintptr_t address, int size, bool is_write, bool is_atomic, const void* pc) {
-    if (!checks || on_a_stack(address)) return;
+    if (!checks || on_stack_of(current, address)) return;
     n_accesses++;
     Range* range = find(address);
     if (!range) {
+        for (int i = 0; i < n_threads; i++)
+            if (on_stack_of(i, address)) return report(name_of(block_number, current) + " accesses a variable of " + name_of(block_number, i) + " " + line_of(pc), true);
         for (auto& r : read_only) if (address >= r.start && address + size <= r.end && !is_write) return;
         return report(name_of(block_number, current) + (is_write ? " writes " : " reads ") + std::to_string(size) + " bytes outside of all arrays " + line_of(pc), true);
     }
@@ -268,22 +273,37 @@ void check(uintptr_t address, int size, bool is_write, bool is_atomic, const voi
     }
 }
 
-int add_segments(dl_phdr_info* info, size_t, void* inside) {      // shared variables are static: data of the kernel's file
+int add_constants(dl_phdr_info* info, size_t, void* inside) {     // what the library of the kernel has that is read only
     for (int i = 0; i < info->dlpi_phnum; i++) {
         auto& p = info->dlpi_phdr[i];
         uintptr_t start = info->dlpi_addr + p.p_vaddr, end = start + p.p_memsz;
-        if (p.p_type != PT_LOAD) continue;
+        if (p.p_type != PT_LOAD || p.p_flags & PF_W) continue;
         bool ours = false;
         for (int j = 0; j < info->dlpi_phnum; j++) {
             auto& q = info->dlpi_phdr[j];
             uintptr_t s = info->dlpi_addr + q.p_vaddr;
             ours |= q.p_type == PT_LOAD && (uintptr_t)inside >= s && (uintptr_t)inside < s + q.p_memsz;
         }
-        if (!ours) continue;
-        if (p.p_flags & PF_W) ranges.push_back({start, end, (Cell*)calloc(end - start, sizeof(Cell)), true});
-        else read_only.push_back({start, end, nullptr, false});
+        if (ours) read_only.push_back({start, end, nullptr, false});
     }
     return 0;
+}
+
+void add_range(uintptr_t start, uintptr_t size, bool shared) {
+    if (size) ranges.push_back({start, start + size, (Cell*)calloc(size, sizeof(Cell)), shared});
+}
+
+// Arrays that overlap, as x and out of a kernel that works in place, are one range: a byte has one history.
+void add_arrays(const uint64_t* arrays, int n_arrays) {
+    std::vector<std::pair<uintptr_t, uintptr_t>> parts;
+    for (int i = 0; i < n_arrays; i++)
+        if (arrays[2 * i + 1]) parts.push_back({arrays[2 * i], arrays[2 * i] + arrays[2 * i + 1]});
+    std::sort(parts.begin(), parts.end());
+    for (size_t i = 0; i < parts.size();) {
+        uintptr_t start = parts[i].first, end = parts[i].second;
+        for (i++; i < parts.size() && parts[i].first < end; i++) end = std::max(end, parts[i].second);
+        add_range(start, end - start, false);
+    }
 }
 
 }  // namespace
@@ -347,7 +367,18 @@ UNALIGNED(1) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
 void __tsan_read_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, false, false, CALLED_FROM); }
 void __tsan_write_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, true, false, CALLED_FROM); }
 
+// Called by -fsanitize=bounds for an index outside of an array whose length the compiler knows, shared or of a thread.
+struct Indexed { const char* file; unsigned line, column; };
+void __ubsan_handle_out_of_bounds(const Indexed* where, unsigned long index) {
+    std::string file = where->file;
+    report(name_of(block_number, current) + " has index " + std::to_string((long)index) + " outside of an array ("
+           + file.substr(file.rfind('/') + 1) + ":" + std::to_string(where->line) + ")", true);
+}
+
 // -- called by cuda_host.py --------------------------------------------------------------------------------------------
+
+// Tells where the shared variables are that have a name: n pairs (offset in the library, bytes).
+void cuda_host_shared(const uint64_t* variables, int n) { shared_variables.assign(variables, variables + 2 * n); }
 
 // Runs `kernel` for all blocks, one after the other. `arrays` are n_arrays pairs (address, bytes): what it may access.
 // Returns 0, or 1 after an error; `errors` gets the messages, one a line.
@@ -363,11 +394,17 @@ int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes,
     dynamic_shared = (char*)aligned_alloc(128, (shared + 127) / 128 * 128 + 128);
     dynamic_size = shared;
     if (checks) {
-        for (int i = 0; i < n_arrays; i++)
-            if (arrays[2 * i + 1]) ranges.push_back({arrays[2 * i], arrays[2 * i] + arrays[2 * i + 1], (Cell*)calloc(arrays[2 * i + 1], sizeof(Cell)), false});
-        ranges.push_back({(uintptr_t)dynamic_shared, (uintptr_t)dynamic_shared + shared, (Cell*)calloc(shared + 1, sizeof(Cell)), true});
-        dl_iterate_phdr(add_segments, (void*)kernel);
+        Dl_info info;
+        dladdr((void*)kernel, &info);
+        add_arrays(arrays, n_arrays);
+        add_range((uintptr_t)dynamic_shared, shared, true);
+        for (size_t i = 0; i < shared_variables.size(); i += 2)
+            add_range((uintptr_t)info.dli_fbase + shared_variables[i], shared_variables[i + 1], true);
+        dl_iterate_phdr(add_constants, (void*)kernel);
     }
+    struct sigaction ours = {}, before;
+    ours.sa_handler = no_memory, ours.sa_flags = SA_NODEFER;
+    sigaction(SIGSEGV, &ours, &before);
     size_t n_blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t k = 0; k < n_blocks && !failed; k++) {
         size_t b = reverse ? n_blocks - 1 - k : k;
@@ -376,6 +413,7 @@ int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes,
         memset(dynamic_shared, 0xff, shared);
         run_block(reverse);
     }
+    sigaction(SIGSEGV, &before, nullptr);
     for (auto& range : ranges) free(range.cells);
     ranges.clear();
     free(dynamic_shared);

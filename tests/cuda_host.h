@@ -16,21 +16,12 @@
 #define __constant__ static const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static                                         // blocks run one after the other: each has it all
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(cuda_host_dynamic_shared())
 #define NOT_CHECKED __attribute__((no_sanitize_thread))
 
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-NOT_CHECKED inline float2 make_float2(float x, float y) { return {x, y}; }
-NOT_CHECKED inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-NOT_CHECKED inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-NOT_CHECKED inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-
 extern "C" {
 dim3 cuda_host_thread();
 dim3 cuda_host_block();
@@ -45,6 +36,46 @@ void cuda_host_check(const void* where, int size, int is_write, int is_atomic); 
 void cuda_host_fail(const char* message);                         // ends the launch with this error
 long cuda_host_blocks_begun();                                    // differs from block to block and launch to launch
 }
+
+// The compiler may read a struct member by member, and does not call the checks where a function's result is a struct
+// that goes to memory: so these say themselves that all of their bytes are read or written at once. uint4 can be a
+// member of a union, and is not looked at where a variable is made from it.
+#define VECTOR_ASSIGNMENT(name) \
+    NOT_CHECKED inline name& operator=(const name& other) { \
+        cuda_host_check(&other, sizeof(name), 0, 0); \
+        cuda_host_check(this, sizeof(name), 1, 0); \
+        std::memcpy(this, &other, sizeof(name)); \
+        return *this; \
+    }
+#define VECTOR_COPY(name) \
+    NOT_CHECKED inline name(const name& other) { \
+        cuda_host_check(&other, sizeof(name), 0, 0); \
+        std::memcpy(this, &other, sizeof(name)); \
+    }
+#define VECTOR_2(name, X) struct alignas(2 * sizeof(X)) name { \
+    X x, y; \
+    name() = default; \
+    NOT_CHECKED inline name(X x, X y) : x(x), y(y) {} \
+    VECTOR_COPY(name) VECTOR_ASSIGNMENT(name) }
+VECTOR_2(float2, float);
+VECTOR_2(uint2, unsigned);
+struct alignas(16) float4 {
+    float x, y, z, w;
+    float4() = default;
+    NOT_CHECKED inline float4(float x, float y, float z, float w) : x(x), y(y), z(z), w(w) {}
+    VECTOR_COPY(float4) VECTOR_ASSIGNMENT(float4)
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+    uint4() = default;
+    uint4(const uint4&) = default;
+    NOT_CHECKED inline uint4(unsigned x, unsigned y, unsigned z, unsigned w) : x(x), y(y), z(z), w(w) {}
+    VECTOR_ASSIGNMENT(uint4)
+};
+NOT_CHECKED inline float2 make_float2(float x, float y) { return {x, y}; }
+NOT_CHECKED inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+NOT_CHECKED inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+NOT_CHECKED inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 #define threadIdx cuda_host_thread()
 #define blockIdx cuda_host_block()

@@ -9,12 +9,14 @@ order of threads and blocks, and whether accesses to memory are checked:
     with running(reverse=True, check=True) as launches: ...
 
 A fault raises KernelFault with its line in the kernel's file: a race between threads or blocks, an access outside of
-all arrays of the call, a barrier that not all threads reach, shared memory that is read before it was written. The
-checks know what CUDA promises, so they do not depend on the order in which threads happen to run here.
+all arrays of the call, or of the array in the kernel that is indexed, a barrier that not all threads reach, shared
+memory that is read before it was written. The checks know what CUDA promises, so they do not depend on the order in
+which threads happen to run here. Variables of a thread that are not set are no zeros.
 """
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import pathlib
@@ -29,6 +31,7 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent
 COMPILER = shutil.which("g++")
+APART = 256                                                       # bytes
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)')
@@ -160,27 +163,64 @@ def _compiled(code, names, check):
         calls.append(f'extern "C" NOT_CHECKED void call_{name}(void** arguments) {{ {name}({taken}); }}')
     code = f"{code}\n" + "\n".join(calls) + "\n"
     flags = ["-std=c++17", "-fPIC", "-g", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
-    flags += ["-O1", "-fsanitize=thread"] if check else ["-O2"]
+    flags += ["-O1", "-fsanitize=thread,bounds", *_uninitialised()] if check else ["-O2"]
     own = [(HERE / name).read_text(encoding="utf-8") for name in ("cuda_host.h", "cuda_host.cpp")]
     digest = hashlib.sha256("\0".join([code, *own, *flags]).encode()).hexdigest()[:24]
     folder = pathlib.Path(tempfile.gettempdir()) / f"tinygrad2-cuda-host-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{digest}.so"
+    target, host = folder / f"{digest}.so", folder / f"{hashlib.sha256(''.join(own).encode()).hexdigest()[:24]}.o"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
+            if not host.exists():
+                _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
+                os.replace(pathlib.Path(work) / "host.o", host)
             name = (re.findall(r'^#line 1 "([\w.]+)"', code, re.MULTILINE) or ["kernels.cu"])[0]
             (pathlib.Path(work) / name).write_text(code, encoding="utf-8")
             header = str(HERE / "cuda_host.h")
-            _run([COMPILER, *flags, "-include", header, "-x", "c++", "-c", name, "-o", "kernels.o"], work)
-            _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
-            _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", "host.o", "-o", "both.so", "-ldl"], work)
+            _run([COMPILER, *flags, "-include", header, "-x", "c++", "-S", name, "-o", "kernels.s"], work)
+            assembly = pathlib.Path(work) / "kernels.s"
+            text, variables = _apart(assembly.read_text(encoding="utf-8"))
+            assembly.write_text(text, encoding="utf-8")
+            _run([COMPILER, "-c", "kernels.s", "-o", "kernels.o"], work)
+            _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", str(host), "-o", "both.so", "-ldl"], work)
+            places = {words[-1]: words[0] for words in map(str.split, _run(["nm", "both.so"], work).splitlines())}
+            lines = (f"{places[name]} {size:x}" for name, size in variables.items())
+            target.with_suffix(".shared").write_text("\n".join(lines))
             os.replace(pathlib.Path(work) / "both.so", target)
-    return ctypes.CDLL(str(target))
+    library = ctypes.CDLL(str(target))
+    numbers = [int(word, 16) for word in target.with_suffix(".shared").read_text().split()]
+    library.cuda_host_shared((ctypes.c_uint64 * max(1, len(numbers)))(*numbers), len(numbers) // 2)
+    return library
+
+
+@functools.cache
+def _uninitialised():
+    """Local variables that nothing has set hold no zeros, if the compiler can see to it."""
+    version = subprocess.run([COMPILER, "-dumpversion"], capture_output=True, text=True).stdout
+    return ["-ftrivial-auto-var-init=pattern"] if int(version.split(".")[0]) >= 12 else []
+
+
+def _apart(assembly):
+    """The assembly with APART bytes behind each static variable, and {symbol: bytes}, the size of each. Shared memory
+    is static here, and an access beyond the end of one array would be one to the next."""
+    sizes = {}
+
+    def common(found):
+        sizes[found[1]] = int(found[2])
+        return f"\t.comm\t{found[1]},{sizes[found[1]] + APART},{found[3]}"
+
+    def zeros(found):
+        sizes[found[1]] = int(found[2])
+        return f"{found[1]}:\n\t.zero\t{sizes[found[1]] + APART}\n"
+
+    assembly = re.sub(r"^\t\.comm\t(\w+),(\d+),(\d+)$", common, assembly, flags=re.MULTILINE)
+    return re.sub(r"^(\w+):\n\t\.zero\t(\d+)\n", zeros, assembly, flags=re.MULTILINE), sizes
 
 
 def _run(command, folder):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
+    return done.stdout
 
 
 def _line(library, offset):
