@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "add_layernorm": (1,),
     "attention": (0, 1, 2),
     "embedding": (),
+    "layernorm": (),
     "matmul": (0, 1),
 }  # fmt: skip
 # Which results stay float32 in mixed precision, by their number.

@@ -7,13 +7,14 @@ import pytest
 import strict_cupy
 from cuda_host import needs_compiler, running
 from kernel_checks import error
+from samples import Sample
 
 import ops
 from ops.cross_entropy import CrossEntropy
 from ops.dropout import keep_mask
 from ops.gelu import GELU
 from ops.gelu_erf import GELUErf
-from ops.kernels.cuda import linear_cross_entropy
+from ops.kernels.cuda import layernorm, linear_cross_entropy
 from ops.kernels.cuda.column_sums import bias_gradient
 from ops.kernels.cuda.cross_entropy import CrossEntropyCUDA
 from ops.kernels.cuda.dropout import DropoutCUDA
@@ -74,6 +75,19 @@ def test_rows_of_a_bias_gradient_are_divided_by_the_shape_alone(cupy):
         with running(reverse=reverse, check=False):
             sums.append(bias_gradient(cupy, rows).copy().get())
     assert np.array_equal(*sums) and error(sums[0], rows.get().astype(np.float64).sum(0)) < 1e-6
+
+
+# -- layernorm ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
+@pytest.mark.parametrize("rows, C", [(19, 24), (37, 33)])
+def test_a_block_of_layernorm_takes_rows_in_several_rounds(rows, C, dtype, cupy, monkeypatch):
+    """As 528 blocks do with 65,536 rows: here two blocks of four warps, and the last round is not full."""
+    monkeypatch.setattr(layernorm, "_BLOCKS", 2)
+    for name, shapes in (("layernorm", [(rows, C)]), ("add_layernorm", [(rows, C), (rows, C)])):
+        (kernel,) = KERNELS[name, "cupy"]
+        assert cuda_checks.check_kernel(kernel, OPS[name], cupy, Sample((*shapes, (C,), (C,))), dtype)
 
 
 # -- casts and sums ----------------------------------------------------------------------------------------------------
