@@ -1,31 +1,31 @@
 """Plants faults in the CUDA kernels, one after the other, and reports those that no test finds.
 
-    python tests/mutate_cuda.py                      every file, about an hour
+    python tests/mutate_cuda.py                      every file, some hours
     python tests/mutate_cuda.py layernorm embedding  some files
     python tests/mutate_cuda.py --list layernorm     the faults, without running anything
+    python tests/mutate_cuda.py --kinds barrier wait faults whose name has one of these words
 
 A fault is one change of one line: a barrier or a wait for a copy is left out, a comparison includes its end or excludes
-it, an index is one further, a sum becomes a difference, a `&&` an `||`. With each of them the tests that use the file
-run until one fails. What survives is printed: it is a gap in the tests, or the change does no harm (another order of
-the same sums, a longer wait); HARMLESS says why for those that were looked at.
+it, an index is one further, a sum becomes a difference, a `&&` an `||`. First all tests run once without a fault: that
+tells which files each of them uses, and how long it takes. Then, with each fault, the tests that use its file run, the
+quickest first, until one fails. What survives is printed: it is a gap in the tests, or the change does no harm (another
+order of the same sums, a longer wait); HARMLESS says why for those that were looked at.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
-import subprocess
+import signal
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).parent
 KERNELS = HERE.parent / "ops" / "kernels" / "cuda"
-TESTS = {  # the tests that use a file, besides those whose names contain it
-    "common": "layernorm or softmax or cross_entropy", "elements": "gelu or add or cast", "adam": "adam",
-    "column_sums": "column or sums or linear or layernorm", "norm": "norm", "sorted_ids": "embedding",
-    "row_products": "int8 or linear_bfloat16 or row", "tensor_cores": "attention", "cross_entropy": "cross_entropy",
-    "attention_delta": "attention", "attention_cached": "attention or cache", "kv_cache": "cache or graph",
-}  # fmt: skip
+TESTS = [*HERE.glob("test_cuda_*.py"), HERE / "test_kv_cache_cuda.py"]
+LEFT_OUT = "test_cuda_compile.py", "test_cuda_faults.py"
 CHANGES = [  # (what it is called, pattern, replacement), each for every place in every line of code
     ("no barrier", r"__syncthreads\(\);", ""),
     ("no barrier of the warp", r"__syncwarp\(\);", ""),
@@ -58,20 +58,104 @@ def mutants(name):
                     yield number, code, title, changed
 
 
-def survives(name, number, changed, seconds=600):
+class Recorder:
+    """A plugin of pytest: what each test uses, and how long it takes."""
+
+    def __init__(self):
+        from ops.kernels.cuda import launch
+
+        self.tests, self.used, recorder = {}, set(), self
+
+        class Functions(dict):
+            def get(self, key):
+                recorder.used.add(key[1] + ".cu")
+                return super().get(key)
+
+        launch._functions = Functions()
+
+    def pytest_runtest_setup(self):
+        self.used.clear()
+
+    def pytest_runtest_logreport(self, report):
+        known = self.tests.setdefault(report.nodeid, {"seconds": 0, "files": []})
+        known["seconds"] += report.duration
+        known["files"] = sorted({*known["files"], *self.used})
+
+
+class Quickest:
+    """A plugin of pytest: only these tests run, the quickest first."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
+
+
+def in_a_copy(run, seconds):
+    """The exit status of `run` in a copy of this process, which knows all modules already; None after so long."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        os._exit(run())
+    status = os.waitpid(child, 0)[1]
+    return None if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else status
+
+
+def run_tests(plugin, *options):
+    import pytest
+
+    files = [str(path) for path in sorted(TESTS) if path.name not in LEFT_OUT]
+    os.chdir(HERE.parent)
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", *options, *files], plugins=[plugin]))
+
+
+def measured():
+    """{test: {"seconds": s, "files": [names of .cu]}}, from a run of all tests without a fault."""
+    with tempfile.NamedTemporaryFile() as file:
+
+        def run():
+            recorder = Recorder()
+            code = run_tests(recorder)
+            pathlib.Path(file.name).write_text(json.dumps(recorder.tests))
+            return code
+
+        assert in_a_copy(run, 3600) == 0, "tests fail without a fault"
+        return json.loads(pathlib.Path(file.name).read_text())
+
+
+def parts(name):
+    """A file and those that it includes, by name."""
+    text = (KERNELS / name).read_text(encoding="utf-8")
+    return {name}.union(*map(parts, re.findall(r'^#include "(\w+\.cuh)"', text, re.MULTILINE)))
+
+
+def survives(name, number, changed, tests, seconds=600):
     """Do all tests that use the file pass with this line changed? None if they took too long: that counts as found."""
-    stem = name.partition(".")[0]
-    selected = TESTS.get(stem, stem.partition("_")[0] if stem.startswith("attention") else stem)
-    environment = os.environ | {"TINYGRAD2_MUTANT": f"{name}:{number}:{changed}", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "mutate_cuda_plugin",
-               *map(str, sorted(HERE.glob("test_cuda_*.py"))), "--deselect", "tests/test_cuda_compile.py",
-               "-k", f"({selected}) and not compile and not faults"]  # fmt: skip
-    try:
-        done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    assert done.returncode in (0, 1, 2, 3), done.stdout[-2000:].decode()
-    return done.returncode == 0
+    from ops.kernels.cuda import launch
+
+    users = {path.name for path in KERNELS.glob("*.cu") if name in parts(path.name)}
+    chosen = {test: known["seconds"] for test, known in tests.items() if users & set(known["files"])}
+    assert chosen, f"no test uses {name}"
+
+    def run():
+        read = launch._text
+
+        def text_with_fault(wanted):
+            lines = read(wanted).splitlines()
+            if wanted == name:
+                lines[number - 1] = changed
+            return "\n".join(lines) + "\n"
+
+        launch._text = text_with_fault
+        return run_tests(Quickest(chosen), "-x")
+
+    status = in_a_copy(run, seconds)
+    return None if status is None else status == 0
 
 
 def main():
@@ -79,19 +163,27 @@ def main():
     parser.add_argument("files", nargs="*", help="names of files, without .cu or .cuh (default: all)")
     parser.add_argument("--list", action="store_true", help="print the faults, and run nothing")
     parser.add_argument("--every", type=int, default=1, help="plant every Nth fault only (default: 1)")
+    parser.add_argument("--kinds", nargs="*", default=[""], help="plant faults whose name has one of these words")
+    parser.add_argument("--times", help="a file for what the first run found: it is read if it exists, else written")
     args = parser.parse_args()
     names = sorted(path.name for path in KERNELS.glob("*.cu*"))
     chosen = [name for name in names if not args.files or name.partition(".")[0] in args.files]
-    planted, survivors, begin = 0, [], time.monotonic()
+    planted, survivors, tests, begin = 0, [], None, time.monotonic()
+    sys.path[:0] = [str(HERE.parent), str(HERE)]
+    if not args.list:
+        times = pathlib.Path(args.times) if args.times else None
+        tests = json.loads(times.read_text()) if times and times.exists() else measured()
+        if times:
+            times.write_text(json.dumps(tests))
+        run_tests(Quickest({}), "--collect-only")
     for name in chosen:
-        for i, (number, code, title, changed) in enumerate(mutants(name)):
-            if i % args.every:
-                continue
+        faults = [fault for fault in mutants(name) if any(word in fault[2] for word in args.kinds)]
+        for number, code, title, changed in faults[:: args.every]:
             planted += 1
             if args.list:
                 print(f"{name}:{number}: {title}: {changed.strip()}")
                 continue
-            found = survives(name, number, changed)
+            found = survives(name, number, changed, tests)
             if found:
                 survivors.append(f"{name}:{number}: {title}\n    {code.strip()}\n    {changed.strip()}")
                 print(f"SURVIVES  {survivors[-1]}", flush=True)
