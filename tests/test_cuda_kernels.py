@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import strict_cupy
 from cuda_host import KernelFault, needs_compiler
+from kernel_checks import error
 from samples import SAMPLES, Sample, between, bfloat16, int8, integers, positive, spaced
 
 import ops
@@ -71,6 +72,82 @@ def cupy(monkeypatch):
 def test_a_kernel_equals_its_reference(kernel, sample, dtype, cupy):
     if not cuda_checks.check_kernel(kernel, OPS[kernel.name], cupy, sample, dtype):
         pytest.skip("the kernel leaves these arrays to the reference")
+
+
+# -- how arrays lie in memory ------------------------------------------------------------------------------------------
+
+
+def backwards(a):
+    back = (slice(None, None, -1),) * a.ndim
+    return a[back].copy()[back]
+
+
+def every_second(a):
+    memory = np.empty((*a.shape, 2), a.dtype)
+    memory[..., 0] = a
+    return memory[..., 0]
+
+
+def one_further(a):
+    memory = np.empty(a.size + 1, a.dtype)
+    memory[1:] = a.reshape(-1)
+    return memory[1:].reshape(a.shape)
+
+
+def with_a_gap(a):
+    memory = np.empty((*a.shape[:-1], a.shape[-1] + 3), a.dtype)
+    memory[..., :-3] = a
+    return memory[..., :-3]
+
+
+LAYOUTS = [backwards, every_second, one_further, with_a_gap, np.asfortranarray]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", sorted({name for name, library in KERNELS if library == "cupy" and name in OPS}))
+def test_arrays_may_lie_in_memory_in_any_way(name, dtype, cupy):
+    """Inputs and gradients of results, or of one result for all rows (0 bytes apart), give what copies of them give."""
+    for kernel in KERNELS[name, "cupy"]:
+        sample = Sample(((1, 1, 5, 8),) * 3) if name == "attention" else max(SAMPLES[name], key=most_axes)
+        arrays = cuda_checks.rounded_inputs(name, sample.arrays(np.float32), dtype)
+        expected = outcome(kernel, cupy, arrays, sample.options, np.ascontiguousarray, dtype)
+        for layout in LAYOUTS if expected else []:
+            laid = [layout(a) if isinstance(a, np.ndarray) and a.ndim else a for a in arrays]
+            got = outcome(kernel, cupy, laid, sample.options, layout, dtype)
+            for a, b in zip(got or [], expected):
+                assert (a is None) == (b is None)
+                assert a is None or error(a, b) <= cuda_checks.TOLERANCE[dtype], layout.__name__
+
+
+def most_axes(sample):
+    arrays = [a for a in sample.arrays(np.float32) if a is not None]
+    return [np.ndim(a) for a in arrays], -np.size(arrays[0])
+
+
+def outcome(kernel, cupy, arrays, options, layout, dtype):
+    """Results and gradients of a kernel, for arrays that lie as they do; None if it leaves them to the reference."""
+    boxed = [strict_cupy.ndarray(a) if isinstance(a, np.ndarray) else a for a in arrays]
+    with cuda_checks.in_precision(dtype), cuda_host.running():
+        if not kernel.supports(*boxed):
+            return None
+        needs = list(map(cuda_checks.is_floats, arrays))
+        found = []
+        for rows in (slice(None), slice(1)):
+            node = kernel(cupy, needs)
+            results = node.forward(*boxed, **options)
+            several = isinstance(results, tuple)
+            results = results if several else (results,)
+            douts = [np.random.default_rng(3).standard_normal(r.shape).astype(r.dtype) for r in results]
+            if rows == slice(1):
+                douts = [np.broadcast_to(d[:1] if d.ndim else d, d.shape) for d in douts]
+                douts = [d.copy() for d in douts] if layout is np.ascontiguousarray else douts
+            else:
+                douts = [layout(d) if d.ndim else d for d in douts]
+            douts = tuple(map(strict_cupy.ndarray, douts))
+            gradients = node.backward(douts if several else douts[0])
+            found += [cuda_checks.host(r) for r in results]
+            found += [cuda_checks.host(cuda_checks.settled(g)) if need else None for g, need in zip(gradients, needs)]
+        return found
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ In mixed precision all factors have 16 bits. An activation arrives like that, or
 
 from ops.kernels.cuda.cublaslt_problem import float_name
 from ops.kernels.cuda.products import gemm
+from tinygrad2.backend import xp_of
 from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import half_of
 from tinygrad2.precision import MIXED, precision
@@ -19,8 +20,13 @@ def can_be_factors(*arrays):
 
 
 def weight_as(weight, dtype):
-    """A weight, or a bias, in the dtype of factors; None as it is."""
-    return weight if weight is None or weight.dtype == dtype else half_of(weight, dtype)
+    """A weight, or a bias, in the dtype of factors."""
+    return weight if weight.dtype == dtype else half_of(weight, dtype)
+
+
+def bias_as(bias, dtype):
+    """A bias (N,) in the dtype of factors, contiguous, as products want it; None as it is."""
+    return None if bias is None else xp_of(bias).ascontiguousarray(weight_as(bias, dtype))
 
 
 def weight_gradient(op, rows, drows, dtype):

@@ -10,7 +10,7 @@
 """
 
 from ops.kernels.cuda.column_sums import bias_gradient
-from ops.kernels.cuda.factors import can_be_factors, weight_as, weight_gradient
+from ops.kernels.cuda.factors import bias_as, can_be_factors, weight_as, weight_gradient
 from ops.kernels.cuda.launch import result_dtype
 from ops.kernels.cuda.products import gemm
 from ops.linear import Linear
@@ -27,7 +27,7 @@ class LinearCUDA(Linear, backend="cupy"):
         dtype = result_dtype(self)
         rows = x.reshape(-1, x.shape[-1]).astype(dtype, copy=False)                    # (N, I)
         self.save(rows, weight)
-        out = gemm(rows, weight_as(weight, dtype), bias=weight_as(bias, dtype), precision=self.precision)
+        out = gemm(rows, weight_as(weight, dtype), bias=bias_as(bias, dtype), precision=self.precision)
         return out.reshape(*x.shape[:-1], weight.shape[1])
 
     def backward(self, dout):

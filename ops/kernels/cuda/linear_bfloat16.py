@@ -11,7 +11,7 @@ import numpy as np
 
 from ops.kernels.cuda.cast import activation
 from ops.kernels.cuda.elements import is_computed
-from ops.kernels.cuda.factors import weight_as
+from ops.kernels.cuda.factors import bias_as
 from ops.kernels.cuda.products import gemm
 from ops.kernels.cuda.row_products import MOST_ROWS, rows_by_bfloat16
 from ops.linear_bfloat16 import LinearBfloat16
@@ -35,7 +35,7 @@ class LinearBfloat16CUDA(LinearBfloat16, backend="cupy"):
             out = rows_by_bfloat16(self.xp, rows, weight, bias)
         else:
             weight = weight.astype(rows.dtype, copy=False)
-            out = gemm(rows, weight.T, bias=weight_as(bias, rows.dtype), precision=self.precision)
+            out = gemm(rows, weight.T, bias=bias_as(bias, rows.dtype), precision=self.precision)
         return out.reshape(*x.shape[:-1], len(w))
 
     def backward(self, dout):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ops.kernels.cuda.cast import activation
 from ops.kernels.cuda.elements import is_computed
-from ops.kernels.cuda.factors import weight_as
+from ops.kernels.cuda.factors import bias_as
 from ops.kernels.cuda.products import gemm
 from ops.kernels.cuda.row_products import MOST_ROWS, dequantized, rows_by_int8
 from ops.linear_int8 import LinearInt8
@@ -32,7 +32,7 @@ class LinearInt8CUDA(LinearInt8, backend="cupy"):
             out = rows_by_int8(self.xp, rows, q, scale, bias)
         else:
             weight = dequantized(self.xp, q, scale, rows.dtype)   # (O, I)
-            out = gemm(rows, weight.T, bias=weight_as(bias, rows.dtype), precision=self.precision)
+            out = gemm(rows, weight.T, bias=bias_as(bias, rows.dtype), precision=self.precision)
         return out.reshape(*x.shape[:-1], len(q))
 
     def backward(self, dout):

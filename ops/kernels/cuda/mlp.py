@@ -9,7 +9,7 @@
 
 from ops.kernels.cuda import cublaslt
 from ops.kernels.cuda.column_sums import bias_gradient
-from ops.kernels.cuda.factors import can_be_factors, weight_as, weight_gradient
+from ops.kernels.cuda.factors import bias_as, can_be_factors, weight_as, weight_gradient
 from ops.kernels.cuda.gelu import gelu, gelu_gradient
 from ops.kernels.cuda.launch import result_dtype
 from ops.kernels.cuda.products import gemm
@@ -29,7 +29,7 @@ class MLPCUDA(MLP, backend="cupy"):
         dtype = result_dtype(self)
         rows = x.reshape(-1, x.shape[-1]).astype(dtype, copy=False)                    # (N, C)
         first, second = weight_as(weight1, dtype), weight_as(weight2, dtype)
-        bias1, bias2 = weight_as(bias1, dtype), weight_as(bias2, dtype)
+        bias1, bias2 = bias_as(bias1, dtype), bias_as(bias2, dtype)
         if self._in_products(first, exact):
             h = self.xp.empty((len(rows), first.shape[1]), dtype)
             g = self._product(rows, first, bias=bias1, gelu="forward", aux=h)          # (N, H)
