@@ -2,6 +2,7 @@
 before it, and nothing that was started is lost."""
 
 import math
+from types import SimpleNamespace
 
 import fake_cublaslt
 import numpy as np
@@ -105,6 +106,16 @@ def test_steps_before_data_that_have_changed_are_returned_first(cupy):
         with pytest.raises(ChangedData):
             lookahead.step(loader, read=False)
     assert found == [0, 0, 0, 3] and trainer.done == 3
+
+
+def test_a_signal_ends_the_training_after_the_step_and_not_when_the_losses_are_due(cupy):
+    trainer = make_trainer("")
+    trainer.stop = SimpleNamespace(signal=0)
+    lookahead, loader = Lookahead(trainer), Tokens(trainer.config)
+    with computing(trainer.config), running(check=False):
+        assert lookahead.step(loader, read=False) == [] and not trainer.finished
+        trainer.stop.signal = 15
+        assert len(lookahead.step(loader, read=False)) == 2 and trainer.finished and trainer.stopping == 15
 
 
 @pytest.mark.parametrize("flags, reason", [

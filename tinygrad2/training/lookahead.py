@@ -77,8 +77,11 @@ class Lookahead:
 
     def step(self, loader, is_outlier=None, read=True):
         """One step of the training: [Step] of all that have not been returned yet if `read`, else []. The last of them
-        may have values that are not finite; then the trainer is where it was before it. If the step's data have been
-        changed, those before it are returned, and the error is raised when nothing is left to return."""
+        may have values that are not finite; then the trainer is where it was before it.
+
+        They are also read after the last step, if a signal has come, and if the data of this step have been changed:
+        then there is no step, and the error is raised when nothing is left to return.
+        """
         trainer = self.trainer
         lr = trainer.lr()
         if not self.ahead or not self._has_kernel():
@@ -92,9 +95,14 @@ class Lookahead:
                 if not self._started or trainer.world.size > 1:   # of several ranks the others are inside the step
                     raise
                 return self._read()
-            if not read and trainer.done < trainer.config.steps:
-                return []
-            return self._read()
+            if read or trainer.done == trainer.config.steps or self._is_to_stop():
+                return self._read()
+            return []
+
+    def _is_to_stop(self):
+        """Has a signal come? Of several ranks each knows its own signals only, until the losses are read."""
+        trainer = self.trainer
+        return trainer.world.size == 1 and trainer.stop is not None and bool(trainer.stop.signal)
 
     def _has_kernel(self):
         """Only a kernel leaves the weights as they are where the scale is not a number."""
