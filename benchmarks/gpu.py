@@ -32,6 +32,7 @@ import time
 
 from benchmarks.harness import RESULTS, ROOT, add_runs, read_runs, save
 from tinygrad2.backend import array_module
+from tinygrad2.cli import Parser
 from tinygrad2.cli import run as run_as_program
 
 PARTS = {  # and the share of the time that each may take
@@ -112,7 +113,8 @@ def end(process):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("--minutes", type=float, default=25, help="end the parts after about so many (default: 25)")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them (default: all)")
     parser.add_argument("--steps", type=int, default=1000, help="of the demo's training (default: 1000, all of it)")

@@ -15,7 +15,9 @@ from cuda_host import needs_compiler
 
 from benchmarks import gpu, gpu_kernels, gpu_side, gpu_steps, harness, train_side
 from models.config import GPTConfig
+from tinygrad2.cli import call
 from tinygrad2.dispatch import kernels
+from tinygrad2.errors import UserError
 from tinygrad2.system import processor
 
 pytest.importorskip("numba", reason="Numba is not installed: there are no kernels to time")
@@ -173,8 +175,13 @@ def test_gpu_quick_gives_way_to_flags(capsys):
     quick = gpu.parse(["--quick", "--turns", "1", "--parts", "steps"])
     assert (quick.minutes, quick.batch_sizes, quick.turns, quick.parts) == (5, "16", 1, "steps")
     assert gpu.parse([]).batch_sizes == "64,16,4"
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="unknown: dance; available: tests, "):
         gpu.parse(["--parts", "steps,dance"])
+
+
+def test_gpu_help_is_no_failure(capsys):
+    assert call(lambda: gpu.main(["--help"])) == 0
+    assert "--quick" in capsys.readouterr().out
     assert "unknown: dance; available: tests, doctor" in capsys.readouterr().err
 
 
