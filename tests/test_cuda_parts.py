@@ -53,7 +53,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (33, 264), (200, 33), (1, 512), (2100, 8), (0, 5)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (33, 264), (200, 33), (1, 512), (2100, 8), (0, 5), (3, 0)])
 def test_a_bias_gradient_is_the_sum_of_the_rows(shape, dtype, reverse, cupy):
     rows = normal(*shape).astype(array_dtype(dtype))
     with running(reverse=reverse) as launches, strict_cupy.no_sync():
@@ -62,7 +62,7 @@ def test_a_bias_gradient_is_the_sum_of_the_rows(shape, dtype, reverse, cupy):
         added = cupy.asarray(np.ones(shape[1], np.float32))
         gradient.write_to(added, accumulate=True)
     exact = rows.astype(np.float64).sum(0)
-    assert launches == ["sum_blocks_of_rows", "sum_rows", "sum_rows"]
+    assert launches == (["sum_blocks_of_rows", "sum_rows", "sum_rows"] if shape[1] else [])
     assert gradient.shape == shape[1:] and gradient.dtype == written.dtype == np.float32
     assert error(written.get(), exact) < 1e-6 and error(added.get(), exact + 1) < 1e-6
 
@@ -88,6 +88,35 @@ def test_a_block_of_layernorm_takes_rows_in_several_rounds(rows, C, dtype, cupy,
     for name, shapes in (("layernorm", [(rows, C)]), ("add_layernorm", [(rows, C), (rows, C)])):
         (kernel,) = KERNELS[name, "cupy"]
         assert cuda_checks.check_kernel(kernel, OPS[name], cupy, Sample((*shapes, (C,), (C,))), dtype)
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op, shapes", [
+    ("layernorm", [(3, 8), (7,), (8,)]), ("layernorm", [(3, 8), (9,), (8,)]), ("layernorm", [(3, 8), (1,), (8,)]),
+    ("layernorm", [(3, 8), (8,), (1,)]), ("layernorm", [(3, 8), (1, 8)]),
+    ("add_layernorm", [(3, 8), (3, 8), (8,), (4,)]),
+    ("add_layernorm", [(3, 8), (1, 8), (8,)]), ("linear_int8", [(3, 8), (5, 9), (5,)]),
+    ("linear_int8", [(3, 8), (5, 8), (4,)]), ("linear_int8", [(3, 8), (5, 8), (5,), (1,)]),
+    ("linear_bfloat16", [(3, 8), (5, 16)]), ("linear_bfloat16", [(3, 8), (5, 8), (6,)]),
+    ("add", [(3, 8), (3, 4)]), ("add", [(3, 8), (16, 3, 8)]), ("mul", [(3, 8), (8,)]),
+    ("cross_entropy", [(3, 8), (4,)]), ("linear_cross_entropy", [(3, 8), (5, 9), (3,)]),
+    ("linear_cross_entropy", [(3, 8), (5, 8), (2,)]), ("attention", [(3, 8), (4, 8), (4, 9)]),
+])  # fmt: skip
+def test_shapes_that_do_not_fit_are_left_to_the_reference(op, shapes, cupy):
+    """It broadcasts them, or says what is wrong; a kernel would read beyond their ends."""
+    dtypes = {"linear_int8": np.int8, "linear_bfloat16": np.uint16}
+    arrays = [cupy.zeros(shape, dtypes.get(op, np.float32) if i == 1 else np.float32) for i, shape in enumerate(shapes)]
+    assert not any(kernel.supports(*arrays) for kernel in KERNELS[op, "cupy"])
+
+
+def test_sums_of_very_many_rows_are_left_to_the_reference(cupy):
+    """The kernels count rows by 32 bits."""
+    a, b = cupy.zeros((), np.float32), cupy.zeros((), np.float32)
+    (kernel,) = KERNELS["add", "cupy"]
+    assert kernel.supports(cupy.broadcast_to(a, (2**31 - 1,)), b)
+    assert not kernel.supports(cupy.broadcast_to(a, (2**31,)), b)
 
 
 # -- casts and sums ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,10 @@ class AddCUDA(Add, backend="cupy"):
     def supports(cls, a, b):
         if not is_array(a) or not is_array(b) or not can_be_factors(a, b):
             return False
-        return a.shape == b.shape or (0 < b.size < 2**31 and b.shape == a.shape[a.ndim - b.ndim :])
+        if a.shape == b.shape:
+            return True
+        fits = 0 < b.size < 2**31 and a.size < 2**31 * b.size
+        return fits and b.shape == a.shape[a.ndim - b.ndim :]
 
     def forward(self, a, b):
         self.save((a.shape, a.dtype), (b.shape, b.dtype))

@@ -55,10 +55,13 @@ def launch(xp, file, name, dtype, grid, block, args, shared=0):
 
     file, name     FILE.cu and the kernel's name in it
     dtype          T, the type of the activations: float32, float16 or bfloat16
-    grid, block    how many blocks, of how many threads: numbers, or tuples of up to three
+    grid, block    how many blocks, of how many threads: numbers, or tuples of up to three; of 0 blocks none is run
     args           arrays of xp, or None for a null pointer; and NumPy's scalars of the types in the kernel's signature
     shared         bytes of dynamic shared memory of a block
     """
+    grid = _dimensions(grid)
+    if 0 in grid:
+        return
     key = xp.RawModule, file, np.dtype(dtype).name, name
     function = _functions.get(key)
     if function is None:
@@ -66,7 +69,7 @@ def launch(xp, file, name, dtype, grid, block, args, shared=0):
     if shared > STATIC_SHARED and function.max_dynamic_shared_size_bytes < shared:
         function.max_dynamic_shared_size_bytes = shared
     args = tuple(_NULL if value is None else value for value in args)
-    function(_dimensions(grid), _dimensions(block), args, shared_mem=shared)
+    function(grid, _dimensions(block), args, shared_mem=shared)
 
 
 @functools.cache

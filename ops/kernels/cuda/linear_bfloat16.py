@@ -13,7 +13,7 @@ from ops.kernels.cuda.cast import activation
 from ops.kernels.cuda.elements import is_computed
 from ops.kernels.cuda.factors import bias_as
 from ops.kernels.cuda.products import gemm
-from ops.kernels.cuda.row_products import MOST_ROWS, rows_by_bfloat16
+from ops.kernels.cuda.row_products import MOST_ROWS, is_vector, rows_by_bfloat16
 from ops.linear_bfloat16 import LinearBfloat16
 from tinygrad2.halves import half_dtype
 
@@ -23,8 +23,8 @@ class LinearBfloat16CUDA(LinearBfloat16, backend="cupy"):
 
     @classmethod
     def supports(cls, x, w, bias=None):
-        vector = bias is None or (bias.dtype == np.float32 and bias.flags.c_contiguous)
-        matrix = w.dtype == np.uint16 and w.ndim == 2 and w.flags.c_contiguous
+        vector = bias is None or is_vector(bias, len(w))
+        matrix = w.dtype == np.uint16 and w.shape[1:] == x.shape[-1:] and w.flags.c_contiguous
         return is_computed(x) and x.size > 0 and w.size > 0 and matrix and vector
 
     def forward(self, x, w, bias=None):

@@ -12,7 +12,7 @@ from ops.kernels.cuda.cast import activation
 from ops.kernels.cuda.elements import is_computed
 from ops.kernels.cuda.factors import bias_as
 from ops.kernels.cuda.products import gemm
-from ops.kernels.cuda.row_products import MOST_ROWS, dequantized, rows_by_int8
+from ops.kernels.cuda.row_products import MOST_ROWS, dequantized, is_vector, rows_by_int8
 from ops.linear_int8 import LinearInt8
 
 
@@ -21,8 +21,8 @@ class LinearInt8CUDA(LinearInt8, backend="cupy"):
 
     @classmethod
     def supports(cls, x, q, scale, bias=None):
-        vectors = all(v is None or (v.dtype == np.float32 and v.flags.c_contiguous) for v in (scale, bias))
-        matrix = q.dtype == np.int8 and q.ndim == 2 and q.flags.c_contiguous
+        vectors = all(v is None or is_vector(v, len(q)) for v in (scale, bias))
+        matrix = q.dtype == np.int8 and q.shape[1:] == x.shape[-1:] and q.flags.c_contiguous
         return is_computed(x) and x.size > 0 and q.size > 0 and matrix and vectors
 
     def forward(self, x, q, scale, bias=None):

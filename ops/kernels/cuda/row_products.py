@@ -13,6 +13,11 @@ MOST_ROWS = 8
 _WARPS = 4                                                        # of a block
 
 
+def is_vector(v, length):
+    """Is this what the kernels take as scale or bias: contiguous (length,), float32?"""
+    return v.dtype == np.float32 and v.shape == (length,) and v.flags.c_contiguous
+
+
 def rows_by_int8(xp, x, q, scale, bias):
     """scale x qT + bias: x (N, I) of at most MOST_ROWS rows, q (O, I) int8, scale (O,) and bias (O,), or None, float32;
     all contiguous. A new array (N, O) of x's dtype."""
