@@ -42,7 +42,11 @@ CHANGES = [  # (what it is called, pattern, replacement), each for every place i
     ("* 2 for * 1", r" / 2(?!\d)", " / 1"),
     ("min for max", r"\bfmaxf\(", "fminf("),
 ]
-HARMLESS = {}  # (file, line of code, change): why
+HARMLESS = {  # (file, line of code, change): why
+    ("gelu.cu", "return x > end ? end : x;", ">= for >"): "where x is end, either is",
+    ("gelu.cu", "x = x < -end ? -end : x;", "<= for <"): "where x is -end, either is",
+    ("softmax.cuh", "if (top > largest) {", ">= for >"): "where they are equal the sum is scaled by 1",
+}
 DECLARED = re.compile(r"\s*(?:__shared__ |const )*(?:float|double|int|unsigned|long long|T|Slice|Square)\b[^=]*$")
 
 
