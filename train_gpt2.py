@@ -196,6 +196,7 @@ def main(world, argv=None):
                 steps = lookahead.step(loader, is_outlier, is_read(config, trainer.done + 1))
             for step in steps:                                    # one, on a CPU
                 if not (math.isfinite(step.loss + step.norm) or step.overflow):
+                    log.flush()                                   # the steps before it
                     writer.join(log.note)
                     raise_nonfinite(trainer, loader, step.loss, step.norm, run_dir.path, tokenizer, log.note)
                 log.step(step, notices(loader, val_loader), len(steps))

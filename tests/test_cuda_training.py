@@ -14,6 +14,7 @@ import train_gpt2
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.missing_kernels import watch_missing_kernels
 from tinygrad2.precision import matmul_precision
@@ -87,6 +88,19 @@ def test_reading_seldom_changes_no_bit(cupy, train):
         assert [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in each] == [
             (r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in seldom
         ]
+
+
+@pytest.mark.parametrize("read", [1, 3, 5])
+def test_the_steps_before_one_that_is_not_finite_are_in_the_metrics(cupy, train, read, tmp_path, monkeypatch):
+    micro_step = train_gpt2.Trainer.micro_step
+
+    def spoilt(self, *args):
+        return micro_step(self, *args) * (np.nan if self.done == 4 else 1)
+
+    monkeypatch.setattr(train_gpt2.Trainer, "micro_step", spoilt)
+    with pytest.raises(UserError, match="step 5: loss nan"):
+        train("cuda", f"--steps 9 --cuda-graph no --read-every {read}")
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
 
 
 def test_the_launches_of_a_step_are_known(cupy, train):
