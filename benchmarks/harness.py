@@ -123,8 +123,9 @@ def ratio_of(theirs, ours):
     return ratio, min(turns), max(turns)
 
 
-def save(name, rows, folder=RESULTS, **about):
-    """Add rows (dicts of numbers and strings) to FOLDER/NAME.csv and .json, with machine and versions."""
+def save(name, rows, folder=None, **about):
+    """Add rows (dicts of numbers and strings), with machine and versions, to FOLDER/NAME.csv and .json; FOLDER is by
+    default benchmarks/results."""
     about = dict(
         date=datetime.date.today().isoformat(), cpu=cpu_name(), load=load_average(),
         versions=versions("numpy", "numba", "regex", "torch", "transformers", "tokenizers", "tiktoken",
@@ -133,8 +134,9 @@ def save(name, rows, folder=RESULTS, **about):
     add_runs(name, [dict(about, rows=rows)], folder)
 
 
-def add_runs(name, new, folder=RESULTS):
+def add_runs(name, new, folder=None):
     """Add runs, as `save` makes them, to FOLDER/NAME.json, and write FOLDER/NAME.csv again."""
+    folder = folder or RESULTS
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, name)
     runs = [*read_runs(path + ".json"), *new] if os.path.exists(path + ".json") else new

@@ -169,7 +169,7 @@ def _compiled(code, names, check):
     folder = pathlib.Path(tempfile.gettempdir()) / f"tinygrad2-cuda-host-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target, host = folder / f"{digest}.so", folder / f"{hashlib.sha256(''.join(own).encode()).hexdigest()[:24]}.o"
-    if not target.exists():
+    if not (target.exists() and target.with_suffix(".shared").exists()):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             if not host.exists():
                 _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
@@ -185,7 +185,8 @@ def _compiled(code, names, check):
             _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", str(host), "-o", "both.so", "-ldl"], work)
             places = {words[-1]: words[0] for words in map(str.split, _run(["nm", "both.so"], work).splitlines())}
             lines = (f"{places[name]} {size:x}" for name, size in variables.items())
-            target.with_suffix(".shared").write_text("\n".join(lines))
+            (pathlib.Path(work) / "both.shared").write_text("\n".join(lines))
+            os.replace(pathlib.Path(work) / "both.shared", target.with_suffix(".shared"))
             os.replace(pathlib.Path(work) / "both.so", target)
     library = ctypes.CDLL(str(target))
     numbers = [int(word, 16) for word in target.with_suffix(".shared").read_text().split()]
