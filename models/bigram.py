@@ -61,7 +61,7 @@ class Bigram(LanguageModel):
         tokens = self._rows(tokens)
         if cache is not None:
             tokens = cache.contexts(tokens, _newest)
-        return Tensor(self.to_model(tokens))                     # (B, T)
+        return Tensor(self.to_model(tokens))                      # (B, T)
 
     def logits(self, x: Tensor) -> Tensor:                        # (...) integers
         """Scores of the next token, (..., V)."""
