@@ -252,9 +252,13 @@ PARTS = {  # part -> arguments, and what each row must have
 }
 
 
+LONG_PARTS = ("demo", "losses", "kernels", "decode")  # a minute each
+MARKED = [pytest.param(part, marks=[pytest.mark.long] * (part in LONG_PARTS)) for part in PARTS]
+
+
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", MARKED)
 def test_every_part_of_gpu_runs_on_the_stand_in(part, stand_in, tmp_path):
     pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
     arguments, columns = PARTS[part]
