@@ -30,7 +30,7 @@ enum State { RUNS, AT_BARRIER, AT_WARP, IN_EXCHANGE, DONE };   // AT_WARP: in __
 
 struct Access { int block = -1, thread = 0, epoch = 0, warp_epoch = 0; bool atomic = false; };
 struct Cell { int launch = -1; Access write, reads[2]; };         // of one byte
-struct Range { uintptr_t start, end; Cell* cells; bool shared; };
+struct Range { uintptr_t start, end; Cell* cells; bool shared; std::vector<bool> gaps = {}; };   // gaps: of views
 
 struct Fiber {
     void* sp = nullptr;
@@ -248,6 +248,9 @@ void check(uintptr_t address, int size, bool is_write, bool is_atomic, const voi
         return report(name_of(block_number, current) + (is_write ? " writes" : " reads") + " beyond the end of an array " + line_of(pc), true);
     if (size > 1 && address % size)
         return report(std::to_string(size) + " bytes are accessed at an address that is no multiple of it " + line_of(pc), true);
+    for (int i = 0; i < size && !range->gaps.empty(); i++)
+        if (range->gaps[address - range->start + i])
+            return report(name_of(block_number, current) + (is_write ? " writes" : " reads") + " outside of all arrays, between the rows of one " + line_of(pc), true);
     Access now;
     now.block = block_number, now.thread = current, now.epoch = fibers[current].epoch;
     now.warp_epoch = warp_epochs[current / 32], now.atomic = is_atomic;
@@ -295,14 +298,25 @@ void add_range(uintptr_t start, uintptr_t size, bool shared) {
 
 // Arrays that overlap, as x and out of a kernel that works in place, are one range: a byte has one history.
 void add_arrays(const uint64_t* arrays, int n_arrays) {
-    std::vector<std::pair<uintptr_t, uintptr_t>> parts;
-    for (int i = 0; i < n_arrays; i++)
-        if (arrays[2 * i + 1]) parts.push_back({arrays[2 * i], arrays[2 * i] + arrays[2 * i + 1]});
-    std::sort(parts.begin(), parts.end());
-    for (size_t i = 0; i < parts.size();) {
-        uintptr_t start = parts[i].first, end = parts[i].second;
-        for (i++; i < parts.size() && parts[i].first < end; i++) end = std::max(end, parts[i].second);
+    struct Part { uintptr_t start, end; const unsigned char* belongs; };   // belongs: a byte for each, or null for all
+    std::vector<Part> parts;
+    for (int i = 0; i < n_arrays; i++, arrays += 3)
+        if (arrays[1]) parts.push_back({arrays[0], arrays[0] + arrays[1], (const unsigned char*)arrays[2]});
+    std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.start < b.start; });
+    for (size_t i = 0, first; i < parts.size();) {
+        uintptr_t start = parts[i].start, end = parts[i].end;
+        bool dense = true;
+        for (first = i; i < parts.size() && parts[i].start < end; i++) {
+            end = std::max(end, parts[i].end);
+            dense = dense && !parts[i].belongs;
+        }
         add_range(start, end - start, false);
+        if (dense) continue;
+        auto& gaps = ranges.back().gaps;
+        gaps.assign(end - start, true);
+        for (; first < i; first++)
+            for (uintptr_t b = parts[first].start; b < parts[first].end; b++)
+                if (!parts[first].belongs || parts[first].belongs[b - parts[first].start]) gaps[b - start] = false;
     }
 }
 
@@ -380,7 +394,8 @@ void __ubsan_handle_out_of_bounds(const Indexed* where, unsigned long index) {
 // Tells where the shared variables are that have a name: n pairs (offset in the library, bytes).
 void cuda_host_shared(const uint64_t* variables, int n) { shared_variables.assign(variables, variables + 2 * n); }
 
-// Runs `kernel` for all blocks, one after the other. `arrays` are n_arrays pairs (address, bytes): what it may access.
+// Runs `kernel` for all blocks, one after the other. `arrays` are n_arrays times (address, bytes, null or which of them
+// belong to the array): what it may access.
 // Returns 0, or 1 after an error; `errors` gets the messages, one a line.
 int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes, size_t shared, const uint64_t* arrays,
                      int n_arrays, int check_accesses, int reverse, char* errors, size_t room, size_t* accesses) {

@@ -97,13 +97,13 @@ class _Function:
         around(lambda: self._run(sizes, args, shared_mem))
 
     def _run(self, sizes, args, shared_mem):
-        holders, extents = self._marshal(args)
+        holders, extents, gaps = self._marshal(args)
         pointers = (ctypes.c_void_p * max(1, len(holders)))(*(holder.ctypes.data for holder in holders))
         library = self.module.library(_MODE.check)
         errors, accesses = ctypes.create_string_buffer(4096), ctypes.c_size_t()
         failed = library.cuda_host_launch(
             ctypes.cast(library[f"call_{self.name}"], ctypes.c_void_p), pointers, (ctypes.c_uint * 6)(*sizes),
-            ctypes.c_size_t(shared_mem), (ctypes.c_uint64 * max(1, len(extents)))(*extents), len(extents) // 2,
+            ctypes.c_size_t(shared_mem), (ctypes.c_uint64 * max(1, len(extents)))(*extents), len(extents) // 3,
             int(_MODE.check), int(_MODE.reverse), errors, ctypes.c_size_t(len(errors)), ctypes.byref(accesses),
         )  # fmt: skip
         if failed:
@@ -113,10 +113,11 @@ class _Function:
         _MODE.launches.append(self.name)
 
     def _marshal(self, args):
-        """([a NumPy array with the bytes of each argument], [address, bytes of each array, ...])."""
+        """([a NumPy array with the bytes of each argument], [address, bytes, address of what belongs to it or 0 of each
+        array, ...], what these addresses are of)."""
         signature = self.module.signatures[self.name]
         assert len(args) == len(signature), f"{self.name} takes {len(signature)} arguments, not {len(args)}"
-        holders, extents = [], []
+        holders, extents, gaps = [], [], []
         for i, (value, (kind, dtype, name)) in enumerate(zip(args, signature), 1):
             value = getattr(value, "_a", value)                   # the array in the box of strict_cupy.py
             where = f"{self.name}: argument {i}, {name},"
@@ -133,8 +134,19 @@ class _Function:
             assert dtype in ("void", value.dtype.name), f"{where} is {value.dtype}, the kernel's {dtype}"
             start, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data, value.ctypes.data)
             holders.append(np.array(value.ctypes.data, np.uint64))
-            extents += [start, end - start]
-        return holders, extents
+            extents += [start, end - start, 0]
+            if _MODE.check and end - start > value.nbytes:        # a view with gaps
+                gaps.append(_belonging(value, start, end))
+                extents[-1] = gaps[-1].ctypes.data
+        return holders, extents, gaps
+
+
+def _belonging(array, start, end):
+    """For each byte from start to end, 1 if it belongs to the array."""
+    found = np.zeros(end - start, np.uint8)
+    first, strides = found[array.ctypes.data - start :], (*array.strides, 1)
+    np.lib.stride_tricks.as_strided(first, (*array.shape, array.itemsize), strides, writeable=True)[...] = 1
+    return found
 
 
 def _parse(arguments, defines):

@@ -210,6 +210,17 @@ def test_an_address_that_is_none_ends_the_launch(check, message):
     assert (y == 1).all()
 
 
+def test_the_gap_behind_a_row_is_outside_of_the_array():
+    code = """extern "C" __global__ void kernel(float* x, int row) { x[row * blockIdx.x + threadIdx.x] = 1; }"""
+    kernel, memory = cuda_host.RawModule(code=code).get_function("kernel"), np.zeros((3, 40), np.float32)
+    for view in (memory[:, :32], memory[:, 8:]):
+        kernel((3,), (32,), (view, np.int32(40)))
+        with pytest.raises(KernelFault, match="between the rows"):
+            kernel((3,), (33,), (view, np.int32(40)))
+    assert memory.sum() == 3 * 40
+    kernel((1,), (32,), (memory[::-1, 31::-1][:1, ::-1], np.int32(40)))
+
+
 def test_a_variable_that_is_not_set_is_not_zero():
     if not cuda_host._uninitialised():
         pytest.skip("this compiler cannot fill variables")
