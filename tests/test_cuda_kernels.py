@@ -205,8 +205,8 @@ def test_an_op_without_a_kernel_says_so_once(cupy):
                 ops.std(x)
     finally:
         watch_missing_kernels(None)
-    assert [line.split()[1] for line in lines] == ["var:", "index:", "layernorm:"]
-    assert "it has no kernel" in lines[0] and "its kernel does not take these arrays" in lines[2]
+    assert [line.split()[1] for line in lines] == ["var:", "layernorm:"]
+    assert "it has no kernel" in lines[0] and "its kernel does not take these arrays" in lines[1]
 
 
 def test_the_checks_count_kernels_and_products_without_the_host_as_on_a_gpu(cupy, monkeypatch):
