@@ -234,6 +234,9 @@ def test_what_helps_if_the_memory_of_a_gpu_is_too_small(monkeypatch, capsys):
     monkeypatch.setattr(gpu_plan, "free_memory", lambda: 8 << 30)
     monkeypatch.setattr(plan_command, "gemm_peak", lambda xp: 1e12)
     monkeypatch.setattr(plan_command, "array_module", lambda device: None)
+    monkeypatch.setattr(gpu_plan, "count_gpus", lambda: 2)
+    plan = gpu_plan.GpuPlan(GPTConfig.preset("demo"), 4, 128)
+    assert [plan.of_ranks(ranks) / plan.total for ranks in (1, 2, 3, 4)] == [1, 1, 2, 2]
     flags = ["--device", "cuda", "--model", "gpt2", "--batch-size", "16"]
     assert plan_command.main(flags) == 1
     out = capsys.readouterr().out

@@ -32,6 +32,14 @@ def pinned_empty(n, dtype):
     return np.frombuffer(memory, dtype, n)
 
 
+def count_gpus():
+    """How many GPUs this host has; 1 where none is found."""
+    try:
+        return max(1, array_module("cuda").cuda.runtime.getDeviceCount())
+    except UserError:
+        return 1
+
+
 def free_memory():
     """Bytes of the calling thread's GPU that no program uses, or None if there is no GPU here."""
     try:

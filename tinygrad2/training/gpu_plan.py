@@ -1,6 +1,6 @@
 """How much memory of the GPU a training will take: the plan of memory_plan.py, for --device cuda."""
 
-from tinygrad2.gpu import free_memory
+from tinygrad2.gpu import count_gpus, free_memory
 from tinygrad2.training.memory_plan import MemoryPlan
 
 _F = 4  # bytes of a float32
@@ -36,8 +36,8 @@ class GpuPlan(MemoryPlan):
         }
 
     def of_ranks(self, ranks):
-        """Each rank has a GPU of its own, as a rule; where ranks share one, so do they its memory."""
-        return self.total
+        """Bytes of the GPU that most ranks share; as a rule each has its own."""
+        return self.total * -(-ranks // count_gpus())
 
     @property
     def arrays(self):
