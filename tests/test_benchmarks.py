@@ -117,6 +117,7 @@ def gpu_part(part, tmp_path, seconds=100, **more):
     return gpu.run_part(part, args, seconds, str(tmp_path))
 
 
+@pytest.mark.alone
 def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import os, pytest, time\n"
@@ -133,6 +134,7 @@ def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     assert rows[1]["errors"] == "no end" and "this is five" in rows[3]["errors"]
 
 
+@pytest.mark.alone
 def test_gpu_tests_go_on_behind_one_after_which_nothing_works(tmp_path, stand_in):
     (tmp_path / "test_it.py").write_text(
         "import cupy, pytest\n"
