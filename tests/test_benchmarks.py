@@ -117,7 +117,7 @@ def gpu_part(part, tmp_path, seconds=100, **more):
     return gpu.run_part(part, args, seconds, str(tmp_path))
 
 
-@pytest.mark.alone
+@pytest.mark.long  # where a checkout lies in the temporary folder, pytest gives files there other names
 def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import os, pytest, time\n"
@@ -134,7 +134,7 @@ def test_gpu_tests_go_on_behind_one_that_hangs_and_one_that_crashes(tmp_path):
     assert rows[1]["errors"] == "no end" and "this is five" in rows[3]["errors"]
 
 
-@pytest.mark.alone
+@pytest.mark.long  # the same
 def test_gpu_tests_go_on_behind_one_after_which_nothing_works(tmp_path, stand_in):
     (tmp_path / "test_it.py").write_text(
         "import cupy, pytest\n"
