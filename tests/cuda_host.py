@@ -77,7 +77,7 @@ class RawModule:
             raise AssertionError(f"no kernel {name}; there are: {', '.join(self.signatures)}")
         return _Function(self, name)
 
-    def library(self, check):
+    def compiled(self, check):
         if check not in self.libraries:
             self.libraries[check] = _compiled(self.code, tuple(self.signatures), check)
         return self.libraries[check]
@@ -99,7 +99,7 @@ class _Function:
     def _run(self, sizes, args, shared_mem):
         holders, extents, gaps = self._marshal(args)
         pointers = (ctypes.c_void_p * max(1, len(holders)))(*(holder.ctypes.data for holder in holders))
-        library = self.module.library(_MODE.check)
+        library = self.module.compiled(_MODE.check)
         errors, accesses = ctypes.create_string_buffer(4096), ctypes.c_size_t()
         failed = library.cuda_host_launch(
             ctypes.cast(library[f"call_{self.name}"], ctypes.c_void_p), pointers, (ctypes.c_uint * 6)(*sizes),

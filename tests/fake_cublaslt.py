@@ -49,7 +49,7 @@ def install(monkeypatch, library=compiled):
     global _before
     found = library()
     _before = found.fake_products() if hasattr(found, "fake_products") else 0
-    monkeypatch.setattr(cublaslt, "library", lambda: found)
+    monkeypatch.setattr(cublaslt, "load_library", lambda: found)
     for module, name in ((products, "plan"), (cublaslt_plan, "handle")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name).__wrapped__))
     monkeypatch.setattr(products, "_workspaces", {})

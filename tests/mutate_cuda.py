@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).parent
 KERNELS = HERE.parent / "ops" / "kernels" / "cuda"
 TESTS = [*HERE.glob("test_cuda_*.py"), HERE / "test_kv_cache_cuda.py"]
 LEFT_OUT = "test_cuda_compile.py", "test_cuda_faults.py"
-CHANGES = [  # (what it is called, pattern, replacement), each for every place in every line of code
+CHANGES = [  # (name, pattern, replacement), tried at each match in each line of code
     ("no barrier", r"__syncthreads\(\);", ""),
     ("no barrier of the warp", r"__syncwarp\(\);", ""),
     ("no wait", r"cp_async_wait<\d+>\(\);", ""),

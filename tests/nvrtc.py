@@ -32,7 +32,7 @@ class Use:
 
 
 @functools.cache
-def library():
+def load_library():
     """NVRTC, or None."""
     folder = os.path.join(sysconfig.get_paths()["purelib"], "nvidia", "*", "lib")
     parts = sorted(glob.glob(os.path.join(folder, "libnvrtc-builtins.so.*")))
@@ -43,12 +43,12 @@ def library():
     return ctypes.CDLL(found[-1])
 
 
-needs_nvrtc = pytest.mark.skipif(library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
+needs_nvrtc = pytest.mark.skipif(load_library() is None, reason="NVRTC is missing (pip install nvidia-cuda-nvrtc)")
 
 
 def compile_text(code, architecture, name="kernel.cu"):
     """(ok, log) of compiling a text for sm_ARCHITECTURE."""
-    nvrtc, program, size = library(), ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc, program, size = load_library(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), name.encode(), 0, None, None) == 0
     options = [*OPTIONS, f"-arch=sm_{architecture}", "-default-device", "--ptxas-options=-v"]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))

@@ -557,11 +557,11 @@ def test_the_library_is_found_by_name_or_by_nvidias_search(monkeypatch):
         return real(fake_cublaslt.compiled()._name)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert cublaslt.library.__wrapped__().cublasLtGetVersion() == 130102
+    assert cublaslt.load_library.__wrapped__().cublasLtGetVersion() == 130102
     assert tried[:2] == [("libcublasLt.so.13", True), ("libcublasLt.so.12", True)]
     assert tried[-2:] == [("libcublasLt.so.13", False), ("libcublasLt.so.12", False)]
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: ctypes.PyDLL(None))  # a library without these calls
-    assert cublaslt.library.__wrapped__() is None
+    assert cublaslt.load_library.__wrapped__() is None
 
 
 # -- NVIDIA's headers --------------------------------------------------------------------------------------------------
@@ -684,7 +684,7 @@ def real_library():
     for folder in os.environ.get("TINYGRAD2_CUBLAS_INCLUDE", "").split(os.pathsep):
         for path in glob.glob(os.path.join(folder, "..", "lib", "libcublasLt.so.*")):
             return cublaslt.declared(ctypes.CDLL(path))
-    return cublaslt.library() or pytest.skip("no libcublasLt here")
+    return cublaslt.load_library() or pytest.skip("no libcublasLt here")
 
 
 @pytest.mark.parametrize("dtype, result", PAIRS, ids=str)

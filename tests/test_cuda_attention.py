@@ -270,7 +270,7 @@ def test_registers_in_the_docstring_are_those_of_the_compiler():
 
 def nvrtc_version():
     major, minor = ctypes.c_int(), ctypes.c_int()
-    assert nvrtc.library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0
+    assert nvrtc.load_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0
     return major.value, minor.value
 
 

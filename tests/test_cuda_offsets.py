@@ -1,5 +1,5 @@
 """Kernels reach elements more than 2^31 from the start of an array: offsets are 64-bit integers. The arrays are large,
-but only the pages that are touched take memory."""
+but memory is used only for what is read or written."""
 
 import mmap
 import sys

@@ -43,7 +43,7 @@ def has_type(dtype):
 
 
 def test_the_library_is_loaded():
-    assert cublaslt.library() is not None
+    assert cublaslt.load_library() is not None
 
 
 def test_all_kinds_of_products():

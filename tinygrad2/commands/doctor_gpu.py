@@ -141,7 +141,7 @@ def products():
 
     xp = array_module("cuda")
     wheel = xp.cuda.runtime.runtimeGetVersion()
-    if cublaslt.library() is None:
+    if cublaslt.load_library() is None:
         reason = "cuBLASLt cannot be loaded: products run through CuPy, slower"
         raise Unusable(reason, extra(12000 if wheel < 13000 else 0))
     a = xp.arange(128 * 64, dtype=xp.float32).reshape(128, 64) % 7                # integers, exact also in 16 bits
@@ -151,7 +151,7 @@ def products():
         got = gemm(a.astype(dtype), b.astype(dtype), dtype=xp.float32)
         if not (got.get() == expected).all():
             raise ArithmeticError(f"a product of {dtype} has wrong values")
-    version = cublaslt.library().cublasLtGetVersion()                              # 130101 is 13.1.1
+    version = cublaslt.load_library().cublasLtGetVersion()                              # 130101 is 13.1.1
     print(f"cuBLASLt {version // 10000}.{version // 100 % 100}.{version % 100}")
     return 0
 

@@ -83,7 +83,7 @@ class CublasError(RuntimeError):
 
 
 @functools.cache
-def library():
+def load_library():
     """The library, its calls declared; None if it cannot be loaded."""
     for path, mode in _candidates():
         with contextlib.suppress(OSError, AttributeError):
@@ -116,13 +116,13 @@ def declared(loaded):
 
 def call(name, *args, what=""):
     """One call. Raises CublasError with its name, its status, and `what`: the product that it is for."""
-    check(getattr(library(), name)(*args), name, what)
+    check(getattr(load_library(), name)(*args), name, what)
 
 
 def check(status, name, what=""):
     """Raises CublasError if `status`, of the call `name`, is not success."""
     if status != SUCCESS:
-        status_name = library().cublasLtGetStatusName(status).decode()
+        status_name = load_library().cublasLtGetStatusName(status).decode()
         raise CublasError(f"{name} returned {status_name} ({status}){' for ' if what else ''}{what}")
 
 

@@ -30,7 +30,7 @@ class Plan:
     """The descriptors of one kind of product, and the algorithm for it: None if the library has none."""
 
     def __init__(self, problem: Problem):
-        self.problem, self._library = problem, cublaslt.library()
+        self.problem, self._library = problem, cublaslt.load_library()
         self._handles: list[Any] = []                             # (name of what destroys it, handle)
         self._lock = threading.Lock()                             # the address of the bias is part of a descriptor
         self._operation = self._operation_of(problem)

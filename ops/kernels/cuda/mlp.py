@@ -64,4 +64,4 @@ class MLPCUDA(MLP, backend="cupy"):
 
     def _in_products(self, weight1, exact):
         """cuBLASLt has the tanh form, for rows that are a multiple of 8 apart."""
-        return GELU_IN_PRODUCTS and not exact and weight1.shape[1] % 8 == 0 and cublaslt.library() is not None
+        return GELU_IN_PRODUCTS and not exact and weight1.shape[1] % 8 == 0 and cublaslt.load_library() is not None

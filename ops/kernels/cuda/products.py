@@ -43,7 +43,7 @@ def gemm(a, b, out=None, accumulate=False, bias=None, dtype=None, precision="hig
     if not out.size:
         return out
     epilogue = epilogue_of(bias, gelu, aux, out)
-    if not K or cublaslt.library() is None:
+    if not K or cublaslt.load_library() is None:
         if gelu:
             raise ValueError("gelu in a product needs cuBLASLt, and K > 0")
         return multiply_by_cupy(xp, a, b, out, accumulate, bias, scale)
@@ -68,7 +68,7 @@ def batched_gemm(a, b, out=None, accumulate=False, dtype=None, precision="highes
     check_operands(a, b, out, None, K == b.shape[-2] and out.shape == (*batch, M, N))
     if not out.size:
         return out
-    if not K or cublaslt.library() is None:
+    if not K or cublaslt.load_library() is None:
         return multiply_by_cupy(xp, a, b, out, accumulate, None, scale)
     a, b = (_stack(xp.broadcast_to(x, (*batch, *x.shape[-2:]))) for x in (a, b))
     stack = _stack(out)
@@ -141,8 +141,8 @@ def _workspace(xp, device, stream):
 def describe(precision):
     """One line for the user: what multiplies matrices on a GPU in this precision."""
     how = "TF32" if precision in ("high", "medium") else precision if precision in MIXED else "float32"
-    if cublaslt.library() is not None:
-        major, minor = divmod(cublaslt.library().cublasLtGetVersion() // 100, 100)
+    if cublaslt.load_library() is not None:
+        major, minor = divmod(cublaslt.load_library().cublasLtGetVersion() // 100, 100)
         return f"{precision}: {how} through cuBLASLt {major}.{minor}"
     how = "float32" if how == "TF32" else how
     return f"{precision}: {how} through CuPy, with extra passes: cuBLASLt cannot be loaded (pip install nvidia-cublas)"
