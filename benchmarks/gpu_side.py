@@ -33,21 +33,21 @@ def products_of(name):
 class OurMemory:
     """What CuPy's pools have taken from the device since the last `give_back`.
 
-    gradients    those of a Lookahead, with a pool of its own that a graph may need (training/captured.py); or None
+    steps    of a Lookahead (training/captured.py), with a pool of its own that a graph may need; or None
     """
 
-    def __init__(self, gradients=None):
+    def __init__(self, steps=None):
         import cupy
 
-        self.pools, self.gradients = [cupy.get_default_memory_pool()], gradients
-        if gradients is not None and gradients.permitted:
-            self.pools.append(gradients._pool)
+        self.pools, self.steps = [cupy.get_default_memory_pool()], steps
+        if steps is not None and steps.permitted:
+            self.pools.append(steps._pool)
 
     def peak(self):
         return sum(pool.total_bytes() for pool in self.pools)
 
     def give_back(self):
-        kept = self.gradients is not None and self.gradients.graph    # it has recorded addresses
+        kept = self.steps is not None and self.steps.graph            # it has recorded addresses
         for pool in self.pools[:1] if kept else self.pools:
             pool.free_all_blocks()
 
@@ -162,7 +162,7 @@ def our_steps(name, config):
                 found += lookahead.step(given, None, i == len(batches) - 1)
         return [step.loss for step in found]
 
-    return run, OurMemory(lookahead.gradients)
+    return run, OurMemory(lookahead.steps)
 
 
 class Batches:

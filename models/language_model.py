@@ -96,11 +96,15 @@ class LanguageModel(Module):
         return tokens
 
     def to_model(self, ids: Any, ignored: int | None = None) -> Any:
-        """Token ids on the model's device. They are checked here, on the host: a GPU would not complain.
+        """Token ids on the model's device, checked."""
+        return to_device(self.checked(ids, ignored), self.device)
+
+    def checked(self, ids: Any, ignored: int | None = None) -> Any:
+        """Token ids as an array. They are checked here, on the host: a GPU would not complain.
 
         ignored    an id that stands for none. Raises IndexError for others outside the vocabulary
         """
         ids = ids.data if isinstance(ids, Tensor) else np.asarray(ids) if isinstance(ids, (list, tuple)) else ids
         if isinstance(ids, np.ndarray):
             check_ids(ids if ignored is None else ids[ids != ignored], self.config.vocab_size)
-        return to_device(ids, self.device)
+        return ids

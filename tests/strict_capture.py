@@ -3,12 +3,16 @@
 While a stream captures, calls must return arrays of the right shapes, so they do run here; at the end all arrays that
 were there before get back what they held. A launch runs the same calls again, into the same memory: what was computed
 from memory that has been given to others, or is now a different array, comes out wrong, as on a GPU.
+
+`counts` has what was started: graphs, calls outside of graphs, copies to given places on the device.
 """
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 
+counts = SimpleNamespace(graphs=0, calls=0, uploads=0)
 _calls = None  # of the capture that is under way: [(function without arguments, its result)]
 
 
@@ -17,6 +21,8 @@ def recorded(run):
     result = run()
     if _calls is not None:
         _calls.append((run, result))
+    else:
+        counts.calls += 1
     return result
 
 
@@ -63,6 +69,7 @@ class Graph:
         self.calls, self.array = calls, array
 
     def launch(self, stream=None):
+        counts.graphs += 1
         for run, result in self.calls:
             self._overwrite(result, run())
 

@@ -31,7 +31,7 @@ from types import ModuleType, SimpleNamespace
 
 import cuda_host
 import numpy as np
-from strict_capture import Capturing, is_capturing, kept, recorded, refused
+from strict_capture import Capturing, counts, is_capturing, kept, recorded, refused
 
 # What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
 _ABSENT = set(
@@ -305,6 +305,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         if not isinstance(arr, np.ndarray) or (arr.dtype, arr.shape) != (self.dtype, self.shape):
             raise TypeError(f"set() of a {self.dtype} array {self.shape} takes a NumPy array like it")
         refused("cupy.ndarray.set()")
+        counts.uploads += stream is not None
         self._a[...] = arr
 
 
@@ -421,6 +422,8 @@ cupy.cuda.runtime.deviceSynchronize = _Queue().synchronize
 
 class _Event:
     """A point in the stream of work, and when it was reached."""
+
+    done = True
 
     def record(self, stream=None):
         self.time = time.perf_counter()

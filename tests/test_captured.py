@@ -1,8 +1,9 @@
-"""Forward and backward of a training's steps as a CUDA graph, on the stand-in for CuPy: the same bits, by one call."""
+"""Steps of a training as a CUDA graph, on the stand-in for CuPy: the same bits, by one call."""
 
 import fake_cublaslt
 import numpy as np
 import pytest
+import strict_capture
 import strict_cupy
 from cuda_host import needs_compiler, running
 from test_frozen import Tokens
@@ -11,7 +12,7 @@ from models import GPTConfig
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.precision import computing
-from tinygrad2.training.captured import Gradients
+from tinygrad2.training.captured import DeviceSteps
 from tinygrad2.writes import wrote
 from train_gpt2 import Trainer, parse
 
@@ -28,18 +29,17 @@ def cupy(monkeypatch):
 
 
 def trained(flags, steps=5, watch=None):
-    """(values of each step, weights) of a training by Gradients and Adam."""
+    """(values of each step, weights) of a training by DeviceSteps."""
     config, model_config, _ = parse([*FLAGS, *flags.split()])
     trainer, loader, found = Trainer(config, model_config, World()), Tokens(config), []
-    gradients = Gradients(trainer)
+    gpu = DeviceSteps(trainer)
     with computing(config):
         for _ in range(steps):
-            gradients.note_time(0.0, 1.0)
-            found.append(gradients.run(loader).get())
-            trainer.optimizer.step(1e-2, 0.5)
+            gpu.note_time(0.0, 1.0)
+            found.append(gpu.run(loader, 1e-2, True).get())
             trainer.position = loader.after(trainer.position)
             if watch:
-                watch(gradients)
+                watch(gpu)
     return found, trainer.flat.data.get()
 
 
@@ -57,12 +57,58 @@ def test_a_graph_computes_the_same_bits(cupy, more, dtype):
     assert len({tuple(values) for values in usual}) == 5  # other tokens, other losses
 
 
-def test_weights_that_are_changed_between_steps_are_those_of_the_graph(cupy):
+@pytest.mark.parametrize("flags", ["", "--micro-batch-size 1", "--dtype bfloat16"])
+def test_a_step_by_a_graph_is_one_launch(cupy, flags):
+    """Besides it the batch and the step's numbers are copied to the GPU, and its losses to where the next step leaves
+    them. Nothing waits."""
+    pytest.importorskip("ml_dtypes")
+    counts = []
+
+    def count(gpu):
+        counts.append(vars(strict_capture.counts).copy())
+
+    with running(check=False):
+        trained(f"{flags} --cuda-graph yes", steps=7, watch=count)
+    waits, counts = strict_cupy.sync_count(), counts[-3:]
+    differences = [{name: after[name] - before[name] for name in before} for before, after in zip(counts, counts[1:])]
+    batches = 4 if "micro" in flags else 1
+    assert differences == 2 * [{"graphs": 1, "calls": 1, "uploads": 1 + 2 * batches}]
+    assert waits == 7 + 1                                         # what `trained` reads: values, and the weights
+
+
+def test_a_step_by_a_graph_is_that_of_the_trainer(cupy):
+    """Whose AdamW gets learning rate, step count and factor as arguments: the same bits, with a gradient clipped."""
+    flags = [*FLAGS, *"--grad-clip 0.1 --micro-batch-size 1 --beta2 0.9 --weight-decay 0.3 --steps 30".split()]
+    config, model_config, _ = parse(flags)
+    trainer, loader = Trainer(config, model_config, World()), Tokens(config)
+    trainer.lr = lambda: 1e-2
+    with computing(config), running(check=False):
+        usual = [trainer.step(loader) for _ in range(5)]
+        found, weights = trained(" ".join([*flags[-10:], "--cuda-graph yes"]))
+    assert [norm for _, norm in usual] == [float(values[-1]) for values in found] and min(usual)[1] > 0.1
+    assert np.array_equal(trainer.flat.data.get(), weights)
+
+
+def test_parameters_that_are_frozen_later_are_recorded_again(cupy):
+    def freeze(gpu):
+        if gpu.trainer.position == (0, 4):
+            gpu.trainer.model.wpe.requires_grad = False
+        if gpu.trainer.position == (0, 6):
+            gpu.trainer.model.wpe.requires_grad = True
+
+    with running(check=False):
+        usual = trained("--cuda-graph no", steps=9, watch=freeze)
+        by_graph = trained("--cuda-graph yes", steps=9, watch=freeze)
+        assert not np.array_equal(usual[1], trained("--cuda-graph no", steps=9)[1])
+    assert np.array_equal(usual[0], by_graph[0]) and np.array_equal(usual[1], by_graph[1])
+
+
+def test_weights_that_are_changed_between_gpuare_those_of_the_graph(cupy):
     """Their copy in 16 bits as well, which a graph does not cast."""
     pytest.importorskip("ml_dtypes")
 
-    def change(gradients):
-        trainer = gradients.trainer
+    def change(gpu):
+        trainer = gpu.trainer
         if trainer.position == (0, 4):
             trainer.flat.data[...] *= 0.5
             wrote(trainer.flat.data)
@@ -77,28 +123,28 @@ def test_weights_that_are_changed_between_steps_are_those_of_the_graph(cupy):
 def test_a_graph_is_recorded_where_the_host_takes_the_time(cupy):
     with running(check=False):
         config, model_config, _ = parse(FLAGS)
-        gradients = Gradients(Trainer(config, model_config, World()))
+        gpu = DeviceSteps(Trainer(config, model_config, World()))
         loader = Tokens(config)
         for starting, expected in ((0.5, True), (0.5, True), (0.5, True), (0.8, True), (0.5, False), (0.1, False)):
-            gradients.run(loader)
-            assert (gradients.graph is None) == expected
-            gradients.note_time(starting, 1.0)
+            gpu.run(loader, 1e-2, True)
+            assert (gpu.graph is None) == expected
+            gpu.note_time(starting, 1.0)
 
 
 def test_other_shapes_are_recorded_again(cupy):
     with running(check=False):
         config, model_config, _ = parse([*FLAGS, "--cuda-graph", "yes"])
         trainer = Trainer(config, model_config, World())
-        gradients, loader, graphs = Gradients(trainer), Tokens(config), []
-        gradients.note_time(0.0, 1.0)
+        gpu, loader, graphs = DeviceSteps(trainer), Tokens(config), []
+        gpu.note_time(0.0, 1.0)
         for length in (9, 9, 9, 9, 5, 5):
             class Shorter(Tokens):
                 def micro_batches(self, position, rows, length=length):
                     for first, x, y in super().micro_batches(position, rows):
                         yield first, x[:, : length - 1], y[:, : length - 1]
 
-            gradients.run(Shorter(config))
-            graphs.append(gradients.graph)
+            gpu.run(Shorter(config), 1e-2, True)
+            graphs.append(gpu.graph)
     assert graphs[:2] == [None, None] and graphs[2] is graphs[3] is not graphs[4] and graphs[4] is graphs[5]
     assert loader.config is config
 
@@ -107,9 +153,9 @@ def test_dropout_cannot_be_captured(cupy):
     config, model_config, _ = parse([*FLAGS[:-1], "0.1", "--cuda-graph", "yes"])
     assert isinstance(model_config, GPTConfig)
     with pytest.raises(UserError, match="--cuda-graph yes: the masks of dropout"):
-        Gradients(Trainer(config, model_config, World()))
+        DeviceSteps(Trainer(config, model_config, World()))
     config, model_config, _ = parse([*FLAGS[:-1], "0.1"])
-    assert not Gradients(Trainer(config, model_config, World())).permitted
+    assert not DeviceSteps(Trainer(config, model_config, World())).permitted
 
 
 def test_what_cannot_be_captured_goes_on_as_usual(cupy, monkeypatch, capsys):
@@ -117,14 +163,14 @@ def test_what_cannot_be_captured_goes_on_as_usual(cupy, monkeypatch, capsys):
     trainer = Trainer(config, model_config, World())
     micro_step = trainer.micro_step
     monkeypatch.setattr(trainer, "micro_step", lambda *args: (micro_step(*args), float(trainer.flat.data[0]))[0])
-    gradients = Gradients(trainer)
-    gradients.note_time(0.0, 1.0)
+    gpu = DeviceSteps(trainer)
+    gpu.note_time(0.0, 1.0)
     with running(check=False):
         for _ in range(2):
-            gradients.run(Tokens(config))
-        gradients.run(Tokens(config))
-        gradients.note_time(0.0, 1.0)
-        values = [gradients.run(Tokens(config)).get() for _ in range(2)]
-    assert gradients.graph is None and np.array_equal(*values)
+            gpu.run(Tokens(config), 0.0, True)
+        gpu.run(Tokens(config), 0.0, True)
+        gpu.note_time(0.0, 1.0)
+        values = [gpu.run(Tokens(config), 0.0, True).get() for _ in range(2)]
+    assert gpu.graph is None and np.array_equal(*values)
     note = "note      no CUDA graph: float(x) is not permitted while a stream is capturing"
     assert capsys.readouterr().out.splitlines().count(note) == 1

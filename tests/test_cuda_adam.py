@@ -12,6 +12,7 @@ from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.halves import cast_to_half, current_halves, half_dtype, half_of
 from tinygrad2.module import Module, Parameter
 from tinygrad2.optim import NORM_BLOCK, Adam, adam_update, block_square_sums, clip_scale, grad_norm, norm_of
+from tinygrad2.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
 from tinygrad2.writes import wrote
 
 pytestmark = needs_compiler
@@ -89,6 +90,93 @@ def test_nothing_changes_if_the_factor_is_not_a_number(reverse, cupy):
     with running(reverse=reverse):
         adam_update(*boxed, cupy.asarray(np.float32(np.nan)), 3, 1e-2, 0.9, 0.95, 1e-8, 0.1, half)
     assert all(np.array_equal(box.get(), a) for box, a in zip(boxed, arrays)) and (half.get() == 7).all()
+
+
+# -- by numbers of the GPU ---------------------------------------------------------------------------------------------
+
+
+def numbers_of(cupy, **given):
+    """The array of StepNumbers."""
+    values = dict(RATE=1e-2, COUNT=1, SCALE=1, GOOD=0, IN_A_ROW=0, SKIPPED=0, STOPPED=0, FACTOR=0.3) | given
+    return cupy.asarray(np.array(list(values.values()), np.float32))
+
+
+@ORDERS
+@pytest.mark.parametrize("half", [None, "float16"])
+@pytest.mark.parametrize("t, skipped, missed", [(1, 0, 0), (7, 3, 2), (40, 0, 0), (5000, 1, 0)])
+def test_numbers_of_the_gpu_are_those_of_a_launch(t, skipped, missed, half, reverse, cupy):
+    """The same bits, also where t is behind the table's end."""
+    rest, corrections = (0.9, 0.95, 1e-8, 0.1), cupy.asarray(bias_corrections((0.9, 0.95), 10**6))
+    wanted = updated(cupy, state(300), 0.3, t, 1e-2, *rest, half=half)
+    assert 300 < len(corrections) < 500
+    for mode in ("auto", "reference"):
+        boxed = [cupy.asarray(a) for a in state(300)]
+        copies = [] if half is None else [cupy.empty(300, dtype=half_dtype(half))]
+        numbers = numbers_of(cupy, COUNT=t + skipped + missed, SKIPPED=skipped)
+        with running(reverse=reverse) as launches:
+            with strict_cupy.no_sync() if mode == "auto" else kernels(mode):
+                adam_update_by_numbers(*boxed, numbers, corrections, missed, *rest, *copies)
+        assert launches == (["adamw"] if mode == "auto" else [])
+        for got, expected in zip(boxed + copies, wanted, strict=True):
+            assert mode == "reference" or got.get().tobytes() == expected.tobytes()
+            np.testing.assert_allclose(got.get(), expected, rtol=2e-3 if got.dtype == np.float16 else 3e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_nothing_changes_if_the_factor_of_the_gpu_is_not_a_number(mode, cupy):
+    boxed, corrections = [cupy.asarray(a) for a in state(300)], cupy.asarray(bias_corrections((0.9, 0.95), 9))
+    with running(), kernels(mode):
+        adam_update_by_numbers(*boxed, numbers_of(cupy, FACTOR=np.nan), corrections, 0, 0.9, 0.95, 1e-8, 0.1)
+    assert all(np.array_equal(box.get(), a) for box, a in zip(boxed, state(300)))
+
+
+def test_the_table_of_corrections_ends_where_all_are_1_or_the_training_does():
+    table = bias_corrections((0.9, 0.95), 10**6)
+    assert (table[-1] == 1).all() and (table[-2] != 1).any() and table.dtype == np.float32
+    assert table[5, 1] == np.float32(1 / (1 - 0.95**5)) and len(bias_corrections((0.9, 0.999), 7)) == 8
+    assert bias_corrections((0.0, 0.0), 7).tolist() == [[0, 0], [1, 1]]
+
+
+VALUES = {  # losses and norm
+    "as usual": (3.0, 2.5, 0.7), "to be clipped": (3.0, 7.0), "zero": (3.0, 0.0), "a norm of inf": (3.0, 2.0, np.inf),
+    "a norm of nan": (3.0, np.nan), "a loss of inf": (3.0, np.inf, 1.0), "a loss of nan": (np.nan, 1.0),
+    "both": (np.nan, np.nan), "losses of both signs": (np.inf, -np.inf, 1.0), "many": (*np.arange(70.0), 2.0),
+    "the last of many": (*np.arange(70.0), np.inf, 2.0),
+}  # fmt: skip
+STATES = ({}, dict(STOPPED=1), dict(SCALE=2.0**16, GOOD=1999), dict(SCALE=2.0**24, GOOD=1999, SKIPPED=3),
+          dict(SCALE=1.0, IN_A_ROW=2, SKIPPED=2), dict(SCALE=2.0**10, IN_A_ROW=18), dict(SCALE=2.0**10, IN_A_ROW=19),
+          dict(SCALE=2.0**10, GOOD=7, STOPPED=1))  # fmt: skip
+
+
+@ORDERS
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", VALUES)
+def test_the_decision_about_a_step_is_that_of_the_reference(name, dynamic, reverse, cupy):
+    values = np.array(VALUES[name], np.float32)
+    for given in STATES if dynamic else STATES[:2]:
+        for max_norm, micro_batches in ((1.0, 3), (0.0, 8), (1e-3, 5)):
+            of_host = numbers_of(cupy, **given).get()
+            scaled = values * np.where(np.arange(values.size) == values.size - 1, of_host[2], 1)
+            of_gpu, args = cupy.asarray(of_host), (max_norm, micro_batches, dynamic)
+            with running(reverse=reverse) as launches, strict_cupy.no_sync():
+                decide_step(cupy.asarray(scaled.astype(np.float32)), of_gpu, *args)
+            assert launches == ["decide_step"]
+            with np.errstate(invalid="ignore"):
+                decide_step(scaled.astype(np.float32), of_host, *args)
+            assert np.array_equal(of_gpu.get(), of_host, equal_nan=True), (given, args)
+
+
+def test_the_factor_is_that_of_a_step_that_waits(cupy):
+    """To the last bit: norm and factor are divided by the scale, and by micro-batches, as in Trainer.step."""
+    rng = np.random.default_rng(0)
+    for scale in (1.0, 2.0**16):
+        for micro_batches in (1, 3, 8):
+            norm = np.float32(rng.random() * 3) * np.float32(scale)
+            numbers = numbers_of(cupy, SCALE=scale)
+            with running():
+                decide_step(cupy.asarray(np.array([1, norm], np.float32)), numbers, 1.0, micro_batches, scale > 1)
+            host = float(clip_scale(np.float32(float(norm) / scale), 1.0) / micro_batches) / scale
+            assert numbers.get()[-1] == np.float32(host)
 
 
 def test_parts_that_begin_anywhere(cupy):
@@ -196,6 +284,10 @@ FAULTS = {
     "the moments of before": ("adam", "m_[i] * unbias1", "(m_[i] - gain1 * grad) * unbias1", None),
     "an unscaled gradient": ("adam", "float grad = g_[i] * by", "float grad = g_[i]", None),
     "elements behind the end": ("elements", "if (first + i < n) set", "set", "beyond the end|outside"),
+    "steps that are left out": ("adam", "(int)(numbers[COUNT] - numbers[SKIPPED])", "(int)numbers[COUNT]", None),
+    "the end of the table": ("adam", "min((int)", "max((int)", None),
+    "one more overflow": ("decide", "+ 1 < most_skipped", "< most_skipped", None),
+    "the last losses": ("decide", "i < n; i += 32", "i < 32; i += 32", "outside|beyond the end"),
 }  # fmt: skip
 
 
@@ -204,7 +296,11 @@ FAULTS = {
 def test_a_planted_fault_is_found(fault, reverse, cupy):
     file, old, new, message = FAULTS[fault]
     with cuda_checks.planted(file, old, new), pytest.raises(AssertionError, match=message):
-        if file == "norm":
+        if fault in ("steps that are left out", "the end of the table"):
+            test_numbers_of_the_gpu_are_those_of_a_launch(7, 3, 2, None, reverse, cupy)
+        elif file == "decide":
+            test_the_decision_about_a_step_is_that_of_the_reference("a norm of inf", True, reverse, cupy)
+        elif file == "norm":
             test_the_sums_of_squares_are_those_of_the_blocks(NORM_BLOCK + 3, reverse, cupy)
         else:
             test_a_step_is_that_of_the_reference(7, 1000, 0.1, reverse, cupy)

@@ -118,7 +118,7 @@ def test_the_launches_of_a_step_are_known(cupy, train):
     expected |= {"layernorm_forward": 2 * L + 1, "layernorm_backward": 2 * L + 1, "add": L + 1, "embedding_forward": 2,
                  "embedding_backward": 2, "sort_runs": 2, "softmax_loss": 1, "mean_loss": 1, "scale": 2,
                  "sum_blocks_of_rows": 4 * L + 1, "sum_rows": 2 * (2 * L + 1) + 4 * L + 1,
-                 "square_sums": 1, "norm_of": 1, "adamw": 2}  # fmt: skip
+                 "square_sums": 1, "norm_of": 1, "decide_step": 1, "adamw": 2}  # fmt: skip
     assert dict(second - first) == expected
 
 

@@ -34,15 +34,31 @@ def make_trainer(flags):
     return Trainer(config, model_config, World())
 
 
-def run(trainer, reads, loader=None, spoil=None):
-    """The Steps of a training that is read after these steps. spoil(losses and norm of a step) may change them."""
+def run(trainer, reads, loader=None, before=None):
+    """The Steps of a training that is read after these steps. before(number of the step) is called before each."""
     lookahead, loader, found = Lookahead(trainer), loader or Tokens(trainer.config), []
-    computed = lookahead.gradients.run
-    lookahead.gradients.run = lambda loader: spoil(computed(loader)) if spoil else computed(loader)
     with computing(trainer.config), running(check=False), np.errstate(invalid="ignore"):  # a GPU does not warn
         for number in range(1, max(reads) + 1):
+            if before:
+                before(number)
             found += lookahead.step(loader, read=number in reads)
     return found
+
+
+def spoilable(trainer, monkeypatch):
+    """(a number on the GPU that is added to each loss, one that is added to an element of the gradient), now 0: what a
+    graph reads there is what is there when it is launched."""
+    cupy = strict_cupy.cupy
+    of_loss, of_gradient = (cupy.zeros(1, np.float32) for _ in range(2))
+    micro_step, finish = trainer.micro_step, trainer.reducer.finish
+
+    def spoilt():
+        finish()
+        trainer.flat.grad_buffer[7:8] += of_gradient
+
+    monkeypatch.setattr(trainer, "micro_step", lambda *args: micro_step(*args) + of_loss[0])
+    monkeypatch.setattr(trainer.reducer, "finish", spoilt)
+    return of_loss, of_gradient
 
 
 def state_of(trainer):
@@ -55,19 +71,18 @@ def state_of(trainer):
                                    "--grad-clip 0"])  # fmt: skip
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing(cupy, where, value, flags):
+def test_a_step_that_is_not_finite_changes_nothing(cupy, monkeypatch, where, value, flags):
     """Nor do those that were started behind it."""
     pytest.importorskip("ml_dtypes")
-
-    def spoil(values):
-        if bad.done == 3:
-            values[0 if where == "loss" else -1] = value
-            bad.flat.grad_buffer[7] = value
-        return values
-
     good, bad = make_trainer(flags), make_trainer(flags)
+    for trainer in (good, bad):
+        spoilers = dict(zip(("loss", "gradient"), spoilable(trainer, monkeypatch)))
+
+    def spoil(number):
+        spoilers[where][...] = value if number == 4 else 0
+
     assert [step.done for step in run(good, (1, 3))] == [1, 2, 3]
-    steps = run(bad, (1, 6), spoil=spoil)
+    steps = run(bad, (1, 6), before=spoil)
     assert [step.done for step in steps] == [1, 2, 3, 4]
     assert all(math.isfinite(step.loss + step.norm) for step in steps[:3])
     assert not math.isfinite(steps[3].loss + steps[3].norm)

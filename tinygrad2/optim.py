@@ -79,7 +79,7 @@ class Adam:
         for name in flat.frozen:
             self.missed[name] = self.missed.get(name, 0) + 1
         halves = current_halves(flat.data)  # on a GPU perhaps the weights in 16 bits, which its products take
-        for part, own, t, decays in self._pieces():
+        for part, own, t, decays in self.pieces():
             adam_update(
                 flat.data[part], grad[part], self.m[own], self.v[own], grad_scale,
                 t, lr, *self.betas, self.eps, self.weight_decay if decays else 0.0, *(half[part] for half in halves),
@@ -88,7 +88,7 @@ class Adam:
         for half in halves:
             halves_written(flat.data, half.dtype)
 
-    def _pieces(self):
+    def pieces(self):
         """Yields (slice of the buffers, slice of m and v, t, whether it decays) for what is not frozen: parts, split
         where matrices end and where parameters of another t begin."""
         flat, end = self.flat, 0

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from tinygrad2.backend import xp_of
 from tinygrad2.bfloat16 import pack_bfloat16
 from tinygrad2.errors import UserError
 from tinygrad2.function import Function
@@ -146,15 +147,21 @@ def _host(value):
 
 
 def _adam(xp):
-    """The same for a step of Adam, and the gradient norm."""
+    """The same for a step of Adam, one by numbers of the GPU, and the gradient norm."""
     from tinygrad2.optim import adam_update, grad_norm
+    from tinygrad2.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
 
     rng = np.random.default_rng(0)
     arrays = [rng.random(1000, np.float32) for _ in range(4)]
     boxed = [xp.asarray(a) for a in arrays]
     norms = [float(grad_norm(boxed[1])), float(grad_norm(arrays[1]))]
     for p, g, m, v in (boxed, arrays):
+        xp = xp_of(p)                                             # of the GPU, and then NumPy
         adam_update(p, g, m, v, 0.5, 3, 1e-2, 0.9, 0.95, 1e-8, 0.1)
+        numbers = xp.asarray(np.array([1e-2, 4, 1, 0, 0, 0, 0, 0], np.float32))
+        decide_step(xp.asarray(np.array([3, 2], np.float32)), numbers, 1.0, 4, False)
+        corrections = xp.asarray(bias_corrections((0.9, 0.95), 9))
+        adam_update_by_numbers(p, g, m, v, numbers, corrections, 0, 0.9, 0.95, 1e-8, 0.1)
     for name, got, expected in zip(("weights", "gradient", "m", "v"), boxed, arrays):
         if not np.allclose(got.get(), expected, rtol=1e-5, atol=1e-6):
             yield f"adam: {name} differ from the reference implementation's"

@@ -1,12 +1,13 @@
-"""Forward and backward of a step as a CUDA graph: the host starts its few hundred kernels with one call.
+"""A training step as a CUDA graph: the host starts its few hundred kernels with one call.
 
 Starting a kernel takes the host some 5 us, and the Python around it more. Where the GPU has computed a kernel before
 the host has started the next one, as with small batches, a step takes as long as the host does. A graph is recorded
 once, by running the step while the stream captures, and is launched by one call from then on (cuda_graph.py).
 
-The tokens of each batch are copied to the same place, and all arrays of the step live in a pool of memory of their own.
-Numbers that the host passes to kernels are recorded as they are: with dropout, whose masks are new in each step, there
-is no graph; Adam, with its learning rate, is launched after it.
+All of a step is in it: forward, backward, the norm, the factor of the gradient, AdamW. What is new in each step is
+copied to the same place on the GPU before: the tokens, and the step's numbers (step_numbers.py). All arrays of the step
+live in a pool of memory of their own. Numbers that the host passes to kernels are recorded as they are: with dropout,
+whose masks are new in each step, there is no graph.
 """
 
 import contextlib
@@ -17,21 +18,24 @@ from tinygrad2.errors import UserError
 from tinygrad2.gpu import new_pool
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
+from tinygrad2.step_numbers import StepNumbers, decide_step
+from tinygrad2.uploads import Uploads
 
 USUAL = 2  # steps before a recording: they compile the kernels, and fill the pool of memory
 BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays
 
 
-class Gradients:
-    """The gradients of the steps of a Trainer on a GPU, computed as usual or, if that pays, by a graph.
+class DeviceSteps:
+    """The steps of a Trainer on a GPU, started as usual or, if that pays, as a graph.
 
     stream     on which a step runs; whoever uses its results does so on it, too
     graph      the recorded one, or None
+    numbers    StepNumbers
     """
 
     def __init__(self, trainer):
         self.trainer, self.xp = trainer, array_module(trainer.config.device)
-        self.graph, self._values, self._batches, self._done = None, None, [], 0
+        self.graph, self._values, self._batches, self._recorded_for, self._done = None, None, [], None, 0
         self._wanted = self._failed = False
         reason = self._why_not()
         if reason and trainer.config.cuda_graph == "yes":
@@ -39,6 +43,8 @@ class Gradients:
         self.permitted = trainer.config.cuda_graph != "no" and not reason
         self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
         self._pool = new_pool(self.xp) if self.permitted else None
+        self.numbers = StepNumbers(trainer.optimizer, trainer.config.steps)
+        self._uploads = Uploads(self.xp)
 
     def _why_not(self):
         trainer = self.trainer
@@ -53,24 +59,31 @@ class Gradients:
         if self.permitted:
             self.stream.wait_event(self.xp.cuda.get_current_stream().record())
 
-    def run(self, loader):
-        """One step's: the losses of its micro-batches, and the norm of the gradient, (n + 1,), in memory that the next
-        run leaves alone. On the stream."""
-        rows = list(loader.micro_batches(self.trainer.position, self.trainer.config.micro_batch_size))
-        if not self.permitted:
-            return self._compute(rows)
+    def run(self, loader, lr, is_first):
+        """Start one step, and count it as an update of the weights. Returns the losses of its micro-batches, and the
+        norm of the gradient, (n + 1,), in memory that the next run leaves alone.
+
+        is_first    the host knows the state before this step: it has read the losses of all steps before
+        """
+        trainer = self.trainer
+        rows = list(loader.micro_batches(trainer.position, trainer.config.micro_batch_size))
         with self.stream:
-            rows = self._in_place(rows)
-            self._renew_copies()
-            if self.graph is None and self._done >= USUAL and self._wanted:
-                self.graph = self._recorded(rows)
-            if self.graph:
-                self.graph.launch(self.stream)
-            else:
-                with self._own_memory():
-                    self._values = self._compute(rows)
-            self._done += 1
-            return self._values.copy()
+            rows = self._in_place(rows, lr, is_first)
+            values = self._by_graph_or_not(rows) if self.permitted else self._compute(rows)
+            self.numbers.note_update()
+            return values
+
+    def _by_graph_or_not(self, rows):
+        self._renew_copies()
+        if self.graph is None and self._done >= USUAL and self._wanted:
+            self.graph = self._recorded(rows)
+        if self.graph:
+            self.graph.launch(self.stream)
+        else:
+            with self._own_memory():
+                self._values = self._compute(rows)
+        self._done += 1
+        return self._values.copy()
 
     def note_time(self, starting, seconds):
         """A step took so many seconds, in the first of which the host started it: is a graph worth it?"""
@@ -87,16 +100,18 @@ class Gradients:
     def _own_memory(self):
         return self.xp.cuda.using_allocator(self._pool.malloc)
 
-    def _in_place(self, rows):
-        """The micro-batches on the GPU, where those of all steps are."""
-        model = self.trainer.model
-        shapes = [(x.shape, y.shape) for _, x, y in rows]
-        if [(x.shape, y.shape) for x, y in self._batches] != shapes:
+    def _in_place(self, rows, lr, is_first):
+        """The micro-batches on the GPU, where those of all steps are; the step's numbers are copied with them."""
+        model, trainer = self.trainer.model, self.trainer
+        kind = [(x.shape, y.shape) for _, x, y in rows], trainer.flat.frozen
+        if self._recorded_for != kind:
             self._batches = [[self.xp.empty(a.shape, a.dtype) for a in (x, y)] for _, x, y in rows]
-            self.graph = None
+            self._recorded_for, self.graph = kind, None
+        pairs = self.numbers.of_next_step(lr, trainer.loss_scale if is_first else None)
         for (_, x, y), (x_place, y_place) in zip(rows, self._batches):
-            x_place[...] = model.to_model(x)                      # checks the ids, on the host
-            y_place[...] = model.to_model(y, ignored=-1)
+            pairs.append((model.checked(x), x_place))
+            pairs.append((model.checked(y, ignored=-1), y_place))
+        self._uploads.start(pairs)
         return [(first, *places) for (first, _, _), places in zip(rows, self._batches)]
 
     def _recorded(self, rows):
@@ -111,7 +126,7 @@ class Gradients:
         return graph
 
     def _compute(self, rows):
-        """The part of Trainer.step before the weights change."""
+        """As Trainer.step, but that the GPU decides whether the weights change."""
         trainer, losses = self.trainer, []
         trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
         for first_row, x, y in rows:
@@ -122,4 +137,7 @@ class Gradients:
         values = self.xp.empty(len(losses) + 1, norm.dtype)
         for i, value in enumerate([*losses, norm]):               # one at a time: for a list, addresses would be copied
             values[i] = value                                     # from the host, which a capture refuses
+        is_dynamic = trainer.loss_scale.dynamic
+        decide_step(values, self.numbers.array, trainer.config.grad_clip, trainer.micro_batches, is_dynamic)
+        self.numbers.start_update()
         return values

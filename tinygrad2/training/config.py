@@ -85,9 +85,9 @@ class TrainConfig:
     device: str = flag("cpu", "cpu, or cuda (an NVIDIA GPU)", choices=DEVICES)
     read_every: int = flag(10, "with --device cuda: wait for the GPU, and show the losses, every so many steps; steps "
                                "between are started without waiting")
-    cuda_graph: str = flag("auto", "with --device cuda: launch forward and backward of a step by one call, as a CUDA "
-                                   "graph: yes, no, or auto (where starting their kernels takes most of a step's time, "
-                                   "as with small batches)", choices=("auto", "yes", "no"))
+    cuda_graph: str = flag("auto", "with --device cuda: launch a step by one call, as a CUDA graph: yes, no, or "
+                                   "auto (where starting its kernels takes most of a step's time, as with small "
+                                   "batches)", choices=("auto", "yes", "no"))
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
                                      "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",

@@ -2,13 +2,8 @@
 
 A step returns its loss and its gradient norm, and whoever reads them waits until the GPU has computed them. So they
 stay on the GPU, and are read together every few steps (--read-every). The host must not decide by them either; what it
-does on a CPU, the GPU does here:
-
-    scale = clip(norm) / micro-batches + fine         of the gradient, in Adam's kernel; not a number: nothing changes
-    fine  = fine + 0 (loss + norm)                    0, and not a number from the first step on that is not finite
-
-so that after a step with an infinite loss the weights, and Adam's moments, stay as they were before it, until the host
-reads the losses and goes back there.
+does on a CPU, the GPU does here (decide_step of step_numbers.py): from the first step on whose loss or norm is not
+finite, weights and Adam's moments stay as they were before it, until the host reads the losses and goes back there.
 """
 
 import math
@@ -21,8 +16,7 @@ from tinygrad2.backend import array_module, to_host, xp_of
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
 from tinygrad2.errors import UserError
-from tinygrad2.optim import clip_scale
-from tinygrad2.training.captured import Gradients
+from tinygrad2.training.captured import DeviceSteps
 
 
 @dataclass(frozen=True)
@@ -54,9 +48,9 @@ class Lookahead:
         if reason and trainer.config.cuda_graph == "yes":
             raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
         self.ahead = not reason
-        self.gradients = Gradients(trainer) if self.ahead else None
+        self.steps = DeviceSteps(trainer) if self.ahead else None
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
-        self._fine, self._begin, self._starting = None, None, 0.0
+        self._begin, self._starting = None, 0.0
 
     def _why_each_waits(self):
         """Why a step must be read before the next one starts, "" if it need not be."""
@@ -87,8 +81,8 @@ class Lookahead:
         if not self.ahead or not self._has_kernel():
             loss, norm = trainer.step(loader, is_outlier)
             return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
-        self.gradients.wait_for_others()
-        with self.gradients.stream:
+        self.steps.wait_for_others()
+        with self.steps.stream:
             try:
                 self._start(loader, lr)
             except ChangedData:
@@ -108,7 +102,7 @@ class Lookahead:
         """Only a kernel leaves the weights as they are where the scale is not a number."""
         flat, optimizer = self.trainer.flat, self.trainer.optimizer
         arrays = flat.data, flat.grad_buffer, optimizer.m, optimizer.v
-        return fast_version("adam_update", xp_of(flat.data), *arrays) is not None
+        return fast_version("adam_update_by_numbers", xp_of(flat.data), *arrays) is not None
 
     def _start(self, loader, lr):
         """As Trainer.step, but for what is said at the top of this file."""
@@ -116,11 +110,7 @@ class Lookahead:
         before = trainer.done, trainer.position, trainer.optimizer.t, dict(trainer.optimizer.missed)
         begin = time.perf_counter()
         self._begin = self._begin or begin
-        values = self.gradients.run(loader)                       # (micro-batches + 1,): losses, and the norm
-        bad = 0 * values.sum()                                    # 0, or not a number
-        self._fine = bad if self._fine is None else self._fine + bad
-        scale = clip_scale(values[-1], config.grad_clip) / trainer.micro_batches + self._fine
-        trainer.optimizer.step(lr, scale)
+        values = self.steps.run(loader, lr, is_first=not self._started)     # (micro-batches + 1,): losses, and the norm
         self._starting += time.perf_counter() - begin
         if not config.overfit_one_batch:
             trainer.position = loader.after(trainer.position)
@@ -132,7 +122,7 @@ class Lookahead:
         trainer, started = self.trainer, self._started
         with trainer.world.collective(f"steps until {trainer.done}", moves_data=False):    # a rank may be missing
             values = to_host(array_module(trainer.config.device).concatenate([row for _, _, row in started]))
-        self.gradients.note_time(self._starting, time.perf_counter() - self._begin)
+        self.steps.note_time(self._starting, time.perf_counter() - self._begin)
         self._begin, self._starting = None, 0.0
         signal = trainer.stop.signal or 0 if trainer.stop else 0
         rows = trainer.world.all_gather(np.append(values, signal).astype(float), f"losses until step {trainer.done}")
@@ -144,7 +134,6 @@ class Lookahead:
             found.append(Step(before[0] + 1, loss, float(rows[0, i, -1]), lr))
             if not math.isfinite(found[-1].loss + found[-1].norm):
                 trainer.done, trainer.position, trainer.optimizer.t, trainer.optimizer.missed = before
-                self._fine = None
                 break
         return found
 

@@ -8,6 +8,7 @@ from ops.kernels.cuda import (  # noqa: F401
     attention,
     cast,
     cross_entropy,
+    decide,
     dropout,
     elementwise,
     embedding,

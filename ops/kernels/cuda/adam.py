@@ -7,8 +7,8 @@
   where a cast afterwards would read 4 and write 2.
 - If the factor is not a number, nothing changes: steps can be started before the host has seen the norm of the last one
   (tinygrad2/training/lookahead.py).
-
-The learning rate and the step count are arguments of the launch: a CUDA graph of the step would need them on the GPU.
+- Factor, learning rate and step count are arguments of the launch, or are read on the GPU (tinygrad2/step_numbers.py),
+  as a CUDA graph of a step needs it, which repeats its launches with the same arguments.
 """
 
 import numpy as np
@@ -18,11 +18,15 @@ from tinygrad2.backend import xp_of
 from tinygrad2.dispatch import register_kernel
 
 
+def _are_flat(p, g, m, v, *others):
+    return all(map(_is_flat, (p, g, m, v)))
+
+
 def _is_flat(array):
     return array.dtype.char == "f" and array.ndim == 1 and array.flags.c_contiguous
 
 
-@register_kernel("adam_update", "cupy", supports=lambda *arrays: all(map(_is_flat, arrays[:4])))
+@register_kernel("adam_update", "cupy", supports=_are_flat)
 def adam_update_cuda(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_decay, half=None):
     """As adam_update of optim.py."""
     scale, factor = None, grad_scale
@@ -38,6 +42,38 @@ def adam_update_cuda(p, g, m, v, grad_scale, t, lr, beta1, beta2, eps, weight_de
         eps,
         weight_decay,
     )
+    _launch((p, g, m, v, half), scale, constants, None, None, 0, 0)
+
+
+@register_kernel("adam_update_by_numbers", "cupy", supports=_are_flat)
+def adam_update_by_numbers_cuda(
+    p, g, m, v, numbers, corrections, missed, beta1, beta2, eps, weight_decay, half=None
+):  # fmt: skip
+    """As adam_update_by_numbers of step_numbers.py."""
+    unused = 0
+    constants = (
+        unused,
+        unused,
+        1 - beta1,
+        1 - beta2,
+        unused,
+        unused,
+        eps,
+        weight_decay,
+    )
+    last = len(corrections) - 1
+    _launch((p, g, m, v, half), None, constants, numbers, corrections, missed, last)
+
+
+def _launch(arrays, scale, constants, numbers, corrections, missed, last):
+    half = arrays[-1]
     dtype = np.float32 if half is None else half.dtype
-    arrays = p, g, m, v, half
-    launch_elements(xp_of(p), "adam", "adamw", dtype, arrays, scale, *map(np.float32, constants))
+    scalars = (
+        scale,
+        *map(np.float32, constants),
+        numbers,
+        corrections,
+        np.int32(missed),
+        np.int32(last),
+    )
+    launch_elements(xp_of(arrays[0]), "adam", "adamw", dtype, arrays, *scalars)
