@@ -99,6 +99,27 @@ def no_sync():
         _syncs.forbidden = before
 
 
+_computed: list = []
+
+
+@contextlib.contextmanager
+def computed():
+    """Within the block, what CuPy itself would compute: yields a list of (name, elements of the result). Kernels and
+    products are not in it, nor are views and `empty`."""
+    _computed.append(found := [])
+    try:
+        yield found
+    finally:
+        _computed.remove(found)
+
+
+def _computes(name, result, given):
+    """Note it, unless the result is what was given, or a view."""
+    for found in _computed:
+        new = [box for box in _boxes([result]) if box.base is None and all(box is not array for array in given)]
+        found.extend((name, box.size) for box in new)
+
+
 # -- into the box, through NumPy, and back -----------------------------------------------------------------------------
 
 
@@ -170,8 +191,9 @@ def _call(path, function, *args, **kwargs):
     answers = name in _DEVICE_ANSWERS
 
     def run():
-        result = function(*unboxed, **options)
-        return _box(np.asarray(result) if answers else result, given)
+        result = _box(np.asarray(function(*unboxed, **options)) if answers else function(*unboxed, **options), given)
+        _computes(path, result, [] if "out" in kwargs else given)
+        return result
 
     return recorded(run)
 
@@ -193,7 +215,13 @@ def _call_ufunc(ufunc, method, *inputs, **kwargs):
     given = _boxes([inputs, kwargs.get("out")])
     if name == "matmul" and is_capturing():
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
-    return recorded(lambda: _box(run(*operands, **options), given))
+
+    def computing():
+        result = _box(run(*operands, **options), given)
+        _computes(f"cupy.{name}", result, given if "out" not in kwargs and method != "at" else [])
+        return result
+
+    return recorded(computing)
 
 
 def _is_bfloat16(array):
@@ -274,6 +302,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
             elements = np.arange(self.size).reshape(self.shape)[key]
             if np.unique(elements).size != elements.size:
                 raise ValueError("one element is assigned twice: CuPy leaves open which value stays")
+        for found in _computed:
+            found.append(("x[...] = y", self._a[key].size))
         recorded(lambda: self._a.__setitem__(key, value))
 
     def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have

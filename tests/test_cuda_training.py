@@ -122,6 +122,18 @@ def test_the_launches_of_a_step_are_known(cupy, train):
     assert dict(second - first) == expected
 
 
+@pytest.mark.parametrize("flags", [*PRECISIONS, "--dtype bfloat16 --dropout 0.1 --micro-batch-size 2"])
+def test_cupy_computes_nothing_large_in_a_step(cupy, train, flags):
+    """Its own kernels pass by an array for each operator, and do not read 16 bytes at a time."""
+    found = []
+    for steps in (3, 4):
+        with strict_cupy.computed() as computed:
+            train("cuda", f"--steps {steps} {flags}")
+        found.append(Counter(computed))
+    batch = 4 * 16
+    assert max(size for _, size in found[1] - found[0]) <= batch, found[1] - found[0]
+
+
 def kept_bytes(loss, model):
     """What the graph of a loss holds for backward on the stand-in, each piece of memory once, without parameters."""
     found, seen, stack = {}, set(), [loss.node]

@@ -240,6 +240,32 @@ def test_deferred_gradients_reach_leaves_and_other_nodes():
     assert leaf.grad.tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("plain_first", [False, True])
+def test_a_deferred_gradient_is_added_to_what_has_arrived_before(plain_first):
+    """In one pass to an array of somebody else, in place to a sum of ours."""
+    calls = []
+
+    class Noted(Double):
+        def backward(self, dout):
+            def write_to(out, accumulate):
+                calls.append("accumulate" if accumulate else "write")
+                out[...] = 2 * dout + (out if accumulate else 0)
+
+            def plus(array):
+                calls.append("plus")
+                return array + 2 * dout
+
+            return (DeferredGradient(self.xp, dout.shape, dout.dtype, write_to, plus),)
+
+    leaf = Tensor(np.ones(3, np.float32), requires_grad=True)
+    x = leaf * 5.0
+    terms = [x * 7.0, apply(Noted, x), apply(Noted, x)]           # walked back from the last one on
+    a, b, c = reversed(terms) if plain_first else terms
+    (a + b + c).sum().backward()
+    assert leaf.grad.tolist() == [55, 55, 55]
+    assert calls == (["plus", "accumulate"] if plain_first else ["write", "accumulate"])
+
+
 def test_zeroed_gradients_read_as_zero():
     p = Parameter(np.ones(3, np.float32))
     p.zero_grad()

@@ -70,6 +70,7 @@ def walk_back(root, output, grad):
             if uses[parent] == 0:
                 del uses[parent]  # the last reference except `ready`: the node is freed when its turn is over
                 ready.append(parent)
+        dinputs = dinput = None  # a deferred one holds what it is computed from
 
 
 def count_uses(root):
@@ -109,15 +110,16 @@ def _arrived(node, gradients):
 
 
 def _sum_in_flight(so_far, dinput):
-    if isinstance(dinput, DeferredGradient):
-        dinput = dinput.copy()
+    deferred = isinstance(dinput, DeferredGradient)
     if so_far is None:
-        return dinput, False
+        return (dinput.copy(), True) if deferred else (dinput, False)
     array, owned = so_far
-    if owned:
-        array += dinput
+    if not owned:
+        return (dinput.plus(array) if deferred else array + dinput), True
+    if deferred:
+        dinput.write_to(array, accumulate=True)
     else:
-        array = array + dinput
+        array += dinput
     return array, True
 
 

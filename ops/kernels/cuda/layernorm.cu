@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) layernorm_forward(
 // warps.
 template <int N> __device__ __forceinline__ void backward(
     const float* x, const float* weight, const float* mean, const float* rstd, const T* dout, const float* dresidual,
-    float* dx, float* partial, int rows, int C) {
+    float* dx, T* ddelta, float* partial, int rows, int C) {
     DYNAMIC_SHARED(float, shared);                                // (warps, 2, C)
     int warp = threadIdx.x / 32, warps = blockDim.x / 32;
     float* dweight = shared + (size_t)warp * 2 * C;
@@ -138,6 +138,7 @@ template <int N> __device__ __forceinline__ void backward(
                 for (int n = 0; n < N; n++) xs[i][n] += part[n];
             }
             store_part(dx + first + j, xs[i]);
+            if (ddelta) store_part(ddelta + first + j, xs[i]);
         });
     }
     __syncthreads();
@@ -148,11 +149,12 @@ template <int N> __device__ __forceinline__ void backward(
     }
 }
 
-// dx, and partial (blocks, 2, C): the sums of each block for dweight and dbias. dresidual (or null) is added to dx.
+// dx, and partial (blocks, 2, C): the sums of each block for dweight and dbias. dresidual (or null, or dx itself) is
+// added to dx. ddelta (or null) is dx once more, as T.
 extern "C" __global__ void __launch_bounds__(128) layernorm_backward(
     const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ mean,
-    const float* __restrict__ rstd, const T* __restrict__ dout, const float* __restrict__ dresidual,
-    float* __restrict__ dx, float* __restrict__ partial, int rows, int C, int wide) {
-    if (wide) backward<8>(x, weight, mean, rstd, dout, dresidual, dx, partial, rows, C);
-    else backward<1>(x, weight, mean, rstd, dout, dresidual, dx, partial, rows, C);
+    const float* __restrict__ rstd, const T* __restrict__ dout, const float* dresidual, float* dx,
+    T* __restrict__ ddelta, float* __restrict__ partial, int rows, int C, int wide) {
+    if (wide) backward<8>(x, weight, mean, rstd, dout, dresidual, dx, ddelta, partial, rows, C);
+    else backward<1>(x, weight, mean, rstd, dout, dresidual, dx, ddelta, partial, rows, C);
 }
