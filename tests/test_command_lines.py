@@ -19,7 +19,7 @@ def base(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed, n", [
-    (1, 15), pytest.param(2, 50, marks=pytest.mark.slow), pytest.param(3, 300, marks=pytest.mark.long),
+    (1, 15), pytest.param(2, 20, marks=pytest.mark.slow), pytest.param(3, 300, marks=pytest.mark.long),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_odd_lines_run_properly_or_are_refused(base, tmp_path, name, seed, n):

@@ -127,13 +127,12 @@ def test_a_first_run_plans_for_compiling(tmp_path):
 
 
 MANY = [
-    MIDDLE + " --recompute", MIDDLE + " --dtype bfloat16", MIDDLE + " --dtype bfloat16 --kernels reference",
-    MIDDLE + " --micro-batch-size 4", MIDDLE + " --tensorboard", MIDDLE + " --dropout 0.1",
-    MIDDLE + " --checkpoint-every 2", MIDDLE + " --kernels reference --dropout 0.1",
-    f"--n-layer 3 --n-embd 384 --n-head 6 {LARGE} --batch-size 4",
+    MIDDLE + " --recompute", MIDDLE + " --dtype bfloat16", MIDDLE + " --micro-batch-size 4", MIDDLE + " --dropout 0.1",
+    MIDDLE + " --checkpoint-every 2", f"--n-layer 3 --n-embd 384 --n-head 6 {LARGE} --batch-size 4",
 ]  # fmt: skip
-MORE = [  # combinations of these, and the real size
-    MIDDLE + " --kernels reference", MIDDLE + " --dtype bfloat16 --recompute",
+MORE = [  # combinations of these, the reference implementations, which take minutes, and the real size
+    MIDDLE + " --kernels reference", MIDDLE + " --dtype bfloat16 --recompute", MIDDLE + " --tensorboard",
+    MIDDLE + " --dtype bfloat16 --kernels reference", MIDDLE + " --kernels reference --dropout 0.1",
     f"--model gpt2 --n-layer 12 --n-embd 768 --n-head 12 {LARGE} --batch-size 4",
 ]  # fmt: skip
 
