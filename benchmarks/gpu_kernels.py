@@ -112,6 +112,8 @@ def kernels(args, clock):
 def measured(sides, name, case, products, peaks):
     """The rows of one case: PyTorch's first, whose best time ours is compared with."""
     theirs = [] if not installed("torch") else ["torch"] if name != "attention" else list(ATTENTION)
+    if name == "attention" and products in ("bfloat16", "float16") and installed("cudnn"):
+        theirs.append("ours-cudnn")                               # --gpu-attention cudnn
     best = {}
     for side in [*theirs, "ours"]:
         answer = sides.ask(side, case=name, products=products)
@@ -124,9 +126,9 @@ def measured(sides, name, case, products, peaks):
             here = row | dict(direction=direction, version=answer["version"], min_ms=round(min(ms), 4),
                               median_ms=round(median, 4))  # fmt: skip
             here |= speed(case, i, direction, products, median, peaks)
-            if side != "ours":
+            if side.startswith("torch"):
                 best[direction] = min(median, best.get(direction, math.inf))
-            elif direction in best:
+            elif side == "ours" and direction in best:
                 here["torch_over_ours"] = round(best[direction] / median, 3)
             yield here
 

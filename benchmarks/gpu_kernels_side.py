@@ -1,4 +1,4 @@
-"""A side of the part `kernels` of benchmarks.gpu: ours, torch, or torch-BACKEND for attention."""
+"""A side of the part `kernels` of benchmarks.gpu: ours, torch; for attention ours-cudnn and torch-BACKEND."""
 
 import contextlib
 import math
@@ -15,12 +15,13 @@ ROTATING = 256 << 20  # bytes of the sets of inputs together, at least: several 
 def kernels(name, config):
     """A function that answers requests (case, products): {"forward": milliseconds, "backward": ...}."""
     table, tiny = cases(**config["sizes"]), config["tiny"]
-    timer = (CupyTimer if name == "ours" else TorchTimer)(1024 if tiny else LEAD)
+    is_ours = name.startswith("ours")
+    timer = (CupyTimer if is_ours else TorchTimer)(1024 if tiny else LEAD)
 
     def handle(case, products):
         chosen = table[case]
         sets = 2 if tiny else max(2, min(8, math.ceil(ROTATING / chosen.moved("forward", products))))
-        make = our_case if name == "ours" else torch_case
+        make = our_case if is_ours else torch_case
         forward, backward, version = make(chosen, products, sets, name)
         times, i = 2 if tiny else TIMES, 0
 
@@ -67,7 +68,7 @@ def our_case(case, products, sets, name):
     import cupy
 
     import ops  # noqa: F401
-    from tinygrad2.dispatch import OPS, choose, fast_version
+    from tinygrad2.dispatch import OPS, choose, fast_version, gpu_library
     from tinygrad2.function import DeferredGradient
     from tinygrad2.halves import half_dtype
     from tinygrad2.optim import adam_update, grad_norm
@@ -91,7 +92,7 @@ def our_case(case, products, sets, name):
     if case.op == "grad_norm":
         return lambda i: grad_norm(*arrays[i]), None, named(fast_version("block_square_sums", cupy, *arrays[0]))
     precision = PRECISIONS[products]
-    with matmul_precision(precision):
+    with matmul_precision(precision), gpu_library("cudnn" if name == "ours-cudnn" else None):
         op = OPS[case.op]
         version = choose(op, cupy, arrays[0])
     needs = [case.shape(key)[1] != "i" for key in case.inputs()]

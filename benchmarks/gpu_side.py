@@ -3,7 +3,7 @@
     limits     FLOP/s in matrix products, bytes/s of a copy
     text       a text by trained weights
     decode     a text by a model with random weights: NAME is ours or transformers, with -bfloat16
-    steps      training steps: NAME is ours, torch or torch-compile, with -tf32, -bfloat16 or -float16
+    steps      training steps: NAME is ours, ours-cudnn, torch or torch-compile, with -tf32, -bfloat16 or -float16
     kernels    single ops (gpu_kernels_side.py)
 """
 
@@ -147,6 +147,7 @@ def our_steps(name, config):
         device="cuda", dtype=products if mixed else "float32", steps=1 << 20, seed=config["seed"],
         matmul_precision="highest" if mixed else PRECISIONS[products], beta1=BETAS[0], beta2=BETAS[1],
         weight_decay=WEIGHT_DECAY, grad_clip=GRAD_CLIP, kernels=config.get("kernels", "auto"),
+        gpu_attention="cudnn" if name.startswith("ours-cudnn") else "own",
     ))  # fmt: skip
     flags = replace(flags, micro_batch_size=flags.batch_size)     # all in one
     trainer = train_gpt2.Trainer(flags, GPTConfig(**config["model"]), World())

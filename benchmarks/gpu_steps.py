@@ -28,6 +28,8 @@ def steps(args, clock):
             yield dict(part="steps", products=products, batch_size=B, errors="no time was left")
             continue
         names = ["ours", *filter(None, args.against.split(",") if installed("torch") else [])]
+        if products in ("bfloat16", "float16") and installed("cudnn"):
+            names.insert(1, "ours-cudnn")                         # --gpu-attention cudnn
         names = [name if products == "float32" else f"{name}-{products}" for name in names]
         yield from cell(sides, names, B, config, args, peaks, clock, clock.left() / (len(cells) - i))
     sides.close()

@@ -31,6 +31,7 @@ from ops.index import index
 from ops.kernels.available import (  # noqa: F401  registers the kernels
     announce_compiling,
     announce_missing_kernels,
+    describe_attention,
     describe_kernels,
     describe_products,
     have_cpu_kernels,

@@ -13,7 +13,7 @@ import strict_cupy
 from cuda_host import running
 from kernel_checks import cotangent, error, is_float, run, stacked
 
-from ops.kernels.cuda import launch, products
+from ops.kernels.cuda import cudnn_plans, launch, products
 from ops.kernels.cuda.cast import cast
 from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import half_dtype, is_half
@@ -90,12 +90,12 @@ def is_floats(value):
 @contextlib.contextmanager
 def work_on(cupy, reverse):
     """Within the block kernels run: those of the stand-in with their threads in this order, those of a GPU as it likes.
-    Yields the list of the kernels, on a GPU also of the products, that were started."""
+    Yields the list of the kernels, on a GPU also of products and cuDNN's plans, that were started."""
     if cupy is strict_cupy.cupy:
         with running(reverse=reverse) as started:
             yield started
         return
-    started, multiply = [], products._multiply
+    started, multiply, run_plan = [], products._multiply, cudnn_plans.Plan.run
 
     class Functions(dict):
         def get(self, key):
@@ -106,9 +106,14 @@ def work_on(cupy, reverse):
         started.append("a product")
         multiply(*args, **options)
 
+    def planned(plan, *args):
+        started.append("a plan of cuDNN")
+        run_plan(plan, *args)
+
     functions = Functions(launch._functions)
     with mock.patch.object(launch, "_functions", functions), mock.patch.object(products, "_multiply", counted):
-        yield started
+        with mock.patch.object(cudnn_plans.Plan, "run", planned):
+            yield started
 
 
 def run_kernel(kernel, cupy, arrays, options, dtype, douts=None, reverse=False):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import cuda_checks
 import fake_cublaslt
+import fake_cudnn
 import pytest
 import strict_cupy
 from cuda_host import needs_compiler
@@ -157,11 +158,18 @@ def test_a_gpu_without_bfloat16_says_so(cupy, monkeypatch, capsys):
 
 @needs_compiler
 @pytest.mark.parametrize("family", [
-    pytest.param(name, marks=[] if name in ("layernorm", "linear", "adam") else pytest.mark.slow)
+    pytest.param(name, marks=[] if name in ("layernorm", "linear", "adam", "cudnn") else pytest.mark.slow)
     for name in doctor_kernels.FAMILIES
 ])  # fmt: skip
-def test_a_family_of_kernels_passes(family, cupy):
-    assert doctor_kernels.check(family) == []
+def test_a_family_of_kernels_passes(family, cupy, monkeypatch):
+    cudnn = fake_cudnn.install(monkeypatch)
+    assert family in doctor_kernels.kernel_families() and doctor_kernels.check(family) == []
+    assert cudnn.executed == ["sdpa", "sdpa_backward"] * 2 * (family == "cudnn")
+
+
+def test_cudnn_is_left_out_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr(doctor_kernels.importlib.util, "find_spec", lambda name: None)
+    assert doctor_kernels.kernel_families() == [name for name in doctor_kernels.FAMILIES if name != "cudnn"]
 
 
 def test_kernels_run_in_the_dtypes_of_the_gpu(cupy, monkeypatch):

@@ -14,15 +14,20 @@ import numpy as np
 import pytest
 import strict_cupy
 from gpu_works import a_gpu_that_works  # noqa: F401
-from kernel_checks import is_float, run, stacked
+from kernel_checks import error, is_float, run, stacked
 from samples import SAMPLES, Sample, integers
 from test_backends import CASES, REFERENCE, TINY, on_device, training_steps
 
 import train_gpt2
 from models import GPT
 from ops.kernels.cuda import cublaslt
+from ops.kernels.cuda.attention import AttentionCUDA
+from ops.kernels.cuda.attention_cudnn import AttentionCuDNN
+from ops.kernels.cuda.cudnn_library import load_library
+from ops.kernels.cuda.split_heads import SplitHeadsCUDA
 from tinygrad2.dispatch import KERNELS, OPS, kernels
 from tinygrad2.distributed.world import World
+from tinygrad2.errors import UserError
 from tinygrad2.halves import half_dtype
 from tinygrad2.mixed_precision import mixed_precision
 
@@ -77,6 +82,16 @@ def products_of_the_stand_in(monkeypatch):
         fake_cublaslt.install(monkeypatch)
 
 
+@pytest.fixture
+def by_cudnn():
+    try:
+        load_library()
+    except UserError as error:
+        pytest.skip(str(error))
+    if CAPABILITY < 80:
+        pytest.skip("cuDNN's attention needs compute capability 8.0")
+
+
 @contextlib.contextmanager
 def no_waiting(seconds=1.0):
     """The host does not wait for the device within the block: a kernel that runs for so long, started before the block,
@@ -126,6 +141,30 @@ def test_every_op_equals_the_cpu(name, sample):
     for got, expected in zip([got_out, *got_gradients], [out, *gradients]):
         if expected is not None:
             assert np.allclose(cupy.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("B, T, nh, hs", [(2, 1024, 12, 64), (1, 128, 8, 128), (4, 192, 6, 40)])
+def test_attention_by_cudnn_equals_its_reference(by_cudnn, B, T, nh, hs, dtype):
+    sample = Sample(((B, nh, T, hs),) * 3)
+    assert cuda_checks.check_kernel(AttentionCuDNN, OPS["attention"], cupy, sample, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_attention_by_cudnn_in_the_packed_projection_equals_ours(by_cudnn, dtype):
+    B, T, nh, hs = 2, 512, 12, 64
+    x = cupy.asarray(np.random.default_rng(0).standard_normal((B, T, 3 * nh * hs)).astype(half_dtype(dtype)))
+    found = []
+    for kernel in (AttentionCuDNN, AttentionCUDA):
+        with mixed_precision(dtype):
+            split, node = SplitHeadsCUDA(cupy, [True]), kernel(cupy, [True] * 3)
+            out = node.forward(*split.forward(x, nh))
+            gradients = node.backward(out)
+            (dx,) = split.backward(gradients)
+        assert dx.data.ptr == gradients[0].data.ptr
+        found.append([cuda_checks.host(value) for value in (out, dx)])
+    for theirs, ours in zip(*found):
+        assert error(theirs, ours) <= 2 * cuda_checks.TOLERANCE[dtype]
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -196,6 +235,15 @@ def test_twenty_steps_of_train_gpt2_in_each_dtype(train, dtype):
     apart = np.abs(np.subtract(losses, reference))
     assert apart[0] < (1e-4 if dtype == "float32" else 1e-2)
     assert apart.max() < (2e-3 if dtype == "float32" else 5e-2)
+
+
+@pytest.mark.parametrize("graph", ["no", "yes"])
+def test_a_training_with_attention_by_cudnn(by_cudnn, train, graph):
+    """The same bits twice, as a CUDA graph too; about the losses of ours."""
+    flags = "--device cuda --dtype bfloat16 --block-size 64 --dropout 0 --cuda-graph"
+    by_ours, by_theirs = train(f"{flags} no"), train(f"{flags} no --gpu-attention cudnn")
+    assert np.abs(np.subtract(by_ours, by_theirs)).max() < 5e-2
+    assert train(f"{flags} {graph} --gpu-attention cudnn") == by_theirs
 
 
 def test_a_text_is_the_same_on_both_devices():

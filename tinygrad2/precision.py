@@ -17,7 +17,7 @@ Backward of an op has the precision that its forward had, wherever it is called:
 import contextlib
 
 from tinygrad2.context import Setting
-from tinygrad2.dispatch import kernels
+from tinygrad2.dispatch import gpu_library, kernels
 
 PRECISIONS = ("highest", "high", "medium")  # those of --matmul-precision
 MIXED = ("bfloat16", "float16")  # those of mixed precision (mixed_precision.py)
@@ -54,8 +54,10 @@ def precision_of(config):
 
 @contextlib.contextmanager
 def computing(config):
-    """A block in which ops compute as the flags --kernels, --dtype and --matmul-precision say; config has all three."""
-    with kernels(config.kernels), matmul_precision(precision_of(config)):
+    """A block in which ops compute as the flags --kernels, --dtype and --matmul-precision say; config has all three,
+    that of a training also --gpu-attention."""
+    library = "cudnn" if getattr(config, "gpu_attention", "own") == "cudnn" else None
+    with kernels(config.kernels), matmul_precision(precision_of(config)), gpu_library(library):
         yield
 
 

@@ -8,7 +8,7 @@ once. One more forward pass (124M, 1024 tokens: 22 % of a step) saves the activa
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 """
 
-from tinygrad2.dispatch import kernel_mode, kernels
+from tinygrad2.dispatch import gpu_library, gpu_library_in_use, kernel_mode, kernels
 from tinygrad2.function import Function
 from tinygrad2.module import Module
 from tinygrad2.precision import matmul_precision
@@ -21,14 +21,15 @@ class Recompute(Function):
     only_moves = True  # it computes nothing itself
 
     def forward(self, x, part):
-        self.save(x, part, kernel_mode())
+        self.save(x, part, kernel_mode(), gpu_library_in_use())
         with no_grad():
             return part(Tensor(x)).data
 
     def backward(self, dout):
-        x, part, mode = self.saved
+        x, part, mode, library = self.saved
         x = Tensor(x, requires_grad=True)
-        with recording(), kernels(mode), matmul_precision(self.precision):  # as in forward, wherever it is called
+        # Computed as in forward, wherever backward is called.
+        with recording(), kernels(mode), gpu_library(library), matmul_precision(self.precision):
             part(x).backward(dout)
         return (x.grad,)
 

@@ -6,6 +6,7 @@ a GPU on which nothing works any more.
 """
 
 import ast
+import importlib.util
 import sys
 
 import numpy as np
@@ -20,6 +21,7 @@ FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and opt
     "layernorm": ("layernorm 5x72 72 72", "add_layernorm 5x72 5x72 72 72"),
     "gelu": ("gelu 33x40", "gelu_erf 33x40"),
     "attention": ("attention 2x3x70x64 2x3x70x64 2x3x70x64", "attention 2x3x70x64 2x3x70x64 2x3x70x64 p=0.2 key=3"),
+    "cudnn": ("attention 2x3x128x64 2x3x128x64 2x3x128x64",),  # NVIDIA's library, if it is there
     "linear": ("linear 70x64 64x48 48", "mlp 70x64 64x128 128 128x64 64", "matmul 3x17x64 3x64x40"),
     "loss": ("linear_cross_entropy 33x64 104x64 ids/104x33", "cross_entropy 33x104 ids/104x33"),
     "embedding": ("embedding 50x64 ids/50x70",),
@@ -47,7 +49,10 @@ def kernel_families():
     from tinygrad2.dispatch import KERNELS
 
     names = {name for name, library in KERNELS if library == "cupy"}
-    return [family for family in FAMILIES if not FAMILIES[family] or names & set(ops_of(family))]
+    families = [family for family in FAMILIES if not FAMILIES[family] or names & set(ops_of(family))]
+    if importlib.util.find_spec("cudnn") is None:                 # nvidia-cudnn-frontend
+        families.remove("cudnn")
+    return families
 
 
 def ops_of(family):
@@ -59,12 +64,17 @@ def check(family):
     """Lines about what differs; none if all is right."""
     import ops  # noqa: F401
     from tinygrad2.backend import array_module
+    from tinygrad2.dispatch import gpu_library
 
     xp = array_module("cuda")
     if family == "adam":
         return list(_adam(xp))
     dtypes = [dtype for dtype in TOLERANCE if _is_there(xp, dtype)]
-    return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
+    library = None
+    if family == "cudnn":
+        library, dtypes = family, dtypes[1:]                      # it takes 16 bits only
+    with gpu_library(library):
+        return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
 
 
 def _is_there(xp, dtype):

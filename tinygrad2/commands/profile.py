@@ -70,6 +70,7 @@ def main(argv, world=None):
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     check_dtype(xp, config.dtype)
+    ops.describe_attention(config, model_config, xp)              # an error now, if it cannot run
     with computing(config), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
         ops.announce_compiling(world.print)
         trainer, loader = prepare(config, model_config, world, args)

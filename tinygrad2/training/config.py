@@ -88,6 +88,9 @@ class TrainConfig:
     cuda_graph: str = flag("auto", "with --device cuda: launch a step by one call, as a CUDA graph: yes, no, or "
                                    "auto (where starting its kernels takes most of a step's time, as with small "
                                    "batches)", choices=("auto", "yes", "no"))
+    gpu_attention: str = flag("own", "with --device cuda and 16 bits: attention by the project's own kernels, or by "
+                                     "cudnn, NVIDIA's library (pip install -e \".[cudnn]\"; without dropout)",
+                              choices=("own", "cudnn"))
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
                                      "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",

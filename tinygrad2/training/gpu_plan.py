@@ -33,7 +33,14 @@ class GpuPlan(MemoryPlan):
             "logits, a chunk at a time": chunk,
             "work space of backward": work + recompute,
             "work space of products": _WORKSPACE,
+            "work space of cuDNN's attention (estimate)": self._cudnn() if self.cudnn else 0,
         }
+
+    def _cudnn(self):
+        """Bytes that the deterministic backward of one layer may take: ds of all heads in 16 bits, whose sides are
+        filled up to 64, and two numbers for each row."""
+        B, nh, T = self.rows, self.config.n_head, -(-self.length // 64) * 64
+        return B * nh * T * (2 * T + 2 * _F)
 
     def of_ranks(self, ranks):
         """Bytes of the GPU that most ranks share; as a rule each has its own."""

@@ -31,6 +31,7 @@ class MemoryPlan:
     ranks, shards  number of ranks, and whether they share Adam's moments (--zero 1)
     tree           gradients of micro-batches are summed in a tree
     base           bytes of Python and its libraries; None: what this process has now
+    cudnn          attention is cuDNN's (--gpu-attention)
 
     parts          {what: bytes}
     layer          {what: bytes} that one layer (block) keeps for backward
@@ -50,6 +51,7 @@ class MemoryPlan:
     shards: bool = False
     tree: bool = True
     base: int = None
+    cudnn: bool = False
 
     device = "cpu"
 
@@ -67,6 +69,7 @@ class MemoryPlan:
             keeps_copies=any(0 < every < config.steps for every in (config.checkpoint_every, config.keep_every)),
             keeps_every=0 < config.keep_every < config.steps,
             ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
+            cudnn=config.gpu_attention == "cudnn",
         )  # fmt: skip
 
     @property

@@ -34,12 +34,13 @@ def print_field(log, name, *items):
 # -- before the first step ---------------------------------------------------------------------------------------------
 
 
-def print_setup(config, model_config, preset, world, kernels, products, library, dtype=""):
+def print_setup(config, model_config, preset, world, kernels, products, library, dtype="", attention=""):
     """The flags that differ from the defaults, the model, the ranks, and what computes. A collective.
 
     kernels, products    what computes (ops.describe_kernels), and what multiplies matrices (ops.describe_products)
     library              the array library
     dtype                what mixed precision means here (halves.check_dtype), "" if there is nothing to say
+    attention            whose attention runs on a GPU (ops.describe_attention), "" likewise
     """
     field = partial(print_field, world.print)
     rows = list(_changed_flags(config, model_config, preset, world.size))
@@ -58,6 +59,8 @@ def print_setup(config, model_config, preset, world, kernels, products, library,
         field("", line)
     field("kernels", kernels)
     field("products", products)
+    if attention:
+        field("attention", attention)
     if dtype:
         field("dtype", dtype)
 

@@ -6,6 +6,7 @@ from ops.kernels.cuda import (  # noqa: F401
     adam,
     add,
     attention,
+    attention_cudnn,
     cast,
     cross_entropy,
     decide,
