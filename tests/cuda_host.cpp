@@ -4,6 +4,8 @@
 // two of one warp also by a __syncwarp(), two of one thread always; those of different blocks never. Two accesses to
 // one byte that are not ordered, and of which one is a write, are a race, whatever order they happened to have here.
 #include "cuda_host.h"
+#undef memcpy
+#undef memset
 
 #include <dlfcn.h>
 #include <link.h>
@@ -24,12 +26,12 @@
 
 namespace {
 
-const size_t STACK = 256 << 10, MOST_MESSAGES = 5;
+const size_t STACK = 256 << 10;
 const unsigned ALL = 0xffffffffu;
 enum State { RUNS, AT_BARRIER, AT_WARP, IN_EXCHANGE, DONE };   // AT_WARP: in __syncwarp, which orders accesses
 
 struct Access { int block = -1, thread = 0, epoch = 0, warp_epoch = 0; bool atomic = false; };
-struct Cell { int launch = -1; Access write, reads[2]; };         // of one byte
+struct Cell { int launch = -1; Access write, reads[2]; };         // of `unit` bytes
 struct Range { uintptr_t start, end; Cell* cells; bool shared; std::vector<bool> gaps = {}; };   // gaps: of views
 
 struct Fiber {
@@ -48,10 +50,10 @@ struct Fiber {
 std::vector<Fiber> fibers;
 std::vector<int> warp_epochs;
 std::vector<Range> ranges;                                        // arrays of the launch, then shared memory
-std::vector<std::string> messages;
-dim3 grid, block_size, block;
+std::string message;                                              // what has failed
+dim3 grid, block_size, block, thread;
 std::vector<uint64_t> shared_variables;                           // their places in the library, and sizes
-int current, block_number, launch_number, n_threads;
+int current, block_number, launch_number, n_threads, unit;
 long blocks_begun;
 bool failed, checks;
 void (*body)(void**);
@@ -61,7 +63,7 @@ size_t dynamic_size;
 Fiber scheduler;
 size_t n_accesses;
 
-// -- fibers ------------------------------------------------------------------------------------------------------------
+// -- fibers -----------------------------------------------------------------------------------------------------------
 
 #ifdef __x86_64__
 extern "C" void cuda_host_switch(void** save, void* load);
@@ -103,7 +105,7 @@ void begin(Fiber& fiber) {
     fiber.epoch = 0;
 #ifdef __x86_64__
     void** top = (void**)((uintptr_t)(fiber.stack + STACK) & ~(uintptr_t)15);
-    *--top = nullptr;                                             // the stack of a function begins 8 off a multiple of 16
+    *--top = nullptr;                                             // a function's stack begins 8 off a multiple of 16
     *--top = (void*)run_thread;
     fiber.sp = top - 6;
 #else
@@ -136,16 +138,18 @@ std::string name_of(int block_number, int thread) {
     return text + " of block " + std::to_string(block_number);
 }
 
-void report(const std::string& message, bool ends) {
-    for (auto& known : messages) if (known == message) return;
-    if (messages.size() < MOST_MESSAGES) messages.push_back(message);
-    if (!ends) return;
+void fail(const std::string& what) {
+    message = what;
     failed = true;
+}
+
+void report(const std::string& what) {                            // called by a thread, which ends here
+    fail(what);
     resume(fibers[current], scheduler);                           // never to come back
 }
 
 void no_memory(int) {                                             // SIGSEGV, on the stack of the thread
-    report(name_of(block_number, current) + " accesses an address where there is no memory", true);
+    report(name_of(block_number, current) + " accesses an address where there is no memory");
 }
 
 void run_block(bool reverse) {
@@ -159,6 +163,7 @@ void run_block(bool reverse) {
             current = reverse ? n_threads - 1 - k : k;
             if (fibers[current].state != RUNS) continue;
             ran = true;
+            thread = thread_of(current);
             resume(scheduler, fibers[current]);
         }
         if (failed) return;
@@ -181,9 +186,8 @@ void run_block(bool reverse) {
         if (at_barrier == n_threads) {
             for (int i = 1; checks && i < n_threads; i++)         // without checks -O2 may double a call
                 if (fibers[i].where != fibers[0].where) {
-                    report("two barriers at once: " + line_of(fibers[0].where) + " and " + line_of(fibers[i].where), false);
-                    failed = true;
-                    return;
+                    std::string one = line_of(fibers[0].where), other = line_of(fibers[i].where);
+                    return fail("two barriers at once: " + one + " and " + other);
                 }
             for (int i = 0; i < n_threads; i++) {
                 fibers[i].state = RUNS;
@@ -194,14 +198,15 @@ void run_block(bool reverse) {
         if (ran) continue;
         int stuck = 0;
         while (fibers[stuck].state == DONE) stuck++;
-        report(name_of(block_number, stuck) + " waits " + (fibers[stuck].state != AT_BARRIER ? "for its warp" : "at a barrier " + line_of(fibers[stuck].where))
-               + " that not all threads reach (" + std::to_string(done) + " of " + std::to_string(n_threads) + " have ended)", false);
-        failed = true;
-        return;
+        bool in_warp = fibers[stuck].state != AT_BARRIER;
+        return fail(name_of(block_number, stuck) + " waits "
+                    + (in_warp ? "for its warp" : "at a barrier " + line_of(fibers[stuck].where))
+                    + " that not all threads reach (" + std::to_string(done) + " of " + std::to_string(n_threads)
+                    + " have ended)");
     }
 }
 
-// -- checks ------------------------------------------------------------------------------------------------------------
+// -- checks -----------------------------------------------------------------------------------------------------------
 
 Range* find(uintptr_t address) {
     static size_t last = 0;
@@ -228,55 +233,73 @@ bool conflict(const Access& before, const Access& now) {
     return before.block >= 0 && !ordered(before, now) && !(before.atomic && now.atomic);
 }
 
-void race(const char* what, const Access& before, const Access& now, const Range& range, uintptr_t address, const void* pc) {
-    report(std::string("race in ") + (range.shared ? "shared memory" : "an array") + " at byte " + std::to_string(address - range.start)
+void race(const char* what, const Access& before, const Access& now, const Range& range, size_t byte, const void* pc) {
+    report(std::string("race in ") + (range.shared ? "shared memory" : "an array") + " at byte " + std::to_string(byte)
            + ": " + name_of(now.block, now.thread) + " " + what + " " + name_of(before.block, before.thread)
-           + (range.shared ? ", with no barrier between " : " ") + line_of(pc), true);
+           + (range.shared ? ", with no barrier between " : " ") + line_of(pc));
+}
+
+void outside(uintptr_t address, int size, bool is_write, const void* pc) {
+    for (int i = 0; i < n_threads; i++)
+        if (on_stack_of(i, address))
+            return report(name_of(block_number, current) + " accesses a variable of " + name_of(block_number, i) + " "
+                          + line_of(pc));
+    for (auto& r : read_only)
+        if (address >= r.start && address + size <= r.end && !is_write) return;
+    report(name_of(block_number, current) + (is_write ? " writes " : " reads ") + std::to_string(size)
+           + " bytes outside of all arrays " + line_of(pc));
 }
 
 void check(uintptr_t address, int size, bool is_write, bool is_atomic, const void* pc) {
     if (!checks || on_stack_of(current, address)) return;
     n_accesses++;
     Range* range = find(address);
-    if (!range) {
-        for (int i = 0; i < n_threads; i++)
-            if (on_stack_of(i, address)) return report(name_of(block_number, current) + " accesses a variable of " + name_of(block_number, i) + " " + line_of(pc), true);
-        for (auto& r : read_only) if (address >= r.start && address + size <= r.end && !is_write) return;
-        return report(name_of(block_number, current) + (is_write ? " writes " : " reads ") + std::to_string(size) + " bytes outside of all arrays " + line_of(pc), true);
-    }
-    if (address + size > range->end)
-        return report(name_of(block_number, current) + (is_write ? " writes" : " reads") + " beyond the end of an array " + line_of(pc), true);
-    if (size > 1 && address % size)
-        return report(std::to_string(size) + " bytes are accessed at an address that is no multiple of it " + line_of(pc), true);
+    if (!range) return outside(address, size, is_write, pc);
+    auto refuse = [&](const char* what) {
+        report(name_of(block_number, current) + (is_write ? " writes " : " reads ") + what + " " + line_of(pc));
+    };
+    if (address + size > range->end) return refuse("beyond the end of an array");
+    if (address % size) return refuse((std::to_string(size) + " bytes at what is no multiple of it").c_str());
+    if (size < unit) return refuse("fewer bytes than the smallest element of an array has: this is not followed");
+    size_t first = address - range->start;
     for (int i = 0; i < size && !range->gaps.empty(); i++)
-        if (range->gaps[address - range->start + i])
-            return report(name_of(block_number, current) + (is_write ? " writes" : " reads") + " outside of all arrays, between the rows of one " + line_of(pc), true);
+        if (range->gaps[first + i]) return refuse("outside of all arrays, between the rows of one");
     Access now;
     now.block = block_number, now.thread = current, now.epoch = fibers[current].epoch;
     now.warp_epoch = warp_epochs[current / 32], now.atomic = is_atomic;
-    for (int i = 0; i < size; i++) {
-        Cell& cell = range->cells[address - range->start + i];
+    for (size_t i = first / unit; i * unit < first + size; i++) {
+        Cell& cell = range->cells[i];
         if (cell.launch != launch_number || (range->shared && cell.write.block != block_number)) {
             if (range->shared && !is_write)
-                return report(name_of(block_number, current) + " reads shared memory that nothing has written, byte " + std::to_string(address - range->start) + " " + line_of(pc), true);
+                return refuse(("shared memory that nothing has written, byte " + std::to_string(i * unit)).c_str());
             cell = Cell();
             cell.launch = launch_number;
         }
-        if (conflict(cell.write, now)) return race(is_write ? "writes what was written by" : "reads what was written by", cell.write, now, *range, address, pc);
+        if (conflict(cell.write, now)) {
+            const char* what = is_write ? "writes what was written by" : "reads what was written by";
+            return race(what, cell.write, now, *range, i * unit, pc);
+        }
         if (is_write) {
             for (auto& read : cell.reads)
-                if (conflict(read, now)) return race("writes what was read by", read, now, *range, address, pc);
+                if (conflict(read, now)) return race("writes what was read by", read, now, *range, i * unit, pc);
             cell.write = now;
             cell.reads[0] = cell.reads[1] = Access();
-        } else {                                                  // two readers that are not ordered, of two warps if possible
-            Access &a = cell.reads[0], &b = cell.reads[1];
+        } else {                                                  // two readers that are not ordered, of two warps
+            Access &a = cell.reads[0], &b = cell.reads[1];        // if possible
             if (a.block < 0 || ordered(a, now)) a = now;
             else if (b.block < 0 || ordered(b, now) || b.thread / 32 == a.thread / 32) b = now;
         }
     }
 }
 
-int add_constants(dl_phdr_info* info, size_t, void* inside) {     // what the library of the kernel has that is read only
+// What memcpy and its relatives access: any address, any number of bytes; in the largest parts that are aligned.
+void check_range(uintptr_t address, size_t size, bool is_write, const void* pc) {
+    int part = 16;
+    while (address % part || size % part) part /= 2;
+    for (size_t i = 0; i < size; i += part) check(address + i, part, is_write, false, pc);
+}
+
+int add_constants(dl_phdr_info* info, size_t, void* inside) {     // what the kernel's library has that is read only
     for (int i = 0; i < info->dlpi_phnum; i++) {
         auto& p = info->dlpi_phdr[i];
         uintptr_t start = info->dlpi_addr + p.p_vaddr, end = start + p.p_memsz;
@@ -293,7 +316,7 @@ int add_constants(dl_phdr_info* info, size_t, void* inside) {     // what the li
 }
 
 void add_range(uintptr_t start, uintptr_t size, bool shared) {
-    if (size) ranges.push_back({start, start + size, (Cell*)calloc(size, sizeof(Cell)), shared});
+    if (size) ranges.push_back({start, start + size, (Cell*)calloc((size + unit - 1) / unit, sizeof(Cell)), shared});
 }
 
 // Arrays that overlap, as x and out of a kernel that works in place, are one range: a byte has one history.
@@ -322,18 +345,23 @@ void add_arrays(const uint64_t* arrays, int n_arrays) {
 
 }  // namespace
 
-// -- called by kernels -------------------------------------------------------------------------------------------------
+// -- called by kernels ------------------------------------------------------------------------------------------------
 
 extern "C" {
-dim3 cuda_host_thread() { return thread_of(current); }
+dim3 cuda_host_thread() { return thread; }
 dim3 cuda_host_block() { return block; }
 dim3 cuda_host_block_size() { return block_size; }
 dim3 cuda_host_grid_size() { return grid; }
 void* cuda_host_dynamic_shared() { return dynamic_shared; }
-void cuda_host_fail(const char* message) { report(message, true); }
+void cuda_host_fail(const char* what) { report(what); }
 long cuda_host_blocks_begun() { return blocks_begun; }
 void cuda_host_check(const void* where, int size, int is_write, int is_atomic) {
     check((uintptr_t)where, size, is_write, is_atomic, __builtin_return_address(0));
+}
+
+void cuda_host_check_copy(void* to, const void* from, size_t size, const void* called_from) {
+    if (from) check_range((uintptr_t)from, size, false, called_from);
+    check_range((uintptr_t)to, size, true, called_from);
 }
 
 void cuda_host_barrier(const void* where) {
@@ -342,14 +370,14 @@ void cuda_host_barrier(const void* where) {
 }
 
 void cuda_host_warp_barrier(unsigned mask) {
-    if (mask != ALL) report("a part of a warp is synchronized: use the mask of all lanes", true);
-    if (n_threads % 32) report("a block whose threads are no multiple of 32 uses its warps", true);
+    if (mask != ALL) report("a part of a warp is synchronized: use the mask of all lanes");
+    if (n_threads % 32) report("a block whose threads are no multiple of 32 uses its warps");
     wait(AT_WARP);
 }
 
 void cuda_host_exchange(unsigned mask, const void* value, void* result, int size, int source) {
-    if (mask != ALL) report("a part of a warp exchanges values: use the mask of all lanes", true);
-    if (n_threads % 32) report("a block whose threads are no multiple of 32 exchanges values", true);
+    if (mask != ALL) report("a part of a warp exchanges values: use the mask of all lanes");
+    if (n_threads % 32) report("a block whose threads are no multiple of 32 exchanges values");
     memcpy(fibers[current].value, value, size);
     wait(IN_EXCHANGE);
     memcpy(result, fibers[(current & ~31) | source].value, size);
@@ -378,33 +406,34 @@ void __tsan_write16(void* p) { check((uintptr_t)p, 16, true, false, CALLED_FROM)
     void __tsan_volatile_read##n(void* p) { check((uintptr_t)p, n, false, false, CALLED_FROM); } \
     void __tsan_volatile_write##n(void* p) { check((uintptr_t)p, n, true, false, CALLED_FROM); }
 UNALIGNED(1) UNALIGNED(2) UNALIGNED(4) UNALIGNED(8) UNALIGNED(16)
-void __tsan_read_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, false, false, CALLED_FROM); }
-void __tsan_write_range(void* p, unsigned long n) { check((uintptr_t)p, (int)n, true, false, CALLED_FROM); }
+void __tsan_read_range(void* p, size_t n) { check_range((uintptr_t)p, n, false, CALLED_FROM); }
+void __tsan_write_range(void* p, size_t n) { check_range((uintptr_t)p, n, true, CALLED_FROM); }
 
 // Called by -fsanitize=bounds for an index outside of an array whose length the compiler knows, shared or of a thread.
 struct Indexed { const char* file; unsigned line, column; };
 void __ubsan_handle_out_of_bounds(const Indexed* where, unsigned long index) {
     std::string file = where->file;
     report(name_of(block_number, current) + " has index " + std::to_string((long)index) + " outside of an array ("
-           + file.substr(file.rfind('/') + 1) + ":" + std::to_string(where->line) + ")", true);
+           + file.substr(file.rfind('/') + 1) + ":" + std::to_string(where->line) + ")");
 }
 
-// -- called by cuda_host.py --------------------------------------------------------------------------------------------
+// -- called by cuda_host.py -------------------------------------------------------------------------------------------
 
 // Tells where the shared variables are that have a name: n pairs (offset in the library, bytes).
 void cuda_host_shared(const uint64_t* variables, int n) { shared_variables.assign(variables, variables + 2 * n); }
 
 // Runs `kernel` for all blocks, one after the other. `arrays` are n_arrays times (address, bytes, null or which of them
-// belong to the array): what it may access.
-// Returns 0, or 1 after an error; `errors` gets the messages, one a line.
+// belong to the array): what it may access, by no fewer than `smallest` bytes at a time. Of the blocks only the first
+// and the last `ends` run. Returns 0, or 1 after an error, of which `error` gets the message.
 int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes, size_t shared, const uint64_t* arrays,
-                     int n_arrays, int check_accesses, int reverse, char* errors, size_t room, size_t* accesses) {
+                     int n_arrays, int smallest, int check_accesses, int reverse, unsigned ends, char* error,
+                     size_t room, size_t* accesses) {
     grid = {sizes[0], sizes[1], sizes[2]};
     block_size = {sizes[3], sizes[4], sizes[5]};
-    body = kernel, arguments = args, checks = check_accesses, failed = false, n_accesses = 0;
+    body = kernel, arguments = args, checks = check_accesses, failed = false, n_accesses = 0, unit = smallest;
     n_threads = block_size.x * block_size.y * block_size.z;
     launch_number++;
-    messages.clear(), ranges.clear(), read_only.clear();
+    ranges.clear(), read_only.clear();
     if ((int)fibers.size() < n_threads) fibers.resize(n_threads);
     dynamic_shared = (char*)aligned_alloc(128, (shared + 127) / 128 * 128 + 128);
     dynamic_size = shared;
@@ -422,6 +451,7 @@ int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes,
     sigaction(SIGSEGV, &ours, &before);
     size_t n_blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t k = 0; k < n_blocks && !failed; k++) {
+        if (k == ends && n_blocks - k > ends) k = n_blocks - ends;
         size_t b = reverse ? n_blocks - 1 - k : k;
         block = {(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)};
         block_number = (int)b;
@@ -432,10 +462,8 @@ int cuda_host_launch(void (*kernel)(void**), void** args, const unsigned* sizes,
     for (auto& range : ranges) free(range.cells);
     ranges.clear();
     free(dynamic_shared);
-    std::string text;
-    for (auto& message : messages) text += message + "\n";
-    snprintf(errors, room, "%s", text.c_str());
+    if (failed) snprintf(error, room, "%s", message.c_str());
     *accesses = n_accesses;
-    return failed || !messages.empty();
+    return failed;
 }
 }

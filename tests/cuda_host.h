@@ -33,6 +33,8 @@ void cuda_host_warp_barrier(unsigned mask);
 // Lane `lane` of the warp gets the value (of at most 64 bytes) that `source` has brought; all lanes of the mask call.
 void cuda_host_exchange(unsigned mask, const void* value, void* result, int size, int source);
 void cuda_host_check(const void* where, int size, int is_write, int is_atomic);   // as if the kernel made this access
+// As if memcpy, called from there, made its accesses; `from` is null for memset.
+void cuda_host_check_copy(void* to, const void* from, size_t size, const void* called_from);
 void cuda_host_fail(const char* message);                         // ends the launch with this error
 long cuda_host_blocks_begun();                                    // differs from block to block and launch to launch
 }
@@ -156,7 +158,7 @@ template <class X> inline X max(X a, X b) { return a < b ? b : a; }
 NOT_CHECKED inline float f16_to_float(unsigned short bits) {
     unsigned exponent = bits >> 10 & 31, mantissa = bits & 1023, sign = (unsigned)(bits & 0x8000) << 16;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | mantissa << 13);
-    if (exponent == 0) return std::copysign((float)mantissa * 0x1p-24f, __uint_as_float(sign));
+    if (exponent == 0) return __uint_as_float(sign | __float_as_uint((float)mantissa * 0x1p-24f));
     return __uint_as_float(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 NOT_CHECKED inline unsigned short float_to_f16(float x) {         // to nearest, ties to even
@@ -169,3 +171,17 @@ NOT_CHECKED inline unsigned short float_to_f16(float x) {         // to nearest,
     bits += 0xfffu + (bits >> 13 & 1);
     return (unsigned short)(sign | ((bits >> 13) - (112u << 10)));
 }
+
+// g++ calls no check for these: they do it themselves. cuda_host.py refuses them by the names that compilers give them.
+NOT_CHECKED inline void* cuda_host_memcpy(void* to, const void* from, size_t size) {
+    cuda_host_check_copy(to, from, size, __builtin_return_address(0));
+    return std::memmove(to, from, size);
+}
+NOT_CHECKED inline void* cuda_host_memset(void* to, int value, size_t size) {
+    cuda_host_check_copy(to, nullptr, size, __builtin_return_address(0));
+    return std::memset(to, value, size);
+}
+namespace std { using ::cuda_host_memcpy, ::cuda_host_memset; }
+#define memcpy cuda_host_memcpy
+#define memmove cuda_host_memcpy
+#define memset cuda_host_memset

@@ -7,6 +7,7 @@ Arguments are compared with the kernel's signature: arrays by their dtype, scala
 order of threads and blocks, and whether accesses to memory are checked:
 
     with running(reverse=True, check=True) as launches: ...
+    with running(check=False, ends=2): ...                        of each launch only the first and the last 2 blocks
 
 A fault raises KernelFault with its line in the kernel's file: a race between threads or blocks, an access outside of
 all arrays of the call, or of the array in the kernel that is indexed, a barrier that not all threads reach, shared
@@ -40,7 +41,7 @@ _SCALARS = {"int": "int32", "unsigned": "uint32", "unsigned int": "uint32", "flo
 _ELEMENTS = _SCALARS | {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "unsigned short": "uint16",
                         "short": "int16", "char": "int8", "signed char": "int8", "unsigned char": "uint8",
                         "bool": "bool"}  # fmt: skip
-_MODE = SimpleNamespace(reverse=False, check=True, launches=[])
+_MODE = SimpleNamespace(reverse=False, check=True, ends=None, launches=[])
 
 
 def around(run):
@@ -53,10 +54,10 @@ class KernelFault(AssertionError):
 
 
 @contextlib.contextmanager
-def running(reverse=False, check=True):
+def running(reverse=False, check=True, ends=None):
     """Within the block, launches run like this; yields the list of their kernels' names, in order."""
     before = vars(_MODE).copy()
-    vars(_MODE).update(reverse=reverse, check=check, launches=[])
+    vars(_MODE).update(reverse=reverse, check=check, ends=ends, launches=[])
     try:
         yield _MODE.launches
     finally:
@@ -97,28 +98,30 @@ class _Function:
         around(lambda: self._run(sizes, args, shared_mem))
 
     def _run(self, sizes, args, shared_mem):
-        holders, extents, gaps = self._marshal(args)
+        holders, extents, smallest, gaps = self._marshal(args)
         pointers = (ctypes.c_void_p * max(1, len(holders)))(*(holder.ctypes.data for holder in holders))
         library = self.module.compiled(_MODE.check)
-        errors, accesses = ctypes.create_string_buffer(4096), ctypes.c_size_t()
+        error, accesses = ctypes.create_string_buffer(4096), ctypes.c_size_t()
         failed = library.cuda_host_launch(
             ctypes.cast(library[f"call_{self.name}"], ctypes.c_void_p), pointers, (ctypes.c_uint * 6)(*sizes),
             ctypes.c_size_t(shared_mem), (ctypes.c_uint64 * max(1, len(extents)))(*extents), len(extents) // 3,
-            int(_MODE.check), int(_MODE.reverse), errors, ctypes.c_size_t(len(errors)), ctypes.byref(accesses),
+            smallest, int(_MODE.check), int(_MODE.reverse), ctypes.c_uint(_MODE.ends or 2**31), error,
+            ctypes.c_size_t(len(error)), ctypes.byref(accesses),
         )  # fmt: skip
         if failed:
-            text = re.sub("@([0-9a-f]+)@", lambda found: _line(library._name, found[1]), errors.value.decode())
+            text = re.sub("@([0-9a-f]+)@", lambda found: _line(library._name, found[1]), error.value.decode())
             raise KernelFault(f"{self.name}: {text.strip()}")
         assert accesses.value or not _MODE.check, f"{self.name} has accessed nothing: are its accesses checked?"
         _MODE.launches.append(self.name)
 
     def _marshal(self, args):
         """([a NumPy array with the bytes of each argument], [address, bytes, address of what belongs to it or 0 of each
-        array, ...], what these addresses are of)."""
+        array, ...], bytes of the smallest element, at most 4, what these addresses are of)."""
         signature = self.module.signatures[self.name]
         assert len(args) == len(signature), f"{self.name} takes {len(signature)} arguments, not {len(args)}"
-        holders, extents, gaps = [], [], []
-        for i, (value, (kind, dtype, name)) in enumerate(zip(args, signature), 1):
+        holders, extents, smallest, gaps = [], [], 4, []
+        before = []                                               # (array, is it __restrict__, is it const)
+        for i, (value, (kind, dtype, name, promise)) in enumerate(zip(args, signature), 1):
             value = getattr(value, "_a", value)                   # the array in the box of strict_cupy.py
             where = f"{self.name}: argument {i}, {name},"
             if kind == "scalar":
@@ -135,10 +138,16 @@ class _Function:
             start, end = np.lib.array_utils.byte_bounds(value) if value.size else (value.ctypes.data, value.ctypes.data)
             holders.append(np.array(value.ctypes.data, np.uint64))
             extents += [start, end - start, 0]
+            smallest = min(smallest, value.itemsize)
+            for other, alone, is_const in before:
+                if (alone or promise[0]) and not (is_const and promise[1]):
+                    shared = np.shares_memory(other, value)
+                    assert not shared, f"{where} shares memory with another one: neither may be __restrict__"
+            before.append((value, *promise))
             if _MODE.check and end - start > value.nbytes:        # a view with gaps
                 gaps.append(_belonging(value, start, end))
                 extents[-1] = gaps[-1].ctypes.data
-        return holders, extents, gaps
+        return holders, extents, smallest, gaps
 
 
 def _belonging(array, start, end):
@@ -150,7 +159,7 @@ def _belonging(array, start, end):
 
 
 def _parse(arguments, defines):
-    """[(kind, dtype, name)] of a parameter list: kind is "array" or "scalar"."""
+    """[(kind, dtype, name, (is it __restrict__, is it const))] of a parameter list: kind is "array" or "scalar"."""
     parsed = []
     for argument in filter(None, (part.strip() for part in arguments.replace("\n", " ").split(","))):
         words = argument.replace("__restrict__", " ").replace("*", " * ").split()
@@ -161,12 +170,13 @@ def _parse(arguments, defines):
         type_name = " ".join(words)
         known = {**_ELEMENTS, "void": "void"} if kind == "array" else _SCALARS
         assert type_name in known, f"a kernel's argument of type {argument!r}: not known here"
-        parsed.append((kind, known[type_name], name))
+        parsed.append((kind, known[type_name], name, ("__restrict__" in argument, "const " in argument)))
     return parsed
 
 
 def _compiled(code, names, check):
     """The shared library of a source text, compiled once and kept in the temporary folder."""
+    assert "__builtin_mem" not in code, "not checked: call memcpy, memmove or memset"
     calls = []
     for name, arguments in _KERNEL.findall(code):
         types = [part.strip().rpartition(" ")[0] for part in arguments.replace("\n", " ").split(",") if part.strip()]
@@ -174,28 +184,29 @@ def _compiled(code, names, check):
         taken = ", ".join(f"*({kind}*)arguments[{i}]" for i, kind in enumerate(types))
         calls.append(f'extern "C" NOT_CHECKED void call_{name}(void** arguments) {{ {name}({taken}); }}')
     code = f"{code}\n" + "\n".join(calls) + "\n"
-    flags = ["-std=c++17", "-fPIC", "-g", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
+    flags = ["-std=c++17", "-fPIC", "-g1", "-fno-gnu-unique", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
     flags += ["-O1", "-fsanitize=thread,bounds", *_uninitialised()] if check else ["-O2"]
-    own = [(HERE / name).read_text(encoding="utf-8") for name in ("cuda_host.h", "cuda_host.cpp")]
-    digest = hashlib.sha256("\0".join([code, *own, *flags]).encode()).hexdigest()[:24]
     folder = pathlib.Path(tempfile.gettempdir()) / f"tinygrad2-cuda-host-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    target, host = folder / f"{digest}.so", folder / f"{hashlib.sha256(''.join(own).encode()).hexdigest()[:24]}.o"
+    header, host = folder / f"{_digest(*flags)}.h", folder / f"{_digest()}.o"
+    target = folder / f"{_digest(code, *flags)}.so"
     if not (target.exists() and target.with_suffix(".shared").exists()):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             if not host.exists():
-                _run([COMPILER, "-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp"), "-o", "host.o"], work)
-                os.replace(pathlib.Path(work) / "host.o", host)
+                _build(["-std=c++17", "-fPIC", "-O2", "-c", str(HERE / "cuda_host.cpp")], host, work)
+            if not header.exists():                               # compiled, it is read in no time
+                _build([*flags, "-x", "c++-header", str(HERE / "cuda_host.h")], header.with_suffix(".h.gch"), work)
+                (pathlib.Path(work) / "h").write_text(_own_files()[0], encoding="utf-8")
+                os.replace(pathlib.Path(work) / "h", header)
             name = (re.findall(r'^#line 1 "([\w.]+)"', code, re.MULTILINE) or ["kernels.cu"])[0]
             (pathlib.Path(work) / name).write_text(code, encoding="utf-8")
-            header = str(HERE / "cuda_host.h")
-            _run([COMPILER, *flags, "-include", header, "-x", "c++", "-S", name, "-o", "kernels.s"], work)
+            _run([COMPILER, *flags, "-include", str(header), "-x", "c++", "-S", name, "-o", "kernels.s"], work)
             assembly = pathlib.Path(work) / "kernels.s"
             text, variables = _apart(assembly.read_text(encoding="utf-8"))
             assembly.write_text(text, encoding="utf-8")
-            _run([COMPILER, "-c", "kernels.s", "-o", "kernels.o"], work)
-            _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.o", str(host), "-o", "both.so", "-ldl"], work)
-            places = {words[-1]: words[0] for words in map(str.split, _run(["nm", "both.so"], work).splitlines())}
+            _run([COMPILER, "-shared", "-Wl,-Bsymbolic", "kernels.s", str(host), "-o", "both.so", "-ldl"], work)
+            symbols = _run(["nm", "both.so"], work) if variables else ""
+            places = {words[-1]: words[0] for words in map(str.split, symbols.splitlines())}
             lines = (f"{places[name]} {size:x}" for name, size in variables.items())
             (pathlib.Path(work) / "both.shared").write_text("\n".join(lines))
             os.replace(pathlib.Path(work) / "both.shared", target.with_suffix(".shared"))
@@ -204,6 +215,20 @@ def _compiled(code, names, check):
     numbers = [int(word, 16) for word in target.with_suffix(".shared").read_text().split()]
     library.cuda_host_shared((ctypes.c_uint64 * max(1, len(numbers)))(*numbers), len(numbers) // 2)
     return library
+
+
+@functools.cache
+def _own_files():
+    return [(HERE / name).read_text(encoding="utf-8") for name in ("cuda_host.h", "cuda_host.cpp")]
+
+
+def _digest(*texts):
+    return hashlib.sha256("\0".join([*texts, *_own_files()]).encode()).hexdigest()[:24]
+
+
+def _build(options, target, folder):
+    _run([COMPILER, *options, "-o", "built"], folder)
+    os.replace(pathlib.Path(folder) / "built", target)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """The checks of kernels that run on the CPU (cuda_host.cpp) find each kind of fault, and pass the kernel without it."""
 
+import functools
+
 import cuda_host
 import numpy as np
 import pytest
@@ -141,6 +143,17 @@ KERNELS = {
     "16 bytes of 16 bits: read beyond the end": (
         COMMON, "float v[8]; load(h + 8 * t, v); y[t] = v[0];", "float v[8]; load(h + 8 * (t + 1), v); y[t] = v[0];",
         OUTSIDE, 32, 1),
+    "memcpy: read beyond the end": (
+        "", "memcpy(y + 2 * t, x + 8 * n - 64 + t, 8);", "memcpy(y + 2 * t, x + 8 * n - t, 8);", OUTSIDE, 31, 1),
+    "memmove: written beyond the end": (
+        "", "memmove(y + 8 * n - 3, x + t, 12);", "std::memmove(y + 8 * n - 2, x + t, 12);", OUTSIDE, 1, 1),
+    "memcpy: a struct, by two threads": (
+        "struct Three { float x[3]; };", "Three v = {x[t]}; memcpy(y + 3 * t, &v, sizeof v);",
+        "Three v = {x[t]}; memcpy(y + 2 * t, &v, sizeof v);", RACE, 32, 1),
+    "memset: by two threads": ("", "memset(y + 2 * t, 0, 8);", "memset(y + t, 0, 8);", RACE, 32, 1),
+    "memset: shared memory of another warp": (
+        "", "__shared__ float s[64]; memset(s + t, 0, 4); y[t] = s[t];",
+        "__shared__ float s[64]; memset(s + (t ^ 32), 0, 4); y[t] = s[t];", f"{SHARED_RACE}|{UNWRITTEN}", 64, 1),
     "16 bytes by two threads": (
         COMMON, "float v[4] = {}; store(y + 4 * t, v);", "float v[8] = {}; store(y + 4 * t, v);", RACE, 31, 1),
     "cp.async: no barrier": (
@@ -175,27 +188,34 @@ KERNELS = {
 }  # fmt: skip
 
 
-def run(front, body, threads, blocks):
-    halves = "f16" if front else "unsigned short"
-    code = f"""{front}
-extern "C" __global__ void kernel(float* x, float* y, float* alias, const {halves}* h, int n) {{
-    int t = threadIdx.x;
-    {body}
-}}
-"""
-    y = np.zeros(256, np.float32)
-    args = np.zeros(256, np.float32), y, y[:200], np.zeros(256, np.float16 if front else np.uint16), np.int32(32)
-    cuda_host.RawModule(code=code).get_function("kernel")((blocks,), (threads,), args, shared_mem=4 * threads)
+@functools.cache
+def module(front):
+    """All kernels with this text in front, compiled at once: right0, wrong0, right1, ..."""
+    halves = "f16" if COMMON in front else "unsigned short"
+    text = [front]
+    for number, (own, right, wrong, *_) in enumerate(KERNELS.values()):
+        for name, body in (("right", right), ("wrong", wrong)) if own == front else ():
+            arguments = f"float* x, float* y, float* alias, const {halves}* h, int n"
+            text.append(f'extern "C" __global__ void {name}{number}({arguments}) {{ int t = threadIdx.x;\n{body}\n}}')
+    return cuda_host.RawModule(code="\n".join(text))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("fault", KERNELS)
-def test_a_fault_is_found(fault, reverse):
-    front, right, wrong, message, threads, blocks = KERNELS[fault]
+@pytest.mark.parametrize("number, fault", [*enumerate(KERNELS)], ids=KERNELS)
+def test_a_fault_is_found(number, fault, reverse):
+    front, _, _, message, threads, blocks = KERNELS[fault]
+
+    def run(name):
+        y = np.zeros(256, np.float32)
+        halves = np.zeros(256, np.float16 if COMMON in front else np.uint16)
+        args = np.zeros(256, np.float32), y, y[:200], halves, np.int32(32)
+        kernel = module(front).get_function(f"{name}{number}")
+        kernel((blocks,), (threads,), args, shared_mem=4 * threads)
+
     with running(reverse=reverse):
-        run(front, right, threads, blocks)
+        run("right")
         with pytest.raises(KernelFault, match=message):
-            run(front, wrong, threads, blocks)
+            run("wrong")
 
 
 @pytest.mark.parametrize("check, message", [(True, "outside of all arrays"), (False, "where there is no memory")])
@@ -208,6 +228,50 @@ def test_an_address_that_is_none_ends_the_launch(check, message):
                 kernel((1,), (64,), (y, np.int64(2**44)))
             kernel((1,), (64,), (y, np.int64(0)))
     assert (y == 1).all()
+
+
+@pytest.mark.parametrize("first, second, refused", [
+    ("const float* x", "float* y", False), ("const float* __restrict__ x", "float* y", True),
+    ("const float* x", "float* __restrict__ y", True), ("float* x", "float* y", False),
+    ("const float* __restrict__ x", "const float* __restrict__ y", False),
+])  # fmt: skip
+def test_arrays_that_share_memory_are_not_restricted(first, second, refused):
+    """The compiler may read such an array through a cache that does not see what is written."""
+    code = f'extern "C" __global__ void kernel({first}, {second}, float* z) {{ z[0] = x[0] + y[0]; }}'
+    kernel, memory = cuda_host.RawModule(code=code).get_function("kernel"), np.zeros((4, 2), np.float32)
+    z = np.zeros(1, np.float32)
+    kernel((1,), (1,), (memory[:, 0], memory[:, 1], z))           # next to each other
+    if refused:
+        with pytest.raises(AssertionError, match="shares memory"):
+            kernel((1,), (1,), (memory[:3], memory[2:], z))
+    else:
+        kernel((1,), (1,), (memory[:3], memory[2:], z))
+
+
+def test_of_many_blocks_the_first_and_the_last_may_do():
+    code = 'extern "C" __global__ void kernel(float* y) { if (threadIdx.x == 0) y[blockIdx.x] = 1; }'
+    kernel = cuda_host.RawModule(code=code).get_function("kernel")
+    for blocks, expected in ((9, [1, 1, 0, 0, 0, 0, 0, 1, 1]), (4, [1] * 4), (3, [1] * 3)):
+        for reverse in (False, True):
+            y = np.zeros(blocks, np.float32)
+            with running(reverse=reverse, ends=2):
+                kernel((blocks,), (32,), (y,))
+            assert np.array_equal(y, expected)
+
+
+def test_a_copy_that_is_not_checked_is_refused():
+    code = 'extern "C" __global__ void kernel(float* y) { __builtin_memcpy(y, y + 1, 4); }'
+    with pytest.raises(AssertionError, match="call memcpy"):
+        cuda_host.RawModule(code=code).get_function("kernel")((1,), (1,), (np.zeros(2, np.float32),))
+
+
+def test_accesses_that_are_too_small_to_follow_are_refused():
+    """Bytes of an array of larger elements; of smaller ones, each has a history of its own."""
+    code = 'extern "C" __global__ void kernel(void* y) { ((unsigned char*)y)[threadIdx.x] = 1; }'
+    kernel = cuda_host.RawModule(code=code).get_function("kernel")
+    kernel((1,), (32,), (np.zeros(32, np.uint8),))
+    with pytest.raises(KernelFault, match="fewer bytes than the smallest element"):
+        kernel((1,), (32,), (np.zeros(32, np.float16),))
 
 
 def test_the_gap_behind_a_row_is_outside_of_the_array():

@@ -115,52 +115,56 @@ __device__ __forceinline__ float exp2_approx(float x) {           // relative er
 
 #else // -- on the host ------------------------------------------------------------------------------------------------
 
-// What each lane brings to a product or a load, twice: a lane may be one call ahead of the others of its warp.
-struct Brought { unsigned a[4], b[2]; const void* row; };
-static Brought host_brought[2][1024];
+// What the lanes of a warp bring to a product or a load, twice: a lane may be one call ahead of the others.
+struct Brought { float a[16][16], b[8][16]; const void* rows[32]; };
+static Brought host_brought[2][32];
 static long host_calls[1024], host_block[1024];
 
-NOT_CHECKED inline const Brought* host_bring(const Brought& mine) {
-    int thread = threadIdx.x, ignored;
+NOT_CHECKED inline Brought& host_next() {                         // where this lane puts what it brings
+    int thread = threadIdx.x;
     if (host_block[thread] != cuda_host_blocks_begun()) {         // a new block: what an aborted one has left is void
         host_block[thread] = cuda_host_blocks_begun();
         host_calls[thread] = 0;
     }
-    int turn = (int)(host_calls[thread]++ % 2);
-    host_brought[turn][thread] = mine;
-    cuda_host_exchange(0xffffffffu, &turn, &ignored, sizeof turn, 0);   // here all lanes have brought theirs
-    if (ignored != turn) cuda_host_fail("lanes of a warp call different instructions");
-    return host_brought[turn] + thread / 32 * 32;
+    return host_brought[host_calls[thread]++ % 2][thread / 32];
 }
 
-template <class X> NOT_CHECKED inline float host_half(unsigned pair, int upper) {
-    X x;
-    x.bits = (unsigned short)(upper ? pair >> 16 : pair);
-    return to_float(x);
+NOT_CHECKED inline void host_meet(const Brought& brought) {       // from here on all lanes have brought theirs
+    const Brought *mine = &brought, *first;
+    cuda_host_exchange(0xffffffffu, &mine, &first, sizeof mine, 0);
+    if (first != mine) cuda_host_fail("lanes of a warp call different instructions");
+}
+
+template <class X> NOT_CHECKED inline void host_unpack(float* to, unsigned pair) {
+    X low, high;
+    low.bits = (unsigned short)pair, high.bits = (unsigned short)(pair >> 16);
+    to[0] = to_float(low), to[1] = to_float(high);
 }
 
 template <class X> NOT_CHECKED inline void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned* b) {
-    const Brought* lanes = host_bring({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, nullptr});
+    Brought& all = host_next();
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) host_unpack<X>(&all.a[g + i % 2 * 8][2 * t + i / 2 * 8], a[i]);
+    for (int i = 0; i < 2; i++) host_unpack<X>(&all.b[g][2 * t + 8 * i], b[i]);
+    host_meet(all);
     for (int i = 0; i < 4; i++) {
-        int row = i / 2, column = 2 * t + i % 2;                  // D[g + 8 row, column]
+        const float *row = all.a[g + i / 2 * 8], *column = all.b[2 * t + i % 2];
         float sum = 0;
-        for (int k = 0; k < 16; k++) {
-            float x = host_half<X>(lanes[4 * g + k % 8 / 2].a[row + 2 * (k / 8)], k % 2);
-            sum += x * host_half<X>(lanes[4 * column + k % 8 / 2].b[k / 8], k % 2);
-        }
+        for (int k = 0; k < 16; k++) sum += row[k] * column[k];
         d[i] += sum;
     }
 }
 
 NOT_CHECKED inline void host_ldmatrix(unsigned (&x)[4], const void* row, bool transposed) {
-    const Brought* lanes = host_bring({{}, {}, row});
+    Brought& all = host_next();
+    all.rows[threadIdx.x % 32] = row;
+    host_meet(all);
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int i = 0; i < 4; i++) {
         unsigned pair[2];
         for (int k = 0; k < 2; k++) {
             int r = transposed ? 2 * t + k : g, c = transposed ? g : 2 * t + k;
-            const unsigned short* from = static_cast<const unsigned short*>(lanes[8 * i + r].row);
+            const unsigned short* from = static_cast<const unsigned short*>(all.rows[8 * i + r]);
             if ((uintptr_t)from % 16) cuda_host_fail("ldmatrix: the address of a row is no multiple of 16 bytes");
             cuda_host_check(from + c, 2, 0, 0);
             pair[k] = from[c];
@@ -197,8 +201,7 @@ template <int SIZE> NOT_CHECKED inline void cp_async(void* to, const void* from,
     int group = copies.open % HOST_GROUPS, n = copies.n[group]++;
     if (n >= HOST_COPIES) cuda_host_fail("cp.async: too many copies without a commit");
     if ((uintptr_t)to % SIZE || (inside && (uintptr_t)from % SIZE)) cuda_host_fail("cp.async: address not aligned");
-    cuda_host_check(to, SIZE, 1, 0);
-    std::memset(to, 0xff, SIZE);
+    memset(to, 0xff, SIZE);
     copies.copy[group][n] = {static_cast<char*>(to), static_cast<const char*>(from), SIZE, inside};
 }
 
@@ -214,10 +217,8 @@ template <int N> NOT_CHECKED inline void cp_async_wait() {
         int group = copies.first % HOST_GROUPS;
         for (int i = 0; i < copies.n[group]; i++) {
             Copy& copy = copies.copy[group][i];
-            if (copy.inside) cuda_host_check(copy.from, copy.size, 0, 0);
-            cuda_host_check(copy.to, copy.size, 1, 0);
-            if (copy.inside) std::memcpy(copy.to, copy.from, copy.size);
-            else std::memset(copy.to, 0, copy.size);
+            if (copy.inside) memcpy(copy.to, copy.from, copy.size);
+            else memset(copy.to, 0, copy.size);
         }
     }
 }
