@@ -4,18 +4,23 @@
     python tests/mutate_cuda.py layernorm embedding  some files
     python tests/mutate_cuda.py --list layernorm     the faults, without running anything
     python tests/mutate_cuda.py --kinds barrier wait faults whose name has one of these words
+    python tests/mutate_cuda.py --every 4 --times /tmp/times.json    every 4th fault; the first run's times are kept
 
 A fault is one change of one line: a barrier or a wait for a copy is left out, a comparison includes its end or excludes
-it, an index is one further, a sum becomes a difference, a `&&` an `||`. First all tests run once without a fault: that
-tells which files each of them uses, and how long it takes. Then, with each fault, the tests that use its file run, the
-quickest first, until one fails. What survives is printed: it is a gap in the tests, or the change does no harm (another
-order of the same sums, a longer wait); HARMLESS says why for those that were looked at.
+it, an index is one further, a sum becomes a difference, a guard or a factor is missing. First all tests of kernels run
+once without a fault: that tells which files each of them uses, and how long it takes. Then, with each fault, the tests
+that use its file run, the quickest first, until one fails. Whole trainings are left out, and so are tests that plant
+faults themselves: where a line is changed they would fail for want of what they replace. What survives is printed: it
+is a gap in the tests, or the change does no harm (another order of the same sums, a longer wait); HARMLESS says why for
+those that were looked at.
 """
 
 import argparse
+import bisect
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import sys
@@ -25,7 +30,7 @@ import time
 HERE = pathlib.Path(__file__).parent
 KERNELS = HERE.parent / "ops" / "kernels" / "cuda"
 TESTS = [*HERE.glob("test_cuda_*.py"), HERE / "test_kv_cache_cuda.py"]
-LEFT_OUT = "test_cuda_compile.py", "test_cuda_faults.py"
+LEFT_OUT = "test_cuda_compile.py", "test_cuda_faults.py", "test_cuda_host.py", "test_cuda_training.py"
 CHANGES = [  # (name, pattern, replacement), tried at each match in each line of code
     ("no barrier", r"__syncthreads\(\);", ""),
     ("no barrier of the warp", r"__syncwarp\(\);", ""),
@@ -41,6 +46,13 @@ CHANGES = [  # (name, pattern, replacement), tried at each match in each line of
     ("|| for &&", r" && ", " || "),
     ("* 2 for * 1", r" / 2(?!\d)", " / 1"),
     ("min for max", r"\bfmaxf\(", "fminf("),
+    ("no guard", r"\bif \((?!.*constexpr)[^;{}]*\) (?=return\b|continue;)[^;]*;", ""),
+    ("no guard", r"(?<=[ (])[\w.]+ < [\w.]+ && ", ""),
+    ("- for +", r" \+ (?=[a-zA-Z(])", " - "),
+    ("+ for -", r" - (?=[a-zA-Z(])", " + "),
+    ("no factor", r" \* (?:\(size_t\))?[a-zA-Z_][\w.]*(?=[\]);,])", ""),
+    ("other constant", r"(?<=[*/%] )(2|4|8|16|32|64|256)(?![\w.])", r"(2 * \1)"),
+    ("32 bits", r"\(size_t\)", "(int)"),
 ]
 HARMLESS = {  # (file, line of code, change): why
     ("gelu.cu", "return x > end ? end : x;", ">= for >"): "where x is end, either is",
@@ -60,8 +72,21 @@ def mutants(name):
             for found in re.finditer(pattern, code):
                 changed = code[: found.start()] + found.expand(replacement) + code[found.end() :]
                 longer = title == "one more" and found[1].upper() == found[1] and DECLARED.match(code[: found.start()])
-                if changed != code and not longer and (name, code.strip(), title) not in HARMLESS:
+                endless = title == "= for +=" and re.search(r"for \([^()]*;[^;()]*$", code[: found.start()])
+                known = (name, code.strip(), title) in HARMLESS
+                if changed != code and not longer and not endless and not known:
                     yield number, code, title, changed
+
+
+def once_per_function(name, faults, seed=0):
+    """Of each kind of fault one in each function of the file, drawn at random."""
+    begins = [number for number, line in enumerate((KERNELS / name).read_text(encoding="utf-8").splitlines(), 1)
+              if re.match(r"(template|extern|__device__|struct)\b", line)]  # fmt: skip
+    groups = {}
+    for fault in faults:
+        groups.setdefault((bisect.bisect(begins, fault[0]), fault[2]), []).append(fault)
+    draw = random.Random(f"{name} {seed}")
+    return sorted(draw.choice(group) for group in groups.values())
 
 
 class Recorder:
@@ -89,13 +114,17 @@ class Recorder:
 
 
 class Quickest:
-    """A plugin of pytest: only these tests run, the quickest first."""
+    """A plugin of pytest: only these tests run, those of float32 first (a file is compiled for each type), and of these
+    the quickest."""
 
     def __init__(self, seconds):
         self.seconds = seconds
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
+        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=self.place)
+
+    def place(self, item):
+        return "float16" in item.nodeid, self.seconds[item.nodeid]
 
 
 def in_a_copy(run, seconds):
@@ -112,10 +141,10 @@ def in_a_copy(run, seconds):
     return None if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else status
 
 
-def run_tests(plugin, *options):
+def run_tests(plugin, *options, names=None):
     import pytest
 
-    files = [str(path) for path in sorted(TESTS) if path.name not in LEFT_OUT]
+    files = [str(path) for path in sorted(TESTS) if path.name not in LEFT_OUT and (names is None or path.name in names)]
     os.chdir(HERE.parent)
     return int(pytest.main(["-q", "-p", "no:cacheprovider", *options, *files], plugins=[plugin]))
 
@@ -145,7 +174,9 @@ def survives(name, number, changed, tests, seconds=600):
     from ops.kernels.cuda import launch
 
     users = {path.name for path in KERNELS.glob("*.cu") if name in parts(path.name)}
-    chosen = {test: known["seconds"] for test, known in tests.items() if users & set(known["files"])}
+    chosen = {test: known["seconds"] for test, known in tests.items()
+              if users & set(known["files"]) and "fault" not in test.partition("[")[0]}  # fmt: skip
+    names = {pathlib.Path(test.partition("::")[0]).name for test in chosen}
     assert chosen, f"no test uses {name}"
 
     def run():
@@ -158,7 +189,7 @@ def survives(name, number, changed, tests, seconds=600):
             return "\n".join(lines) + "\n"
 
         launch._text = text_with_fault
-        return run_tests(Quickest(chosen), "-x")
+        return run_tests(Quickest(chosen), "-x", names=names)
 
     status = in_a_copy(run, seconds)
     return None if status is None else status == 0
@@ -169,6 +200,7 @@ def main():
     parser.add_argument("files", nargs="*", help="names of files, without .cu or .cuh (default: all)")
     parser.add_argument("--list", action="store_true", help="print the faults, and run nothing")
     parser.add_argument("--every", type=int, default=1, help="plant every Nth fault only (default: 1)")
+    parser.add_argument("--once", type=int, help="one fault of each kind per function, drawn with this seed")
     parser.add_argument("--kinds", nargs="*", default=[""], help="plant faults whose name has one of these words")
     parser.add_argument("--times", help="a file for what the first run found: it is read if it exists, else written")
     args = parser.parse_args()
@@ -184,6 +216,7 @@ def main():
         run_tests(Quickest({}), "--collect-only")
     for name in chosen:
         faults = [fault for fault in mutants(name) if any(word in fault[2] for word in args.kinds)]
+        faults = faults if args.once is None else once_per_function(name, faults, args.once)
         for number, code, title, changed in faults[:: args.every]:
             planted += 1
             if args.list:
