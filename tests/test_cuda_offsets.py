@@ -160,7 +160,8 @@ def test_rows_at_the_end_of_a_large_array(name, C, large, cupy):
         node = kernel(cupy, [True] * (half + len(vectors)))
         out = node.forward(*boxes[:half], *vectors)
         gradients = node.backward(boxes[half:] if isinstance(out, tuple) else boxes[half])
-        return [*(out if isinstance(out, tuple) else (out,)), gradients[0]]
+        dx = gradients[0].copy() if name == "layernorm" else gradients[0]              # that one is deferred
+        return [*(out if isinstance(out, tuple) else (out,)), dx]
 
     with running(check=False, ends=1):
         same_end(run(*(large(array, before) for array in arrays)), run(*map(cupy.asarray, arrays)))
