@@ -108,11 +108,14 @@ class Trainer:
         """The learning rate of the next step."""
         return learning_rate_at(self.done, self.config)
 
-    def micro_step(self, first_row, x, y):
-        """Forward and backward of some rows of the batch; returns their loss. Gradients add up."""
+    def micro_step(self, first_row, x, y, scale=None):
+        """Forward and backward of some rows of the batch; returns their loss. Gradients add up.
+
+        scale    of the loss, by default loss_scale.value: 1, except with --dtype float16
+        """
         set_dropout(self.model, self.config.seed, self.done, first_row)
         loss = self.model.loss(x, y)
-        loss.backward(self.loss_scale.value)                      # 1, except with --dtype float16
+        loss.backward(self.loss_scale.value if scale is None else scale)
         return loss.data
 
     def gather_losses(self, losses, norm):

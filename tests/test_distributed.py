@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from cuda_host import needs_compiler
 from marks import slow_but
 from test_train import ROOT, SMALL, TEXT, metrics
 
@@ -345,6 +346,31 @@ def test_ranks_on_the_stand_in_for_cupy_equal_the_cpu(folder, on_the_cpu, name):
     run = result.stdout, metrics(folder / "gpu.jsonl"), load_weights(folder / "gpu.bin").tensors
     assert ("in the order of NCCL" in run[0]) == (stand_in == "nccl")
     assert same_bits(on_the_cpu, run) if same else nearly_the_same(on_the_cpu, run, 1e-6)
+
+
+TINY = "--n-layer 1 --n-embd 8 --n-head 1 --block-size 8 --vocab-size 290 --batch-size 4 --micro-batch-size 2 "
+TINY += "--steps 6 --read-every 4 --compare-every 3 --threads 1 --eval-every 0 --sample-every 0 --sample-tokens 0 "
+TINY += "--dtype float16 --lr 1e-2 --warmup-steps 2 --data text.txt"
+
+
+def by_kernels(ranks, spoilt, folder, name):
+    files = f"--metrics {name}.jsonl --weights-out {name}.bin --run-dir run-{name}"
+    return mpirun(ranks, ROOT / "tests" / "stand_in_ranks.py", f"nccl,{spoilt}", *f"{TINY} {files}".split(), cwd=folder)
+
+
+@needs_compiler
+def test_ranks_that_do_not_wait_for_their_gpus_decide_alike(folder):
+    """With NCCL and float16: where the gradient of one rank overflows all leave the step out, where its loss is not
+    finite none does (that the weights of the ranks are the same is looked at after steps 3 and 6)."""
+    for ranks in (1, 2):
+        result = by_kernels(ranks, f"{ranks - 1},2,gradient", folder, f"ranks{ranks}")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("warning   step 2: the gradients overflow float16") == 1
+        assert ("in the order of NCCL" in result.stdout) == (ranks > 1)
+    one, two = ([(r["loss"], r.get("skipped", False)) for r in metrics(folder / f"ranks{n}.jsonl")] for n in (1, 2))
+    assert np.allclose(one, two, rtol=1e-3) and [skipped for _, skipped in two] == [False, True] + 4 * [False]
+    result = by_kernels(2, "1,2,loss", folder, "lost")
+    assert result.returncode == 2 and "step 2: loss inf" in result.stderr and "overflow" not in result.stdout
 
 
 def test_nccl_without_nccl_is_one_line(folder):

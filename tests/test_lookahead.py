@@ -105,6 +105,36 @@ def test_frozen_parameters_stay_as_they_are_in_a_graph(cupy, dtype):
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("graph", ["no", "yes"])
+def test_updates_that_the_gpu_has_left_out_do_not_count(cupy, monkeypatch, graph):
+    """With --dtype float16, also those of parameters that are frozen for a while: Adam's t is their own."""
+    states = []
+    for flags in ("--read-every 1", f"--cuda-graph {graph}"):
+        trainer = make_trainer(f"--dtype float16 {flags}")
+        _, of_gradient = spoilable(trainer, monkeypatch)
+
+        def prepare(number, trainer=trainer, spoiler=of_gradient):
+            spoiler[...] = math.inf if number in (2, 3, 7) else 0
+            trainer.model.wpe.requires_grad = number > 5
+
+        steps = run(trainer, range(1, 10) if "every" in flags else (1, 5, 9), before=prepare)
+        assert [bool(step.overflow) for step in steps] == [number in (2, 3, 7) for number in range(1, 10)]
+        states.append((*state_of(trainer), trainer.loss_scale.state_dict()))
+    assert states[0] == states[1] and states[0][2:4] == (6, {"wpe.weight": 3})
+
+
+def test_after_a_step_that_is_not_finite_the_training_can_go_on(cupy, monkeypatch):
+    good, bad = make_trainer("--cuda-graph yes"), make_trainer("--cuda-graph yes")
+    of_loss, _ = spoilable(bad, monkeypatch)
+
+    def spoil(number):
+        of_loss[...] = math.nan if number == 4 else 0
+
+    assert [step.done for step in run(bad, (6, 9), before=spoil)] == [1, 2, 3, 4, 4, 5, 6]
+    run(good, (6,))
+    assert state_of(bad) == state_of(good)
+
+
 def test_steps_before_data_that_have_changed_are_returned_first(cupy):
     """Then the state can be saved: all of its steps have been recorded."""
 
@@ -134,7 +164,6 @@ def test_a_signal_ends_the_training_after_the_step_and_not_when_the_losses_are_d
 
 
 @pytest.mark.parametrize("flags, reason", [
-    ("--dtype float16", "the loss of float16 is scaled"),
     ("--read-every 1", "with --read-every 1 each"),
     ("--skip-outliers", "with --skip-outliers each"),
     ("--kernels reference", "with --kernels reference each"),

@@ -5,9 +5,12 @@ import math
 import pathlib
 import warnings
 
+import fake_cublaslt
 import numpy as np
 import pytest
+import strict_capture
 import strict_cupy
+from cuda_host import needs_compiler, running
 from test_train import SMALL, TEXT, metrics
 
 import inference
@@ -251,3 +254,92 @@ def test_another_dtype_takes_no_scale_over(train, capsys):
     train("first", "--steps 3", overflow=(2,))
     assert train("first", "--resume --steps 5 --dtype bfloat16") == 0
     assert saved_scale("first", 5) == {} and "--dtype float16 is now bfloat16" in capsys.readouterr().out
+
+
+# -- steps that do not wait --------------------------------------------------------------------------------------------
+
+WAITING, TINY = "--read-every 1", "--n-layer 1 --n-embd 8 --n-head 1 --block-size 8 --batch-size 4"
+AHEAD = {
+    "read seldom": "--read-every 4 --cuda-graph no",
+    "by graphs": "--read-every 3 --cuda-graph yes",
+    "of several micro-batches": "--read-every 100 --micro-batch-size 2",
+}
+
+
+@pytest.fixture
+def train_ahead(tmp_path, monkeypatch, capsys):
+    """train_ahead(name, flags, overflow at these steps, from 1 on): what main() prints. By kernels."""
+    cupy = strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT * 40, encoding="utf-8")
+    finish, step = train_gpt2.Reducer.finish, train_gpt2.Lookahead.step
+    spoiler = cupy.zeros(1, np.float32)  # on the GPU: also a graph reads what is there when it is launched
+
+    def spoilt_finish(reducer):
+        finish(reducer)
+        reducer.flat.grad_buffer[5:6] += spoiler
+
+    monkeypatch.setattr(train_gpt2.Reducer, "finish", spoilt_finish)
+
+    def run(name, flags="", overflow=()):
+        def spoilt_step(lookahead, *args):
+            spoiler[...] = math.inf if lookahead.trainer.done + 1 in overflow else 0
+            return step(lookahead, *args)
+
+        monkeypatch.setattr(train_gpt2.Lookahead, "step", spoilt_step)
+        files = f"--data text.txt --run-dir run-{name} --weights-out {name}.bin"
+        usual = FLAGS.replace("--kernels reference ", "") + " --dropout 0 --sample-tokens 0 " + TINY
+        flags = f"{files} {flags}" if "--resume" in flags else f"{SMALL} {usual} {files} {flags}"
+        with warnings.catch_warnings(), running(check=False):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            assert train_gpt2.main(World(), flags.split()) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def optimizer_file(name, step):
+    return pathlib.Path(f"run-{name}/checkpoints/step_{step:08d}/optimizer.bin").read_bytes()
+
+
+def told(printed):
+    return [line for line in printed.splitlines() if line.startswith(("warning", "skipped"))]
+
+
+@needs_compiler
+@pytest.mark.parametrize("how", AHEAD)
+def test_the_gpu_decides_as_the_host_does(train_ahead, monkeypatch, how):
+    """The same bits: losses, norms, weights, and what a checkpoint keeps. The scale is halved and doubled."""
+    monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
+    flags, overflow = "--steps 12 --checkpoint-every 6", (2, 3, 7)
+    printed = train_ahead("waits", f"{flags} {AHEAD[how]} --cuda-graph auto {WAITING}", overflow)
+    graphs = strict_capture.counts.graphs
+    assert told(train_ahead("ahead", f"{flags} {AHEAD[how]}", overflow)) == told(printed) and len(told(printed)) == 4
+    assert records("ahead") == records("waits") and weights("ahead") == weights("waits")
+    assert saved_scale("ahead", 12) == {"value": 2.0**15, "good": 2, "skipped": 3, "in_a_row": 0}
+    for step in (6, 12):
+        assert saved_scale("ahead", step) == saved_scale("waits", step)
+        assert optimizer_file("ahead", step) == optimizer_file("waits", step)  # moments and t
+    if "--cuda-graph" in AHEAD[how]:
+        launched = 12 - 3 if how == "by graphs" else 0             # the first of them behind the first that are read
+        assert strict_capture.counts.graphs - graphs == launched
+
+
+@needs_compiler
+def test_a_training_that_does_not_wait_is_resumed_between_overflows(train_ahead):
+    train_ahead("cut", "--read-every 100 --steps 3 --schedule constant", overflow=(2, 3, 4))
+    train_ahead("again", "--read-every 100 --schedule constant", overflow=(2, 3, 4))
+    train_ahead("cut", "--resume --steps 6", overflow=(4,))
+    assert records("cut") == records("again") and weights("cut") == weights("again")
+    assert saved_scale("cut", 6) == saved_scale("again", 6) and saved_scale("cut", 6)["skipped"] == 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("read", [3, 100])
+def test_too_many_in_a_row_end_a_training_that_does_not_wait(train_ahead, monkeypatch, capsys, read):
+    monkeypatch.setattr(loss_scale, "MOST_SKIPPED", 4)
+    with pytest.raises(UserError, match="step 5: loss .*, gradient norm inf: the training has diverged"):
+        train_ahead("lost", f"--steps 7 --checkpoint-every 0 --read-every {read}", overflow=range(2, 40))
+    assert capsys.readouterr().out.count("the gradients overflow float16") == 3
+    assert len(records("lost")) == 4

@@ -11,6 +11,9 @@ the optimizer divide by s again, exactly, if s is a power of two. If s is too la
 
 Micikevicius et al., "Mixed precision training", ICLR 2018, sections 3.2 and 4.1; the numbers are those of PyTorch's
 GradScaler, and the bounds ours. A training needs it with float16 only: bfloat16 has float32's range.
+
+Where the host does not wait for a GPU, the GPU applies this rule (decide_step of step_numbers.py), and the host does so
+again with the same losses and norms when it reads them: then a LossScale is what the GPU has arrived at.
 """
 
 import math

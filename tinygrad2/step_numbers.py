@@ -24,6 +24,7 @@ from tinygrad2.backend import to_device, to_host, xp_of
 from tinygrad2.dispatch import has_kernels
 from tinygrad2.halves import current_halves, halves_written
 from tinygrad2.optim import adam_update, clip_scale
+from tinygrad2.tensor import Tensor
 from tinygrad2.writes import wrote
 
 RATE, COUNT, SCALE, GOOD, IN_A_ROW, SKIPPED, STOPPED, FACTOR = range(8)
@@ -45,8 +46,8 @@ class StepNumbers:
 
     @property
     def scale(self):
-        """The loss scale, a 0-d array that the GPU changes."""
-        return self.array[SCALE]
+        """The loss scale, a Tensor () that the GPU changes."""
+        return Tensor(self.array[SCALE])
 
     def of_next_step(self, lr, scale=None):
         """[(values, their place on the GPU)], to be copied there before the next step.

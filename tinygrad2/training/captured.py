@@ -128,16 +128,26 @@ class DeviceSteps:
     def _compute(self, rows):
         """As Trainer.step, but that the GPU decides whether the weights change."""
         trainer, losses = self.trainer, []
+        is_dynamic = trainer.loss_scale.dynamic
+        scale = [self.numbers.scale] if is_dynamic else []        # as the GPU knows it
         trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
         for first_row, x, y in rows:
             with trainer.reducer.micro_batch():
-                losses.append(trainer.micro_step(first_row, x, y))
+                losses.append(trainer.micro_step(first_row, x, y, *scale))
         trainer.reducer.finish()
         norm = trainer.reducer.grad_norm() / trainer.micro_batches
         values = self.xp.empty(len(losses) + 1, norm.dtype)
         for i, value in enumerate([*losses, norm]):               # one at a time: for a list, addresses would be copied
             values[i] = value                                     # from the host, which a capture refuses
-        is_dynamic = trainer.loss_scale.dynamic
-        decide_step(values, self.numbers.array, trainer.config.grad_clip, trainer.micro_batches, is_dynamic)
+        seen = self._of_all_ranks(values) if is_dynamic else values
+        decide_step(seen, self.numbers.array, trainer.config.grad_clip, trainer.micro_batches, is_dynamic)
         self.numbers.start_update()
+        return values
+
+    def _of_all_ranks(self, values):
+        """The same with losses summed over the ranks: a norm that is not finite means another thing if a loss of any
+        rank is not (loss_scale.py), and all ranks must decide alike."""
+        if self.trainer.world.size > 1:
+            values = values.copy()
+            self.trainer.reducer.algorithm.all_reduce(values[:-1])
         return values

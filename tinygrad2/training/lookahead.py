@@ -4,6 +4,9 @@ A step returns its loss and its gradient norm, and whoever reads them waits unti
 stay on the GPU, and are read together every few steps (--read-every). The host must not decide by them either; what it
 does on a CPU, the GPU does here (decide_step of step_numbers.py): from the first step on whose loss or norm is not
 finite, weights and Adam's moments stay as they were before it, until the host reads the losses and goes back there.
+
+So it is with the scale of float16's loss (loss_scale.py): the GPU leaves out steps that overflow, and scales the loss
+of the next one. The host counts each step it starts as an update, and takes those back that were left out.
 """
 
 import math
@@ -63,8 +66,6 @@ class Lookahead:
             return "with --read-every 1 each step waits for the GPU"
         if config.skip_outliers:
             return "with --skip-outliers each step waits for the loss"
-        if trainer.loss_scale.dynamic:
-            return "the loss of float16 is scaled by a number that changes, which a graph cannot do"
         if config.zero or (trainer.world.size > 1 and not trainer.reducer.is_nccl):
             return "the gradients of the ranks are summed by the host"
         return ""
@@ -128,13 +129,20 @@ class Lookahead:
         rows = trainer.world.all_gather(np.append(values, signal).astype(float), f"losses until step {trainer.done}")
         trainer.stopping = int(rows[:, -1].max())
         rows, found = rows[:, :-1].reshape(len(rows), len(started), -1), []               # (ranks, steps, values)
-        self._started = []
+        self._started, scale, left_out = [], trainer.loss_scale, 0
         for i, (before, lr, _) in enumerate(started):
             loss = math.fsum(rows[:, i, :-1].flat) / trainer.micro_batches
-            found.append(Step(before[0] + 1, loss, float(rows[0, i, -1]), lr))
-            if not math.isfinite(found[-1].loss + found[-1].norm):
+            norm = float(rows[0, i, -1]) / scale.value
+            trainer.skipped = scale.overflows(loss, norm)         # as the GPU has found
+            if not (math.isfinite(loss + norm) or trainer.skipped):
                 trainer.done, trainer.position, trainer.optimizer.t, trainer.optimizer.missed = before
+                found.append(Step(before[0] + 1, loss, norm, lr))
                 break
+            scale.update(trainer.skipped)
+            left_out += trainer.skipped
+            found.append(Step(before[0] + 1, loss, norm, lr, scale.notice() if trainer.skipped else ""))
+        if left_out:
+            self.steps.numbers.take_back(left_out)
         return found
 
 
