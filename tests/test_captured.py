@@ -1,5 +1,7 @@
 """Steps of a training as a CUDA graph, on the stand-in for CuPy: the same bits, by one call."""
 
+from types import SimpleNamespace
+
 import fake_cublaslt
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from cuda_host import needs_compiler, running
 from test_frozen import Tokens
 
 from models import GPTConfig
+from tinygrad2 import uploads
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.precision import computing
@@ -174,3 +177,67 @@ def test_what_cannot_be_captured_goes_on_as_usual(cupy, monkeypatch, capsys):
     assert gpu.graph is None and np.array_equal(*values)
     note = "note      no CUDA graph: float(x) is not permitted while a stream is capturing"
     assert capsys.readouterr().out.splitlines().count(note) == 1
+
+
+# -- copies to the GPU -------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A GPU that does what is on its stream when it is told to, as far as Uploads sees it: then a copy reads the host's
+    memory, and an event is done. `waits` counts how often the host waited."""
+
+    def __init__(self):
+        self.queue, self.waits = [], 0
+        self.cuda = SimpleNamespace(Event=self.event, get_current_stream=lambda: "stream")
+
+    def work(self, n):
+        for _ in range(n):
+            self.queue.pop(0)()
+
+    def event(self):
+        event = SimpleNamespace(done=True)
+
+        def record(stream):
+            event.done = False
+            self.queue.append(lambda: setattr(event, "done", True))
+
+        def synchronize():
+            self.waits += 1
+            while not event.done:
+                self.work(1)
+
+        event.record, event.synchronize = record, synchronize
+        return event
+
+    def place(self, shape, dtype):
+        found = np.zeros(shape, dtype)
+
+        def set(part, stream):
+            assert stream == "stream" and (part.shape, part.dtype) == (found.shape, found.dtype)
+            self.queue.append(lambda: found.__setitem__(..., part))
+
+        return found, SimpleNamespace(shape=shape, dtype=np.dtype(dtype), nbytes=found.nbytes, set=set)
+
+
+def test_memory_is_not_overwritten_while_a_gpu_may_read_it(monkeypatch):
+    monkeypatch.setattr(uploads, "pinned_empty", np.empty)
+    gpu = Slow()
+    upload = uploads.Uploads(gpu)
+    (ids, ids_place), (numbers, numbers_place) = gpu.place((2, 3), np.int64), gpu.place((5,), np.float32)
+    given = np.zeros((2, 3), np.int64)
+    for n in range(1, 5):
+        given[...] = n
+        upload.start([(given, ids_place), (np.full(5, n / 2), numbers_place)])
+        assert gpu.waits == max(0, n - 2) and (upload.waited > 0) == (n > 2)     # for the copies before the last ones
+        assert (ids == max(0, n - 2)).all() and (numbers == max(0, n - 2) / 2).all()
+    given[...] = 0
+    gpu.work(3)
+    assert (ids == 3).all() and (numbers == 1.5).all()
+    gpu.work(3)
+    assert (ids == 4).all() and (numbers == 2).all() and not gpu.queue
+    upload.start([(given, ids_place)])
+    assert gpu.waits == 2
+    larger, larger_place = gpu.place((400,), np.float64)
+    upload.start([(np.arange(400), larger_place)])
+    gpu.work(4)
+    assert (larger == np.arange(400)).all() and not ids.any()

@@ -135,6 +135,25 @@ def test_after_a_step_that_is_not_finite_the_training_can_go_on(cupy, monkeypatc
     assert state_of(bad) == state_of(good)
 
 
+def test_a_host_that_is_ahead_of_the_gpu_is_not_taken_for_a_slow_one(cupy, monkeypatch):
+    """A graph pays where the host takes long to start a step. Time in which it waits until a buffer is free, since the
+    GPU is two steps behind, says the opposite."""
+    trainer, found = make_trainer(""), []
+    lookahead = Lookahead(trainer)
+    start = lookahead.steps.uploads.start
+
+    def waiting(pairs):
+        lookahead.steps.uploads.waited += 1000.0
+        start(pairs)
+
+    monkeypatch.setattr(lookahead.steps.uploads, "start", waiting)
+    monkeypatch.setattr(lookahead.steps, "note_time", lambda *seconds: found.append(seconds))
+    with computing(trainer.config), running(check=False):
+        lookahead.step(Tokens(trainer.config), read=True)
+    ((starting, seconds),) = found
+    assert -1000 < starting < seconds - 1000
+
+
 def test_steps_before_data_that_have_changed_are_returned_first(cupy):
     """Then the state can be saved: all of its steps have been recorded."""
 

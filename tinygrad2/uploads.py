@@ -7,6 +7,8 @@ stay as it is. So there are two such buffers, used in turn: one is filled while 
     uploads.start([(tokens, place), (targets, other_place)])      NumPy arrays, and arrays of the GPU like them
 """
 
+import time
+
 import numpy as np
 
 from tinygrad2.gpu import pinned_empty
@@ -15,10 +17,13 @@ _ALIGN = 16                                                       # bytes
 
 
 class Uploads:
-    """The two buffers, each with an event behind the last copy from it, of the library xp."""
+    """The two buffers, each with an event behind the last copy from it, of the library xp.
+
+    waited    seconds that the host has waited, since it was two calls of `start` ahead of the GPU
+    """
 
     def __init__(self, xp):
-        self.xp, self._turns = xp, 0
+        self.xp, self.waited, self._turns = xp, 0.0, 0
         self._events = [xp.cuda.Event() for _ in range(2)]
         self._buffers = [np.empty(0, np.uint8) for _ in range(2)]
 
@@ -31,7 +36,9 @@ class Uploads:
         self._turns += 1
         event, end = self._events[turn], 0
         if not event.done:
+            begin = time.perf_counter()
             event.synchronize()
+            self.waited += time.perf_counter() - begin
         sizes = [-(-place.nbytes // _ALIGN) * _ALIGN for _, place in pairs]
         if sum(sizes) > self._buffers[turn].size:
             self._buffers[turn] = pinned_empty(sum(sizes), np.uint8)

@@ -31,6 +31,7 @@ class DeviceSteps:
     stream     on which a step runs; whoever uses its results does so on it, too
     graph      the recorded one, or None
     numbers    StepNumbers
+    uploads    Uploads, of batches and numbers
     """
 
     def __init__(self, trainer):
@@ -44,7 +45,7 @@ class DeviceSteps:
         self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
         self._pool = new_pool(self.xp) if self.permitted else None
         self.numbers = StepNumbers(trainer.optimizer, trainer.config.steps)
-        self._uploads = Uploads(self.xp)
+        self.uploads = Uploads(self.xp)
 
     def _why_not(self):
         trainer = self.trainer
@@ -111,7 +112,7 @@ class DeviceSteps:
         for (_, x, y), (x_place, y_place) in zip(rows, self._batches):
             pairs.append((model.checked(x), x_place))
             pairs.append((model.checked(y, ignored=-1), y_place))
-        self._uploads.start(pairs)
+        self.uploads.start(pairs)
         return [(first, *places) for (first, _, _), places in zip(rows, self._batches)]
 
     def _recorded(self, rows):

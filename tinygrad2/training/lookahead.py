@@ -109,10 +109,10 @@ class Lookahead:
         """As Trainer.step, but for what is said at the top of this file."""
         trainer, config = self.trainer, self.trainer.config
         before = trainer.done, trainer.position, trainer.optimizer.t, dict(trainer.optimizer.missed)
-        begin = time.perf_counter()
+        begin, waited = time.perf_counter(), self.steps.uploads.waited
         self._begin = self._begin or begin
         values = self.steps.run(loader, lr, is_first=not self._started)     # (micro-batches + 1,): losses, and the norm
-        self._starting += time.perf_counter() - begin
+        self._starting += time.perf_counter() - begin - (self.steps.uploads.waited - waited)
         if not config.overfit_one_batch:
             trainer.position = loader.after(trainer.position)
         trainer.done += 1
