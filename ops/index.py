@@ -1,6 +1,9 @@
 from typing import Any
 
+import numpy as np
+
 from tinygrad2.function import Function
+from tinygrad2.halves import is_half
 from tinygrad2.operands import plain_key
 from tinygrad2.tensor import Tensor, apply
 
@@ -16,7 +19,7 @@ class Index(Function):
         dx = 0,  then  dx[key] += dout
     """
 
-    only_moves = True
+    only_moves = saves_halves = True
 
     def forward(self, x, key):                                    # x (...)
         self.save(x.shape, key)
@@ -24,12 +27,13 @@ class Index(Function):
 
     def backward(self, dout):
         shape, key = self.saved
-        dx = self.xp.zeros(shape, dtype=dout.dtype)
         if _takes_once(key):
+            dx = self.xp.zeros(shape, dtype=dout.dtype)
             dx[key] = dout
-        else:
-            self.xp.add.at(dx, key, dout)
-        return (dx,)
+            return (dx,)
+        dx = self.xp.zeros(shape, dtype=np.float32 if is_half(dout.dtype) else dout.dtype)
+        self.xp.add.at(dx, key, dout.astype(dx.dtype, copy=False))    # a sum, so in float32
+        return (dx.astype(dout.dtype, copy=False),)
 
 
 def _takes_once(key):

@@ -381,3 +381,25 @@ def test_a_gradient_of_another_dtype_is_refused_elsewhere(half):
 def test_float16_is_for_gpus():
     with matmul_precision("float16"), pytest.raises(ValueError, match="float16 is for arrays on a GPU; on the CPU use"):
         Tensor([1.0]) + 1
+
+
+@pytest.mark.parametrize("key", [(slice(1, None), ...), 2, np.array([2, 0, 2])], ids=["slice", "row", "repeated"])
+def test_what_is_taken_of_16_bits_stays_in_16_bits(half, key):
+    """Its gradient too; where an element is taken twice, it is a sum in float32, rounded once."""
+    x = on_gpu(np.arange(12).reshape(4, 3), half, requires_grad=True)
+    key = cupy_key(key)
+    taken = x[key]
+    assert taken.dtype == half and taken.tolist() == host_of(x)[key if not hasattr(key, "get") else key.get()].tolist()
+    weights = [1.0, 256.0, 3.0]
+    (taken * on_gpu(weights, half)).sum().backward()
+    expected = np.zeros((4, 3))
+    np.add.at(expected, key if not hasattr(key, "get") else key.get(), np.broadcast_to(weights, taken.shape))
+    assert x.grad.dtype == half and x.grad.astype("float32").tolist() == expected.tolist()
+
+
+def cupy_key(key):
+    return strict_cupy.cupy.asarray(key) if isinstance(key, np.ndarray) else key
+
+
+def host_of(x):
+    return x.data.astype("float32").get()
