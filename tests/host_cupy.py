@@ -3,10 +3,10 @@
     python tests/host_cupy.py train "--device cuda --steps 6 ..."      trains, prints the losses and what CuPy computed
     python tests/host_cupy.py tests "tests/test_gpu.py -k embedding"   runs tests that need a GPU
 
-The stand-in strict_cupy.py is written by us, and so may be wrong where we are. Here allocation, views, strides, reshape,
-flags, base, dtypes and signatures are CuPy's own. Computing is not: kernels run as tests/cuda_host.py does it,
-products by fake_cublaslt.c, and what CuPy would launch (operators, ufuncs, copies) by NumPy on the same memory; each of
-these is counted. No streams, events, graphs or pools.
+The stand-in strict_cupy.py is ours, and so may be wrong where we are. Here allocation, views, strides, reshape, flags,
+base, dtypes and signatures are CuPy's own. Computing is not: kernels run as tests/cuda_host.py does it, products by
+fake_cublaslt.c, and what CuPy would launch (operators, ufuncs, copies) by NumPy on the same memory; each of these is
+counted. No streams, events, graphs or pools.
 
 CuPy is patched for the whole process: never import this file in a test, start it.
 """
