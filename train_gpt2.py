@@ -40,6 +40,7 @@ from models.dropout import set_dropout
 from models.families import ModelFlags, make_config, make_model
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, to_host
+from tinygrad2.choices import choosing
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
@@ -70,6 +71,7 @@ from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
 from tinygrad2.training.run_log import RunLog
 from tinygrad2.training.run_state import RunState
+from tinygrad2.training.tuning import Tuning
 
 # -- trainer -----------------------------------------------------------------------------------------------------------
 
@@ -171,6 +173,7 @@ def main(world, argv=None):
     tokenizer, loader, val_loader, examples, pretrained = open_data(config, model_config, state, world)
 
     plan = plan_memory(config, model_config, world)
+    tuning = choose_products(config, state, world)
     stop = StopRequest(verbose=world.rank == 0)
     trainer = Trainer(config, model_config, world, stop)
     lookahead = Lookahead(trainer)
@@ -192,7 +195,7 @@ def main(world, argv=None):
             state.before = report_loss("before")
 
     saved_if_data_changes = snapshot.saved_if_data_changes(trainer, writer, state, log)
-    with closing(run_dir), closing(log), computing(config), stop, saved_if_data_changes:
+    with closing(run_dir), closing(log), computing(config), choosing(tuning.choices), stop, saved_if_data_changes:
         while not trainer.finished:                               # a signal ends the loop after a step
             with log.timing():
                 is_outlier = log.is_outlier if config.skip_outliers else None
@@ -372,6 +375,16 @@ def plan_memory(config, model_config, world):
     compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
     reference = ops.runs_reference(config.kernels, config.device)
     return plan_for(config).of(config, model_config, reference, compiles, world.size)
+
+
+def choose_products(config, state, world):
+    """The Tuning of the products on a GPU, which the checkpoints remember; report it."""
+    chosen_for = ops.products_chosen_for(array_module(config.device), config.kernels)
+    tuning = Tuning(config, chosen_for, state.products, world)
+    state.products = tuning.record
+    if line := tuning.describe():
+        report.print_field(world.print, "tuning", line)
+    return tuning
 
 
 def measure_costs(trainer, plan, loader):

@@ -36,6 +36,7 @@ from ops.kernels.available import (  # noqa: F401  registers the kernels
     describe_products,
     have_cpu_kernels,
     must_compile,
+    products_chosen_for,
     runs_reference,
     why_no_cpu_kernels,
 )

@@ -6,6 +6,8 @@ missing pointers, combinations of types that are not in NVIDIA's table, shapes t
 other descriptors, memory less aligned than was promised, memory outside of all arrays, too small a workspace.
 fake_reason() says what it was.
 
+The heuristic has several answers, algorithms that round differently.
+
 Where sums may be made in the result's type (the reduction scheme OUTPUT_TYPE) it does so, in 16 bits, and it rounds the
 factors of FAST_TF32: what a caller asks for shows in the bits of the result.
 
@@ -22,6 +24,7 @@ enum { OK = 0, NOT_INITIALIZED = 1, INVALID = 7, UNSUPPORTED = 15 };
 enum { R_32F = 0, R_16F = 2, R_16BF = 14, C32F = 68, CTF32 = 77 };
 enum { BIAS = 4, GELU_AUX = 160, GELU_AUX_BIAS = 164, DGELU = 192, DEFAULT = 1 };
 enum { COMPUTE_TYPE = 2, OUTPUT_TYPE = 4 };
+enum { ANSWERS = 5, BROKEN_ANSWER = 3 }; /* of the heuristic: how many there are, and which one cannot be used */
 
 #ifdef CUBLASLT_HEADER
 #include <cublasLt.h>
@@ -84,7 +87,7 @@ typedef struct { int magic, type, batch; uint64_t rows, cols; int64_t ld, stride
 typedef struct { int magic; uint64_t workspace; unsigned reductions, alignment[4]; } Preference;
 
 static const char *reason = "";
-static int heuristics, products, alive, refuse_bias;
+static int heuristics, products, alive, refuse_bias, last_algorithm, refuse_algorithm = -1;
 static void *last_stream;
 #define REFUSE(status, why) do { reason = why; return (cublasStatus_t)(status); } while (0)
 
@@ -127,6 +130,8 @@ const char *fake_reason(void) { return reason; }
 int fake_heuristics(void) { return heuristics; }
 int fake_products(void) { return products; }
 int fake_alive(void) { return alive; }
+int fake_last_algorithm(void) { return last_algorithm; }   /* which answer of the heuristic, from 0 */
+void fake_refuse_algorithm(int number) { refuse_algorithm = number; }
 void *fake_last_stream(void) { return last_stream; }
 void fake_refuse_bias(int how) { refuse_bias = how; } /* 1: by a status, 2: by no answer, 3: by the answer's state */
 
@@ -281,19 +286,44 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (!is(p, PREFERENCE) || wanted < 1 || !results || !count) REFUSE(INVALID, "heuristic");
     cublasStatus_t status = check(d, layouts[0], layouts[1], layouts[2], layouts[3]);
     if (status) return status;
-    memset(results, 0, sizeof(*results));
-    uint64_t *data = results->algo.data, k = d->transposed[0] ? layouts[0]->rows : layouts[0]->cols;
-    data[0] = fingerprint(d, layouts);
-    for (int i = 0; i < 4; i++) data[1 + i] = p->alignment[i];
-    data[5] = d->epilogue == BIAS || d->epilogue == GELU_AUX_BIAS ? alignment_of(d->bias) : 0;
-    data[6] = d->epilogue >= GELU_AUX ? alignment_of(d->aux) : 0;
+    memset(results, 0, wanted * sizeof(*results));
+    uint64_t k = d->transposed[0] ? layouts[0]->rows : layouts[0]->cols;
     int in_output_type = k >= 64 && (p->reductions & OUTPUT_TYPE);
+    int has_bias = d->epilogue == BIAS || d->epilogue == GELU_AUX_BIAS;
     uint64_t parts = 8 * layouts[3]->rows * layouts[3]->cols * layouts[3]->batch;
-    results->workspaceSize = k >= 64 && (p->reductions & COMPUTE_TYPE) && parts <= p->workspace ? parts : 0;
-    data[7] = results->workspaceSize << 1 | in_output_type;
-    results->wavesCount = 1;
-    *count = !(refuse_bias == 2 && data[5]);
-    if (refuse_bias == 3 && data[5]) results->state = (cublasStatus_t)UNSUPPORTED;
+    uint64_t workspace = k >= 64 && (p->reductions & COMPUTE_TYPE) && parts <= p->workspace ? parts : 0;
+    for (int number = 0; number < wanted && number < ANSWERS; number++) {
+        uint64_t *data = results[number].algo.data;
+        data[0] = fingerprint(d, layouts);
+        for (int i = 0; i < 4; i++) data[1 + i] = p->alignment[i];
+        data[5] = has_bias ? alignment_of(d->bias) : 0;
+        data[6] = d->epilogue >= GELU_AUX ? alignment_of(d->aux) : 0;
+        data[7] = workspace << 8 | number << 1 | in_output_type;
+        results[number].workspaceSize = workspace;
+        results[number].wavesCount = 1;
+        if ((refuse_bias == 3 && has_bias) || number == BROKEN_ANSWER)
+            results[number].state = (cublasStatus_t)UNSUPPORTED;
+        *count = number + 1;
+    }
+    if (refuse_bias == 2 && has_bias) *count = 0;
+    return (cublasStatus_t)OK;
+}
+
+/* Is this an algorithm for these descriptors, and how much workspace does it need? */
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t out,
+                                       const cublasLtMatmulAlgo_t *algorithm, cublasLtMatmulHeuristicResult_t *result) {
+    const Desc *d = (Desc *)desc;
+    const Layout *layouts[] = {(Layout *)a, (Layout *)b, (Layout *)c, (Layout *)out};
+    if (!is(handle, HANDLE)) REFUSE(NOT_INITIALIZED, "no handle");
+    if (!algorithm || !result) REFUSE(INVALID, "a missing pointer");
+    cublasStatus_t status = check(d, layouts[0], layouts[1], layouts[2], layouts[3]);
+    if (status) return status;
+    if (algorithm->data[0] != fingerprint(d, layouts) || (algorithm->data[7] >> 1 & 127) >= ANSWERS)
+        REFUSE(INVALID, "the algorithm is for another product");
+    memset(result, 0, sizeof(*result));
+    result->algo = *algorithm;
+    result->workspaceSize = algorithm->data[7] >> 8;
     return (cublasStatus_t)OK;
 }
 
@@ -385,7 +415,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (has_bias && outside(d->bias, 0, lo->rows, itemsize)) REFUSE(INVALID, "bias outside of the arrays");
     if (d->epilogue >= GELU_AUX && outside(d->aux, 0, (int64_t)(lo->cols - 1) * d->aux_ld + lo->rows, itemsize))
         REFUSE(INVALID, "aux outside of the arrays");
-    size_t needed = algorithm->data[7] >> 1;
+    size_t needed = algorithm->data[7] >> 8;
+    int number = algorithm->data[7] >> 1 & 127, part_length = 16 + number;
+    last_algorithm = number;
+    if (number == refuse_algorithm) REFUSE(UNSUPPORTED, "as asked for");
     if (needed && (!workspace || workspace_size < needed)) REFUSE(INVALID, "workspace too small");
     if (outside(workspace, 0, workspace_size, 1)) REFUSE(INVALID, "workspace outside of the arrays");
     memset(workspace, 0xee, needed);
@@ -400,8 +433,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                 double sum = 0, part = 0;
                 for (int64_t l = 0; l < k; l++) {
                     part += left[i * k + l] * right[j * k + l];
-                    if (l % 16 == 15 || l == k - 1)
+                    if (l % part_length == part_length - 1 || l == k - 1) {
                         sum = in_output_type ? as_type(lo->type, sum + as_type(lo->type, part)) : sum + part, part = 0;
+                        if (number) sum = (float)sum; /* so that each algorithm has bits of its own */
+                    }
                 }
                 int64_t at = batch * lo->stride + j * lo->ld + i;
                 double value = scale * sum;

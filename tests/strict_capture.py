@@ -55,6 +55,9 @@ class Capturing:
         self.before = [(box, box._a.copy()) for box in gc.get_objects() if type(box) is self.array and box.base is None]
         _calls = []
 
+    def is_capturing(self):
+        return _calls is not None
+
     def end_capture(self):
         global _calls
         graph, _calls = Graph(_calls, self.array), None

@@ -39,6 +39,7 @@ from ops.kernels.cuda import aligned_parts, cublaslt, cublaslt_plan, cublaslt_pr
 from ops.kernels.cuda.linear import LinearCUDA
 from ops.kernels.cuda.products import batched_gemm, gemm
 from tinygrad2 import Tensor, halves
+from tinygrad2.choices import Choices, choosing
 from tinygrad2.dispatch import OPS
 from tinygrad2.writes import wrote
 
@@ -475,16 +476,24 @@ def test_linear_is_one_product_and_two_in_backward(cp, lt, dtype):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("gelu_in_products", [False, True])
-def test_mlp_with_gelu_in_its_products(cp, lt, monkeypatch, dtype, gelu_in_products):
-    monkeypatch.setattr(mlp, "GELU_IN_PRODUCTS", gelu_in_products)
-    epilogues, plan = set(), products.plan
-    monkeypatch.setattr(products, "plan", lambda problem: (epilogues.add(problem.epilogue), plan(problem))[1])
-    for shapes, erf in ((((3, 7, 5), (5, 24), (24,), (24, 9), (9,)), False), (((6, 5), (5, 3), (3,), (3, 9)), False),
-                          (((6, 5), (5, 16), (16,), (16, 9), (9,)), True)):  # fmt: skip
-        inputs = (*shapes, None) if len(shapes) == 4 else shapes
-        assert check_kernel(mlp.MLPCUDA, OPS["mlp"], cp, Sample(inputs, dict(exact=erf)), dtype)
-    assert {"GELU_AUX_BIAS", "DGELU"} & epilogues == ({"GELU_AUX_BIAS", "DGELU"} if gelu_in_products else set())
+@pytest.mark.parametrize("way", ["separate", "fused"])
+def test_mlp_with_gelu_in_its_products_or_not(cp, lt, monkeypatch, dtype, way):
+    """Results and gradients, those of the biases too, are the reference's in both; only the tanh form can be fused."""
+    class Chosen(Choices):
+        def get(self, key):
+            return way if key.startswith("GELU") else None
+
+    epilogues, plan = [], products.plan
+    noted = lambda problem, made: (epilogues.append(problem.epilogue), plan(problem, made))[1]  # noqa: E731
+    monkeypatch.setattr(products, "plan", noted)
+    for shapes, erf, fused in ((((3, 7, 5), (5, 24), (24,), (24, 9), (9,)), False, {"GELU_AUX_BIAS", "DGELU"}),
+                               (((6, 5), (5, 32), None, (32, 9), (9,)), False, {"GELU_AUX", "DGELU"}),
+                               (((6, 5), (5, 3), (3,), (3, 9), None), False, set()),
+                               (((6, 5), (5, 16), (16,), (16, 9), (9,)), True, set())):  # fmt: skip
+        epilogues.clear()
+        with choosing(Chosen()):
+            assert check_kernel(mlp.MLPCUDA, OPS["mlp"], cp, Sample(shapes, dict(exact=erf)), dtype)
+        assert {"GELU_AUX", "GELU_AUX_BIAS", "DGELU"} & set(epilogues) == (fused if way == "fused" else set())
 
 
 def test_a_weight_is_cast_once_until_it_is_written_to(cp, lt, monkeypatch):
@@ -691,7 +700,7 @@ def real_library():
 def test_the_real_library_takes_every_descriptor_and_attribute(cp, monkeypatch, dtype, result):
     """Only the choice of an algorithm needs a GPU."""
     fake_cublaslt.install(monkeypatch, real_library)
-    monkeypatch.setattr(cublaslt_plan.Plan, "_choose_algorithm", lambda self: (self._preference_of(self.problem), 0))
+    monkeypatch.setattr(cublaslt_plan.Plan, "answers", lambda self, wanted: [self._preference_of(self.problem)])
     matrices = [cublaslt_problem.matrix_of(cp.zeros((2, 8, 16), dtype=d)) for d in (dtype, dtype, result)]
     for epilogue, precision in itertools.product(cublaslt.EPILOGUES, cublaslt.COMPUTE_TYPES):
         wants = "BIAS" in epilogue, "GELU" in epilogue

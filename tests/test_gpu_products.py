@@ -21,8 +21,10 @@ from product_checks import (
     numbers,
 )
 
-from ops.kernels.cuda import cublaslt
+from ops.kernels.cuda import cublaslt, mlp
 from ops.kernels.cuda.products import batched_gemm, gemm
+from tinygrad2.choices import GELU, Choices, choosing
+from tinygrad2.precision import matmul_precision
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
 if not cupy.cuda.is_available():
@@ -112,6 +114,45 @@ def test_gelu_inside_products(dtype):
     check(aux, h, dtype, exact(np.abs(a), np.abs(b)))
     right = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
     assert np.abs(got.get().astype(np.float64) - right).max() <= 2 * product_checks.EPS[dtype] * np.abs(right).max()
+
+
+@pytest.mark.parametrize("M, K, N", GPT[:4])
+def test_measured_algorithms_compute_the_same_and_are_believed_again(M, K, N, recwarn):
+    dtype = BFLOAT16 if has_type(BFLOAT16) else FLOAT16
+    rng = cupy.random.default_rng(0)
+    a, b = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for shape in ((M, K), (K, N)))
+    first, found, sums = gemm(a, b, dtype=np.float32), Choices(measures=True), []
+    with choosing(found):
+        tuned = gemm(a, b, dtype=np.float32)
+        for made in (found, Choices(found.made)):                 # measured; then from its 64 bytes
+            with choosing(made):
+                out = cupy.ones((M, N), np.float32)
+                gemm(a, b, out, accumulate=True)
+                sums.append(out)
+    assert len(found.made) == 1 and not recwarn.list              # the library takes its own algorithm back
+    size = float(cupy.abs(first).max())
+    assert float(cupy.abs(tuned - first).max()) <= 1e-4 * size and bool((sums[0] == sums[1]).all())
+    assert float(cupy.abs(sums[0] - first - 1).max()) <= 1e-4 * size              # added once
+
+
+def test_gelu_is_measured_inside_and_outside_of_products():
+    name = "bfloat16" if has_type(BFLOAT16) else "float16"
+    rng, found = cupy.random.default_rng(0), Choices(measures=True)
+    shapes = (4096, 768), (768, 3072), (3072,), (3072, 768), (768,)
+    arrays = [0.1 * rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    results = []
+    with matmul_precision(name):
+        for made in (Choices(), found):
+            with choosing(made):
+                node = mlp.MLPCUDA(cupy, (True,) * 5)
+                out = node.forward(*arrays)
+                results.append([out, *node.backward(cupy.ones_like(out))])
+    ways = [choice for key, choice in found.made.items() if key.startswith(GELU)]
+    print("GELU forward and backward:", ways)
+    assert len(ways) == 2
+    for one, other in zip(*results):
+        one, other = ((g.copy() if hasattr(g, "write_to") else g).astype(np.float32) for g in (one, other))
+        assert float(cupy.abs(one - other).max()) <= 0.02 * float(cupy.abs(one).max())
 
 
 def test_products_in_a_cuda_graph():

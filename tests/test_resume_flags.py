@@ -37,7 +37,7 @@ NOT_SEEN = {  # fields whose effect this test cannot see
     **dict.fromkeys(("reduce_order",), "needs several ranks or micro-batches"),
     **dict.fromkeys(("checkpoint_every", "keep_every"), "each step here is the best so far, and saved for that"),
     **dict.fromkeys(("outlier_z", "skip_outliers"), "needs more steps than these"),
-    **dict.fromkeys(("read_every", "cuda_graph", "gpu_attention"), "is for a GPU"),
+    **dict.fromkeys(("read_every", "cuda_graph", "gpu_attention", "tune_products"), "is for a GPU"),
     **dict.fromkeys(("log_every",), "changes what a terminal shows"),
     **dict.fromkeys(("decay_steps",), "is of another schedule"),
 }

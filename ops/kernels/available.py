@@ -2,7 +2,7 @@
 will compute.
 """
 
-from ops.kernels.cuda import products as cuda_products
+from ops.kernels.cuda import product_library
 from ops.kernels.cuda.attention_cudnn import describe_attention  # noqa: F401
 from tinygrad2.missing_kernels import watch_missing_kernels
 from tinygrad2.system.installation import adapt_hint
@@ -79,10 +79,16 @@ def describe_products(device, mode, precision):
     if mode == "reference" and precision != "highest":
         return f"{precision}: emulated, slowly, by {library} (--kernels reference)"
     if device != "cpu" and mode != "reference":
-        return cuda_products.describe(precision)
+        return product_library.describe(precision)
     if runs_reference(mode):
         missing = " (no kernels for it here)" * (precision != "highest")
         return f"{precision}: {'operands rounded, ' * (precision == 'bfloat16')}float32 through {library}{missing}"
     from ops.kernels.cpu.products import describe
 
     return describe(precision)
+
+
+def products_chosen_for(xp, mode):
+    """What measured choices of algorithms for products are good for: GPU, driver and library in a dict; None where
+    there is nothing to choose."""
+    return None if xp.__name__ == "numpy" or mode == "reference" else product_library.chosen_for(xp)

@@ -29,6 +29,7 @@ import ops
 import train_gpt2
 from models.pretrained import load_into
 from tinygrad2.backend import array_module
+from tinygrad2.choices import choosing
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.commands.profile_tables import layer_table, main_table, summarize
 from tinygrad2.datasets.dataloader import DataLoader
@@ -49,6 +50,7 @@ from tinygrad2.system.threads import planned_threads
 from tinygrad2.training import snapshot
 from tinygrad2.training.outputs import inputs_of
 from tinygrad2.training.run_state import RunState
+from tinygrad2.training.tuning import Tuning
 
 
 def main(argv, world=None):
@@ -74,10 +76,13 @@ def main(argv, world=None):
     with computing(config), contextlib.redirect_stdout(sys.stderr) if own.json else contextlib.nullcontext():
         ops.announce_compiling(world.print)
         trainer, loader = prepare(config, model_config, world, args)
-        result, recording = measure(trainer, loader, own)
+        tuning = Tuning(config, ops.products_chosen_for(xp, config.kernels), {}, world)
+        with choosing(tuning.choices):
+            result, recording = measure(trainer, loader, own)
+    products = ops.describe_products(config.device, config.kernels, precision_of(config)), tuning.describe()
     result |= {"model": config.init_from or preset, "parameters": model_config.count_parameters(),
                "kernels": ops.describe_kernels(config.device, config.kernels), "processor": cpu_name(),
-               "products": ops.describe_products(config.device, config.kernels, precision_of(config)),
+               "products": "; ".join(filter(None, products)),
                "threads": planned_threads()}  # fmt: skip
     if own.trace:
         offset, error = clock_offset(world)

@@ -91,6 +91,10 @@ class TrainConfig:
     gpu_attention: str = flag("own", "with --device cuda and 16 bits: attention by the project's own kernels, or by "
                                      "cudnn, NVIDIA's library (pip install -e \".[cudnn]\"; without dropout)",
                               choices=("own", "cudnn"))
+    tune_products: str = flag("auto", "with --device cuda: which algorithms of cuBLASLt compute products: auto (those "
+                                      "that were measured on this GPU before, else its first choice), yes (what is "
+                                      "missing is measured in the first steps, and kept in ~/.cache/tinygrad2) or no "
+                                      "(its first choice)", choices=("auto", "yes", "no"))
     threads: int = flag(None, "threads of each rank, for BLAS and kernels", kind=int, default="all cores, shared out")
     reduce_order: str = flag("tree", "order in which gradients of micro-batches and ranks are summed: tree (the same "
                                      "bits for 1, 2, 4, ... ranks) or plain (a little faster, less memory)",

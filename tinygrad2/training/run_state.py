@@ -10,6 +10,7 @@ from tinygrad2.errors import UserError, short
 from tinygrad2.loss_scale import is_state
 from tinygrad2.system.shell import quote
 from tinygrad2.training.config import RECIPES, TrainConfig
+from tinygrad2.training.tuning import is_tuning_record
 
 _SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head", "n_context",
           "n_hidden")  # fmt: skip
@@ -32,6 +33,7 @@ class RunState:
     best             the lowest validation loss
     before           the loss before a finetuning
     loss_scale       what LossScale.state_dict() returns, {} without --dtype float16
+    products         the measured choices of products (tuning.py), {} without any
     windows          the values that outliers are compared with, {"loss": sequence, "grad_norm": sequence}
     """
 
@@ -49,6 +51,7 @@ class RunState:
     best: float = None
     before: float = None
     loss_scale: dict = field(default_factory=dict)
+    products: dict = field(default_factory=dict)
     windows: dict = field(default_factory=dict)
 
     def to_dict(self):
@@ -145,6 +148,6 @@ _IS_VALID = {
     "files": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
     "position": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "loss": _is_loss, "val_loss": _is_loss, "best": _is_loss, "before": _is_loss,
-    "loss_scale": is_state,
+    "loss_scale": is_state, "products": is_tuning_record,
     "windows": lambda value: isinstance(value, dict) and all(map(_is_window, value.values())),
 }  # fmt: skip

@@ -74,6 +74,7 @@ CALLS = {  # name -> types of the arguments; all return a status. Handles and po
     "cublasLtMatmulPreferenceDestroy": (c_void_p,),
     "cublasLtMatmulPreferenceSetAttribute": _SET,
     "cublasLtMatmulAlgoGetHeuristic": (c_void_p,) * 7 + (c_int, POINTER(HeuristicResult), POINTER(c_int)),
+    "cublasLtMatmulAlgoCheck": (c_void_p,) * 6 + (POINTER(Algorithm), POINTER(HeuristicResult)),
     "cublasLtMatmul": (c_void_p,) * 14 + (c_size_t, c_void_p),
 }
 

@@ -1,5 +1,6 @@
-"""One matrix product by cuBLASLt: its descriptors and the algorithm that the library's heuristic chooses, made once for
-each kind of product and kept, so that a step pays for one call of the library and not for a dozen.
+"""One matrix product by cuBLASLt: its descriptors and an algorithm, made once for each kind of product and kept, so
+that a step pays for one call and not for a dozen. The algorithm is the one that was measured to be the fastest
+(tuning.py), or the first answer of the library's heuristic.
 
 cuBLASLt stores matrices by columns. A row-major matrix is its own transpose in that order, so a result by rows
 
@@ -15,6 +16,7 @@ order: the workspace is ours, and the same algorithm is taken each time.
 import ctypes
 import functools
 import threading
+import warnings
 from ctypes import byref, c_float
 from typing import Any
 
@@ -27,24 +29,33 @@ _ONE, _ZERO = c_float(1.0), c_float(0.0)
 
 
 class Plan:
-    """The descriptors of one kind of product, and the algorithm for it: None if the library has none."""
+    """The descriptors of one kind of product, and the algorithm for it: None if the library has none.
 
-    def __init__(self, problem: Problem):
+    stored    the algorithm to take, in hexadecimal digits, if the library finds that it fits the descriptors
+    """
+
+    def __init__(self, problem: Problem, stored: str | None = None):
         self.problem, self._library = problem, cublaslt.load_library()
         self._handles: list[Any] = []                             # (name of what destroys it, handle)
         self._lock = threading.Lock()                             # the address of the bias is part of a descriptor
         self._operation = self._operation_of(problem)
-        self._layouts = [self._layout(m) for m in (problem.b, problem.a, problem.out)]
-        self.algorithm, self.workspace = self._choose_algorithm()
+        first, second, result = (self._layout(m) for m in (problem.b, problem.a, problem.out))
+        self._layouts = first, second, result, result
+        known = self._checked(stored) if stored else None
+        self.take(known or next(iter(self.answers(1)), None), is_measured=known is not None)
 
-    def run(self, a, b, out, bias, aux, alpha, beta, workspace, stream):
+    def take(self, algorithm, is_measured=True):
+        """From now on this one computes the products."""
+        self.algorithm, self.is_measured = algorithm, is_measured
+
+    def run(self, a, b, out, bias, aux, alpha, beta, workspace, stream, algorithm=None):
         """out = epilogue(alpha a b + beta out + bias), for addresses on the device, 0 for what there is not.
 
-        `workspace` has WORKSPACE bytes; `stream` is an address as well. Raises CublasError.
+        `workspace` has WORKSPACE bytes; `stream` is an address; `algorithm` replaces the plan's. Raises CublasError.
         """
         alpha = _ONE if alpha == 1 else c_float(alpha)
         beta = _ZERO if beta == 0 else c_float(beta)
-        first, second, result = self._layouts
+        first, second, result, _ = self._layouts
         with self._lock:
             if bias:
                 self._set("BIAS_POINTER", bias)
@@ -54,7 +65,7 @@ class Plan:
                 "cublasLtMatmul", handle(self.problem.device), self._operation,
                 byref(alpha), b, first, a, second,
                 byref(beta), out, result, out, result,
-                byref(self.algorithm), workspace, WORKSPACE, stream, what=self.problem,
+                byref(algorithm or self.algorithm), workspace, WORKSPACE, stream, what=self.problem,
             )  # fmt: skip
 
     def _operation_of(self, problem):
@@ -85,19 +96,24 @@ class Plan:
             set_attribute(name, layout, LAYOUT["STRIDED_BATCH_OFFSET"], matrix.stride, self.problem)
         return layout
 
-    def _choose_algorithm(self):
-        """(the algorithm that the heuristic expects to be the fastest, the bytes of workspace that it needs)."""
-        problem, (first, second, result) = self.problem, self._layouts
-        preference = self._preference_of(problem)
-        found, count = cublaslt.HeuristicResult(), ctypes.c_int()
-        layouts = first, second, result, result
-        arguments = handle(problem.device), self._operation, *layouts, preference, 1, byref(found), byref(count)
-        status = self._library.cublasLtMatmulAlgoGetHeuristic(*arguments)
-        if status != cublaslt.NOT_SUPPORTED:
-            cublaslt.check(status, "cublasLtMatmulAlgoGetHeuristic", problem)
-            if count.value and found.state == cublaslt.SUCCESS:
-                return found.algo, found.workspaceSize
-        return None, 0
+    def answers(self, wanted):
+        """The algorithms, at most so many, that the heuristic expects to be the fastest, the best one first."""
+        arguments = handle(self.problem.device), self._operation, *self._layouts, self._preference_of(self.problem)
+        found, count = (cublaslt.HeuristicResult * wanted)(), ctypes.c_int()
+        status = self._library.cublasLtMatmulAlgoGetHeuristic(*arguments, wanted, found, byref(count))
+        if status == cublaslt.NOT_SUPPORTED:
+            return []
+        cublaslt.check(status, "cublasLtMatmulAlgoGetHeuristic", self.problem)
+        return [answer.algo for answer in found[: count.value] if answer.state == cublaslt.SUCCESS]
+
+    def _checked(self, stored):
+        """A stored algorithm; None, and a warning, if it is none for these descriptors, or needs a larger workspace."""
+        algorithm, found = cublaslt.Algorithm.from_buffer_copy(bytes.fromhex(stored)), cublaslt.HeuristicResult()
+        arguments = handle(self.problem.device), self._operation, *self._layouts, byref(algorithm), byref(found)
+        if self._library.cublasLtMatmulAlgoCheck(*arguments) == cublaslt.SUCCESS and found.workspaceSize <= WORKSPACE:
+            return algorithm
+        warnings.warn(f"the stored algorithm is none for {self.problem}", RuntimeWarning, stacklevel=2)
+        return None
 
     def _preference_of(self, problem):
         """What the algorithm may rely on, and use."""
@@ -123,9 +139,9 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(problem):
-    """The Plan of a kind of product. Decoding has new shapes at each token: the oldest plans go."""
-    return Plan(problem)
+def plan(problem, choices):
+    """The Plan of a kind of product, by these Choices. Decoding has new shapes at each token: the oldest plans go."""
+    return Plan(problem, choices.get(problem.key))
 
 
 @functools.cache

@@ -27,6 +27,11 @@ class Matrix(NamedTuple):
     stride: int
     alignment: int
 
+    def bytes(self, batch):
+        """From the first number of `batch` of them, by rows, to the last."""
+        numbers = (batch - 1) * self.stride + (self.rows - 1) * self.distance + self.columns
+        return numbers * (4 if self.dtype == "float32" else 2)
+
     def __str__(self):
         return f"({self.rows}, {self.columns}) {self.dtype}{' transposed' * self.transposed}, ld {self.distance}"
 
@@ -50,6 +55,18 @@ class Problem(NamedTuple):
     aux: int
     aux_distance: int
     device: int
+
+    @property
+    def multiplications(self):
+        return self.batch * self.a.rows * self.a.columns * self.b.columns
+
+    @property
+    def key(self):
+        """All of it but the device, in words: for a measured choice (tinygrad2/choices.py)."""
+        matrices = self.a, self.b, self.out
+        strides = f", strides {', '.join(str(m.stride) for m in matrices)}" * (self.batch > 1)
+        aligned = ", ".join(str(n) for n in (*(m.alignment for m in matrices), self.bias, self.aux))
+        return f"{self}{strides}, aligned {aligned}, aux ld {self.aux_distance}"
 
     def __str__(self):
         batch = f"{self.batch} products " * (self.batch > 1)

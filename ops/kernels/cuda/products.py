@@ -19,8 +19,9 @@ from ops.kernels.cuda.aligned_parts import cut, where_to_cut
 from ops.kernels.cuda.cublaslt_plan import WORKSPACE, plan
 from ops.kernels.cuda.cublaslt_problem import Problem, check_operands, epilogue_of, largest_alignment, matrix_of
 from ops.kernels.cuda.cupy_products import multiply_by_cupy
+from ops.kernels.cuda.tuning import choose_algorithm, measures_now
 from tinygrad2.backend import xp_of
-from tinygrad2.precision import MIXED
+from tinygrad2.choices import choices
 
 _workspaces: dict = {}  # (device, stream) -> memory that products on it may use
 
@@ -113,14 +114,18 @@ def _multiply(xp, a, b, out, accumulate, bias, precision, scale, epilogue="DEFAU
         aux_distance=0 if aux is None else matrix_of(aux).distance,
         device=device,
     )  # fmt: skip
-    chosen = plan(problem)
+    chosen = plan(problem, choices())
     later = None                                                  # a bias that the library cannot add itself
     if chosen.algorithm is None and epilogue == "BIAS":
-        chosen, bias, later = plan(problem._replace(epilogue="DEFAULT", bias=0)), None, bias
+        problem = problem._replace(epilogue="DEFAULT", bias=0)
+        chosen, bias, later = plan(problem, choices()), None, bias
     if chosen.algorithm is None:
         raise cublaslt.CublasError(f"cuBLASLt has no algorithm for {problem}")
     addresses = [0 if x is None else x.data.ptr for x in (a, b, out, bias, aux)]
-    chosen.run(*addresses, scale, float(accumulate), _workspace(xp, device, stream).data.ptr, stream)
+    how = scale, float(accumulate), _workspace(xp, device, stream).data.ptr, stream
+    if not chosen.is_measured and measures_now(xp, problem.multiplications):
+        choose_algorithm(xp, chosen, addresses, *how)
+    chosen.run(*addresses, *how)
     if later is not None:
         out += later
 
@@ -136,13 +141,3 @@ def _workspace(xp, device, stream):
     if workspace is None:                                         # of two threads, both get the first one's
         workspace = _workspaces.setdefault((device, stream), xp.empty(WORKSPACE, dtype=xp.uint8))
     return workspace
-
-
-def describe(precision):
-    """One line for the user: what multiplies matrices on a GPU in this precision."""
-    how = "TF32" if precision in ("high", "medium") else precision if precision in MIXED else "float32"
-    if cublaslt.load_library() is not None:
-        major, minor = divmod(cublaslt.load_library().cublasLtGetVersion() // 100, 100)
-        return f"{precision}: {how} through cuBLASLt {major}.{minor}"
-    how = "float32" if how == "TF32" else how
-    return f"{precision}: {how} through CuPy, with extra passes: cuBLASLt cannot be loaded (pip install nvidia-cublas)"
