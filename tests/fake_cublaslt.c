@@ -321,8 +321,6 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDe
     if (status) return status;
     if (algorithm->data[0] != fingerprint(d, layouts) || (algorithm->data[7] >> 1 & 127) >= ANSWERS)
         REFUSE(INVALID, "the algorithm is for another product");
-    memset(result, 0, sizeof(*result));
-    result->algo = *algorithm;
     result->workspaceSize = algorithm->data[7] >> 8;
     return (cublasStatus_t)OK;
 }
