@@ -3,7 +3,8 @@
     limits     FLOP/s in matrix products, bytes/s of a copy
     text       a text by trained weights
     decode     a text by a model with random weights: NAME is ours or transformers, with -bfloat16
-    steps      training steps: NAME is ours, ours-cudnn, torch or torch-compile, with -tf32, -bfloat16 or -float16
+    steps      training steps: NAME is ours, ours-tuned (which measures algorithms of products in its first steps),
+               ours-cudnn, torch or torch-compile, with -tf32, -bfloat16 or -float16
     kernels    single ops (gpu_kernels_side.py)
 """
 
@@ -136,6 +137,7 @@ def our_steps(name, config):
 
     import train_gpt2
     from models.config import GPTConfig
+    from tinygrad2.choices import Choices, choosing
     from tinygrad2.distributed.world import World
     from tinygrad2.precision import computing
     from tinygrad2.training.config import RECIPES, TrainConfig
@@ -153,12 +155,13 @@ def our_steps(name, config):
     trainer = train_gpt2.Trainer(flags, GPTConfig(**config["model"]), World())
     trainer.lr = lambda: LR
     lookahead, given = Lookahead(trainer), Batches()
+    choices = Choices(measures="tuned" in name)                   # none are kept: each visit measures for itself
 
     def run(batches):
         size = len(batches[0][0])
         trainer.config = replace(flags, batch_size=size, micro_batch_size=size)
         given.batches, trainer.position, found = batches, (0, 0), []
-        with computing(trainer.config):
+        with computing(trainer.config), choosing(choices):
             for i in range(len(batches)):
                 found += lookahead.step(given, None, i == len(batches) - 1)
         return [step.loss for step in found]

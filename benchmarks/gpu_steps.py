@@ -27,7 +27,7 @@ def steps(args, clock):
         if clock.left() < 0:
             yield dict(part="steps", products=products, batch_size=B, errors="no time was left")
             continue
-        names = ["ours", *filter(None, args.against.split(",") if installed("torch") else [])]
+        names = ["ours", "ours-tuned", *filter(None, args.against.split(",") if installed("torch") else [])]
         if products in ("bfloat16", "float16") and installed("cudnn"):
             names.insert(1, "ours-cudnn")                         # --gpu-attention cudnn
         names = [name if products == "float32" else f"{name}-{products}" for name in names]

@@ -141,6 +141,29 @@ def test_nothing_is_measured_where_that_would_cost_or_cannot_be(cp, lt, times, m
         assert times["measured"] > 0
 
 
+@needs_compiler
+def test_without_memory_to_measure_in_the_first_way_is_the_choice(cp, lt, times, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    times[1], possible = 1.0, tuning._if_possible
+    a, b, out = (cp.asarray(numbers(shape, FLOAT32)) for shape in ((4, 5), (5, 6), (4, 6)))
+    before = out.get()
+    with choosing(Choices(measures=True)) as found:
+        gemm(a, b)                                                                # the workspace is there
+        monkeypatch.setattr(tuning, "_if_possible", lambda allocate: possible(full))
+        gemm(a, b, out, accumulate=True)                                          # the same plan
+        products.plan.cache_clear()
+        found.made.clear()
+        gemm(a, b, out, accumulate=True)
+        assert lt.fake_last_algorithm() == 0 and len(found.made) == 1
+        check(out, 2 * exact(a.get(), b.get()) + before, FLOAT32, 8 * exact(np.abs(a.get()), np.abs(b.get())) + 1)
+        node = mlp.MLPCUDA(cp, (True,) * 5)
+        with running(check=False):
+            node.forward(*(cp.asarray(numbers(shape, FLOAT32)) for shape in ((6, 5), (5, 16), (16,), (16, 9), (9,))))
+    assert [choice for key, choice in found.made.items() if key.startswith("GELU")] == ["separate"]
+
+
 def test_events_of_the_gpu_measure(cp, lt):
     a, b = cp.asarray(numbers((4, 5), FLOAT32)), cp.asarray(numbers((5, 6), FLOAT32, 1))
     before = lt.fake_products()

@@ -4,8 +4,9 @@
   to 13 % faster than the first (docs/gpu.md). Measured are the first 8, on the operands of the call itself.
 - A product with GELU in it against a product and a kernel (mlp.py).
 
-The host waits for the GPU meanwhile. While a CUDA graph is recorded nothing is measured: the steps before it have done
-so. What takes the GPU no longer than the host takes to start it cannot be told apart: then the first way is taken.
+What is measured is written over later, or goes to memory that is taken for the time; without it the first way is the
+choice. The host waits for the GPU meanwhile. While a CUDA graph is recorded nothing is measured: the steps before it
+have done so. What takes the GPU no longer than the host takes to start it cannot be told apart: the first way is taken.
 """
 
 import statistics
@@ -22,10 +23,12 @@ _ALIGNED = 256  # bytes: addresses in memory that is lent
 
 
 def fastest(xp, ways):
-    """The number of the fastest of `ways`, functions that start work on the current stream, in [0, len(ways)).
+    """The number, from 0, of the fastest of `ways`, functions that start work on the current stream.
 
     Medians of a few rounds in which they take turns. Ways that raise CublasError are left out.
     """
+    if len(ways) < 2:
+        return 0
     working = [i for i, way in enumerate(ways) if _can_run(way)]  # the first run also compiles, and chooses algorithms
     times: dict[int, list[float]] = {i: [] for i in working}
     for _ in range(ROUNDS):
@@ -58,12 +61,13 @@ def milliseconds(xp, work):
 def way_of(xp, key, multiplications, ways, place):
     """The way to take, of {name: function of the array in which a result goes}: the one that was chosen for this key;
     else, where that is wanted, the fastest; else the first. What is measured goes to an array like `place`."""
-    chosen = choices().get(key)
+    chosen, names = choices().get(key), list(ways)
     if chosen is None and measures_now(xp, multiplications):
-        other, names = xp.empty_like(place), list(ways)
-        chosen = names[fastest(xp, [partial(way, other) for way in ways.values()])]
+        other = _if_possible(lambda: xp.empty_like(place))
+        measured = [] if other is None else [partial(way, other) for way in ways.values()]
+        chosen = names[fastest(xp, measured)]
         choices().add(key, chosen)
-    return ways.get(chosen, next(iter(ways.values())))
+    return ways.get(chosen, ways[names[0]])
 
 
 def measures_now(xp, multiplications):
@@ -78,10 +82,20 @@ def choose_algorithm(xp, plan, addresses, scale, beta, workspace, stream):
     goes to memory of its own.
     """
     a, b, out, bias, aux = addresses
-    if beta:
-        memory = xp.zeros(plan.problem.out.bytes(plan.problem.batch) + _ALIGNED, dtype=xp.uint8)
-        out = memory.data.ptr + -memory.data.ptr % _ALIGNED
     answers = plan.answers(ANSWERS)
+    if beta:
+        size = plan.problem.out.bytes(plan.problem.batch) + _ALIGNED
+        memory = _if_possible(lambda: xp.empty(size, dtype=xp.uint8))
+        answers = answers[:1] if memory is None else answers
+        out = 0 if memory is None else memory.data.ptr + -memory.data.ptr % _ALIGNED
     run = partial(plan.run, a, b, out, bias, aux, scale, beta, workspace, stream)
     plan.take(answers[fastest(xp, [partial(run, answer) for answer in answers])])
     choices().add(plan.problem.key, bytes(plan.algorithm).hex())
+
+
+def _if_possible(allocate):
+    """What it returns, None without the memory for it."""
+    try:
+        return allocate()
+    except MemoryError:
+        return None
