@@ -89,6 +89,30 @@ def test_a_step_that_is_not_finite_changes_nothing(cupy, monkeypatch, where, val
     assert state_of(bad) == state_of(good)
 
 
+def test_steps_that_compile_do_not_decide_about_a_graph(cupy, monkeypatch):
+    """The host takes 100 seconds for each of the first two, and one for the others, of which the GPU takes five."""
+    now, noted = [0.0], []
+    monkeypatch.setattr("tinygrad2.training.lookahead.time.perf_counter", lambda: now[0])
+    trainer = make_trainer("")
+    lookahead, loader = Lookahead(trainer), Tokens(trainer.config)
+    computed, read = lookahead.steps.run, lookahead._read
+    monkeypatch.setattr(lookahead.steps, "note_time", lambda *times: noted.append(times))
+
+    def slow(*args, **kwargs):
+        now[0] += 100.0 if trainer.done < 2 else 1.0
+        return computed(*args, **kwargs)
+
+    def waiting():
+        now[0] += 8.0
+        return read()
+
+    lookahead.steps.run, lookahead._read = slow, waiting
+    with computing(trainer.config), running(check=False):
+        found = [len(lookahead.step(loader, read=number in (1, 4, 6))) for number in range(1, 7)]
+    assert found == [1, 0, 0, 3, 0, 2] and noted == [(2.0, 10.0), (2.0, 10.0)]
+    assert lookahead.steps.graph is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_frozen_parameters_stay_as_they_are_in_a_graph(cupy, dtype):
     pytest.importorskip("ml_dtypes")
@@ -147,6 +171,7 @@ def test_a_host_that_is_ahead_of_the_gpu_is_not_taken_for_a_slow_one(cupy, monke
         start(pairs)
 
     monkeypatch.setattr(lookahead.steps.uploads, "start", waiting)
+    monkeypatch.setattr(lookahead.steps, "is_usual", lambda: True)
     monkeypatch.setattr(lookahead.steps, "note_time", lambda *seconds: found.append(seconds))
     with computing(trainer.config), running(check=False):
         lookahead.step(Tokens(trainer.config), read=True)

@@ -37,7 +37,7 @@ class DeviceSteps:
     def __init__(self, trainer):
         self.trainer, self.xp = trainer, array_module(trainer.config.device)
         self.graph, self._values, self._batches, self._recorded_for, self._done = None, None, [], None, 0
-        self._wanted = self._failed = False
+        self._wanted, self._failed = trainer.config.cuda_graph == "yes", False
         reason = self._why_not()
         if reason and trainer.config.cuda_graph == "yes":
             raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
@@ -86,10 +86,13 @@ class DeviceSteps:
         self._done += 1
         return self._values.copy()
 
+    def is_usual(self):
+        """Has the last step neither compiled kernels, nor measured algorithms?"""
+        return self._done > USUAL
+
     def note_time(self, starting, seconds):
         """A step took so many seconds, in the first of which the host started it: is a graph worth it?"""
-        asked = self.trainer.config.cuda_graph == "yes"
-        self._wanted = not self._failed and (self._wanted or asked or starting > BUSY * seconds)
+        self._wanted = not self._failed and (self._wanted or starting > BUSY * seconds)
 
     def _renew_copies(self):
         """The weights in 16 bits, in case something else than Adam has changed them: a graph casts none, and what is

@@ -117,13 +117,16 @@ class Lookahead:
             trainer.position = loader.after(trainer.position)
         trainer.done += 1
         self._started.append((before, lr, values))
+        if not self.steps.is_usual():                             # its time says nothing
+            self._begin, self._starting = None, 0.0
 
     def _read(self):
         """[Step] of those that were started, read from the GPU at once."""
         trainer, started = self.trainer, self._started
         with trainer.world.collective(f"steps until {trainer.done}", moves_data=False):    # a rank may be missing
             values = to_host(array_module(trainer.config.device).concatenate([row for _, _, row in started]))
-        self.steps.note_time(self._starting, time.perf_counter() - self._begin)
+        if self._begin is not None:
+            self.steps.note_time(self._starting, time.perf_counter() - self._begin)
         self._begin, self._starting = None, 0.0
         signal = trainer.stop.signal or 0 if trainer.stop else 0
         rows = trainer.world.all_gather(np.append(values, signal).astype(float), f"losses until step {trainer.done}")
