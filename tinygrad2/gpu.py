@@ -57,11 +57,25 @@ def new_pool(xp):
 _pools: list[Any] = []  # besides CuPy's own
 
 
+def give_back(xp):
+    """Return to the GPU what CuPy's pool keeps for arrays to come. Waits for the GPU."""
+    _before.append(_bytes_of_pools(xp))
+    xp.get_default_memory_pool().free_all_blocks()
+
+
+_before: list[int] = []  # bytes of all pools, whenever some have been given back
+
+
 def peak_memory(device):
-    """Bytes that this process has had at most: of the host, or of the GPU for arrays (its pools give none back)."""
+    """Bytes that this process has had at most: of the host, or of the GPU for arrays (pools, and what lies in one block
+    of them: arena.py). Pools give none back, but by `give_back`."""
     if device == "cpu":
         return peak_resident_bytes()
-    return sum(pool.total_bytes() for pool in [array_module(device).get_default_memory_pool(), *_pools])
+    return max([_bytes_of_pools(array_module(device)), *_before])
+
+
+def _bytes_of_pools(xp):
+    return sum(pool.total_bytes() for pool in [xp.get_default_memory_pool(), *_pools])
 
 
 def describe_gpu(xp):
