@@ -95,6 +95,7 @@ class _Function:
         assert all(n >= 1 for n in sizes), f"{self.name}: grid {grid}, block {block}: each must be 1 or more"
         assert sizes[0] < 2**31 and max(sizes[1:3]) < 2**16 and sizes[5] <= 64, f"{self.name}: {grid}, {block}"
         assert np.prod(sizes[3:]) <= 1024, f"{self.name}: a block of {block} threads"
+        args = [getattr(value, "_a", value) for value in args]    # the arrays in the boxes of strict_cupy.py
         around(lambda: self._run(sizes, args, shared_mem))
 
     def _run(self, sizes, args, shared_mem):
@@ -122,7 +123,6 @@ class _Function:
         holders, extents, smallest, gaps = [], [], 4, []
         before = []                                               # (array, is it __restrict__, is it const)
         for i, (value, (kind, dtype, name, promise)) in enumerate(zip(args, signature), 1):
-            value = getattr(value, "_a", value)                   # the array in the box of strict_cupy.py
             where = f"{self.name}: argument {i}, {name},"
             if kind == "scalar":
                 assert isinstance(value, np.generic), f"{where} is no NumPy scalar but {type(value).__name__}"

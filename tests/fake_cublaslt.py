@@ -18,6 +18,7 @@ import weakref
 import numpy as np
 import pytest
 import strict_cupy
+import strict_memory
 from strict_capture import recorded
 
 from ops.kernels.cuda import cublaslt, cublaslt_plan, products
@@ -59,7 +60,7 @@ def install(monkeypatch, library=compiled):
 
     def watched(self, array):
         box(self, array)
-        owner = array
+        owner = array if self._memory is None else strict_memory.block_at(self._memory.ptr)
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         if hasattr(found, "fake_watch") and id(owner) not in known:

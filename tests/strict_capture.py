@@ -16,21 +16,28 @@ counts = SimpleNamespace(graphs=0, calls=0, uploads=0)
 _calls = None  # of the capture that is under way: [(function without arguments, its result)]
 
 
-def recorded(run):
-    """run(), remembered while a stream captures."""
-    result = run()
+def recorded(run, box=None):
+    """box(run()), or run(), remembered while a stream captures. Of device arrays a graph knows the memory only: they are
+    gone when the program lets go of them."""
+    result = run() if box is None else box(run())
     if _calls is not None:
-        _calls.append((run, result))
+        _calls.append((run, _bare(result)))
     else:
         counts.calls += 1
     return result
 
 
 def kept(array):
-    """The array, whose memory nobody else gets as long as the graph lives."""
+    """The array, of whose memory NumPy makes no other one as long as the graph lives."""
     if _calls is not None:
-        _calls.append((lambda: array, array))
+        memory = _bare(array)
+        _calls.append((lambda: memory, memory))
     return array
+
+
+def _bare(result):
+    """The NumPy arrays in the boxes of strict_cupy.py, also within lists and tuples."""
+    return [_bare(item) for item in result] if isinstance(result, (list, tuple)) else getattr(result, "_a", result)
 
 
 def refused(call):
@@ -60,7 +67,7 @@ class Capturing:
 
     def end_capture(self):
         global _calls
-        graph, _calls = Graph(_calls, self.array), None
+        graph, _calls = Graph(_calls), None
         for box, values in self.before:
             box._a[...] = values
         del self.before
@@ -68,13 +75,13 @@ class Capturing:
 
 
 class Graph:
-    def __init__(self, calls, array):
-        self.calls, self.array = calls, array
+    def __init__(self, calls):
+        self.calls = calls
 
     def launch(self, stream=None):
         counts.graphs += 1
         for run, result in self.calls:
-            self._overwrite(result, run())
+            self._overwrite(result, _bare(run()))
 
     def upload(self, stream=None):
         pass
@@ -84,5 +91,5 @@ class Graph:
         if isinstance(old, (list, tuple)):
             for one, other in zip(old, new):
                 self._overwrite(one, other)
-        elif isinstance(old, self.array) and not np.shares_memory(old._a, new._a):
-            old._a[...] = new._a
+        elif isinstance(old, np.ndarray) and not np.shares_memory(old, new):
+            old[...] = new

@@ -31,6 +31,7 @@ from types import ModuleType, SimpleNamespace
 
 import cuda_host
 import numpy as np
+import strict_memory
 from strict_capture import Capturing, counts, is_capturing, kept, recorded, refused
 
 # What CuPy 14 lacks of NumPy 2.4, and in the last line what it has with traps and nothing here needs.
@@ -191,11 +192,15 @@ def _call(path, function, *args, **kwargs):
     answers = name in _DEVICE_ANSWERS
 
     def run():
-        result = _box(np.asarray(function(*unboxed, **options)) if answers else function(*unboxed, **options), given)
+        result = function(*unboxed, **options)
+        return np.asarray(result) if answers else result
+
+    def boxed(result):
+        result = _box(result, given)
         _computes(path, result, [] if "out" in kwargs else given)
         return result
 
-    return recorded(run)
+    return recorded(run, boxed)
 
 
 def _call_ufunc(ufunc, method, *inputs, **kwargs):
@@ -216,12 +221,12 @@ def _call_ufunc(ufunc, method, *inputs, **kwargs):
     if name == "matmul" and is_capturing():
         raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
-    def computing():
-        result = _box(run(*operands, **options), given)
+    def boxed(result):
+        result = _box(result, given)
         _computes(f"cupy.{name}", result, given if "out" not in kwargs and method != "at" else [])
         return result
 
-    return recorded(computing)
+    return recorded(lambda: run(*operands, **options), boxed)
 
 
 def _is_bfloat16(array):
@@ -248,19 +253,21 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
     base    the array that owns the memory of this view, None if it is its own
     """
 
-    __slots__ = ("_a", "base", "__weakref__")
+    __slots__ = ("_a", "_memory", "base", "__weakref__")
     __hash__ = None
 
     def __init__(self, a):
         if type(a) is not np.ndarray or a.dtype.kind in "OSUMm":
             raise TypeError(f"no device array of {getattr(a, 'dtype', type(a))}; make one with cupy.asarray")
-        self._a, self.base = a, None
+        self._a, self._memory, self.base = a, None, None
         if isinstance(a.base, np.ndarray):
             self.base = _owners.get(id(a.base))
-            if self.base is None:
-                self.base = ndarray(a.base)
-        else:
-            _owners.setdefault(id(a), self)
+        if self.base is None and id(a) not in _owners and (a.flags.owndata or isinstance(a.base, np.ndarray)):
+            self._memory, self._a = strict_memory.placed(a)
+        if self.base is None and isinstance(self._a.base, np.ndarray):
+            self.base = ndarray(a.base)
+        if self.base is None:
+            _owners.setdefault(id(self._a), self)
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()` or `cupy.asnumpy`.")
@@ -304,7 +311,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
                 raise ValueError("one element is assigned twice: CuPy leaves open which value stays")
         for found in _computed:
             found.append(("x[...] = y", self._a[key].size))
-        recorded(lambda: self._a.__setitem__(key, value))
+        array = self._a
+        recorded(lambda: array.__setitem__(key, value))
 
     def __pow__(self, exponent):  # NumPy's operator has shortcuts (x ** 2 is a square) that its ufunc may not have
         return _box(self._a ** _unbox_operand(exponent))
@@ -325,7 +333,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the mixin sends every ope
         """A copy on the host, in `out` where given. With blocking=False the host does not wait here."""
         if out is None:
             out = np.empty(self.shape, self.dtype)
-        ndarray(out).set(self._a)
+        if not isinstance(out, np.ndarray) or (out.dtype, out.shape) != (self.dtype, self.shape):
+            raise TypeError(f"get() of a {self.dtype} array {self.shape} writes to a NumPy array like it")
+        refused("cupy.ndarray.get()")
+        out[...] = self._a
         if blocking:
             _sync("cupy.ndarray.get()")
         return out
@@ -380,7 +391,8 @@ class _Module(ModuleType):
 def _array(a, dtype=None, order=None):
     """A new device array from a device array, a host array or lists of scalars."""
     if _boxes(a):
-        return recorded(lambda: ndarray(np.array(_unbox(a), dtype, order=order or "K")))
+        values = _unbox(a)
+        return recorded(lambda: np.array(values, dtype, order=order or "K"), ndarray)
     refused("a copy from the host")
     return ndarray(np.array(a, dtype, order=order or "K"))
 
@@ -441,7 +453,7 @@ cupy.linalg = _Module("cupy.linalg", np.linalg)
 cupy.lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 cupy.random = _Module("cupy.random", default_rng=_default_rng)
 cupy.cuda = _Module("cupy.cuda", Device=_Queue, Stream=_Queue, get_current_stream=_Queue, is_available=lambda: True)
-cupy.cuda.using_allocator = contextlib.nullcontext
+vars(cupy.cuda).update(vars(strict_memory.names))
 cupy.cuda.alloc_pinned_memory = bytearray
 cupy.cuda.nvrtc, cupy.cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)), SimpleNamespace()
 cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0)
@@ -462,25 +474,13 @@ class _Event:
         _sync("cupy.cuda.Event.synchronize()")
 
 
-class _Pool:
-    """Of memory; nothing is known of it here."""
-
-    malloc = None
-
-    def total_bytes(self):
-        return 12_000_000
-
-    def free_all_blocks(self):
-        """Nothing is kept that could be freed."""
-
-
 def _properties(device):
     return dict(name=b"stand-in", major=9, minor=0, totalGlobalMem=80 << 30, multiProcessorCount=132)
 
 
 cupy.cuda.Event = _Event
 cupy.cuda.get_elapsed_time = lambda begin, end: 1e3 * (end.time - begin.time)
-cupy.get_default_memory_pool = cupy.cuda.MemoryPool = _Pool
+cupy.get_default_memory_pool = lambda: strict_memory.default_pool
 vars(cupy.cuda.runtime).update(getDeviceProperties=_properties, runtimeGetVersion=lambda: 13000,
                                driverGetVersion=lambda: 13000)  # fmt: skip
 
