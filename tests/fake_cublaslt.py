@@ -60,9 +60,10 @@ def install(monkeypatch, library=compiled):
 
     def watched(self, array):
         box(self, array)
-        owner = array if self._memory is None else strict_memory.block_at(self._memory.ptr)
+        owner = self._a
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
+        owner = owner if owner.flags.owndata else strict_memory.block_at(owner.ctypes.data, owner)
         if hasattr(found, "fake_watch") and id(owner) not in known:
             known.add(id(owner))
             found.fake_watch(owner.ctypes.data, owner.nbytes)

@@ -265,7 +265,6 @@ def patch_device():
     cuda.Event, cuda.MemoryPool, cupy.get_default_memory_pool, cupy.RawModule = _Event, _Pool, _Pool, _Module
     cuda.get_elapsed_time = lambda begin, end: 1e3 * (end.time - begin.time)
     cuda.is_available, cuda.alloc_pinned_memory = (lambda: True), bytearray
-    cuda.using_allocator = lambda allocator: contextlib.nullcontext()
     cuda.nvrtc, cuda.cublas = SimpleNamespace(getVersion=lambda: (13, 0)), SimpleNamespace()
     cuda.runtime = SimpleNamespace(
         getDeviceCount=lambda: 1, getDevice=lambda: 0, memGetInfo=lambda: (70 << 30, 80 << 30),

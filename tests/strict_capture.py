@@ -17,8 +17,8 @@ _calls = None  # of the capture that is under way: [(function without arguments,
 
 
 def recorded(run, box=None):
-    """box(run()), or run(), remembered while a stream captures. Of device arrays a graph knows the memory only: they are
-    gone when the program lets go of them."""
+    """box(run()), or run(), remembered while a stream captures. Of device arrays a graph knows the memory only: they
+    are gone when the program lets go of them."""
     result = run() if box is None else box(run())
     if _calls is not None:
         _calls.append((run, _bare(result)))

@@ -29,9 +29,10 @@ def new_block(size):
     return block
 
 
-def block_at(address):
-    """The block that an address is in."""
-    return _blocks[bisect.bisect(_starts, address) - 1]
+def block_at(address, otherwise=None):
+    """The block that an address is in, `otherwise` if it is in none."""
+    i = bisect.bisect(_starts, address) - 1
+    return _blocks[i] if i >= 0 and address < _starts[i] + _blocks[i].size else otherwise
 
 
 class UnownedMemory:

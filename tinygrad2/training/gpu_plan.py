@@ -1,11 +1,13 @@
 """How much memory of the GPU a training will take: the plan of memory_plan.py, for --device cuda."""
 
 from tinygrad2.gpu import count_gpus, free_memory
+from tinygrad2.system.memory import megabytes
 from tinygrad2.training.memory_plan import MemoryPlan
 
 _F = 4  # bytes of a float32
 _CUDA = 600 << 20  # bytes of CUDA itself, its libraries and the compiled kernels: an estimate, other GPUs take others
 _WORKSPACE = 32 << 20  # bytes that cuBLASLt may use
+_OF_A_STEP = "activations kept for backward", "logits, a chunk at a time", "work space of backward"
 
 
 class GpuPlan(MemoryPlan):
@@ -50,6 +52,14 @@ class GpuPlan(MemoryPlan):
     def arrays(self):
         """Bytes of all arrays together: what CuPy's pool of memory takes."""
         return self.total - _CUDA
+
+    @property
+    def arena(self):
+        """Bytes of the arrays of a step, which lie in one block once some steps have shown where (arena.py)."""
+        return sum(self.parts[name] for name in _OF_A_STEP)
+
+    def table(self):
+        return [*super().table(), f"{'of these in one block, the arena':42s}{megabytes(self.arena):>12s}"]
 
     @staticmethod
     def available():

@@ -9,12 +9,14 @@ So it is with the scale of float16's loss (loss_scale.py): the GPU leaves out st
 of the next one. The host counts each step it starts as an update, and takes those back that were left out.
 """
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module, to_host, xp_of
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
@@ -41,6 +43,7 @@ class Lookahead:
     """The steps of a Trainer.
 
     ahead    whether steps are started before the last ones have been read
+    arena    the memory of the arrays of a step on a GPU, or None
 
     Raises UserError for --cuda-graph yes where no step can be a graph, since each waits for its own values.
     """
@@ -51,7 +54,12 @@ class Lookahead:
         if reason and trainer.config.cuda_graph == "yes":
             raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
         self.ahead = not reason
-        self.steps = DeviceSteps(trainer) if self.ahead else None
+        self.steps, self.arena = None, None
+        if self.ahead:
+            self.steps = DeviceSteps(trainer)
+            self.arena = self.steps.arena
+        elif trainer.config.device == "cuda":
+            self.arena = Arena(array_module("cuda"), trainer.world.print)
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
         self._begin, self._starting = None, 0.0
 
@@ -80,7 +88,8 @@ class Lookahead:
         trainer = self.trainer
         lr = trainer.lr()
         if not self.ahead or not self._has_kernel():
-            loss, norm = trainer.step(loader, is_outlier)
+            with self.arena.step() if self.arena else contextlib.nullcontext():
+                loss, norm = trainer.step(loader, is_outlier)
             return [Step(trainer.done, loss, norm, lr, trainer.loss_scale.notice() if trainer.skipped else "")]
         self.steps.wait_for_others()
         with self.steps.stream:

@@ -141,6 +141,8 @@ def print_memory(plan, ranks, print_field):
     sizes["activations kept for backward"] += f" ({layer})"
     first, *others = sizes.values()
     print_field("memory", f"{megabytes(plan.total)} planned: {first}", *others)
+    if plan.device == "cuda":
+        print_field("arena", f"{megabytes(plan.arena)} of it in one block after some steps: the arrays of a step")
     available = plan.available()
     if available is not None and plan.of_ranks(ranks) > available:
         where = f"this machine has {megabytes(available)} free for {ranks} rank(s)"
