@@ -3,6 +3,9 @@
 // Order of accesses, as CUDA promises it: two accesses of one block are ordered if a __syncthreads() is between them,
 // two of one warp also by a __syncwarp(), two of one thread always; those of different blocks never. Two accesses to
 // one byte that are not ordered, and of which one is a write, are a race, whatever order they happened to have here.
+//
+// The products of a warpgroup read shared memory through another path ("async proxy") than loads and stores: what a
+// thread has written is there for them if this thread called fence.proxy.async behind the write and before the barrier.
 #include "cuda_host.h"
 #undef memcpy
 #undef memset
@@ -28,10 +31,10 @@ namespace {
 
 const size_t STACK = 256 << 10;
 const unsigned ALL = 0xffffffffu;
-enum State { RUNS, AT_BARRIER, AT_WARP, IN_EXCHANGE, DONE };   // AT_WARP: in __syncwarp, which orders accesses
+enum State { RUNS, AT_BARRIER, AT_WARP, IN_EXCHANGE, AT_GROUP, DONE };   // AT_WARP: in __syncwarp, which orders
 
 struct Access { int block = -1, thread = 0, epoch = 0, warp_epoch = 0; bool atomic = false; };
-struct Cell { int launch = -1; Access write, reads[2]; };         // of `unit` bytes
+struct Cell { int launch = -1, fences = 0; Access write, reads[2]; };   // of `unit` bytes; fences: of the writer
 struct Range { uintptr_t start, end; Cell* cells; bool shared; std::vector<bool> gaps = {}; };   // gaps: of views
 
 struct Fiber {
@@ -41,6 +44,7 @@ struct Fiber {
     const void* where = nullptr;                                  // the barrier at which it waits
     int epoch = 0;
     unsigned mask = ALL;
+    std::vector<int> fences;                                      // the epoch of each fence.proxy.async
     alignas(16) char value[64];                                   // what it brings to an exchange
 #ifndef __x86_64__
     ucontext_t context;
@@ -103,6 +107,7 @@ void begin(Fiber& fiber) {
     if (!fiber.stack) fiber.stack = (char*)malloc(STACK);
     fiber.state = RUNS;
     fiber.epoch = 0;
+    fiber.fences.clear();
 #ifdef __x86_64__
     void** top = (void**)((uintptr_t)(fiber.stack + STACK) & ~(uintptr_t)15);
     *--top = nullptr;                                             // a function's stack begins 8 off a multiple of 16
@@ -177,6 +182,13 @@ void run_block(bool reverse) {
                 ran = true;
             }
         }
+        for (int first = 0; first + 128 <= n_threads; first += 128) {   // warpgroups, too
+            int arrived = 0;
+            for (int i = first; i < first + 128; i++) arrived += fibers[i].state == AT_GROUP;
+            if (arrived < 128) continue;
+            for (int i = first; i < first + 128; i++) fibers[i].state = RUNS;
+            ran = true;
+        }
         int done = 0, at_barrier = 0;
         for (int i = 0; i < n_threads; i++) {
             done += fibers[i].state == DONE;
@@ -198,11 +210,11 @@ void run_block(bool reverse) {
         if (ran) continue;
         int stuck = 0;
         while (fibers[stuck].state == DONE) stuck++;
-        bool in_warp = fibers[stuck].state != AT_BARRIER;
-        return fail(name_of(block_number, stuck) + " waits "
-                    + (in_warp ? "for its warp" : "at a barrier " + line_of(fibers[stuck].where))
-                    + " that not all threads reach (" + std::to_string(done) + " of " + std::to_string(n_threads)
-                    + " have ended)");
+        State state = fibers[stuck].state;
+        std::string where = state == AT_GROUP ? "for its warpgroup" : "for its warp";
+        if (state == AT_BARRIER) where = "at a barrier " + line_of(fibers[stuck].where);
+        return fail(name_of(block_number, stuck) + " waits " + where + " that not all threads reach ("
+                    + std::to_string(done) + " of " + std::to_string(n_threads) + " have ended)");
     }
 }
 
@@ -283,6 +295,7 @@ void check(uintptr_t address, int size, bool is_write, bool is_atomic, const voi
             for (auto& read : cell.reads)
                 if (conflict(read, now)) return race("writes what was read by", read, now, *range, i * unit, pc);
             cell.write = now;
+            cell.fences = (int)fibers[current].fences.size();
             cell.reads[0] = cell.reads[1] = Access();
         } else {                                                  // two readers that are not ordered, of two warps
             Access &a = cell.reads[0], &b = cell.reads[1];        // if possible
@@ -297,6 +310,21 @@ void check_range(uintptr_t address, size_t size, bool is_write, const void* pc) 
     int part = 16;
     while (address % part || size % part) part /= 2;
     for (size_t i = 0; i < size; i += part) check(address + i, part, is_write, false, pc);
+}
+
+// A product of a warpgroup reads shared memory.
+void check_product(uintptr_t address, int size, const void* pc) {
+    check(address, size, false, false, pc);
+    Range* range = checks ? find(address) : nullptr;
+    size_t first = range ? address - range->start : 0;
+    for (size_t i = first / unit; range && i * unit < first + size; i++) {
+        const Cell& cell = range->cells[i];
+        auto& fences = fibers[cell.write.thread].fences;
+        bool fenced = cell.fences < (int)fences.size();
+        if (fenced && (cell.write.thread == current || fences[cell.fences] < fibers[current].epoch)) continue;
+        return report("a product reads shared memory that " + name_of(block_number, cell.write.thread)
+                      + " has written, with no fence.proxy.async between write and barrier " + line_of(pc));
+    }
 }
 
 int add_constants(dl_phdr_info* info, size_t, void* inside) {     // what the kernel's library has that is read only
@@ -382,6 +410,16 @@ void cuda_host_exchange(unsigned mask, const void* value, void* result, int size
     wait(IN_EXCHANGE);
     memcpy(result, fibers[(current & ~31) | source].value, size);
     wait(IN_EXCHANGE);
+}
+
+void cuda_host_group_barrier() {
+    if (n_threads % 128) report("a block whose threads are no multiple of 128 uses its warpgroups");
+    wait(AT_GROUP);
+}
+
+void cuda_host_proxy_fence() { fibers[current].fences.push_back(fibers[current].epoch); }
+void cuda_host_check_product(const void* where, int size) {
+    check_product((uintptr_t)where, size, __builtin_return_address(0));
 }
 
 // Calls that -fsanitize=thread puts before each access.

@@ -37,6 +37,9 @@ void cuda_host_check(const void* where, int size, int is_write, int is_atomic); 
 void cuda_host_check_copy(void* to, const void* from, size_t size, const void* called_from);
 void cuda_host_fail(const char* message);                         // ends the launch with this error
 long cuda_host_blocks_begun();                                    // differs from block to block and launch to launch
+void cuda_host_group_barrier();                                   // for all 128 threads of a warpgroup; orders nothing
+void cuda_host_proxy_fence();                                     // what this thread has written is there for products
+void cuda_host_check_product(const void* where, int size);        // as if a product of a warpgroup read shared memory
 }
 
 // The compiler may read a struct member by member, and does not call the checks where a function's result is a struct

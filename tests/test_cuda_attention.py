@@ -37,10 +37,10 @@ def cupy(monkeypatch):
 @pytest.fixture
 def older_gpu(cupy, monkeypatch):
     """A T4: tensor cores for float16 only."""
-    attention_tiles._capability.cache_clear()
+    attention_tiles.capability.cache_clear()
     monkeypatch.setattr(type(cupy.cuda.Device()), "compute_capability", "75")
     yield
-    attention_tiles._capability.cache_clear()
+    attention_tiles.capability.cache_clear()
 
 
 def projections(Tq, Tk, hs, dtype="bfloat16", batch=(1, 1), scale=1.0, seed=0):
@@ -265,7 +265,7 @@ def test_registers_in_the_docstring_are_those_of_the_compiler():
             for architecture, written in ((80, on_80), (90, on_90)):
                 used = nvrtc.cubins(tiles.file, "bfloat16", architecture)[f"attention_{name}"].registers
                 assert abs(used - int(written)) <= (0 if nvrtc_version() == (13, 0) else 24)
-            assert tiles.shared[name] == int(shared.replace(",", ""))
+            assert tiles.blocks[name].shared == int(shared.replace(",", ""))
 
 
 def nvrtc_version():

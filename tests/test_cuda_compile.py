@@ -9,7 +9,7 @@ import pathlib
 import nvrtc
 import pytest
 
-from ops.kernels.cuda.launch import FOLDER, TYPES, source
+from ops.kernels.cuda.launch import FOLDER, ONLY_FOR, TYPES, source
 
 FILES = sorted(path.stem for path in pathlib.Path(FOLDER).glob("*.cu"))
 HALVES_ONLY = {file for file in FILES if '#line 1 "tensor_cores.cuh"' in source(file, "float16")}
@@ -20,6 +20,9 @@ MOST_REGISTERS = {  # kernel -> how many it may use instead
     "attention_dkdv": 255,  # of 128 threads: two blocks have room
     "attention_dq": 255,
     "attention_forward": 255,
+    "attention_hopper_dkdv": 255,  # of 256 threads: one block
+    "attention_hopper_dq": 128,  # of 256 threads: two blocks
+    "attention_hopper_forward": 128,
     "attention_plain_dkdv": 255,  # of 256 threads
     "attention_plain_dq": 254,
     "attention_plain_forward": 208,
@@ -38,6 +41,7 @@ COMPILED = [
     for dtype in TYPES
     for architecture in nvrtc.ARCHITECTURES
     if architecture >= FROM.get(file, 0) and not (file in HALVES_ONLY and dtype == "float32")
+    and (file not in ONLY_FOR or ONLY_FOR[file] == f"sm_{architecture}a")
 ]
 
 

@@ -13,6 +13,7 @@ from cuda_host import needs_compiler, running
 import train_gpt2
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
+from ops.kernels.cuda import attention_hopper, attention_tiles
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
 from tinygrad2.flat_buffers import FlatBuffers
@@ -65,9 +66,28 @@ def test_a_training_is_near_that_of_the_cpu(cupy, train, precision, more):
     assert len(gpu) == len(cpu) == 6 and len(launches) > 6 * 20
     for name, tolerance in (("loss", PRECISIONS[precision]), ("grad_norm", 10 * PRECISIONS[precision])):
         assert np.allclose([r[name] for r in cpu], [r[name] for r in gpu], rtol=tolerance, atol=tolerance)
-    assert "GPU 0 of 1, stand-in, compute capability 9.0, 86 GB" in printed and "CUDA, its libraries and" in printed
+    assert "GPU 0 of 1, stand-in, compute capability 8.0, 86 GB" in printed and "CUDA, its libraries and" in printed
     assert "MB of the GPU for arrays at the peak; the plan was" in printed
     assert "it has no kernel" not in printed and "does not take these arrays" not in printed, printed
+
+
+@pytest.mark.slow
+def test_a_training_on_an_h100_has_attention_by_warpgroups(cupy, train, monkeypatch):
+    flags = "--steps 6 --lr 1e-2 --warmup-steps 2 --read-every 3 --dtype bfloat16"
+    cpu, _, _ = train("cpu", flags)
+    _, _, other = train("cuda", flags)
+    monkeypatch.setattr(attention_hopper, "_right", {})
+    monkeypatch.setattr(type(cupy.cuda.Device()), "compute_capability", "90")
+    attention_tiles.capability.cache_clear()
+    try:
+        gpu, printed, launches = train("cuda", flags)
+    finally:
+        attention_tiles.capability.cache_clear()
+    assert np.allclose([r["loss"] for r in cpu], [r["loss"] for r in gpu], rtol=1e-2)
+    assert "compute capability 9.0" in printed and "without products of warpgroups" not in printed
+    for name in ("forward", "dkdv", "dq"):                        # and once more, to be compared
+        count = launches.count(f"attention_hopper_{name}")
+        assert count == other.count(f"attention_{name}") + 1 and launches.count(f"attention_{name}") == 1
 
 
 @pytest.mark.parametrize("precision", ["", "--dtype bfloat16"])

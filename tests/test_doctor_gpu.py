@@ -127,9 +127,9 @@ def cupy(monkeypatch):
 def test_the_line_of_a_gpu_that_works(cupy, capsys):
     assert doctor_gpu.main("gpu") == 0
     line = capsys.readouterr().out
-    assert "stand-in, compute capability 9.0, 86 GB (75 free); driver for CUDA 13.0, CuPy 14.2.0" in line
+    assert "stand-in, compute capability 8.0, 86 GB (75 free); driver for CUDA 13.0, CuPy 14.2.0" in line
     assert doctor_gpu.main("products") == 0 and "cuBLASLt" in capsys.readouterr().out
-    assert doctor_gpu.main("dtypes") == 0 and "capability 9.0) has bfloat16" in capsys.readouterr().out
+    assert doctor_gpu.main("dtypes") == 0 and "capability 8.0) has bfloat16" in capsys.readouterr().out
     assert doctor_gpu.main("nccl") == doctor.NOT_INSTALLED and "on the host" in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ from test_backends import CASES, REFERENCE, TINY, on_device, training_steps
 
 import train_gpt2
 from models import GPT
-from ops.kernels.cuda import cublaslt
+from ops.kernels.cuda import attention_hopper, cublaslt
 from ops.kernels.cuda.attention import AttentionCUDA
 from ops.kernels.cuda.attention_cudnn import AttentionCuDNN
 from ops.kernels.cuda.cudnn_library import load_library
@@ -127,6 +127,16 @@ def test_a_kernel_equals_its_reference(kernel, sample, dtype):
 @pytest.mark.parametrize("kernel, sample", LARGE_CASES)
 def test_a_kernel_equals_its_reference_at_large_shapes(kernel, sample, dtype):
     assert cuda_checks.check_kernel(kernel, OPS[kernel.name], cupy, sample, dtype)
+
+
+@pytest.mark.skipif(CAPABILITY != 90, reason="products of warpgroups are those of compute capability 9.0")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_by_warpgroups_equals_its_reference(dtype):
+    """Chosen here whatever a comparison says; and the comparison says that they are right."""
+    assert attention_hopper.tiles_for(AttentionCUDA, cupy, half_dtype(dtype), 64, 0.0) is attention_hopper.HOPPER
+    with attention_hopper.path("warpgroups"):
+        for sample in LARGE["attention"]:
+            assert cuda_checks.check_kernel(AttentionCUDA, OPS["attention"], cupy, sample, dtype)
 
 
 @pytest.mark.parametrize("name, sample", CASES)

@@ -1,5 +1,6 @@
 """python -m tinygrad2.commands.doctor_kernels FAMILY: kernels of the GPU, compiled and run once for the doctor.
 
+Attention by warpgroups is another path of the same op, of compute capability 9.0; other GPUs run their own once more.
 Each op of the family runs forward and backward in float32 and in 16 bits, and is compared with its reference
 implementation on the host in float64. Prints what differs; exit code 1. In its own process: a kernel that fails leaves
 a GPU on which nothing works any more.
@@ -22,6 +23,7 @@ FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and opt
     "gelu": ("gelu 33x40", "gelu_erf 33x40"),
     "attention": ("attention 2x3x70x64 2x3x70x64 2x3x70x64", "attention 2x3x70x64 2x3x70x64 2x3x70x64 p=0.2 key=3"),
     "cudnn": ("attention 2x3x128x64 2x3x128x64 2x3x128x64",),  # NVIDIA's library, if it is there
+    "attention by warpgroups": ("attention 2x200x64 2x200x64 2x200x64", "attention 2x40x40 2x90x40 2x90x40"),
     "linear": ("linear 70x64 64x48 48", "mlp 70x64 64x128 128 128x64 64", "matmul 3x17x64 3x64x40"),
     "loss": ("linear_cross_entropy 33x64 104x64 ids/104x33", "cross_entropy 33x104 ids/104x33"),
     "embedding": ("embedding 50x64 ids/50x70",),
@@ -63,6 +65,7 @@ def ops_of(family):
 def check(family):
     """Lines about what differs; none if all is right."""
     import ops  # noqa: F401
+    from ops.kernels.cuda.attention_hopper import path
     from tinygrad2.backend import array_module
     from tinygrad2.dispatch import gpu_library
 
@@ -74,6 +77,7 @@ def check(family):
     if family == "cudnn":
         library, dtypes = family, dtypes[1:]                      # it takes 16 bits only
     with gpu_library(library):
+    with path(family.partition(" by ")[2] or "warps"):            # of attention
         return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
 
 

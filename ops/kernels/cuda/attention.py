@@ -12,6 +12,7 @@
   and so are the gradient of the projection without a copy (split_heads.py). out has the memory that merge_heads
   returns.
 - Dropout's mask is computed where it is used, the same bits as the reference's.
+- GPUs of compute capability 9.0 have other products for this (attention_hopper.py).
 - Up to 4 queries (generation): the keys are divided among blocks, so that all of the GPU reads the cache.
 
 Counts for (B, nh, T, hs), N = B nh T hs elements of 2 bytes: forward 4 N T operations, half of that where causal tiles
@@ -30,7 +31,8 @@ import numpy as np
 
 from ops.attention import Attention
 from ops.kernels.cuda.attention_arguments import dropout_hash, four_axes, log2_scale, places, sizes, strides, wide_rows
-from ops.kernels.cuda.attention_tiles import PLAIN, tiles_for
+from ops.kernels.cuda.attention_hopper import tiles_for
+from ops.kernels.cuda.attention_tiles import PLAIN
 from ops.kernels.cuda.launch import launch, result_dtype
 from tinygrad2.halves import is_floating
 
@@ -63,10 +65,10 @@ class AttentionCUDA(Attention, backend="cupy"):
         if Tq <= _FEW and p == 0:
             attend_few(xp, q, k, v, out, logsum)
         else:
-            tiles = tiles_for(xp, dtype, hs, p)
+            tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p)
             args = *places(q, k, v), out, logsum, *sizes(q, k)
             tail = log2_scale(hs), *constants
-            _run(xp, tiles, "forward", q, -(-Tq // tiles.rows), args, wide_rows(q, k, v), tail)
+            _run(xp, tiles, "forward", q, Tq, args, wide_rows(q, k, v), tail)
         return out.reshape(shape)
 
     def backward(self, dout):
@@ -81,24 +83,25 @@ class AttentionCUDA(Attention, backend="cupy"):
             dq = xp.empty((B, nh, Tq, hs), dtype)
             dk, dv = xp.empty((2, B, nh, Tk, hs), dtype)
         given = *places(q, k, v, dout), logsum, _delta(xp, out, dout)
-        tiles = tiles_for(xp, dtype, hs, p)
+        tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p)
         wide = wide_rows(q, k, v, dout)
         tail = log2_scale(hs), np.float32(1 / math.sqrt(hs)), *constants
         args = *given, dk, dv, *strides(dk), *sizes(q, k)
-        _run(xp, tiles, "dkdv", q, -(-Tk // 64), args, wide, tail)
+        _run(xp, tiles, "dkdv", q, Tk, args, wide, tail)
         args = *given, dq, *strides(dq), *sizes(q, k)
-        _run(xp, tiles, "dq", q, -(-Tq // 64), args, wide, tail)
+        _run(xp, tiles, "dq", q, Tq, args, wide, tail)
         return dq.reshape(shape_q), dk.reshape(shape_k), dv.reshape(shape_k)
 
 
-def _run(xp, tiles, name, q, blocks, args, wide, tail):
-    """Launch a kernel with this many blocks for each head."""
+def _run(xp, tiles, name, q, rows, args, wide, tail):
+    """Launch a kernel for so many rows of each head."""
+    block = tiles.blocks[name]
     if tiles in PLAIN.values():
         args = *args, *tail
     else:
         args = *args, wide, *tail
-    grid = q.shape[0] * q.shape[1] * blocks
-    launch(xp, tiles.file, f"{tiles.prefix}_{name}", q.dtype, grid, tiles.threads, args, tiles.shared[name])
+    grid = q.shape[0] * q.shape[1] * -(-rows // block.rows)
+    launch(xp, tiles.file, f"{tiles.prefix}_{name}", q.dtype, grid, block.threads, args, block.shared)
 
 
 def _delta(xp, out, dout):

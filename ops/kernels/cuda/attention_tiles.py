@@ -8,28 +8,34 @@ import numpy as np
 from tinygrad2.halves import is_half
 
 
+class Block(NamedTuple):
+    """Of a kernel: threads of a block, rows that it owns (queries, or keys for dk and dv), bytes of shared memory."""
+
+    threads: int
+    rows: int
+    shared: int
+
+
 class Tiles(NamedTuple):
-    """Kernels for a size of heads: their file and names, queries of a block in forward, bytes of shared memory."""
+    """Kernels for a size of heads: their file and names, and what a block has in forward, dkdv and dq."""
 
     file: str
     prefix: str
-    threads: int
-    rows: int
-    shared: dict[str, int]
+    blocks: dict[str, Block]
 
 
-_PLAIN = {"forward": 0, "dkdv": 3 * 4 * 64 * 65, "dq": 0}
-PLAIN = {hs: Tiles(f"attention_plain_{hs}", "attention_plain", 256, 64, _PLAIN) for hs in (64, 256)}
+_PLAIN = {"forward": Block(256, 64, 0), "dkdv": Block(256, 64, 3 * 4 * 64 * 65), "dq": Block(256, 64, 0)}
+PLAIN = {hs: Tiles(f"attention_plain_{hs}", "attention_plain", _PLAIN) for hs in (64, 256)}
 
 
 def _tiles_of(file, HS, rows, keys, queries):
     """The kernels of FILE.cu, for tiles (keys, HS) and, for dk and dv, (queries, HS). An element has 2 bytes."""
-    shared = {
-        "forward": 2 * HS * (rows + 4 * keys),
-        "dkdv": 4 * HS * (64 + 2 * queries) + 16 * queries,
-        "dq": 4 * HS * (64 + 2 * keys),
+    blocks = {
+        "forward": Block(128, rows, 2 * HS * (rows + 4 * keys)),
+        "dkdv": Block(128, 64, 4 * HS * (64 + 2 * queries) + 16 * queries),
+        "dq": Block(128, 64, 4 * HS * (64 + 2 * keys)),
     }
-    return Tiles(file, "attention", 128, rows, shared)
+    return Tiles(file, "attention", blocks)
 
 
 TENSOR_CORES = {  # (head sizes up to, with dropout): kernels
@@ -42,13 +48,14 @@ TENSOR_CORES = {  # (head sizes up to, with dropout): kernels
 
 def tiles_for(xp, dtype, hs, p):
     """The kernels for heads of this size on this GPU; p: of dropout."""
-    capability = _capability(xp)
-    fits = is_half(dtype) and hs <= 128 and capability >= 75
-    if capability < 80:                                           # no bfloat16, and less shared memory
+    number = capability(xp)
+    fits = is_half(dtype) and hs <= 128 and number >= 75
+    if number < 80:                                               # no bfloat16, and less shared memory
         fits = fits and dtype == np.float16 and hs <= 64
     return TENSOR_CORES[64 if hs <= 64 else 128, p > 0] if fits else PLAIN[64 if hs <= 64 else 256]
 
 
 @functools.cache
-def _capability(xp):
+def capability(xp):
+    """That of the GPU: 90 is compute capability 9.0."""
     return int(xp.cuda.Device().compute_capability)

@@ -19,6 +19,7 @@ HALVES = ("bfloat16", "float16")  # precisions of mixed precision, and the dtype
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # NumPy's name -> that of common.cuh
 OPTIONS = ("-std=c++17",)
+ONLY_FOR = {"attention_hopper": "sm_90a"}  # files with instructions of one generation of GPUs
 STATIC_SHARED = 48 << 10  # bytes of shared memory that a block may have without asking
 
 _NULL = np.uint64(0)  # an address; CuPy would take None for an argument that has none
@@ -74,7 +75,12 @@ def launch(xp, file, name, dtype, grid, block, args, shared=0):
 
 @functools.cache
 def _module(raw_module, file, dtype):
-    return raw_module(code=source(file, dtype), options=OPTIONS)
+    return raw_module(code=source(file, dtype), options=options(file))
+
+
+def options(file):
+    """What the compiler of FILE.cu is given."""
+    return (*OPTIONS, f"-arch={ONLY_FOR[file]}") if file in ONLY_FOR else OPTIONS
 
 
 def _dimensions(size):
