@@ -6,7 +6,7 @@ numbers over the time that was measured, so a kernel that reads an array twice i
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.gpu_sides import Sides
 from benchmarks.gpu_steps import read_limits
@@ -20,6 +20,7 @@ class Case:
     forward    "names that are read > names that are written", backward the same. dNAME is the gradient of NAME, like it
     flops      of the products of forward and of backward
     options    of the op
+    path       of attention: "warps" is the one that all GPUs with tensor cores have
     """
 
     op: str
@@ -28,6 +29,7 @@ class Case:
     backward: str = ""
     flops: tuple = ()
     options: dict = field(default_factory=dict)
+    path: str = ""
 
     def inputs(self):
         """The names of the arrays that are given to the op."""
@@ -72,6 +74,7 @@ def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows
                      "p g m v > p m v out"),
         "grad_norm": Case("grad_norm", dict(g=flat), "g >"),
     }  # fmt: skip
+    found["attention_warps"] = replace(found["attention"], path="warps")
     for name, inner, outer in (("qkv", C, 3 * C), ("attn_proj", C, C), ("fc", C, 4 * C), ("mlp_proj", 4 * C, C)):
         arrays = dict(x=((N, inner), "T"), weight=((inner, outer), "f"), bias=((outer,), "f"), out=((N, outer), "T"))
         found[f"linear_{name}"] = Case("linear", arrays, "x weight bias > out", "dout x weight > dx dweight dbias",
@@ -87,8 +90,8 @@ def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows
 
 
 TINY = dict(B=2, T=16, C=32, heads=2, V=64, parameters=1000, head_rows=32)
-ORDER = ("attention", "linear_qkv", "linear_fc", "head_and_loss", "mlp", "add_layernorm", "gelu", "adam",
-         "linear_attn_proj", "linear_mlp_proj", "layernorm", "embedding", "grad_norm", "dropout")  # fmt: skip
+ORDER = ("attention", "attention_warps", "linear_qkv", "linear_fc", "head_and_loss", "mlp", "add_layernorm", "gelu",
+         "adam", "linear_attn_proj", "linear_mlp_proj", "layernorm", "embedding", "grad_norm", "dropout")  # fmt: skip
 ATTENTION = ("torch-cudnn", "torch-flash", "torch-efficient")  # PyTorch's back ends; the last one for float32, too
 
 
@@ -111,7 +114,9 @@ def kernels(args, clock):
 
 def measured(sides, name, case, products, peaks):
     """The rows of one case: PyTorch's first, whose best time ours is compared with."""
-    theirs = [] if not installed("torch") else ["torch"] if name != "attention" else list(ATTENTION)
+    theirs = ["torch"] if name != "attention" else list(ATTENTION)
+    if not installed("torch") or case.path:                       # another path of ours: theirs are in its own row
+        theirs = []
     if name == "attention" and products in ("bfloat16", "float16") and installed("cudnn"):
         theirs.append("ours-cudnn")                               # --gpu-attention cudnn
     best = {}

@@ -68,6 +68,7 @@ def our_case(case, products, sets, name):
     import cupy
 
     import ops  # noqa: F401
+    from ops.kernels.cuda.attention_hopper import path, tiles_for
     from tinygrad2.dispatch import OPS, choose, fast_version, gpu_library
     from tinygrad2.function import DeferredGradient
     from tinygrad2.halves import half_dtype
@@ -101,19 +102,23 @@ def our_case(case, products, sets, name):
 
     def forward(i):
         state["node"] = None                                      # frees what the last one has kept
-        with matmul_precision(precision):
+        with matmul_precision(precision), path(case.path):
             state["node"] = version(cupy, needs)
             out = state["node"].forward(*arrays[i], **case.options)
         if "dout" not in state:
             state["dout"] = tuple(map(cupy.ones_like, out)) if isinstance(out, tuple) else cupy.ones_like(out)
 
     def backward(i):
-        with matmul_precision(precision):
+        with matmul_precision(precision), path(case.path):
             for buffer, gradient in zip(buffers, state["node"].backward(state["dout"])):
                 if isinstance(gradient, DeferredGradient):
                     gradient.write_to(buffer, accumulate=True)    # as in a training
 
-    return forward, backward, named(None if version is op else version)
+    label = named(None if version is op else version)
+    if label == "AttentionCUDA":
+        with path(case.path):
+            label += f", {tiles_for(version, cupy, arrays[0][0].dtype, arrays[0][0].shape[-1], 0).file}.cu"
+    return forward, backward, label
 
 
 def named(kernel):

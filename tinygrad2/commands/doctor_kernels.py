@@ -76,8 +76,7 @@ def check(family):
     library = None
     if family == "cudnn":
         library, dtypes = family, dtypes[1:]                      # it takes 16 bits only
-    with gpu_library(library):
-    with path(family.partition(" by ")[2] or "warps"):            # of attention
+    with gpu_library(library), path(family.partition(" by ")[2] or "warps"):   # the path is that of attention
         return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
 
 
