@@ -34,7 +34,8 @@ LEFT_OUT = "test_cuda_compile.py", "test_cuda_faults.py", "test_cuda_host.py", "
 CHANGES = [  # (name, pattern, replacement), tried at each match in each line of code
     ("no barrier", r"__syncthreads\(\);", ""),
     ("no barrier of the warp", r"__syncwarp\(\);", ""),
-    ("no wait", r"cp_async_wait<\d+>\(\);", ""),
+    ("no wait", r"(?:cp_async|wgmma)_wait<\d+>\(\);", ""),
+    ("no fence", r"(?:proxy|wgmma)_fence\(\);", ""),
     ("<= for <", r"(?<![<\w]) < (?!<)", " <= "),
     ("< for <=", r" <= ", " < "),
     (">= for >", r"(?<![>-]) > (?![>=])", " >= "),
@@ -58,6 +59,10 @@ HARMLESS = {  # (file, line of code, change): why
     ("gelu.cu", "return x > end ? end : x;", ">= for >"): "where x is end, either is",
     ("gelu.cu", "x = x < -end ? -end : x;", "<= for <"): "where x is -end, either is",
     ("softmax.cuh", "if (top > largest) {", ">= for >"): "where they are equal the sum is scaled by 1",
+    ("attention_hopper_backward.cuh", "if (group > query + QUERIES - 1 + ahead) continue;", "no guard"):
+        "all weights of the tile are 0",
+    ("attention_hopper_backward.cuh", "if (key > group + 63 + ahead) continue;", "no guard"):
+        "all weights of the tile are 0",
 }
 DECLARED = re.compile(r"\s*(?:__shared__ |const )*(?:float|double|int|unsigned|long long|T|Slice|Square)\b[^=]*$")
 

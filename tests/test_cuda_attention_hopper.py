@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import sys
 
 import cuda_checks
 import numpy as np
@@ -11,6 +12,7 @@ import strict_cupy
 from cuda_host import KernelFault, RawModule, needs_compiler, running
 from marks import slow_but
 from test_cuda_attention import ANY, DIFFERS, SHARED, array_dtype, check, projections, run
+from test_cuda_offsets import FAR, apart, normal
 
 from ops.kernels.cuda import attention_hopper, attention_tiles
 from ops.kernels.cuda.attention import AttentionCUDA
@@ -42,6 +44,8 @@ SHAPES = [  # Tq, Tk, hs, batches and heads
     (17, 17, 64, (2, 3)),
     (129, 129, 64, (1, 1)),
     (65, 65, 40, (1, 2)),
+    (128, 128, 16, (1, 2)),  # whole blocks
+    (64, 129, 16, (1, 1)),  # one query sees one key of the last tile
     (200, 200, 8, (1, 1)),
     (33, 97, 64, (1, 1)),
     (70, 260, 24, (1, 1)),
@@ -90,6 +94,21 @@ def test_large_scores_do_not_overflow(cupy):
     """As in test_cuda_attention.py: scores of some hundreds, weights 0 or 1."""
     with path("warpgroups"):
         check(cupy, projections(80, 80, 64, scale=10), "bfloat16", {}, orders=(False,), size=80 * 30 / 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved when asked for")
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_heads_that_are_far_apart(axis, cupy):
+    """Batches, heads or rows, by more than 2^31 elements in all: the same bits as next to each other."""
+    arrays = [normal(2, 2, 20, 16, seed=seed).astype(array_dtype("float16")) for seed in range(4)]
+    distance = FAR // 8 if axis == 2 else FAR
+    found = []
+    for q, k, v, dout in (arrays, [apart(array, axis, distance) for array in arrays]):
+        with cuda_checks.in_precision("float16"), running(check=False), path("warpgroups"):
+            node = AttentionCUDA(cupy, [True] * 3)
+            out = node.forward(*map(strict_cupy.ndarray, (q, k, v)))
+            found.append([x.get() for x in (out, *node.backward(strict_cupy.ndarray(dout)))])
+    assert all(np.array_equal(a, b) for a, b in zip(*found)) and all(map(np.any, found[0]))
 
 
 # -- which path ----------------------------------------------------------------------------------------------------
