@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.gpt_memory import kept_by_block, work_space_of_gpt
+from models.gpt_memory import forward_space_of_gpt, kept_by_block, work_space_of_gpt
 from models.model_config import ModelConfig
 from tinygrad2.cli import flag
 from tinygrad2.interop.shapes import shapes_of
@@ -93,3 +93,6 @@ class GPTConfig(ModelConfig):
 
     def work_space(self, rows, length, reference, dtype="float32", device="cpu"):
         return work_space_of_gpt(self, rows, length, reference, dtype, device)
+
+    def forward_space(self, rows, length, dtype="float32"):
+        return forward_space_of_gpt(self, rows, length, dtype)

@@ -67,6 +67,13 @@ def work_space_of_gpt(config, rows, length, reference, dtype="float32", device="
     return outside, chunk, work
 
 
+def forward_space_of_gpt(config, rows, length, dtype="float32"):
+    """Bytes of a forward pass on a GPU that keeps nothing (GPTConfig.forward_space): in an MLP, or with logits."""
+    N, C, size = rows * length, config.n_embd, _BYTES[dtype]
+    _, chunk, _ = work_space_of_gpt(config, rows, length, False, dtype, "cuda")
+    return max(size * N * (2 * config.inner + 3 * C) + 2 * _F * N * C, chunk + (size + _F) * N * C)
+
+
 def logits_chunk(N, C, V):
     """Bytes of the logits that ops.linear_cross_entropy has at a time: those of N rows of C channels, or a part."""
     logits = _F * N * V

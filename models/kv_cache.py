@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygrad2.backend import array_module
-from tinygrad2.halves import half_dtype
+from tinygrad2.halves import half_dtype, is_half
 from tinygrad2.precision import MIXED, precision
 from tinygrad2.tensor import Tensor
 
@@ -17,7 +17,7 @@ class KVCache:
         k[layer], v[layer]    (B, nh, size, hs), filled up to `position`
 
     They are float32. A cache that is made in mixed precision on a GPU, and for it, has 16 bits, as k and v have there:
-    attention reads half the bytes, and casts nothing.
+    attention reads half the bytes, and casts nothing. In another precision all of it is cast for each token.
 
     A forward pass over T new tokens appends to every layer and then advances `position` by T. Pope et al., "Efficiently
     scaling transformer inference", 2022, section 2.
@@ -86,4 +86,7 @@ class _Layer:
 
     def attend(self, head, q, k, v):
         """Attention of the new tokens to all tokens so far, (B, nh, T, hs)."""
-        return head(q, *self.append(k, v))
+        keys, values = self.append(k, v)
+        if is_half(keys.dtype) and keys.dtype != q.dtype:         # it was made in another precision
+            keys, values = (Tensor(x.data.astype(q.dtype)) for x in (keys, values))
+        return head(q, keys, values)

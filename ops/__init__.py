@@ -37,6 +37,7 @@ from ops.kernels.available import (  # noqa: F401  registers the kernels
     have_cpu_kernels,
     must_compile,
     products_chosen_for,
+    refuse_attention,
     runs_reference,
     why_no_cpu_kernels,
 )

@@ -13,9 +13,12 @@ from cuda_host import needs_compiler, running
 from test_frozen import Tokens
 
 import train_gpt2
+from models import GPT, GPTConfig
 from tinygrad2.arena import Arena
 from tinygrad2.distributed.world import World
-from tinygrad2.precision import computing
+from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.precision import computing, matmul_precision
+from tinygrad2.tensor import no_grad
 from tinygrad2.training.lookahead import Lookahead
 from train_gpt2 import Trainer, parse
 
@@ -155,3 +158,18 @@ def test_a_training_with_all_that_happens_between_steps(cupy, monkeypatch, tmp_p
         assert ("more than are in use at once" in printed) == (name == "with"), printed
         assert "of it in one block after some steps" in printed
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("V, C", [(300, 64), (50, 128), (2000, 32)])
+def test_validation_needs_what_the_plan_says(cupy, dtype, V, C):
+    """Which runs between steps, beside their arena."""
+    pytest.importorskip("ml_dtypes")
+    model, ids = GPT(GPTConfig(32, V, n_layer=2, n_head=2, n_embd=C), seed=1), np.arange(4 * 32).reshape(4, 32) % V
+    FlatBuffers(model, "cuda")
+    arena = Arena(cupy, str)
+    with running(check=False), matmul_precision("highest" if dtype == "float32" else dtype), no_grad():
+        for _ in range(3):
+            with arena.step():
+                model.loss(ids, ids)
+    assert arena.plan.bound == pytest.approx(model.config.forward_space(4, 32, dtype), rel=0.06)

@@ -72,3 +72,22 @@ def test_the_cache_of_a_gpu_has_the_dtype_of_the_activations(monkeypatch, dtype)
     assert {array.dtype.name for array in other.k + other.v} == {"float32"} and np.array_equal(*found)
     with matmul_precision("bfloat16"):
         assert KVCache(model.config).k[0].dtype == np.float32     # the CPU's
+
+
+@pytest.mark.parametrize("made", ["bfloat16", "float16"])
+@pytest.mark.parametrize("used", ["highest", "float16", "bfloat16"])
+def test_a_cache_serves_other_precisions_than_its_own(monkeypatch, made, used):
+    """With the keys and values that it has, rounded to 16 bits."""
+    strict_cupy.install(monkeypatch)
+    fake_cublaslt.install(monkeypatch)
+    model = GPT(GPTConfig(block_size=12, vocab_size=30, n_layer=2, n_head=2, n_embd=16), seed=0).eval()
+    FlatBuffers(model, "cuda")
+    with running(check=False):
+        with matmul_precision(made):
+            cache = model.new_cache()
+            model.next_logits([[1, 2, 3]], cache)
+        usual = model.next_logits([[1, 2, 3, 4]], model.new_cache()).numpy()
+        with matmul_precision(used):
+            found = model.next_logits([[4]], cache).numpy().astype(np.float32)
+    assert cache.k[0].dtype.name == made and cache.position == 4
+    assert np.allclose(found, usual, atol=0.02) and not np.array_equal(found, usual)

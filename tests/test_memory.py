@@ -16,6 +16,7 @@ from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2.dispatch import kernels
 from tinygrad2.distributed.mpirun import environment, find_mpirun, have_mpi
+from tinygrad2.errors import UserError
 from tinygrad2.function import Function
 from tinygrad2.mixed_precision import mixed_precision
 from tinygrad2.saved16 import Saved16
@@ -242,3 +243,26 @@ def test_what_helps_if_the_memory_of_a_gpu_is_too_small(monkeypatch, capsys):
     assert "it does NOT fit" in out and "--dtype bfloat16 saves" in out and "--checkpoint-every" not in out
     assert plan_command.main([*flags, "--dtype", "bfloat16", "--micro-batch-size", "4"]) == 0
     assert "it fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, reason", [
+    ("--cuda-graph yes --dropout 0.1", "--cuda-graph yes: the masks of dropout are new in each step"),
+    ("--cuda-graph yes --read-every 1", "--cuda-graph yes: with --read-every 1 each step waits"),
+    ("--cuda-graph yes --batch-size 4 --ranks 2", "--cuda-graph yes: a graph is for one rank"),
+    ("--gpu-attention cudnn", "--gpu-attention cudnn: cuDNN's attention takes 16-bit numbers"),
+])  # fmt: skip
+def test_the_plan_of_a_gpu_refuses_what_a_training_refuses(flags, reason):
+    with pytest.raises(UserError, match=reason):
+        plan_command.main(f"--device cuda {flags}".split())
+
+
+def test_the_plan_of_a_gpu_counts_what_runs_between_steps(capsys):
+    """Samples need more than validation where a micro-batch is one short row of many layers."""
+    config = GPTConfig(vocab_size=50, block_size=8, n_layer=20, n_head=2, n_embd=16)
+    sizes = [gpu_plan.GpuPlan(config, 1, 8, validates=validates, samples=samples).parts["validation and samples"]
+             for validates, samples in ((False, False), (True, False), (True, True))]  # fmt: skip
+    assert sizes == [0, config.forward_space(1, 8), config.forward_space(1, 8) + 2 * 20 * 8 * 16 * 4]
+    assert plan_command.main("--device cuda --model gpt2 --eval-every 0 --sample-tokens 0".split()) == 0
+    assert "validation and samples" not in capsys.readouterr().out
+    assert plan_command.main("--device cuda --model gpt2 --eval-every 5".split()) == 0
+    assert "validation and samples" in capsys.readouterr().out

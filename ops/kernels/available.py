@@ -3,7 +3,7 @@ will compute.
 """
 
 from ops.kernels.cuda import product_library
-from ops.kernels.cuda.attention_cudnn import describe_attention  # noqa: F401
+from ops.kernels.cuda.attention_cudnn import describe_attention, refuse_attention  # noqa: F401
 from tinygrad2.missing_kernels import watch_missing_kernels
 from tinygrad2.system.installation import adapt_hint
 

@@ -15,11 +15,11 @@ import contextlib
 from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module
 from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
-from tinygrad2.errors import UserError
 from tinygrad2.gpu import new_pool
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
 from tinygrad2.step_numbers import StepNumbers, decide_step
+from tinygrad2.training.graph_rules import refuse_graph, why_no_graph
 from tinygrad2.uploads import Uploads
 
 USUAL = 2  # steps before a recording, at least: they compile the kernels, and show where arrays may lie
@@ -40,22 +40,13 @@ class DeviceSteps:
         self.trainer, self.xp = trainer, array_module(trainer.config.device)
         self.graph, self._values, self._batches, self._recorded_for, self._done = None, (), [], None, 0
         self._wanted, self._failed = trainer.config.cuda_graph == "yes", False
-        reason = self._why_not()
-        if reason and trainer.config.cuda_graph == "yes":
-            raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
+        reason = why_no_graph(trainer.model.config, trainer.world.size)
+        refuse_graph(trainer.config, reason)
         self.permitted = trainer.config.cuda_graph != "no" and not reason
         self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
         self.arena, self._held = Arena(self.xp, trainer.world.print), None
         self.numbers = StepNumbers(trainer.optimizer, trainer.config.steps)
         self.uploads = Uploads(self.xp)
-
-    def _why_not(self):
-        trainer = self.trainer
-        if getattr(trainer.model.config, "dropout", 0):
-            return "the masks of dropout are new in each step, which a graph cannot be"
-        if trainer.world.size > 1:
-            return "a graph is for one rank"
-        return ""
 
     def wait_for_others(self):
         """What follows on the stream waits for what the caller has started so far: its stream waits for no other."""

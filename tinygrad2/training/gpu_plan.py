@@ -36,7 +36,19 @@ class GpuPlan(MemoryPlan):
             "work space of backward": work + recompute,
             "work space of products": _WORKSPACE,
             "work space of cuDNN's attention (estimate)": self._cudnn() if self.cudnn else 0,
+            "validation and samples": self._between_steps(),
         }
+
+    def _between_steps(self):
+        """Bytes of what runs between steps, beside their arena. Samples have a cache for one text."""
+        c, dtype = self.config, "float32" if self.reference else self.dtype
+        if c.family != "gpt":                                     # no more than backward of a step
+            return sum(c.work_space(self.rows, self.length, False, dtype, "cuda")[1:]) if self.validates else 0
+        validation = c.forward_space(self.rows, self.length, dtype) if self.validates else 0
+        if not self.samples:
+            return validation
+        cache = 2 * c.n_layer * self.length * c.n_embd * (_F if dtype == "float32" else 2)
+        return max(validation, cache + c.forward_space(1, self.length, dtype))
 
     def _cudnn(self):
         """Bytes that the deterministic backward of one layer may take: ds of all heads in 16 bits, whose sides are

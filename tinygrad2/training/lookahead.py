@@ -20,8 +20,8 @@ from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module, to_host, xp_of
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
-from tinygrad2.errors import UserError
 from tinygrad2.training.captured import DeviceSteps
+from tinygrad2.training.graph_rules import refuse_graph, why_each_waits
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Lookahead:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        reason = self._why_each_waits()
-        if reason and trainer.config.cuda_graph == "yes":
-            raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
+        reason = why_each_waits(trainer.config, trainer.world.size, trainer.reducer.is_nccl)
+        refuse_graph(trainer.config, reason)
         self.ahead = not reason
         self.steps, self.arena = None, None
         if self.ahead:
@@ -62,21 +61,6 @@ class Lookahead:
             self.arena = Arena(array_module("cuda"), trainer.world.print)
         self._started = []  # (state before the step, lr, its losses and norm on the GPU)
         self._begin, self._starting = None, 0.0
-
-    def _why_each_waits(self):
-        """Why a step must be read before the next one starts, "" if it need not be."""
-        trainer, config = self.trainer, self.trainer.config
-        if config.device == "cpu":
-            return "it is for --device cuda"
-        if config.kernels == "reference":
-            return "with --kernels reference each step waits for the GPU"
-        if config.read_every == 1:
-            return "with --read-every 1 each step waits for the GPU"
-        if config.skip_outliers:
-            return "with --skip-outliers each step waits for the loss"
-        if config.zero or (trainer.world.size > 1 and not trainer.reducer.is_nccl):
-            return "the gradients of the ranks are summed by the host"
-        return ""
 
     def step(self, loader, is_outlier=None, read=True):
         """One step of the training: [Step] of all that have not been returned yet if `read`, else []. The last of them

@@ -32,6 +32,7 @@ class MemoryPlan:
     tree           gradients of micro-batches are summed in a tree
     base           bytes of Python and its libraries; None: what this process has now
     cudnn          attention is cuDNN's (--gpu-attention)
+    validates      there is validation between steps; samples: texts are written, in the end at least
 
     parts          {what: bytes}
     layer          {what: bytes} that one layer (block) keeps for backward
@@ -52,6 +53,8 @@ class MemoryPlan:
     tree: bool = True
     base: int = None
     cudnn: bool = False
+    validates: bool = False
+    samples: bool = False
 
     device = "cpu"
 
@@ -70,6 +73,7 @@ class MemoryPlan:
             keeps_every=0 < config.keep_every < config.steps,
             ranks=ranks, shards=config.zero > 0, tree=config.reduce_order == "tree",
             cudnn=config.gpu_attention == "cudnn",
+            validates=config.eval_every > 0, samples=config.sample_tokens > 0,
         )  # fmt: skip
 
     @property

@@ -83,16 +83,29 @@ def describe_attention(config, model_config, xp):
     """
     if config.gpu_attention == "own":
         return "" if xp is np or config.kernels == "reference" else "ops/kernels/cuda (--gpu-attention own)"
-    if reason := _why_not(config, model_config, xp):
-        raise UserError(f"--gpu-attention cudnn: {reason}; or leave it out")
+    refuse_attention(config, model_config)
+    capability = xp.cuda.Device().compute_capability
+    if int(capability) < _LEAST:
+        raise _error(f"this GPU, of compute capability {capability[:-1]}.{capability[-1]}, is too old (8.0)")
     version = text_of(load_library().backend_version())
     return (f"cuDNN {version} (--gpu-attention cudnn), backward deterministic; ops/kernels/cuda where texts have "
             "another length, as in samples")  # fmt: skip
 
 
-def _why_not(config, model_config, xp):
+def refuse_attention(config, model_config):
+    """Raises UserError where other flags keep cuDNN from computing the attention that --gpu-attention cudnn asks for;
+    no GPU is needed to know it."""
+    if config.gpu_attention == "cudnn" and (reason := _why_not(config, model_config)):
+        raise _error(reason)
+
+
+def _error(reason):
+    return UserError(f"--gpu-attention cudnn: {reason}; or leave it out")
+
+
+def _why_not(config, model_config):
     """What keeps cuDNN from computing a training's attention, and the remedy; "" if nothing does."""
-    if xp is np:
+    if config.device == "cpu":
         return "it is for --device cuda"
     if config.kernels == "reference":
         return "--kernels reference runs no kernel"
@@ -104,7 +117,4 @@ def _why_not(config, model_config, xp):
                 f"not {T} and {hs}")  # fmt: skip
     if model_config.dropout:
         return "cuDNN's dropout has other masks than ours: use --dropout 0"
-    capability = xp.cuda.Device().compute_capability
-    if int(capability) < _LEAST:
-        return f"this GPU, of compute capability {capability[:-1]}.{capability[-1]}, is too old (8.0)"
     return ""

@@ -1,0 +1,38 @@
+"""Which steps on a GPU need not wait for it, and which can be a CUDA graph: asked by a training, and before it by
+`python -m tinygrad2 plan`. Each answer is the reason why not, in words, or ""."""
+
+from tinygrad2.errors import UserError
+
+
+def why_each_waits(config, ranks=1, is_nccl=True):
+    """Why a step must be read before the next one starts.
+
+    config    TrainConfig
+    is_nccl   the gradients of several ranks are summed by NCCL
+    """
+    if config.device == "cpu":
+        return "it is for --device cuda"
+    if config.kernels == "reference":
+        return "with --kernels reference each step waits for the GPU"
+    if config.read_every == 1:
+        return "with --read-every 1 each step waits for the GPU"
+    if config.skip_outliers:
+        return "with --skip-outliers each step waits for the loss"
+    if config.zero or (ranks > 1 and not is_nccl):
+        return "the gradients of the ranks are summed by the host"
+    return ""
+
+
+def why_no_graph(model_config, ranks=1):
+    """Why a step that need not wait cannot be a graph."""
+    if getattr(model_config, "dropout", 0):
+        return "the masks of dropout are new in each step, which a graph cannot be"
+    if ranks > 1:
+        return "a graph is for one rank"
+    return ""
+
+
+def refuse_graph(config, reason):
+    """Raises UserError if there is a reason, and --cuda-graph yes."""
+    if reason and config.cuda_graph == "yes":
+        raise UserError(f"--cuda-graph yes: {reason}; use --cuda-graph auto")
