@@ -32,25 +32,36 @@ def products_of(name):
 
 
 class OurMemory:
-    """What CuPy's pools have taken from the device since the last `give_back`.
+    """What CuPy's pools have taken from the device.
 
-    steps    of a Lookahead (training/captured.py), with a pool of its own that a graph may need; or None
+    lookahead    the Lookahead that trains now, whose steps lie in an arena; None before it trains
+    plan         the GpuPlan for it
     """
 
-    def __init__(self, steps=None):
-        import cupy
-
-        self.pools, self.steps = [cupy.get_default_memory_pool()], steps
-        if steps is not None and steps.permitted:
-            self.pools.append(steps._pool)
+    lookahead = plan = None
 
     def peak(self):
-        return sum(pool.total_bytes() for pool in self.pools)
+        import cupy
+
+        from tinygrad2.gpu import bytes_of_pools
+
+        return bytes_of_pools(cupy)
+
+    def compared(self):
+        """{"arena": bytes of the block, "bound": of its arrays at one time, "pool": of all arrays when each came from
+        CuPy's pool, "plan": of all arrays as python -m tinygrad2 plan has it}; {} while there is no arena."""
+        arena = self.lookahead and self.lookahead.arena
+        if not (arena and arena.plan):
+            return {}
+        return dict(arena=arena.plan.bytes, bound=arena.plan.bound, pool=arena.taken_before, plan=self.plan.arrays)
 
     def give_back(self):
-        kept = self.steps is not None and self.steps.graph            # it has recorded addresses
-        for pool in self.pools[:1] if kept else self.pools:
-            pool.free_all_blocks()
+        import cupy
+
+        steps = self.lookahead and self.lookahead.steps
+        if self.lookahead and not (steps and steps.graph):        # which has recorded addresses
+            self.lookahead.arena.let_go()
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 class TorchMemory:
@@ -60,6 +71,9 @@ class TorchMemory:
         import torch
 
         return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+
+    def compared(self):
+        return {}
 
     def give_back(self):
         import torch
@@ -109,7 +123,7 @@ def steps(name, config):
             ms += [(time.perf_counter() - start) * 1e3 / len(some)] * len(some)
         done += steps
         of_process = memory_of_process() if ask_driver else None
-        answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=of_process)
+        answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=of_process, memory=memory.compared())
         memory.give_back()
         return answer
 
@@ -141,6 +155,7 @@ def our_steps(name, config):
     from tinygrad2.distributed.world import World
     from tinygrad2.precision import computing
     from tinygrad2.training.config import RECIPES, TrainConfig
+    from tinygrad2.training.gpu_plan import GpuPlan
     from tinygrad2.training.lookahead import Lookahead
 
     products = products_of(name)
@@ -149,24 +164,28 @@ def our_steps(name, config):
         device="cuda", dtype=products if mixed else "float32", steps=1 << 20, seed=config["seed"],
         matmul_precision="highest" if mixed else PRECISIONS[products], beta1=BETAS[0], beta2=BETAS[1],
         weight_decay=WEIGHT_DECAY, grad_clip=GRAD_CLIP, kernels=config.get("kernels", "auto"),
-        gpu_attention="cudnn" if name.startswith("ours-cudnn") else "own",
+        gpu_attention="cudnn" if name.startswith("ours-cudnn") else "own", eval_every=0, sample_tokens=0,
     ))  # fmt: skip
     flags = replace(flags, micro_batch_size=flags.batch_size)     # all in one
     trainer = train_gpt2.Trainer(flags, GPTConfig(**config["model"]), World())
     trainer.lr = lambda: LR
-    lookahead, given = Lookahead(trainer), Batches()
+    given, memory = Batches(), OurMemory()
     choices = Choices(measures="tuned" in name)                   # none are kept: each visit measures for itself
 
     def run(batches):
         size = len(batches[0][0])
-        trainer.config = replace(flags, batch_size=size, micro_batch_size=size)
+        if memory.lookahead is None or size != trainer.config.batch_size:
+            trainer.config = replace(flags, batch_size=size, micro_batch_size=size)
+            memory.plan = GpuPlan.of(trainer.config, trainer.model.config, False, 0)
+            memory.lookahead = None                               # with its graph: the memory is free for the next one
+            memory.lookahead = Lookahead(trainer)
         given.batches, trainer.position, found = batches, (0, 0), []
         with computing(trainer.config), choosing(choices):
             for i in range(len(batches)):
-                found += lookahead.step(given, None, i == len(batches) - 1)
+                found += memory.lookahead.step(given, None, i == len(batches) - 1)
         return [step.loss for step in found]
 
-    return run, OurMemory(lookahead.steps)
+    return run, memory
 
 
 class Batches:

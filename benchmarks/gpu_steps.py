@@ -8,7 +8,7 @@ from benchmarks.gpu_side import products_of
 from benchmarks.gpu_sides import Sides
 from benchmarks.harness import installed, ratio_of
 
-WARMUP = 2  # steps before the first turn: there PyTorch compiles
+WARMUP = 3  # steps before the first turn: there PyTorch compiles, and ours finds a place for each array
 SLOW = 300  # milliseconds of a step from which a turn has fewer of them
 
 
@@ -39,7 +39,7 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
     """Rows of sides that run in turns at one batch size, for about so many seconds, two turns at least."""
     end = clock.left() - seconds
     ms, losses, memory, errors = {}, {}, {}, {}
-    timed = {}
+    timed, compared = {}, {}
 
     def ask(name, steps, ask_driver=False):
         answer = sides.ask(name, batch_size=B, steps=steps, ask_driver=ask_driver)
@@ -49,6 +49,7 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
         else:
             losses.setdefault(name, []).extend(answer["losses"])
             memory[name] = answer["peak"], answer["of_process"] or memory.get(name, (0, None))[1]
+            compared[name] = answer["memory"]
         return answer
 
     for name in names:
@@ -72,6 +73,8 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
                        products=products_of(name), errors=errors[name])  # fmt: skip
         else:
             yield step_row(name, B, config["seq_len"], ms, losses, memory, flops, peaks) | dict(vocab_size=V)
+            if compared[name]:
+                yield memory_row(name, B, compared[name], memory[name][0])
 
 
 def train_flops(config):
@@ -101,6 +104,12 @@ def step_row(name, B, T, ms, losses, memory, flops, peaks):
         if kind == products:
             row[f"share_of_{kind}_peak"] = round(flops / median * 1e3 / peak, 3)
     return row
+
+
+def memory_row(name, B, compared, peak):
+    """The memory of ours in MB: the plan beside the facts."""
+    row = dict(part="memory", side=name, batch_size=B, products=products_of(name), peak_memory_mb=round(peak / 1e6))
+    return row | {f"{what}_mb": round(size / 1e6, 1) for what, size in compared.items()}
 
 
 def losses(args, clock, n=200, B=4):

@@ -265,6 +265,20 @@ def test_an_arena_that_does_not_fit_is_none_and_said_once(machine):
     assert lines == [f"arena     none: {reason}"]
 
 
+def test_a_block_that_was_let_go_is_taken_again(machine):
+    arena, alloc, pool, lines = machine
+    for _ in range(3):
+        found = step(arena, alloc)
+    first = arena.block.ptr
+    arena.let_go()
+    again = step(arena, alloc)
+    assert arena.block.ptr != first and [a - arena.block.ptr for a in again] == [a - first for a in found]
+    assert arena.requests == 0 and len(lines) == 1 and arena.taken_before == arena.plan.bytes
+    arena.let_go()
+    pool.room = 4000
+    assert step(arena, alloc) != again and arena.given_up and arena.plan is None and len(lines) == 2
+
+
 def test_an_error_of_the_gpu_is_not_taken_for_missing_memory(machine):
     arena, alloc, pool, _ = machine
     step(arena, alloc)

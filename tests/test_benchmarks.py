@@ -267,7 +267,10 @@ def test_every_part_of_gpu_runs_on_the_stand_in(part, stand_in, tmp_path):
     rows = gpu_part(part, tmp_path, 600, **arguments)
     errors = [row for row in rows if row.get("errors") and "No viable backend" not in row["errors"]]
     assert rows and errors == []
-    assert all(columns <= set(row) or row.get("errors") for row in rows)
+    memory = [row for row in rows if row["part"] == "memory"]
+    assert all(columns <= set(row) or row.get("errors") or row in memory for row in rows)
+    assert all(row["bound_mb"] <= row["arena_mb"] and row["plan_mb"] > 0 for row in memory)
+    assert bool(memory) == (part == "steps")
     if part == "trace":
         assert json.loads((tmp_path / "gpu_trace.json").read_text())["traceEvents"]
 

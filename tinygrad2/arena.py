@@ -167,12 +167,13 @@ class Arena:
     requests     how many arrays of the last step came from the pool
     is_planned   there is a block, and the last step was as planned
     given_up     there will be none: it does not fit, or no two steps are alike
+    taken_before bytes of all pools, before the block was taken from one
     """
 
     def __init__(self, xp, log=print):
         self.xp, self.cuda, self.log = xp, xp.cuda, log
         self.block, self.plan, self.requests, self.is_planned, self.given_up = None, None, 0, False, False
-        self._stream, self._pool = None, None                     # within a step
+        self._stream, self._pool, self.taken_before = None, None, 0           # the first two: within a step
         self._n = self._base = 0                                  # arrays made in this step, and in all before it
         self._alive, self._late = {}, set()                       # number -> (first, last byte + 1); who should be gone
         self._record, self._before, self._alike, self._others, self._unlike = None, None, 1, 0, 0
@@ -181,10 +182,12 @@ class Arena:
     def step(self):
         """Within the block, new arrays of this thread lie in the arena, or are recorded while there is none. Others
         come from where arrays come from outside of it."""
+        self._pool = self.cuda.get_allocator()
+        if self.plan and not self.block:
+            self._begin(self.plan)
         if self.given_up:
             yield
             return
-        self._pool = self.cuda.get_allocator()
         self._stream = self.cuda.get_current_stream().ptr
         self._n = self.requests = 0
         self._record = None if self.plan else _Record()
@@ -215,8 +218,12 @@ class Arena:
         elif self._unlike > _PATIENCE:
             self._give_up("steps make other arrays each time")
 
+    def let_go(self):
+        """Give the block back to the pool until the next step. Not while a CUDA graph writes to it."""
+        self.block = None
+
     def _begin(self, plan):
-        give_back(self.xp)                                        # where the arrays have been until now
+        self.taken_before = give_back(self.xp)                    # where the arrays have been until now
         try:
             self.block = self._pool(plan.bytes)
         except (MemoryError, RuntimeError) as error:
@@ -224,13 +231,15 @@ class Arena:
                 raise
             self._give_up(f"the GPU has no {megabytes(plan.bytes)} in one piece for the arrays of a step")
             return
+        if plan is self.plan:
+            return
         self.plan, self.is_planned, self._others, self._unlike = plan, True, 0, 0
         more = plan.bytes / max(plan.bound, 1) - 1
         self.log(f"arena     {megabytes(plan.bytes)} for the {plan.count:,} arrays of a step, {more:.1%} more than are "
                  "in use at once")  # fmt: skip
 
     def _give_up(self, reason):
-        self.given_up, self._before, self._record = True, None, None
+        self.given_up, self.plan, self._before, self._record = True, None, None, None
         self.log(f"arena     none: {reason}; they come from CuPy's pool one by one")
 
     # -- an array ------------------------------------------------------------------------------------------------------

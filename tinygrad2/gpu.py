@@ -58,9 +58,10 @@ _pools: list[Any] = []  # besides CuPy's own
 
 
 def give_back(xp):
-    """Return to the GPU what CuPy's pool keeps for arrays to come. Waits for the GPU."""
-    _before.append(_bytes_of_pools(xp))
+    """Return to the GPU what CuPy's pool keeps for arrays to come. Waits for the GPU. Returns what pools had before."""
+    _before.append(bytes_of_pools(xp))
     xp.get_default_memory_pool().free_all_blocks()
+    return _before[-1]
 
 
 _before: list[int] = []  # bytes of all pools, whenever some have been given back
@@ -71,10 +72,11 @@ def peak_memory(device):
     of them: arena.py). Pools give none back, but by `give_back`."""
     if device == "cpu":
         return peak_resident_bytes()
-    return max([_bytes_of_pools(array_module(device)), *_before])
+    return max([bytes_of_pools(array_module(device)), *_before])
 
 
-def _bytes_of_pools(xp):
+def bytes_of_pools(xp):
+    """Bytes of the GPU that CuPy's pools have now, given to arrays or kept for others."""
     return sum(pool.total_bytes() for pool in [xp.get_default_memory_pool(), *_pools])
 
 
