@@ -124,10 +124,18 @@ def steps(name, config):
         done += steps
         of_process = memory_of_process() if ask_driver else None
         answer = dict(ms=ms, losses=losses, peak=memory.peak(), of_process=of_process, memory=memory.compared())
+        answer["gelu"] = gelu_of(getattr(run, "choices", {}), batch_size * config["seq_len"])
         memory.give_back()
         return answer
 
     return handle
+
+
+def gelu_of(choices, rows):
+    """Where GELU is computed in each direction, of measured choices for so many rows: "forward fused, ..."; "" without
+    any."""
+    found = [(*key.split(": "), way) for key, way in choices.items() if key.startswith("GELU")]
+    return ", ".join(f"{kind.split()[1]} {way}" for kind, shapes, way in found if shapes.startswith(f"({rows}, "))
 
 
 def torch_steps(name, config):
@@ -146,7 +154,7 @@ def torch_steps(name, config):
 
 
 def our_steps(name, config):
-    """The same by the Trainer of train_gpt2.py, as it trains on a GPU."""
+    """The same by the Trainer of train_gpt2.py, as it trains on a GPU; run.choices is its Choices.made."""
     from dataclasses import replace
 
     import train_gpt2
@@ -185,6 +193,7 @@ def our_steps(name, config):
                 found += memory.lookahead.step(given, None, i == len(batches) - 1)
         return [step.loss for step in found]
 
+    run.choices = choices.made
     return run, memory
 
 

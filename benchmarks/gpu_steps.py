@@ -39,7 +39,7 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
     """Rows of sides that run in turns at one batch size, for about so many seconds, two turns at least."""
     end = clock.left() - seconds
     ms, losses, memory, errors = {}, {}, {}, {}
-    timed, compared = {}, {}
+    timed, compared, gelu = {}, {}, {}
 
     def ask(name, steps, ask_driver=False):
         answer = sides.ask(name, batch_size=B, steps=steps, ask_driver=ask_driver)
@@ -48,6 +48,7 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
             ms.pop(name, None)
         else:
             losses.setdefault(name, []).extend(answer["losses"])
+            gelu[name] = answer["gelu"]
             memory[name] = answer["peak"], answer["of_process"] or memory.get(name, (0, None))[1]
             compared[name] = answer["memory"]
         return answer
@@ -72,7 +73,8 @@ def cell(sides, names, B, config, args, peaks, clock, seconds):
             yield dict(part="steps", side=name, batch_size=B, seq_len=config["seq_len"], vocab_size=V,
                        products=products_of(name), errors=errors[name])  # fmt: skip
         else:
-            yield step_row(name, B, config["seq_len"], ms, losses, memory, flops, peaks) | dict(vocab_size=V)
+            row = step_row(name, B, config["seq_len"], ms, losses, memory, flops, peaks) | dict(vocab_size=V)
+            yield row | (dict(gelu=gelu[name]) if gelu[name] else {})
             if compared[name]:
                 yield memory_row(name, B, compared[name], memory[name][0])
 

@@ -209,6 +209,14 @@ def test_steps_of_the_gpu_side_equal_those_of_the_cpu(monkeypatch):
         assert run(batches[:1]) + run(batches[1:]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_gpu_rows_say_where_gelu_is_computed():
+    choices = {"GELU forward: (64, 8) by (8, 32), float32 highest": "fused", "out (64, 8) ...": 128 * "0",
+               "GELU backward: (64, 8) by (8, 32), float32 highest": "separate",
+               "GELU forward: (6, 8) by (8, 32), float32 highest": "separate"}  # fmt: skip
+    assert gpu_side.gelu_of(choices, 64) == "forward fused, backward separate"
+    assert gpu_side.gelu_of({}, 64) == ""
+
+
 def test_gpu_rows_compare_sides_with_the_same_products():
     ms = {"ours-tf32": [[5.0, 5.0]], "torch-tf32": [[4.0, 6.0]]}
     losses = {"ours-tf32": [1.0, 2.0], "torch-tf32": [1.0, 2.5]}
