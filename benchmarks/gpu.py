@@ -8,9 +8,10 @@ In order of worth, as far as the minutes reach; each part is added to benchmarks
 
     tests        tests/test_gpu.py, tests/test_gpu_products.py
     doctor       python -m tinygrad2 doctor
-    limits       matrix products in float32, TF32 and bfloat16; copying
+    limits       matrix products in float32, TF32, bfloat16 and float16; copying
     demo         the demo's training on the GPU in float32, bfloat16 and float16 against the CPU; a text by the result
-    steps        training steps of GPT-2 124M against PyTorch, in turns, with TF32 and bfloat16 and float32 products
+    steps        training steps of GPT-2 124M against PyTorch, in turns, in bfloat16, TF32, float32; float16
+                 at one batch size
     losses       200 steps on a text in each precision, against float32
     kernels      each kernel of a training step against the limits, and against PyTorch's op
     decode       milliseconds a token of 124M against transformers
@@ -40,7 +41,7 @@ PARTS = {  # and the share of the time that each may take
     "decode": 0.06, "trace": 0.04,
 }  # fmt: skip
 TESTS = "tests/test_gpu.py,tests/test_gpu_products.py"
-PRODUCTS = ("bfloat16", "tf32", "float32")
+PRODUCTS = ("bfloat16", "tf32", "float32", "float16")
 QUICK = dict(minutes=5.0, parts="tests,doctor,limits,demo,steps,kernels", batch_sizes="16", products="bfloat16",
              kernel_batch=16, steps=300, demo="cuda,cuda-bfloat16,cpu", turns=3)  # fmt: skip
 LEAST = 30  # seconds that a part gets
@@ -124,7 +125,7 @@ def parse(argv=None):
     parser.add_argument("--vocab-size", type=int, default=50304, help="of the training steps, a multiple of 64 as in "
                         "nanoGPT: some products are several times faster so (default: 50304)")  # fmt: skip
     parser.add_argument("--batch-sizes", default="64,16,4", help="of the training steps (default: 64,16,4)")
-    parser.add_argument("--products", default=",".join(PRODUCTS), help="of steps and kernels (default: all three)")
+    parser.add_argument("--products", default=",".join(PRODUCTS), help="of steps and kernels (default: all four)")
     parser.add_argument("--against", default="torch,torch-compile", help="of the training steps (default: both)")
     parser.add_argument("--kernel-batch", type=int, default=64, help="B of the kernels' shapes (default: 64)")
     parser.add_argument("--kernels", default="", help="some of them (default: all)")

@@ -31,6 +31,10 @@ class Case:
     options: dict = field(default_factory=dict)
     path: str = ""
 
+    def is_float32(self):
+        """Is it the same for all products?"""
+        return not self.flops and not {"T", "h"} & {kind for _, kind in self.arrays.values()}
+
     def inputs(self):
         """The names of the arrays that are given to the op."""
         return [name for name in self.arrays if not name.startswith("out")]
@@ -73,7 +77,13 @@ def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows
         "adam": Case("adam_update", dict(p=flat, g=flat, m=flat, v=flat, out=((parameters,), "h")),
                      "p g m v > p m v out"),
         "grad_norm": Case("grad_norm", dict(g=flat), "g >"),
+        "softmax": Case("softmax", dict(x=((N, T), "T"), out=((N, T), "T")), "x > out", "dout out > dx"),
+        "add": Case("add", dict(a=x, b=((N, C), "T"), out=x), "a b > out"),
     }  # fmt: skip
+    for op in ("mul", "maximum"):
+        found[op] = Case(op, dict(a=x, b=x, out=x), "a b > out", "dout a b > da db")
+    for op in ("exp", "tanh"):
+        found[op] = Case(op, dict(x=x, out=x), "x > out", "dout out > dx")
     found["attention_warps"] = replace(found["attention"], path="warps")
     for name, inner, outer in (("qkv", C, 3 * C), ("attn_proj", C, C), ("fc", C, 4 * C), ("mlp_proj", 4 * C, C)):
         arrays = dict(x=((N, inner), "T"), weight=((inner, outer), "f"), bias=((outer,), "f"), out=((N, outer), "T"))
@@ -91,7 +101,8 @@ def cases(B, T=1024, C=768, heads=12, V=50304, parameters=124_475_904, head_rows
 
 TINY = dict(B=2, T=16, C=32, heads=2, V=64, parameters=1000, head_rows=32)
 ORDER = ("attention", "attention_warps", "linear_qkv", "linear_fc", "head_and_loss", "mlp", "add_layernorm", "gelu",
-         "adam", "linear_attn_proj", "linear_mlp_proj", "layernorm", "embedding", "grad_norm", "dropout")  # fmt: skip
+         "adam", "linear_attn_proj", "linear_mlp_proj", "layernorm", "embedding", "grad_norm", "dropout",
+         "softmax", "add", "mul", "maximum", "exp", "tanh")  # fmt: skip
 ATTENTION = ("torch-cudnn", "torch-flash", "torch-efficient")  # PyTorch's back ends; the last one for float32, too
 
 
@@ -101,10 +112,13 @@ def kernels(args, clock):
     table, peaks = cases(**sizes), read_limits(args.folder)
     sides = Sides("benchmarks.gpu_side", "kernels", dict(sizes=sizes, tiny=args.tiny))
     wanted = [name for name in ORDER if not args.kernels or name in args.kernels.split(",")]
-    for products in args.products.split(","):
+    asked = args.products.split(",")
+    for products in asked:
         for name in wanted:
             if products == "tf32" and not table[name].flops:
                 continue                                          # the same as in float32
+            if products != asked[0] and table[name].is_float32():
+                continue                                          # the same in all of them
             if clock.left() < 0:
                 yield dict(part="kernels", kernel=name, products=products, errors="no time was left")
                 continue

@@ -129,13 +129,13 @@ def named(kernel):
 
 
 def torch_case(case, products, sets, name):
-    """The same by PyTorch's ops. In bfloat16 weights of products are bfloat16 already, which autocast would cast."""
+    """The same by PyTorch's ops. In 16 bits weights of products have 16 bits already, which autocast would cast."""
     import torch
 
     torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    device, half = torch_device(), torch.bfloat16 if products == "bfloat16" else torch.float32
+    device, half = torch_device(), dict(bfloat16=torch.bfloat16, float16=torch.float16).get(products, torch.float32)
     of_products = case.op in ("linear", "mlp", "linear_cross_entropy")
     inputs = []
 
@@ -204,6 +204,12 @@ def torch_function(case, half):
         linear=lambda x, weight, bias: torch.addmm(bias, x, weight),
         linear_cross_entropy=lambda x, weight, ids: F.cross_entropy((x @ weight.T).float(), ids),
         grad_norm=lambda g: torch.linalg.vector_norm(g),
+        softmax=lambda x: torch.softmax(x, -1),
+        add=lambda a, b: a + b,
+        mul=lambda a, b: a * b,
+        maximum=lambda a, b: torch.maximum(a, b),
+        exp=lambda x: x.exp(),
+        tanh=lambda x: x.tanh(),
     )[case.op]  # fmt: skip
 
 

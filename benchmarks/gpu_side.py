@@ -144,7 +144,7 @@ def torch_steps(name, config):
 
     products = products_of(name)
     torch.set_float32_matmul_precision("high" if products == "tf32" else "highest")
-    dtype = "bfloat16" if products == "bfloat16" else "float32"
+    dtype = products if products in ("bfloat16", "float16") else "float32"
     step = torch_trainer(config | {"device": torch_device()}, compiled="compile" in name, dtype=dtype)
 
     def run(batches):
@@ -247,7 +247,7 @@ def limits(name, config):
 
         def product(kind):
             torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
-            dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+            dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
             x, y = a.to(dtype), b.to(dtype)
             return lambda: torch.matmul(x, y)
     else:
@@ -266,11 +266,11 @@ def limits(name, config):
             target[...] = source
 
         def product(kind):
-            dtype = half_dtype("bfloat16") if kind == "bfloat16" else np.float32
+            dtype = half_dtype(kind) if kind in ("bfloat16", "float16") else np.float32
             x, y = a.astype(dtype), b.astype(dtype)
             return lambda: gemm(x, y, precision=PRECISIONS[kind])
 
-    for kind in ("float32", "tf32", "bfloat16"):
+    for kind in PRECISIONS:
         (times,) = timer.measure([product(kind)], 5)
         products[kind] = 2 * n**3 / statistics.median(times) * 1e3
     (times,) = timer.measure([copy], 5)

@@ -17,7 +17,9 @@ def steps(args, clock):
     from benchmarks.gpu_parts import config_of
 
     peaks, config = read_limits(args.folder), config_of(args)
-    cells = [(products, int(B)) for products in args.products.split(",") for B in args.batch_sizes.split(",")]
+    sizes = list(map(int, args.batch_sizes.split(",")))
+    cells = [(products, B) for products in args.products.split(",")
+             for B in (sizes if products != "float16" else sizes[len(sizes) // 2 :][:1])]  # fmt: skip
     sides = None
     for i, (products, B) in enumerate(cells):
         if sides is None or products != cells[i - 1][0]:
@@ -27,7 +29,8 @@ def steps(args, clock):
         if clock.left() < 0:
             yield dict(part="steps", products=products, batch_size=B, errors="no time was left")
             continue
-        names = ["ours", "ours-tuned", *filter(None, args.against.split(",") if installed("torch") else [])]
+        names = ["ours"] if products == "float16" else ["ours", "ours-tuned"]
+        names += filter(None, args.against.split(",") if installed("torch") else [])
         if products in ("bfloat16", "float16") and installed("cudnn"):
             names.insert(1, "ours-cudnn")                         # --gpu-attention cudnn
         names = [name if products == "float32" else f"{name}-{products}" for name in names]

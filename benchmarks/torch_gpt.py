@@ -68,8 +68,8 @@ def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel
     """Returns a function (x, y) -> loss that does one optimizer step on int64 arrays (B, T). With read=False the loss
     is a tensor, for which nothing waits.
 
-    `dtype`: "bfloat16" is autocast's mixed precision. `parallel` is a function that wraps the model, if any. A compiled
-    model is compiled again for each shape (B, T).
+    `dtype`: "bfloat16" and "float16" are autocast's mixed precision, the latter with GradScaler. `parallel` is a
+    function that wraps the model, if any. A compiled model is compiled again for each shape (B, T).
     """
     model = TorchGPT(config, seed).to(device)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -82,12 +82,17 @@ def trainer(config, seed, compiled, lr, betas, weight_decay, grad_clip, parallel
         tensor = torch.from_numpy(array)
         return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
+    half = torch.float16 if dtype == "float16" else torch.bfloat16
+    scaler = torch.amp.GradScaler(device, enabled=dtype == "float16")
+
     def step(x, y, read=True):
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(device, half, enabled=dtype != "float32"):
             loss = forward(moved(x), moved(y))
-        loss.backward()
+        scaler.scale(loss).backward()                             # the loss itself, if it is not enabled
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return loss.item() if read else loss.detach()
 

@@ -239,6 +239,11 @@ def test_gpu_kernels_are_compared_with_the_bytes_and_products_they_need():
     assert [cases["adam"].moved("forward", products) for products in ("float32", "bfloat16")] == [2800, 3000]
     assert cases["embedding"].moved("backward", "tf32") == 8 * N + 4 * N * C + 4 * 16 * C
     assert cases["linear_fc"].flops == (2 * N * C * 4 * C, 4 * N * C * 4 * C)
+    assert cases["softmax"].moved("backward", "float16") == 3 * 2 * N * 8
+    assert cases["maximum"].moved("backward", "bfloat16") == 5 * 4 * N * C
+    assert cases["add"].moved("forward", "bfloat16") == (4 + 2 + 4) * N * C
+    same = {name for name, case in cases.items() if case.is_float32()}
+    assert same == {"dropout", "embedding", "grad_norm", "mul", "maximum", "exp", "tanh"}
     assert cases["attention"].flops[0] == 2 * (2 * 2 * 8 * 8 * 2 * 2) / 2   # q k^T and P v of 2 x 2 heads, half of them
     row = gpu_kernels.speed(cases["gelu"], 0, "forward", "bfloat16", 0.001, dict(bandwidth=1e9))
     assert row == dict(gb_s=round(4 * N * 4 * C / 1e3, 1), share_of_limit=round(4 * N * 4 * C / 1e-6 / 1e9, 3))
@@ -254,9 +259,10 @@ PARTS = {  # part -> arguments, and what each row must have
     "limits": ({}, {"bandwidth_gb_s", "bfloat16_tflops"}),
     "doctor": ({}, {"answer"}),
     "demo": (dict(steps=2, tokens=4), set()),
-    "steps": (dict(batch_sizes="2", against="torch", turns=2, timed=1), {"median_ms", "torch_over_ours"}),
+    "steps": (dict(batch_sizes="2", against="torch", turns=2, timed=1, products="tf32,float16"),
+              {"median_ms", "torch_over_ours"}),
     "losses": ({}, {"losses_apart"}),
-    "kernels": (dict(products="bfloat16,tf32"), {"median_ms", "gb_s"}),
+    "kernels": (dict(products="bfloat16,tf32,float16"), {"median_ms", "gb_s"}),
     "decode": (dict(turns=2, tokens=4), {"median_ms"}),
     "trace": ({}, {"median_ms"}),
 }
