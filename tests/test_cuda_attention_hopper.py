@@ -229,8 +229,8 @@ FORWARD, BACKWARD, TILES = "attention_hopper_forward", "attention_hopper_backwar
 WAITS = "differs|wgmma: "
 NO_FENCE = "with no fence.proxy.async between write and barrier"
 ANY = f"{ANY}|{NO_FENCE}|that nothing waits for"
-SCORES, SUMS = "wgmma<T, 0>(x, a[k], b + 2 * k", "wgmma<T, 1>(x, w[k], b + 128 * k"
-WAIT = "hold(s);\n        hold(q_kept)"
+SCORES, SUMS = "wgmma<T, 0>(x, a + 2 * k, b + 2 * k", "wgmma<T, 1>(x, w[k], b + 128 * k"
+WAIT = "hold(s);\n        hold(o)"
 
 # What it is: (file, what is replaced in it, by what, what the checks say).
 FAULTS = {

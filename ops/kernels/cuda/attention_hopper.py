@@ -13,7 +13,7 @@ rows of a head once for each 128 queries or keys. Per block, as NVRTC 13.0 compi
 
               threads    registers    bytes of shared memory
     forward   256        110          66,560
-    dk, dv    256        188          67,584
+    dk, dv    256        180          67,584
     dq        256        122          66,560
 
 Before these kernels are used in a process, what they compute is compared with what the others compute, once for each

@@ -3,7 +3,7 @@
 //
 // Two products are begun together. While the second one runs, the weights are computed from the first; while the sum
 // that takes the weights runs, ds is computed from the second. The other warpgroups of the multiprocessor do the same
-// at other times: one more for dk and dv, whose warpgroups keep k and v in registers; three more for dq.
+// at other times: one more for dk and dv, three more for dq.
 //
 // 7 products in all, where 5 in one kernel would do: that one would write dq once for each block of keys, float32, and
 // read it again to add in a fixed order. At T = 1024 and B nh = 768 this is about 1.8 GB, 0.4 ms; the two products more
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_hop
     int tiles = (Tk + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
     int first = (int)(blockIdx.x % tiles) * ROWS;                 // the keys that most queries see begin first
     int begin = max(0, first - ahead) / QUERIES * QUERIES;        // no query before sees a key of the block
-    int group = first + 64 * group_of_thread();                   // the warpgroup's first key
+    int own = 64 * group_of_thread(), group = first + own;        // the warpgroup's first key
     int mine = group + (int)threadIdx.x % 128 / 32 * 16;          // the warp's first key
     const T *k_rows = rows_of(k, k_batch, k_head, head, nh), *v_rows = rows_of(v, v_batch, v_head, head, nh);
     const T* q_rows = rows_of(q, q_batch, q_head, head, nh);
@@ -54,17 +54,9 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_hop
     load_rows<ROWS, GROUPS>(v_tile, v_rows + first * v_row, v_row, Tk - first, hs, wide);
     load_queries(begin, 0);
 
-    unsigned k_kept[4][4], v_kept[4][4];
     float dk_sum[8][4], dv_sum[8][4];
     clear(dk_sum);
     clear(dv_sum);
-    cp_async_wait<0>();
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        load_a<64>(k_kept[i], k_tile, mine - first, i);
-        load_a<64>(v_kept[i], v_tile, mine - first, i);
-    }
     for (int query = begin, turn = 0; query < Tq; query += QUERIES, turn ^= 1) {
         wait_for_tiles();                                         // and all have left the one before
         if (query + QUERIES < Tq) load_queries(query + QUERIES, turn ^ 1);
@@ -73,11 +65,10 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_hop
         const float *shifts = logsums + turn * QUERIES + 2 * t, *means = deltas + turn * QUERIES + 2 * t;
         float w[8][4], ds[8][4];                                  // transposed: (64 keys, QUERIES)
         unsigned w_packed[4][4], ds_packed[4][4];
-        begin_scores(w, k_kept, q_tile);
-        begin_scores(ds, v_kept, dout_tile);
+        begin_scores(w, k_tile + own * 64, q_tile);
+        begin_scores(ds, v_tile + own * 64, dout_tile);
         wgmma_wait<1>();
         hold(w);
-        hold(k_kept);
         if (mine + 15 > query + ahead)                            // some query of the tile does not see all keys
 #pragma unroll
             for (int n = 0; n < 8; n++)
@@ -92,7 +83,6 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_hop
         begin_sums(dv_sum, w_packed, dout_tile);
         wgmma_wait<1>();
         hold(ds);
-        hold(v_kept);
 #pragma unroll
         for (int n = 0; n < 8; n++)
 #pragma unroll

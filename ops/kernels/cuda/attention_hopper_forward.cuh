@@ -1,13 +1,13 @@
 // Attention, forward, by products of warpgroups. The formulas and the arguments are those of attention_forward.cuh;
 // those of dropout are not used.
 //
-// A block is two warpgroups; each has 64 queries, whose q it keeps in registers. A warpgroup waits for s, computes the
-// weights, which stay in registers, and begins out += weights v, for which it waits together with the next s. Tiles
-// come one ahead, and that of this sum is still in use: so there are three. While a warpgroup waits or computes
-// weights, the tensor cores have work from the other three of the multiprocessor: two blocks of up to 128 registers.
+// A block is two warpgroups of 64 queries. A warpgroup waits for s, computes the weights, which stay in registers, and
+// begins out += weights v, for which it waits together with the next s. Tiles come one ahead, and that of this sum is
+// still in use: so there are three. While a warpgroup waits or computes weights, the tensor cores have work from the
+// other three of the multiprocessor: two blocks of up to 128 registers.
 //
-// Of 64 x 64 scores the products take 256 cycles of a multiprocessor at least; so do their 2^x, 16 a cycle; reading B
-// from shared memory takes 128. (A tile of 128 keys needs 155 registers: that is three warpgroups, and T = 1024 is no
+// Of 64 x 64 scores the products take 256 cycles of a multiprocessor at least; so do their 2^x, 16 a cycle; operands
+// from shared memory take 192. (A tile of 128 keys needs 155 registers: that is three warpgroups, and T = 1024 is no
 // multiple of their rows.)
 
 const int FORWARD_GROUPS = 2;
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 2) attention_
     int tiles = (Tq + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
     int first = (tiles - 1 - (int)(blockIdx.x % tiles)) * ROWS;   // the longest rows begin first
     int keys = min(Tk, first + ROWS + ahead);                     // that the block's last query sees
-    int group = first + 64 * group_of_thread();                   // the warpgroup's first query
+    int own = 64 * group_of_thread(), group = first + own;        // the warpgroup's first query
     int mine = group + (int)threadIdx.x % 128 / 32 * 16;          // the warp's first query
     const T* q_rows = rows_of(q, q_batch, q_head, head, nh) + first * q_row;
     const T *k_rows = rows_of(k, k_batch, k_head, head, nh), *v_rows = rows_of(v, v_batch, v_head, head, nh);
@@ -39,15 +39,11 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 2) attention_
     load_rows<KEYS, GROUPS>(v_tiles, v_rows, v_row, Tk, hs, wide);
     cp_async_commit();
 
-    unsigned q_kept[4][4], w[4][4];
+    unsigned w[4][4];
     float o[8][4], largest[2], total[2];                          // of rows g and g + 8
     clear(o);
     clear(w);
     largest[0] = largest[1] = minus_infinity(), total[0] = total[1] = 0;
-    cp_async_wait<0>();
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; i++) load_a<64>(q_kept[i], q_tile, mine - first, i);
     for (int key = 0, turn = 0; key < keys; key += KEYS, turn = after(turn)) {
         wait_for_tiles();                                         // and all have left the one before the last
         int next = key + KEYS;
@@ -62,10 +58,9 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 2) attention_
             continue;
         }
         float s[KEYS / 8][4];
-        begin_scores(s, q_kept, k_tiles + turn * TILE);
+        begin_scores(s, q_tile + own * 64, k_tiles + turn * TILE);
         wgmma_wait<0>();
         hold(s);
-        hold(q_kept);
         hold(o);
         hold(w);
         if (key + KEYS - 1 > mine + ahead)                        // some query of the warp does not see the whole tile

@@ -53,18 +53,7 @@ __device__ __forceinline__ void begin_scores(float (&x)[8][4], const T* a_tile, 
     wgmma_commit();
 }
 
-// The same with A in registers, a[k] its columns from 16 k on.
-__device__ __forceinline__ void begin_scores(float (&x)[8][4], unsigned (&a)[4][4], const T* b_tile) {
-    unsigned long long b = matrix_at(b_tile);
-    hold(x);
-    hold(a);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; k++) wgmma<T, 0>(x, a[k], b + 2 * k, k > 0);
-    wgmma_commit();
-}
-
-// Begins a group: x (64, 64) += W tile, W in registers alike.
+// Begins a group: x (64, 64) += W tile, W in registers, w[k] its columns from 16 k on.
 __device__ __forceinline__ void begin_sums(float (&x)[8][4], unsigned (&w)[4][4], const T* tile) {
     unsigned long long b = matrix_at(tile);
     hold(x);
