@@ -1,4 +1,4 @@
-"""Kernels reach elements more than 2^31 from the start of an array: offsets are 64-bit integers. The arrays are large,
+"""Kernels reach elements more than 2^32 from the start of an array: offsets are 64-bit integers. The arrays are large,
 but memory is used only for what is read or written."""
 
 import mmap
@@ -18,14 +18,14 @@ from ops.kernels.cuda.column_sums import bias_gradient
 from ops.kernels.cuda.cross_entropy import softmax_loss
 from ops.kernels.cuda.dropout import DropoutCUDA
 from ops.kernels.cuda.elements import launch_elements
-from ops.kernels.cuda.embedding import EmbeddingCUDA
+from ops.kernels.cuda.embedding import EmbeddingCUDA, _writer
 from ops.kernels.cuda.launch import launch
 from ops.kernels.cuda.row_products import dequantized, rows_by_bfloat16, rows_by_int8
 from tinygrad2.dispatch import KERNELS
 from tinygrad2.halves import half_dtype
 from tinygrad2.optim import NORM_BLOCK, adam_update, block_square_sums
 
-FAR = 2**31 + 64
+FAR = 2**32 + 64                                                 # blockIdx.x * n is unsigned
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)                # Linux's
 pytestmark = [needs_compiler, pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved when asked for")]
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -116,7 +116,7 @@ ROWS = 4                                                          # at the end, 
 
 @pytest.fixture
 def large(cupy, monkeypatch):
-    """large(array): the array behind so many zeros that it ends beyond 2^31 elements. Large arrays that
+    """large(array): the array behind so many zeros that it ends beyond 2^32 elements. Large arrays that
     kernels write to begin as zeros, which take no memory; of each launch the first and last blocks run."""
     empty = cupy.empty
 
@@ -142,7 +142,7 @@ def same_end(large, small):
     """Do large arrays end with the small ones?"""
     for far, near in zip(large, small, strict=True):
         far, near = far._a, near._a
-        assert far.size > 2**31 and near.any() and np.array_equal(far[-len(near) :], near)
+        assert far.size > 2**32 and near.any() and np.array_equal(far[-len(near) :], near)
 
 
 @pytest.mark.parametrize("C", [1024, 1025])
@@ -167,8 +167,7 @@ def test_rows_at_the_end_of_a_large_array(name, C, large, cupy):
         same_end(run(*(large(array, before) for array in arrays)), run(*map(cupy.asarray, arrays)))
 
 
-@pytest.mark.parametrize("C", [1024, 1025])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype, C", [("float16", 1024), ("float32", 1025)])
 def test_sums_of_the_last_rows(dtype, C, large, cupy):
     rows = normal(ROWS, C).astype(array_dtype(dtype))
     with running(check=False, ends=33):                           # blocks of 32 columns each, or fewer
@@ -212,7 +211,7 @@ def test_squares_at_the_end_of_a_large_gradient(large, cupy):
     values = normal(70_000)
     sums = block_square_sums(large(values)).get()
     end = (FAR + 70_000) % NORM_BLOCK
-    assert np.allclose(sums[-1], (values[-end:].astype(np.float64) ** 2).sum()) and len(sums) > 2**15
+    assert np.allclose(sums[-1], (values[-end:].astype(np.float64) ** 2).sum()) and len(sums) > 2**16
 
 
 @pytest.mark.parametrize("inputs", [4096, 4097])
@@ -228,6 +227,22 @@ def test_the_last_rows_of_a_large_matrix(inputs, large, cupy):
         written = dequantized(cupy, matrix, scale, np.dtype(np.float32))
         found.append([written._a[-ROWS:], *(product._a[:, -ROWS:] for product in products)])
     assert all(np.array_equal(a, b) and a.any() for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("C", [1024, 1025])
+def test_rows_of_very_many_ids(C, large, cupy):
+    weight, ids, dout = normal(6, C), np.zeros(-(-FAR // C // 8) * 8, np.int64), large(normal(3, C))
+    ids[-ROWS:] = 2, 5, 0, 1
+    out = EmbeddingCUDA(cupy, [True, False]).forward(cupy.asarray(weight), cupy.asarray(ids))
+    assert out.size >= 2**32 and np.array_equal(out._a[-ROWS:], weight[ids[-ROWS:]])
+    positions = len(dout) - np.array([3, 1, 2])                   # of two rows of id 2, and one of id 4
+    keys, dweight = np.array([2, 2, 4]) * 2**32 + positions, cupy.asarray(np.ones((6, C), np.float32))
+    with running(check=False):
+        _writer(cupy, dout, cupy.asarray(keys))(dweight, True)
+    added = dout._a[positions]
+    expected = np.ones((6, C), np.float32)
+    expected[[2, 4]] += added[0] + added[1], added[2]
+    assert np.array_equal(dweight.get(), expected)
 
 
 @pytest.mark.parametrize("hs", [64, 60])

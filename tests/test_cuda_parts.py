@@ -119,6 +119,62 @@ def test_sums_of_very_many_rows_are_left_to_the_reference(cupy):
     assert not kernel.supports(cupy.broadcast_to(a, (2**31,)), b)
 
 
+# -- rows that are no numbers, and no rows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("C", [24, 300, 1101])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "layernorm", "add_layernorm"])
+def test_a_row_that_is_no_number_spoils_no_other(name, C, cupy):
+    """NaN and infinities, at the start, in the middle and at the end of a row, are where the reference has them."""
+    (kernel,) = KERNELS[name, "cupy"]
+    x, delta, weight = normal(9, C), normal(9, C, seed=1), normal(C, seed=2)
+    for row, (column, value) in enumerate([(0, np.nan), (C // 2, np.nan), (C - 1, np.inf), (C // 3, -np.inf)]):
+        x[2 * row + 1, column] = value
+    given = {"layernorm": (x, weight, weight), "add_layernorm": (x, delta, weight, weight)}.get(name, (x,))
+    with running(), np.errstate(all="ignore"):
+        found = []
+        for cls, xp in ((kernel, cupy), (OPS[name], np)):
+            node = cls(xp, [True] * len(given))
+            out = node.forward(*map(xp.asarray, given))
+            several = isinstance(out, tuple)
+            gradients = node.backward((xp.asarray(x), xp.asarray(delta)) if several else xp.asarray(delta))
+            results = [*(out if several else (out,)), *map(cuda_checks.settled, gradients)]
+            found.append([r.get() if xp is cupy else r for r in results])
+    for got, exact in zip(*found, strict=True):
+        assert np.array_equal(np.isfinite(got), np.isfinite(exact))
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+
+
+EMPTY = [("add", (0, 5), (0, 5)), ("add", (0, 5), (5,)), ("mul", (0, 5), (0, 5)), ("exp", (0,)), ("dropout", (0, 5)),
+         ("gelu", (0, 5)), ("softmax", (0, 5)), ("log_softmax", (3, 0)), ("layernorm", (0, 5), (5,), (5,)),
+         ("add_layernorm", (0, 5), (0, 5), (5,)), ("attention", (2, 0, 4), (2, 0, 4), (2, 0, 4)),
+         ("attention", (0, 3, 4), (0, 3, 4), (0, 3, 4)), ("linear", (0, 5), (7, 5), (7,)), ("matmul", (0, 5), (5, 3)),
+         ("split_heads", (0, 3, 24))]  # fmt: skip
+NEED_ROWS = {"softmax", "log_softmax", "layernorm", "add_layernorm", "attention", "linear", "matmul"}
+
+
+@pytest.mark.parametrize("name, shapes", [(name, shapes) for name, *shapes in EMPTY], ids=lambda value: str(value))
+def test_of_no_rows_the_results_are_empty(name, shapes, cupy):
+    """Or the kernel leaves them to the reference."""
+    options = {"dropout": dict(p=0.5, key=1), "split_heads": dict(n_head=2)}.get(name, {})
+    arrays = [normal(*shape) for shape in shapes]
+    for kernel in KERNELS[name, "cupy"]:
+        boxed = list(map(cupy.asarray, arrays))
+        assert kernel.supports(*boxed) == (name not in NEED_ROWS)
+        if name in NEED_ROWS:
+            continue
+        found = []
+        for cls, xp, given in ((kernel, cupy, boxed), (OPS[name], np, arrays)):
+            node = cls(xp, [True] * len(given))
+            with running():
+                out = node.forward(*given, **options)
+                gradients = node.backward(out)
+                results = [*(out if isinstance(out, tuple) else (out,)), *map(cuda_checks.settled, gradients)]
+                found.append([r.get() if xp is cupy else r for r in results])
+        for got, exact in zip(*found, strict=True):
+            assert got.shape == exact.shape and np.array_equal(got, exact)
+
+
 # -- casts and sums ----------------------------------------------------------------------------------------------------
 
 
