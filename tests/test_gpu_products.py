@@ -119,8 +119,7 @@ def test_gelu_inside_products(dtype):
 @pytest.mark.parametrize("M, K, N", GPT[:4])
 def test_measured_algorithms_compute_the_same_and_are_believed_again(M, K, N, recwarn):
     dtype = BFLOAT16 if has_type(BFLOAT16) else FLOAT16
-    rng = cupy.random.default_rng(0)
-    a, b = (rng.standard_normal(shape, dtype=np.float32).astype(dtype) for shape in ((M, K), (K, N)))
+    a, b = (cupy.asarray(numbers(shape, dtype)) for shape in ((M, K), (K, N)))
     first, found, sums = gemm(a, b, dtype=np.float32), Choices(measures=True), []
     with choosing(found):
         tuned = gemm(a, b, dtype=np.float32)
@@ -129,7 +128,8 @@ def test_measured_algorithms_compute_the_same_and_are_believed_again(M, K, N, re
                 out = cupy.ones((M, N), np.float32)
                 gemm(a, b, out, accumulate=True)
                 sums.append(out)
-    assert len(found.made) == 1 and not recwarn.list              # the library takes its own algorithm back
+    refused = [warning for warning in recwarn.list if "stored algorithm" in str(warning.message)]
+    assert len(found.made) == 1 and not refused                   # the library takes its own algorithm back
     size = float(cupy.abs(first).max())
     assert float(cupy.abs(tuned - first).max()) <= 1e-4 * size and bool((sums[0] == sums[1]).all())
     assert float(cupy.abs(sums[0] - first - 1).max()) <= 1e-4 * size              # added once
@@ -137,9 +137,9 @@ def test_measured_algorithms_compute_the_same_and_are_believed_again(M, K, N, re
 
 def test_gelu_is_measured_inside_and_outside_of_products():
     name = "bfloat16" if has_type(BFLOAT16) else "float16"
-    rng, found = cupy.random.default_rng(0), Choices(measures=True)
+    found = Choices(measures=True)
     shapes = (4096, 768), (768, 3072), (3072,), (3072, 768), (768,)
-    arrays = [0.1 * rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    arrays = [cupy.asarray(numbers(shape, FLOAT32) / np.float32(10)) for shape in shapes]
     results = []
     with matmul_precision(name):
         for made in (Choices(), found):
