@@ -117,7 +117,8 @@ def our_case(case, products, sets, name):
     label = named(None if version is op else version)
     if label == "AttentionCUDA":
         with path(case.path):
-            label += f", {tiles_for(version, cupy, arrays[0][0].dtype, arrays[0][0].shape[-1], 0).file}.cu"
+            q = arrays[0][0]
+            label += f", {tiles_for(version, cupy, q.dtype, q.shape[-1], 0, precision).file}.cu"
     return forward, backward, label
 
 

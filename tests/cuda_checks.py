@@ -45,8 +45,9 @@ VIEWS = {"split_heads"}  # ops that compute nothing
 
 
 def in_precision(dtype):
-    """A block in which ops compute in float32, or in mixed precision with activations of this dtype."""
-    return _precision.set("highest" if dtype == "float32" else dtype)
+    """A block in which ops compute in float32, with "tf32" its products so, or in mixed precision with activations of
+    this dtype."""
+    return _precision.set({"float32": "highest", "tf32": "high"}.get(dtype, dtype))
 
 
 def on_device(cupy, value):

@@ -12,8 +12,10 @@ import pytest
 from ops.kernels.cuda.launch import FOLDER, ONLY_FOR, TYPES, source
 
 FILES = sorted(path.stem for path in pathlib.Path(FOLDER).glob("*.cu"))
-HALVES_ONLY = {file for file in FILES if '#line 1 "tensor_cores.cuh"' in source(file, "float16")}
+FLOATS_ONLY = {file for file in FILES if '#line 1 "attention_tf32.cuh"' in source(file, "float32")}
+HALVES_ONLY = {file for file in FILES if '#line 1 "tensor_cores.cuh"' in source(file, "float16")} - FLOATS_ONLY
 FROM = {"attention_128": 80, "attention_128_dropout": 80}  # the first GPUs that have the shared memory for it
+FROM |= dict.fromkeys(FLOATS_ONLY, 80)  # that have TF32
 USUAL = 64  # registers of a thread
 MOST_REGISTERS = {  # kernel -> how many it may use instead
     "attention_delta": 72,
@@ -40,7 +42,7 @@ COMPILED = [
     for file in FILES
     for dtype in TYPES
     for architecture in nvrtc.ARCHITECTURES
-    if architecture >= FROM.get(file, 0) and not (file in HALVES_ONLY and dtype == "float32")
+    if architecture >= FROM.get(file, 0) and file not in (HALVES_ONLY if dtype == "float32" else FLOATS_ONLY)
     and (file not in ONLY_FOR or ONLY_FOR[file] == f"sm_{architecture}a")
 ]
 
@@ -60,7 +62,8 @@ def test_the_limits_belong_to_kernels():
 
 
 def nvrtc_names():
-    return [name for file in FILES for name in nvrtc.cubins(file, "float16", 90)]
+    dtypes = {file: "float32" if file in FLOATS_ONLY else "float16" for file in FILES}
+    return [name for file, dtype in dtypes.items() for name in nvrtc.cubins(file, dtype, 90)]
 
 
 def test_an_error_names_its_file_and_line():

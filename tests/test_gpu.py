@@ -153,6 +153,19 @@ def test_every_op_equals_the_cpu(name, sample):
             assert np.allclose(cupy.asnumpy(got), expected, rtol=1e-4, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.parametrize("sample", LARGE["attention"])
+def test_attention_in_tf32_equals_its_reference(sample):
+    arrays = sample.arrays(np.float32)
+    dout = np.random.default_rng(1).standard_normal(arrays[0].shape).astype(np.float32)
+    exact, _, exact_gradients = run(OPS["attention"], cuda_checks.widened(arrays), sample.options, dout.astype(float))
+    found = []
+    for _ in range(2):
+        out, gradients, _ = cuda_checks.run_kernel(AttentionCUDA, cupy, arrays, sample.options, "tf32", [dout])
+        found.append([*out, *gradients])
+    for got, again, expected in zip(*found, [exact, *exact_gradients]):
+        assert error(got, expected) <= 2.0**-9 and np.array_equal(got, again)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("B, T, nh, hs", [(2, 1024, 12, 64), (1, 128, 8, 128), (4, 192, 6, 40)])
 def test_attention_by_cudnn_equals_its_reference(by_cudnn, B, T, nh, hs, dtype):

@@ -9,7 +9,7 @@
 
 The first three are permissions: the fastest code computes whose errors are no larger, and that may be float32's. Only
 products of two float32 matrices are affected, in the ops linear, mlp, linear_cross_entropy and matmul (ops/products.py
-has what each word means); all else, attention included, is float32.
+has what each word means), on a GPU also in attention; all else is float32.
 
 Backward of an op has the precision that its forward had, wherever it is called: a Function notes it.
 """

@@ -22,6 +22,7 @@ FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and opt
     "layernorm": ("layernorm 5x72 72 72", "add_layernorm 5x72 5x72 72 72"),
     "gelu": ("gelu 33x40", "gelu_erf 33x40"),
     "attention": ("attention 2x3x70x64 2x3x70x64 2x3x70x64", "attention 2x3x70x64 2x3x70x64 2x3x70x64 p=0.2 key=3"),
+    "tf32": ("attention 2x3x70x64 2x3x70x64 2x3x70x64",),  # float32 with TF32 products
     "cudnn": ("attention 2x3x128x64 2x3x128x64 2x3x128x64",),  # NVIDIA's library, if it is there
     "attention by warpgroups": ("attention 2x200x64 2x200x64 2x200x64", "attention 2x40x40 2x90x40 2x90x40"),
     "linear": ("linear 70x64 64x48 48", "mlp 70x64 64x128 128 128x64 64", "matmul 3x17x64 3x64x40"),
@@ -43,6 +44,8 @@ FAMILIES = {  # name -> ops with the shapes of their inputs (see _draw), and opt
 }  # fmt: skip
 SIXTEEN_BITS = {"add": (1,), "add_layernorm": (1,), "attention": (0, 1, 2), "matmul": (0, 1), "embedding": ()}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-6, "float16": 2.0**-9}  # of the largest exact value
+_TF32 = 2.0**-9
+_PRECISIONS = {"float32": "highest", "tf32": "high"}  # of products
 
 
 def kernel_families():
@@ -76,6 +79,8 @@ def check(family):
     library = None
     if family == "cudnn":
         library, dtypes = family, dtypes[1:]                      # it takes 16 bits only
+    elif family == "tf32":
+        dtypes = ["tf32"]
     with gpu_library(library), path(family.partition(" by ")[2] or "warps"):   # the path is that of attention
         return [line for case in FAMILIES[family] for dtype in dtypes for line in _compare(xp, dtype, case)]
 
@@ -97,11 +102,11 @@ def _compare(xp, dtype, case):
     name, *words = case.split()
     arrays = _draw([word for word in words if "=" not in word])
     options = {key: ast.literal_eval(value) for key, _, value in (word.partition("=") for word in words) if value}
-    if dtype != "float32":
+    if dtype not in _PRECISIONS:
         narrow = SIXTEEN_BITS.get(name, (0,))
         arrays = [a.astype(half_dtype(dtype)) if i in narrow else a for i, a in enumerate(arrays)]
     needs = [is_floating(a.dtype) for a in arrays]
-    with matmul_precision("highest" if dtype == "float32" else dtype):
+    with matmul_precision(_PRECISIONS.get(dtype, dtype)):
         boxed = [xp.asarray(a) for a in arrays]
         kernel = choose(OPS[name], xp, boxed)
         if kernel is OPS[name]:                                   # there is none for these arrays
@@ -116,7 +121,7 @@ def _compare(xp, dtype, case):
     for i, (values, expected) in enumerate(zip(got, map(_settled, exact), strict=True)):
         expected = np.asarray(expected)
         off = float(np.abs(values - expected).max() / np.abs(expected).max())
-        if not off <= TOLERANCE[dtype]:
+        if not off <= TOLERANCE.get(dtype, _TF32):
             what = f"result {i}" if i < len(results) else f"gradient {i - len(results)}"
             yield f"{name} in {dtype}: {what} differs from the reference implementation by {off:.1e}"
 

@@ -29,3 +29,15 @@ struct Dropout {
 };
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// On tensor cores: a block's warps, and the results of a warp's products.
+const int WARPS = 4, THREADS = 32 * WARPS;
+
+template <int M, int N> __device__ __forceinline__ void clear(float (&x)[M][N][4]) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int i = 0; i < N; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) x[m][i][j] = 0;
+}

@@ -6,6 +6,8 @@
 - Not w but the logarithm of each row's sum is kept, float32, to base 2; backward computes w again.
 - Products of 16-bit arrays run on tensor cores (attention_forward.cuh, attention_backward.cuh), sums are float32.
   Weights and ds are rounded to 16 bits before they are multiplied.
+- So do products of float32 with --matmul-precision high or medium, in TF32 (attention_tf32.cuh): all factors, weights
+  and ds among them, are rounded to 11 significant bits. Else float32 has no tensor cores (attention_plain.cuh).
 - backward has no atomic additions: dk and dv in one kernel, dq in another, 7 products in place of 5. Two runs give
   the same bits.
 - q, k and v are read in place, as slices of the packed (B, T, 3C) projection; dq, dk and dv are written side by side,
@@ -65,7 +67,7 @@ class AttentionCUDA(Attention, backend="cupy"):
         if Tq <= _FEW and p == 0:
             attend_few(xp, q, k, v, out, logsum)
         else:
-            tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p)
+            tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p, self.precision)
             args = *places(q, k, v), out, logsum, *sizes(q, k)
             tail = log2_scale(hs), *constants
             _run(xp, tiles, "forward", q, Tq, args, wide_rows(q, k, v), tail)
@@ -83,7 +85,7 @@ class AttentionCUDA(Attention, backend="cupy"):
             dq = xp.empty((B, nh, Tq, hs), dtype)
             dk, dv = xp.empty((2, B, nh, Tk, hs), dtype)
         given = *places(q, k, v, dout), logsum, _delta(xp, out, dout)
-        tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p)
+        tiles = tiles_for(AttentionCUDA, xp, dtype, hs, p, self.precision)
         wide = wide_rows(q, k, v, dout)
         tail = log2_scale(hs), np.float32(1 / math.sqrt(hs)), *constants
         args = *given, dk, dv, *strides(dk), *sizes(q, k)

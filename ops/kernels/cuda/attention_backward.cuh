@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkdv(
     load_tile<ROWS, HS>(v_tile, v_rows + first * v_row, v_row, Tk - first, hs, wide);
     load_queries(begin, 0);
 
-    unsigned k_kept[1][KEPT ? HS / 16 : 1][4], v_kept[1][KEPT ? HS / 16 : 1][4];
+    unsigned k_kept[1][KEPT ? HS / DEPTH : 1][4], v_kept[1][KEPT ? HS / DEPTH : 1][4];
     float dk_sum[1][HS / 8][4], dv_sum[1][HS / 8][4];
     clear(dk_sum);
     clear(dv_sum);
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkdv(
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < HS / 16; i++) {
+        for (int i = 0; i < HS / DEPTH; i++) {
             load_a<HS>(k_kept[0][i], k_tile, own, i);
             load_a<HS>(v_kept[0][i], v_tile, own, i);
         }
@@ -140,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq(
     load_tile<ROWS, HS>(dout_tile, dout_rows + first * dout_row, dout_row, Tq - first, hs, wide);
     load_keys(0, 0);
 
-    unsigned q_kept[1][KEPT ? HS / 16 : 1][4], dout_kept[1][KEPT ? HS / 16 : 1][4];
+    unsigned q_kept[1][KEPT ? HS / DEPTH : 1][4], dout_kept[1][KEPT ? HS / DEPTH : 1][4];
     float sum[1][HS / 8][4], shift[2], mean[2];                   // of rows g and g + 8
     clear(sum);
 #pragma unroll
@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq(
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < HS / 16; i++) {
+        for (int i = 0; i < HS / DEPTH; i++) {
             load_a<HS>(q_kept[0][i], q_tile, own, i);
             load_a<HS>(dout_kept[0][i], dout_tile, own, i);
         }

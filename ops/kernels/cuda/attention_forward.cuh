@@ -1,4 +1,5 @@
-// Attention, forward, on tensor cores: T is f16 or bf16. The file that includes this one sets HS, M, KEYS and DROPS.
+// Attention, forward, on tensor cores: T is f16 or bf16, or f32 for products in TF32 (attention_tf32.cuh). The file that
+// includes this one sets HS, M, KEYS and DROPS.
 //
 // A block is 4 warps and 64 M queries of one head; a warp owns 16 M of them and keeps their out and statistics in
 // registers. Keys and values come in tiles of KEYS; while one is used, the next one is copied into the other half of
@@ -34,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     load_tile<KEYS, HS>(v_tiles, v_rows, v_row, Tk, hs, wide);
     cp_async_commit();
 
-    unsigned q_kept[M][Q_KEPT ? HS / 16 : 1][4];
+    unsigned q_kept[M][Q_KEPT ? HS / DEPTH : 1][4];
     float o[M][HS / 8][4], largest[M][2], total[M][2];            // of rows g and g + 8: largest score times scale, and
     clear(o);                                                     // the sum of the weights of this lane's columns
 #pragma unroll
@@ -44,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
         cp_async_wait<0>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < HS / 16; i++) load_a<HS>(q_kept[0][i], q_tile, own, i);
+        for (int i = 0; i < HS / DEPTH; i++) load_a<HS>(q_kept[0][i], q_tile, own, i);
     }
     for (int key = 0, turn = 0; key < keys; key += KEYS, turn ^= 1) {
         cp_async_wait<0>();

@@ -52,9 +52,10 @@ def path(name):
     return _chosen.set(name)
 
 
-def tiles_for(op, xp, dtype, hs, p):
-    """The kernels for heads of this size on this GPU. op: the class that launches them; p: of dropout."""
-    tiles = usual_tiles(xp, dtype, hs, p)
+def tiles_for(op, xp, dtype, hs, p, precision="highest"):
+    """The kernels for heads of this size on this GPU. op: the class that launches them; p: of dropout; precision: of
+    products of float32 numbers."""
+    tiles = usual_tiles(xp, dtype, hs, p, precision)
     if tiles is TENSOR_CORES[64, False] and capability(xp) == 90:
         name = _chosen.get()
         if name == "warpgroups" or (not name and _is_right(op, xp, dtype)):

@@ -7,7 +7,7 @@
 // A warp owns 16 M rows of one matrix, A; the other is the tile, of which it reads each part once for all its rows. Its
 // results (16 M, N), float x[M][N / 8][4], are M times N / 8 products side by side (layout: tensor_cores.cuh).
 
-const int WARPS = 4, THREADS = 32 * WARPS;
+const int DEPTH = 16;                                             // columns of a product
 
 template <int HS> __device__ __forceinline__ int place(int row, int chunk) {
     return row * HS + ((chunk ^ (row & 7)) << 3);
@@ -95,15 +95,6 @@ template <int HS, int M, int N> __device__ __forceinline__ void accumulate(
             }
         }
     }
-}
-
-template <int M, int N> __device__ __forceinline__ void clear(float (&x)[M][N][4]) {
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int i = 0; i < N; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) x[m][i][j] = 0;
 }
 
 // Results (16, HS), each row times its factor, to rows `stride` apart, of which `valid` exist.

@@ -28,12 +28,12 @@ _PLAIN = {"forward": Block(256, 64, 0), "dkdv": Block(256, 64, 3 * 4 * 64 * 65),
 PLAIN = {hs: Tiles(f"attention_plain_{hs}", "attention_plain", _PLAIN) for hs in (64, 256)}
 
 
-def _tiles_of(file, HS, rows, keys, queries):
-    """The kernels of FILE.cu, for tiles (keys, HS) and, for dk and dv, (queries, HS). An element has 2 bytes."""
+def _tiles_of(file, HS, rows, keys, queries, size=2):
+    """The kernels of FILE.cu, for tiles (keys, HS) and, for dk and dv, (queries, HS). An element has `size` bytes."""
     blocks = {
-        "forward": Block(128, rows, 2 * HS * (rows + 4 * keys)),
-        "dkdv": Block(128, 64, 4 * HS * (64 + 2 * queries) + 16 * queries),
-        "dq": Block(128, 64, 4 * HS * (64 + 2 * keys)),
+        "forward": Block(128, rows, size * HS * (rows + 4 * keys)),
+        "dkdv": Block(128, 64, 2 * size * HS * (64 + 2 * queries) + 16 * queries),
+        "dq": Block(128, 64, 2 * size * HS * (64 + 2 * keys)),
     }
     return Tiles(file, "attention", blocks)
 
@@ -44,11 +44,19 @@ TENSOR_CORES = {  # (head sizes up to, with dropout): kernels
     (128, False): _tiles_of("attention_128", 128, 64, 32, 32),
     (128, True): _tiles_of("attention_128_dropout", 128, 64, 32, 16),
 }
+TF32 = {  # the same for float32
+    (64, False): _tiles_of("attention_tf32_64", 64, 128, 32, 32, 4),
+    (64, True): _tiles_of("attention_tf32_64_dropout", 64, 64, 32, 32, 4),
+    (128, False): _tiles_of("attention_tf32_128", 128, 64, 16, 16, 4),
+    (128, True): _tiles_of("attention_tf32_128_dropout", 128, 64, 16, 8, 4),
+}
 
 
-def tiles_for(xp, dtype, hs, p):
-    """The kernels for heads of this size on this GPU; p: of dropout."""
+def tiles_for(xp, dtype, hs, p, precision="highest"):
+    """The kernels for heads of this size on this GPU; p: of dropout; precision: of products of float32 numbers."""
     number = capability(xp)
+    if dtype == np.float32 and precision in ("high", "medium") and hs <= 128 and number >= 80:
+        return TF32[64 if hs <= 64 else 128, p > 0]
     fits = is_half(dtype) and hs <= 128 and number >= 75
     if number < 80:                                               # no bfloat16, and less shared memory
         fits = fits and dtype == np.float16 and hs <= 64

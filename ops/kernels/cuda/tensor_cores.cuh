@@ -11,7 +11,12 @@
 // first in its lower half. ldmatrix_x4 reads four matrices of 8 x 8 from shared memory: lane 8 i + r names row r (16
 // bytes) of matrix i; x[i] gets matrix i [g, 2t : 2t+2], or of its transpose.
 //
-// GPUs before sm_80 have half of the product (k = 8) for f16 only, and copy in place of copying asynchronously.
+// In TF32, float32 of which 11 significant bits count, a product is D (16, 8) += A (16, 8) B (8, 8):
+//
+//     a[0], a[1], a[2], a[3]    A[g, t], A[g+8, t], A[g, t+4], A[g+8, t+4]
+//     b[0], b[1]                B[t, g], B[t+4, g]
+//
+// GPUs before sm_80 have no TF32, half of the product (k = 8) for f16 only, and copy in place of copying asynchronously.
 // Needs common.cuh.
 
 // Two float32 as one register of X: the first is the lower half.
@@ -63,6 +68,26 @@ template <> __device__ __forceinline__ void mma_16816<bf16>(float (&d)[4], const
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();                                                     // attention.py does not choose these kernels there
+#endif
+}
+
+// x in TF32, to nearest, ties away from 0: the lower 13 bits are 0.
+__device__ __forceinline__ unsigned tf32(float x) {
+    unsigned bits = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#endif
+    return bits;
+}
+
+__device__ __forceinline__ void mma_1688(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __trap();                                                     // attention_tiles.py does not choose these kernels there
 #endif
 }
 
@@ -151,6 +176,28 @@ template <class X> NOT_CHECKED inline void mma_16816(float (&d)[4], const unsign
         const float *row = all.a[g + i / 2 * 8], *column = all.b[2 * t + i % 2];
         float sum = 0;
         for (int k = 0; k < 16; k++) sum += row[k] * column[k];
+        d[i] += sum;
+    }
+}
+
+inline unsigned tf32(float x) {
+    unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffe000u;   // NaN
+    return (bits + 0x1000u) & 0xffffe000u;
+}
+
+NOT_CHECKED inline float host_tf32(unsigned bits) { return __uint_as_float(bits & 0xffffe000u); }
+
+NOT_CHECKED inline void mma_1688(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    Brought& all = host_next();
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) all.a[g + i % 2 * 8][t + i / 2 * 4] = host_tf32(a[i]);
+    for (int i = 0; i < 2; i++) all.b[g][t + 4 * i] = host_tf32(b[i]);
+    host_meet(all);
+    for (int i = 0; i < 4; i++) {
+        const float *row = all.a[g + i / 2 * 8], *column = all.b[2 * t + i % 2];
+        float sum = 0;
+        for (int k = 0; k < 8; k++) sum += row[k] * column[k];
         d[i] += sum;
     }
 }
