@@ -6,7 +6,7 @@
 The stand-in strict_cupy.py is ours, and so may be wrong where we are. Here allocation, views, strides, reshape, flags,
 base, dtypes and signatures are CuPy's own. Computing is not: kernels run as tests/cuda_host.py does it, products by
 fake_cublaslt.c, and what CuPy would launch (operators, ufuncs, copies) by NumPy on the same memory; each of these is
-counted. No streams, events, graphs or pools.
+counted. No streams, events, graphs or pools; but allocators: the steps of a training lie in their arena (arena.py).
 
 CuPy is patched for the whole process: never import this file in a test, start it.
 """

@@ -261,6 +261,18 @@ def test_twenty_steps_of_train_gpt2_in_each_dtype(train, dtype):
 
 
 @pytest.mark.parametrize("graph", ["no", "yes"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps_in_an_arena_have_the_bits_of_those_without(train, dtype, graph, monkeypatch):
+    from tinygrad2.arena import Arena
+
+    flags = f"--device cuda --dtype {dtype} --dropout 0 --read-every 2 --cuda-graph"
+    steps = 5 if STAND_IN else 12
+    losses = train(f"{flags} {graph}", steps)
+    monkeypatch.setattr(Arena, "step", lambda self: contextlib.nullcontext())
+    assert train(f"{flags} no", steps) == losses
+
+
+@pytest.mark.parametrize("graph", ["no", "yes"])
 def test_a_training_with_attention_by_cudnn(by_cudnn, train, graph):
     """The same bits twice, as a CUDA graph too; about the losses of ours."""
     flags = "--device cuda --dtype bfloat16 --block-size 64 --dropout 0 --cuda-graph"

@@ -27,7 +27,9 @@ def run(*arguments):
 def losses_of(tmp_path, flags):
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat. The dog sat on the cat.\n" * 20)
-    return json.loads(run("train", f"--data {text} {MODEL} {QUIET} {flags}").splitlines()[-1])
+    *printed, found = run("train", f"--data {text} {MODEL} {QUIET} {flags}").splitlines()
+    assert any("more than are in use at once" in line for line in printed) == ("cuda" in flags)       # its arena
+    return json.loads(found)
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ class _Owner:
 
     number    which array
     memory    what it lies in, a MemoryPointer
+    tell      called with the number in the end
     """
 
     __slots__ = ("number", "memory", "tell")
@@ -274,16 +275,13 @@ class Arena:
             return self._from_pool(size)
         number = self._base + n
         self._alive[number] = first, last
-        return self._pointer(self.block, self.block.ptr + first, size, number, self._ended)
+        return self._pointer(self.block, self.block.ptr + first, size, number, self._alive.pop)
 
     def _is_taken(self, first, last):
         """Does one lie there that should have been freed?"""
-        others = [self._alive.get(number, (0, 0)) for number in tuple(self._late)]
+        self._late &= self._alive.keys()
+        others = [self._alive.get(number, (0, 0)) for number in self._late]
         return any(start < last and first < stop for start, stop in others)
-
-    def _ended(self, number):
-        self._alive.pop(number, None)
-        self._late.discard(number)
 
     def _from_pool(self, size):
         memory = self._pool(size)
