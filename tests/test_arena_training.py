@@ -15,6 +15,7 @@ from test_frozen import Tokens
 import train_gpt2
 from models import GPT, GPTConfig
 from tinygrad2.arena import Arena
+from tinygrad2.cli import call
 from tinygrad2.distributed.world import World
 from tinygrad2.flat_buffers import FlatBuffers
 from tinygrad2.precision import computing, matmul_precision
@@ -173,3 +174,36 @@ def test_validation_needs_what_the_plan_says(cupy, dtype, V, C):
             with arena.step():
                 model.loss(ids, ids)
     assert arena.plan.bound == pytest.approx(model.config.forward_space(4, 32, dtype), rel=0.06)
+
+
+def test_a_training_goes_on_where_the_arena_does_not_fit(cupy, monkeypatch, capsys):
+    """In one piece there is no room for it; the arrays, one by one, fit."""
+    malloc = strict_memory.Pool.malloc
+
+    def limited(self, size):
+        if size > 30_000:
+            raise MemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: 1,000 bytes).")
+        return malloc(self, size)
+
+    before = usual("", monkeypatch)
+    monkeypatch.setattr(strict_memory.Pool, "malloc", limited)
+    found, weights, arena, _ = trained("--cuda-graph no")
+    assert found == before[0] and np.array_equal(weights, before[1]) and arena.given_up
+    line = "arena     none: the GPU has no 0.1 MB in one piece for the arrays of a step; they come from CuPy's pool "
+    assert capsys.readouterr().out == f"{line}one by one\n"
+    found, weights, _, _ = trained("--cuda-graph yes")  # which then has a pool of its own
+    assert found == before[0] and np.array_equal(weights, before[1])
+
+
+def test_a_step_without_memory_is_one_line_that_names_the_plan(cupy, monkeypatch, capsys, tmp_path):
+    def exhausted(self, size):
+        raise MemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: 1,000 bytes).")
+
+    (tmp_path / "text.txt").write_text("The cat sat on the mat. The dog sat on the cat.\n" * 20)
+    monkeypatch.setattr(strict_memory.Pool, "malloc", exhausted)
+    argv = f"{FLAGS} --data {tmp_path}/text.txt --run-dir {tmp_path}/run --weights-out {tmp_path}/w --vocab-size 270"
+    with running(check=False):
+        assert call(lambda: train_gpt2.main(World(), argv.split()), "train_gpt2.py") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_gpt2.py: out of memory (Out of memory allocating ")
+    assert "python -m tinygrad2 plan, with the same flags" in line
