@@ -26,8 +26,9 @@ from ops.kernels.cuda import cudnn_plans
 from ops.kernels.cuda.attention import AttentionCUDA
 from ops.kernels.cuda.attention_cudnn import AttentionCuDNN, describe_attention
 from ops.kernels.cuda.split_heads import SplitHeadsCUDA
-from tinygrad2.dispatch import OPS, choose, gpu_library
+from tinygrad2.dispatch import OPS, choose
 from tinygrad2.errors import UserError
+from tinygrad2.gpu_library import gpu_library, gpu_library_in_use
 from tinygrad2.halves import dtype_named, half_dtype
 from tinygrad2.precision import computing
 from tinygrad2.training.gpu_plan import plan_for
@@ -250,8 +251,6 @@ def test_a_problem_for_which_the_library_has_no_engine(fake, cupy):
 
 def test_the_flag_reaches_the_ops():
     config, _, _ = parse([*FLAGS, *TRAINING.split()])
-    from tinygrad2.dispatch import gpu_library_in_use
-
     with computing(config):
         assert gpu_library_in_use() == "cudnn"
     assert gpu_library_in_use() is None

@@ -12,6 +12,7 @@ from typing import Any
 
 from tinygrad2.backend import xp_of
 from tinygrad2.context import Setting
+from tinygrad2.gpu_library import candidates
 from tinygrad2.missing_kernels import note_missing
 
 
@@ -29,7 +30,6 @@ AROUND: dict[type, Any] = {}  # {class of an op: context in which its forward an
 
 _mode = Setting("kernels", None)
 _alone = Setting("products_alone", False)
-_gpu_library = Setting("gpu_library", None)
 _default = "auto"
 
 
@@ -52,11 +52,7 @@ def register_kernel(name, backend, supports=None):
 def choose(op, xp, arrays):
     """The version of `op` to run on these arrays: the newest kernel that supports them, else the op itself."""
     if kernel_mode() == "auto":
-        if xp.__name__ != "numpy" and (library := gpu_library_in_use()):
-            for kernel in reversed(KERNELS.get((op.name, library), ())):
-                if issubclass(kernel, op) and kernel.supports(*arrays):
-                    return kernel
-        for kernel in reversed(known := KERNELS.get((op.name, xp.__name__), ())):
+        for kernel in reversed(known := candidates(KERNELS, op.name, xp)):
             if issubclass(kernel, op) and kernel.supports(*arrays):
                 return kernel
         if xp.__name__ != "numpy":
@@ -102,20 +98,6 @@ def use_kernels(mode):
 def kernel_mode():
     """The mode here, "auto" or "reference"."""
     return _mode.get() or _default
-
-
-def gpu_library(name):
-    """Within the block an op on a GPU runs a kernel that is registered for this library, such as "cudnn", if one takes
-    the arrays; else one for the array library, as with None.
-
-    It holds for the thread or asyncio task that enters it, and ends with the block.
-    """
-    return _gpu_library.set(name)
-
-
-def gpu_library_in_use():
-    """The name that the innermost block of gpu_library() around the caller has; None without one."""
-    return _gpu_library.get()
 
 
 def products_alone(yes=True):

@@ -17,7 +17,8 @@ Backward of an op has the precision that its forward had, wherever it is called:
 import contextlib
 
 from tinygrad2.context import Setting
-from tinygrad2.dispatch import gpu_library, kernels
+from tinygrad2.dispatch import kernels
+from tinygrad2.gpu_library import gpu_library
 
 PRECISIONS = ("highest", "high", "medium")  # those of --matmul-precision
 MIXED = ("bfloat16", "float16")  # those of mixed precision (mixed_precision.py)

@@ -8,8 +8,9 @@ once. One more forward pass (124M, 1024 tokens: 22 % of a step) saves the activa
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3.
 """
 
-from tinygrad2.dispatch import gpu_library, gpu_library_in_use, kernel_mode, kernels
+from tinygrad2.dispatch import kernel_mode, kernels
 from tinygrad2.function import Function
+from tinygrad2.gpu_library import gpu_library, gpu_library_in_use
 from tinygrad2.module import Module
 from tinygrad2.precision import matmul_precision
 from tinygrad2.tensor import Tensor, apply, is_recording, no_grad, recording

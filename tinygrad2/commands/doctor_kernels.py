@@ -70,7 +70,7 @@ def check(family):
     import ops  # noqa: F401
     from ops.kernels.cuda.attention_hopper import path
     from tinygrad2.backend import array_module
-    from tinygrad2.dispatch import gpu_library
+    from tinygrad2.gpu_library import gpu_library
 
     xp = array_module("cuda")
     if family == "adam":

@@ -1,5 +1,5 @@
-// Attention, forward, on tensor cores: T is f16 or bf16, or f32 for products in TF32 (attention_tf32.cuh). The file that
-// includes this one sets HS, M, KEYS and DROPS.
+// Attention, forward, on tensor cores: T is f16 or bf16, or f32 for products in TF32 (attention_tf32.cuh). The file
+// that includes this one sets HS, M, KEYS and DROPS.
 //
 // A block is 4 warps and 64 M queries of one head; a warp owns 16 M of them and keeps their out and statistics in
 // registers. Keys and values come in tiles of KEYS; while one is used, the next one is copied into the other half of

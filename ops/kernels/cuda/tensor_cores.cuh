@@ -16,8 +16,8 @@
 //     a[0], a[1], a[2], a[3]    A[g, t], A[g+8, t], A[g, t+4], A[g+8, t+4]
 //     b[0], b[1]                B[t, g], B[t+4, g]
 //
-// GPUs before sm_80 have no TF32, half of the product (k = 8) for f16 only, and copy in place of copying asynchronously.
-// Needs common.cuh.
+// GPUs before sm_80 have no TF32, half of the product (k = 8) for f16 only, and copy in place of copying
+// asynchronously. Needs common.cuh.
 
 // Two float32 as one register of X: the first is the lower half.
 template <class X> __device__ __forceinline__ unsigned pack(float low, float high) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void mma_1688(float (&d)[4], const unsigned (&a)[4], 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    __trap();                                                     // attention_tiles.py does not choose these kernels there
+    __trap();                                                     // attention_tiles.py chooses other kernels there
 #endif
 }
 
