@@ -48,18 +48,25 @@ needs_nvrtc = pytest.mark.skipif(load_library() is None, reason="NVRTC is missin
 
 def compile_text(code, architecture, name="kernel.cu"):
     """(ok, log) of compiling a text for sm_ARCHITECTURE."""
+    return compiled(code, architecture, name)[:2]
+
+
+def compiled(code, architecture, name="kernel.cu"):
+    """(ok, log, what the GPU would run or b"") of the same."""
     nvrtc, program, size = load_library(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), name.encode(), 0, None, None) == 0
     options = [*OPTIONS, f"-arch=sm_{architecture}", "-default-device", "--ptxas-options=-v"]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     ok = nvrtc.nvrtcCompileProgram(program, len(options), array) == 0
     assert nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)) == 0
-    log = ctypes.create_string_buffer(size.value)
+    log, cubin = ctypes.create_string_buffer(size.value), ctypes.create_string_buffer(0)
     assert nvrtc.nvrtcGetProgramLog(program, log) == 0
     if ok:
         assert nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0 and size.value > 0
+        cubin = ctypes.create_string_buffer(size.value)
+        assert nvrtc.nvrtcGetCUBIN(program, cubin) == 0
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return ok, log.value.decode()
+    return ok, log.value.decode(), cubin.raw
 
 
 def cubins(file, dtype, architecture):
