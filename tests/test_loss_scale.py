@@ -322,8 +322,8 @@ def test_the_gpu_decides_as_the_host_does(train_ahead, monkeypatch, how):
         assert saved_scale("ahead", step) == saved_scale("waits", step)
         assert optimizer_file("ahead", step) == optimizer_file("waits", step)  # moments and t
     if "--cuda-graph" in AHEAD[how]:
-        launched = 12 - 3 if how == "by graphs" else 0             # the first of them behind the first that are read
-        assert strict_capture.counts.graphs - graphs == launched
+        launched = (9, 10) if how == "by graphs" else (0,)         # of 12, behind those that show where arrays may lie
+        assert strict_capture.counts.graphs - graphs in launched
 
 
 @needs_compiler
