@@ -67,6 +67,14 @@ HARMLESS = {  # (file, line of code, change): why
     ("column_sums.cu", "partial[(size_t)blockIdx.y * columns + j] = total;", "32 bits"): "there are 1,056 blocks",
     ("column_sums.cu", "for (int row = warp; row < rows; row += 32) total += x[(size_t)row * stride + j];", "32 bits"):
         "x is what some thousand blocks have left",
+    ("row_products.cu", "load_part(x + (size_t)r * I + i, xs);", "32 bits"): "there are 8 rows",
+    ("layernorm.cu", "for (int w = 0; w < warps; w++) total += shared[(size_t)w * 2 * C + j];", "32 bits"):
+        "shared memory is small",
+    ("layernorm.cu", "float* dweight = shared + (size_t)warp * 2 * C;", "32 bits"): "shared memory is small",
+    ("embedding.cu", "float* out = dweight + id * (size_t)C + j;", "32 bits"): "id has 64 bits",
+    ("row_products.cu", "if (lane == 0 && r < rows) set(out[(size_t)r * O + o], total);", "32 bits"): "8 rows",
+    ("sorted_ids.cu", "if (keys[middle] < key) low = middle + 1;", "<= for <"): "no two keys are equal",
+    ("sorted_ids.cu", "if ((low > high) == ((i & k) == 0)) {", ">= for >"): "keys that are equal may change places",
 }
 DECLARED = re.compile(r"\s*(?:__shared__ |const )*(?:float|double|int|unsigned|long long|T|Slice|Square)\b[^=]*$")
 

@@ -90,6 +90,17 @@ def test_a_block_of_layernorm_takes_rows_in_several_rounds(rows, C, dtype, cupy,
         assert cuda_checks.check_kernel(kernel, OPS[name], cupy, Sample((*shapes, (C,), (C,))), dtype)
 
 
+@pytest.mark.parametrize("C", [24, 33, 1101])
+def test_a_mean_far_from_zero_costs_no_digits(C, cupy):
+    """Squares are those of what is left without the mean: differences of squares would have lost most digits."""
+    x, weight = normal(5, C) + np.float32(1000), np.ones(C, np.float32)
+    (kernel,) = KERNELS["layernorm", "cupy"]
+    with running():
+        out = kernel(cupy, [True] * 2).forward(cupy.asarray(x), cupy.asarray(weight)).get()
+    exact = OPS["layernorm"](np, [True] * 2).forward(x.astype(np.float64), weight.astype(np.float64))
+    assert error(out, exact) < 1e-4
+
+
 # -- what does not fit -------------------------------------------------------------------------------------------------
 
 
