@@ -69,8 +69,8 @@ def our_case(case, products, sets, name):
 
     import ops  # noqa: F401
     from ops.kernels.cuda.attention_hopper import path, tiles_for
+    from tinygrad2.deferred import DeferredGradient
     from tinygrad2.dispatch import OPS, choose, fast_version
-    from tinygrad2.function import DeferredGradient
     from tinygrad2.gpu_library import gpu_library
     from tinygrad2.halves import half_dtype
     from tinygrad2.optim import adam_update, grad_norm

@@ -49,8 +49,8 @@ def our_case(name, mode):
     import numpy as np
 
     import ops  # noqa: F401
+    from tinygrad2.deferred import DeferredGradient
     from tinygrad2.dispatch import OPS, choose, use_kernels
-    from tinygrad2.function import DeferredGradient
     from tinygrad2.optim import adam_update, grad_norm
 
     use_kernels(mode)

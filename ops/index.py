@@ -1,7 +1,5 @@
 from typing import Any
 
-import numpy as np
-
 from tinygrad2.function import Function
 from tinygrad2.halves import is_half
 from tinygrad2.operands import plain_key
@@ -31,7 +29,7 @@ class Index(Function):
             dx = self.xp.zeros(shape, dtype=dout.dtype)
             dx[key] = dout
             return (dx,)
-        dx = self.xp.zeros(shape, dtype=np.float32 if is_half(dout.dtype) else dout.dtype)
+        dx = self.xp.zeros(shape, dtype=self.xp.float32 if is_half(dout.dtype) else dout.dtype)
         self.xp.add.at(dx, key, dout.astype(dx.dtype, copy=False))    # a sum, so in float32
         return (dx.astype(dout.dtype, copy=False),)
 

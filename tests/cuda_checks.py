@@ -15,7 +15,7 @@ from kernel_checks import cotangent, error, is_float, run, stacked
 
 from ops.kernels.cuda import cudnn_plans, launch, products
 from ops.kernels.cuda.cast import cast
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.halves import half_dtype, is_half
 from tinygrad2.precision import _precision
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 import ops
-from tinygrad2.function import DeferredGradient, Function
+from tinygrad2.deferred import DeferredGradient
+from tinygrad2.function import Function
 
 
 def run(op, arrays, options, dout=None, needs=None):

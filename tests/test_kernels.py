@@ -23,9 +23,9 @@ import ops
 from models import GPT, GPTConfig
 from models.dropout import set_dropout
 from tinygrad2 import Function, Tensor, apply
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.dispatch import KERNELS, OPS, choose, kernels
 from tinygrad2.flat_buffers import FlatBuffers
-from tinygrad2.function import DeferredGradient
 from tinygrad2.module import Parameter
 from tinygrad2.optim import Adam, adam_update, clip_scale, grad_norm
 from tinygrad2.system.threads import POOL

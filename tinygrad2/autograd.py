@@ -10,8 +10,9 @@ This is reverse-mode differentiation (Linnainmaa 1970; Baydin et al., "Automatic
 JMLR 2018, section 3.2).
 """
 
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.dispatch import AROUND
-from tinygrad2.function import DeferredGradient, observers
+from tinygrad2.function import observers
 from tinygrad2.halves import may_meet
 from tinygrad2.saved16 import Packed
 

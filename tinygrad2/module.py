@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from tinygrad2.backend import Array, to_device, to_host
-from tinygrad2.function import DeferredGradient, observers
+from tinygrad2.deferred import DeferredGradient
+from tinygrad2.function import observers
 from tinygrad2.halves import is_floating
 from tinygrad2.tensor import Tensor
 from tinygrad2.writes import wrote

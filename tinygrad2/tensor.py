@@ -18,8 +18,9 @@ import numpy as np
 from tinygrad2.autograd import walk_back
 from tinygrad2.backend import DEVICES, Array, to_device, xp_of
 from tinygrad2.context import Block, Setting
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.dispatch import AROUND, OPS, choose
-from tinygrad2.function import DeferredGradient, Function, observers
+from tinygrad2.function import Function, observers
 from tinygrad2.halves import dtype_named, is_floating, may_meet, mixed_operands
 from tinygrad2.inplace import InPlace
 from tinygrad2.methods import Methods

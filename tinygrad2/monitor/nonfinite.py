@@ -12,7 +12,7 @@ The weights are those before the step, and nothing in it is random (tinygrad2/pr
 import inspect
 
 from tinygrad2.backend import is_array, xp_of
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.halves import is_floating
 from tinygrad2.monitor.module_path import ModulePath
 

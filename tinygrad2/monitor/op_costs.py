@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from tinygrad2.backend import is_array
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.halves import is_floating
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinygrad2.backend import is_array
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.dispatch import OPS
-from tinygrad2.function import DeferredGradient
 from tinygrad2.halves import is_floating
 from tinygrad2.monitor.module_path import ModulePath
 

@@ -11,7 +11,7 @@ import numpy as np
 from ops.embedding import Embedding
 from ops.kernels.cpu.numba_jit import jit, split_rows
 from ops.kernels.cpu.spread import spread
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.system.threads import POOL
 
 

@@ -16,7 +16,7 @@ from ops.kernels.cpu.numba_jit import ROW_BLOCKS, block_edge, is_float32, jit, s
 from ops.kernels.cpu.products import gemm, kernel_for
 from ops.kernels.cpu.spread import spread
 from ops.linear import Linear
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 
 
 class LinearCPU(Linear, backend="numpy"):

@@ -22,7 +22,7 @@ from ops.kernels.cpu.numba_jit import is_float32
 from ops.kernels.cpu.products import gemm
 from ops.kernels.cpu.workspace import Lease
 from ops.linear_cross_entropy import LinearCrossEntropy
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.module import Parameter
 from tinygrad2.system.memory import LOGITS_CHUNK
 from tinygrad2.system.threads import POOL

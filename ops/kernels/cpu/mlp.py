@@ -16,7 +16,7 @@ from ops.kernels.cpu.products import gemm
 from ops.kernels.cpu.spread import spread
 from ops.kernels.cpu.workspace import Lease
 from ops.mlp import MLP
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 
 
 class MLPCPU(MLP, backend="numpy"):

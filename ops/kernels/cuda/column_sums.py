@@ -10,7 +10,7 @@
 import numpy as np
 
 from ops.kernels.cuda.launch import launch, wide
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 
 _BLOCKS, _LEAST_ROWS = 1056, 32                                   # blocks, about; rows of one, at least
 

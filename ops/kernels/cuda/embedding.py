@@ -17,7 +17,7 @@ from ops.kernels.cuda.cast import cast
 from ops.kernels.cuda.cross_entropy import device_ids
 from ops.kernels.cuda.launch import launch, wide
 from ops.kernels.cuda.sorted_ids import sorted_keys
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 
 _WARPS, _BLOCK = 8, 256                                           # of a block, and its threads
 

@@ -7,7 +7,7 @@ In mixed precision all factors have 16 bits. An activation arrives like that, or
 from ops.kernels.cuda.cublaslt_problem import float_name
 from ops.kernels.cuda.products import gemm
 from tinygrad2.backend import xp_of
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.halves import half_of
 from tinygrad2.precision import MIXED, precision
 

@@ -15,7 +15,7 @@ from ops.add_layernorm import AddLayerNorm
 from ops.kernels.cuda.column_sums import sum_of_partials
 from ops.kernels.cuda.launch import STATIC_SHARED, launch, result_dtype, wide
 from ops.layernorm import LayerNorm
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 
 _WARPS, _BLOCKS = 4, 528                                          # of a block; of backward, at most
 _ROOM = STATIC_SHARED // 8                                        # channels for which one warp has the shared memory

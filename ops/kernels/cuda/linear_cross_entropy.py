@@ -18,7 +18,7 @@ from ops.kernels.cuda.cross_entropy import device_ids, mean_loss, scale, softmax
 from ops.kernels.cuda.elements import is_computed
 from ops.kernels.cuda.products import gemm
 from ops.linear_cross_entropy import LinearCrossEntropy
-from tinygrad2.function import DeferredGradient
+from tinygrad2.deferred import DeferredGradient
 from tinygrad2.halves import half_of, is_half
 from tinygrad2.module import Parameter
 from tinygrad2.system.memory import GPU_LOGITS_CHUNK
