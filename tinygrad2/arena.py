@@ -220,8 +220,9 @@ class Arena:
             self._give_up("steps make other arrays each time")
 
     def let_go(self):
-        """Give the block back to the pool until the next step. Not while a CUDA graph writes to it."""
-        self.block = None
+        """Give the block back to the pool until the next step. Not while a CUDA graph writes to it, and no graph can be
+        recorded before that step."""
+        self.block, self.is_planned = None, False
 
     def _begin(self, plan):
         self.taken_before = give_back(self.xp)                    # where the arrays have been until now

@@ -1,8 +1,8 @@
 """A CUDA graph: what was started once on a stream of a GPU, to be started again by one call.
 
 What is recorded are addresses, and numbers that the host passes to kernels. So arrays that change lie in the same place
-each time, and those that are made during the recording come from a pool of memory of their own: it gives them to
-nobody else as long as the graph is used.
+each time, and those that are made during the recording have a place in an arena (arena.py), or come from a pool of
+memory of their own: it gives them to nobody else as long as the graph is used.
 """
 
 import contextlib
