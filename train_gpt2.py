@@ -36,7 +36,7 @@ import numpy as np
 
 import ops
 from models import PRESETS
-from models.dropout import set_dropout
+from models.dropout import dropout_keys, set_dropout
 from models.families import ModelFlags, make_config, make_model
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, to_host
@@ -110,12 +110,18 @@ class Trainer:
         """The learning rate of the next step."""
         return learning_rate_at(self.done, self.config)
 
-    def micro_step(self, first_row, x, y, scale=None):
+    def dropout_keys(self):
+        """Integers of 64 bits which choose the masks of the next step, one for each layer; none without dropout."""
+        has_dropout = getattr(self.model.config, "dropout", 0)
+        return dropout_keys(self.model, self.config.seed, self.done) if has_dropout else []
+
+    def micro_step(self, first_row, x, y, scale=None, keys=None):
         """Forward and backward of some rows of the batch; returns their loss. Gradients add up.
 
         scale    of the loss, by default loss_scale.value: 1, except with --dtype float16
+        keys     of the masks of dropout, by default those of dropout_keys
         """
-        set_dropout(self.model, self.config.seed, self.done, first_row)
+        set_dropout(self.model, self.config.seed, self.done, first_row, keys)
         loss = self.model.loss(x, y)
         loss.backward(self.loss_scale.value if scale is None else scale)
         return loss.data

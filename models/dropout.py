@@ -34,9 +34,20 @@ class Dropout(Module):
         return self.p, self.key, self.first_sequence * size_per_sequence
 
 
-def set_dropout(model, seed, step, first_sequence=0):
-    """Give every Dropout of the model its own masks for this step; row 0 is sequence `first_sequence` of the batch."""
-    layers = [module for _, module in model.named_modules() if isinstance(module, Dropout)]
-    for number, layer in enumerate(layers):
-        layer.key = make_key(seed, step, number)
-        layer.first_sequence = first_sequence
+def set_dropout(model, seed, step, first_sequence=0, keys=None):
+    """Give every Dropout of the model its own masks for this step; row 0 is sequence `first_sequence` of the batch.
+
+    keys    arrays () with what dropout_keys returns, where a GPU is to read them; by default the numbers themselves
+    """
+    keys = dropout_keys(model, seed, step) if keys is None else keys
+    for layer, key in zip(_layers(model), keys, strict=True):
+        layer.key, layer.first_sequence = key, first_sequence
+
+
+def dropout_keys(model, seed, step):
+    """The key of each Dropout of the model in this step, integers of 64 bits."""
+    return [make_key(seed, step, number) for number in range(len(_layers(model)))]
+
+
+def _layers(model):
+    return [module for _, module in model.named_modules() if isinstance(module, Dropout)]

@@ -58,11 +58,11 @@ if stand_in == "nccl":
 if spoilt and int(spoilt[0]) == world.rank:
     micro_step = train_gpt2.Trainer.micro_step
 
-    def spoilt_step(trainer, first_row, x, y, scale=None):
+    def spoilt_step(trainer, first_row, x, y, scale=None, keys=None):
         now = trainer.done + 1 == int(spoilt[1])
         if now and spoilt[2] == "gradient":
             scale = scale.data * np.float32(np.inf)
-        loss = micro_step(trainer, first_row, x, y, scale)
+        loss = micro_step(trainer, first_row, x, y, scale, keys)
         return loss * np.float32(np.inf) if now and spoilt[2] == "loss" else loss
 
     train_gpt2.Trainer.micro_step = spoilt_step

@@ -10,10 +10,8 @@ import strict_cupy
 from cuda_host import needs_compiler, running
 from test_frozen import Tokens
 
-from models import GPTConfig
 from tinygrad2 import uploads
 from tinygrad2.distributed.world import World
-from tinygrad2.errors import UserError
 from tinygrad2.precision import computing
 from tinygrad2.training.captured import DeviceSteps
 from tinygrad2.writes import wrote
@@ -40,14 +38,14 @@ def trained(flags, steps=5, watch=None):
         for _ in range(steps):
             gpu.note_time(0.0, 1.0)
             found.append(gpu.run(loader, 1e-2, True).get())
-            trainer.position = loader.after(trainer.position)
+            trainer.done, trainer.position = trainer.done + 1, loader.after(trainer.position)
             if watch:
                 watch(gpu)
     return found, trainer.flat.data.get()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("more", ["", "--micro-batch-size 1", "--micro-batch-size 2 --recompute"])
+@pytest.mark.parametrize("more", ["", "--micro-batch-size 1", "--micro-batch-size 2 --recompute --dropout 0.2"])
 def test_a_graph_computes_the_same_bits(cupy, more, dtype):
     pytest.importorskip("ml_dtypes")
     recorded, flags = [], f"{more} --dtype {dtype}"
@@ -60,7 +58,7 @@ def test_a_graph_computes_the_same_bits(cupy, more, dtype):
     assert len({tuple(values) for values in usual}) == 5  # other tokens, other losses
 
 
-@pytest.mark.parametrize("flags", ["", "--micro-batch-size 1", "--dtype bfloat16"])
+@pytest.mark.parametrize("flags", ["", "--micro-batch-size 1", "--dtype bfloat16", "--dropout 0.2"])
 def test_a_step_by_a_graph_is_one_launch(cupy, flags):
     """Besides it the batch and the step's numbers are copied to the GPU, and its losses to where the next step leaves
     them. Nothing waits."""
@@ -75,19 +73,21 @@ def test_a_step_by_a_graph_is_one_launch(cupy, flags):
     waits, counts = strict_cupy.sync_count(), counts[-3:]
     differences = [{name: after[name] - before[name] for name in before} for before, after in zip(counts, counts[1:])]
     batches = 4 if "micro" in flags else 1
-    assert differences == 2 * [{"graphs": 1, "calls": 1, "uploads": 1 + 2 * batches}]
+    assert differences == 2 * [{"graphs": 1, "calls": 1, "uploads": 1 + 2 * batches + ("dropout" in flags)}]
     assert waits == 7 + 1                                         # what `trained` reads: values, and the weights
 
 
-def test_a_step_by_a_graph_is_that_of_the_trainer(cupy):
-    """Whose AdamW gets learning rate, step count and factor as arguments: the same bits, with a gradient clipped."""
-    flags = [*FLAGS, *"--grad-clip 0.1 --micro-batch-size 1 --beta2 0.9 --weight-decay 0.3 --steps 30".split()]
-    config, model_config, _ = parse(flags)
+@pytest.mark.parametrize("dropout", ["0", "0.2"])
+def test_a_step_by_a_graph_is_that_of_the_trainer(cupy, dropout):
+    """Whose AdamW gets learning rate, step count and factor as arguments, and dropout its keys from the host: the same
+    bits, with a gradient clipped."""
+    flags = f"--dropout {dropout} --grad-clip 0.1 --micro-batch-size 1 --beta2 0.9 --weight-decay 0.3 --steps 30"
+    config, model_config, _ = parse([*FLAGS, *flags.split()])
     trainer, loader = Trainer(config, model_config, World()), Tokens(config)
     trainer.lr = lambda: 1e-2
     with computing(config), running(check=False):
         usual = [trainer.step(loader) for _ in range(5)]
-        found, weights = trained(" ".join([*flags[-10:], "--cuda-graph yes"]))
+        found, weights = trained(f"{flags} --cuda-graph yes")
     assert [norm for _, norm in usual] == [float(values[-1]) for values in found] and min(usual)[1] > 0.1
     assert np.array_equal(trainer.flat.data.get(), weights)
 
@@ -150,15 +150,6 @@ def test_other_shapes_are_recorded_again(cupy):
             graphs.append(gpu.graph)
     assert graphs[:3] == 3 * [None] and graphs[3] is graphs[4] is not graphs[5] and graphs[5] is graphs[6]
     assert loader.config is config
-
-
-def test_dropout_cannot_be_captured(cupy):
-    config, model_config, _ = parse([*FLAGS[:-1], "0.1", "--cuda-graph", "yes"])
-    assert isinstance(model_config, GPTConfig)
-    with pytest.raises(UserError, match="--cuda-graph yes: the masks of dropout"):
-        DeviceSteps(Trainer(config, model_config, World()))
-    config, model_config, _ = parse([*FLAGS[:-1], "0.1"])
-    assert not DeviceSteps(Trainer(config, model_config, World())).permitted
 
 
 def test_what_cannot_be_captured_goes_on_as_usual(cupy, monkeypatch, capsys):

@@ -201,10 +201,10 @@ def test_the_mask_is_the_references(Tq, Tk, hs, dtype, cupy):
         assert np.array_equal(cuda_checks.host(dv)[..., :Tq] != 0, ((keep != 0) & seen).swapaxes(-1, -2))
 
 
-def test_a_probability_is_rounded_as_the_reference_rounds_it():
+def test_a_probability_is_rounded_as_the_reference_rounds_it(cupy):
     """The hash's 24 bits are compared with float32's p: at the edge, one number is kept and the one below is not."""
     for p in (0.1, 0.25, 1 / 3, 2.0**-24, 1 - 2.0**-24):
-        _, _, threshold, factor = dropout_hash(p, 1, 2)
+        _, _, threshold, factor = dropout_hash(cupy, p, 1, 2)
         below, at = (np.float32(int(threshold) + i) * np.float32(2.0**-24) for i in (-1, 0))
         assert not below >= np.float32(p) and at >= np.float32(p) and factor == np.float32(1 / (1 - p))
 

@@ -29,7 +29,7 @@ MOST_REGISTERS = {  # kernel -> how many it may use instead
     "attention_hopper_forward": 128,
     "attention_plain_dkdv": 255,  # of 256 threads
     "attention_plain_dq": 254,
-    "attention_plain_forward": 208,
+    "attention_plain_forward": 210,
     "attention_split": 132,
     "layernorm_backward": 136,
     "layernorm_forward": 128,

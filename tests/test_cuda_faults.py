@@ -68,8 +68,8 @@ FAULTS = {
     "cross_entropy: one row too many in the mean": (
         *CROSS_ENTROPY, "cross_entropy", "n < rows; n += blockDim.x", "n <= rows; n += blockDim.x", OUTSIDE),
     "dropout: positions begin at 0 in each block": (
-        *DROPOUT, "dropout.cu", "hash_start(key, first_position + first)",
-        "hash_start(key, first_position + first % 2048)", DIFFERS),
+        *DROPOUT, "dropout.cu", "hash_start(key[0], first_position + first)",
+        "hash_start(key[0], first_position + first % 2048)", DIFFERS),
     "dropout: some bits are not mixed": (*DROPOUT, "dropout.cuh", "z >> 27", "z >> 26", DIFFERS),
     "dropout: one position further": (*DROPOUT, "dropout.cuh", "(position + 1)", "(position + 2)", DIFFERS),
     "softmax: a block starts in the next row": (

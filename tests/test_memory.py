@@ -246,7 +246,6 @@ def test_what_helps_if_the_memory_of_a_gpu_is_too_small(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags, reason", [
-    ("--cuda-graph yes --dropout 0.1", "--cuda-graph yes: the masks of dropout are new in each step"),
     ("--cuda-graph yes --read-every 1", "--cuda-graph yes: with --read-every 1 each step waits"),
     ("--cuda-graph yes --batch-size 4 --ranks 2", "--cuda-graph yes: a graph is for one rank"),
     ("--gpu-attention cudnn", "--gpu-attention cudnn: cuDNN's attention takes 16-bit numbers"),

@@ -66,10 +66,14 @@ def permute(i, n, key):
 
 
 def uniform(xp, shape, key, first=0):
-    """Uniform float32 numbers in [0, 1): numbers first, first + 1, ... of stream `key`, in the given shape."""
+    """Uniform float32 numbers in [0, 1): numbers first, first + 1, ... of stream `key`, in the given shape.
+
+    key    an integer, or an array () of uint64
+    """
     size = 1
     for n in shape:
         size *= n
     counter = xp.arange(first + 1, first + 1 + size, dtype=xp.uint64)
-    bits = mix(counter * xp.uint64(GOLDEN) + xp.uint64(key))     # (size,) uint64
+    key = key if hasattr(key, "dtype") else xp.uint64(key)
+    bits = mix(counter * xp.uint64(GOLDEN) + key)                # (size,) uint64
     return ((bits >> 40).astype(xp.float32) * 2.0**-24).reshape(shape)   # the upper 24 bits fill a float32

@@ -29,7 +29,7 @@ def main(argv):
         return 0
     config, model_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
-    refuse_graph(config, why_each_waits(config, ranks) or why_no_graph(model_config, ranks))
+    refuse_graph(config, why_each_waits(config, ranks) or why_no_graph(ranks))
     ops.refuse_attention(config, model_config)
     compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
     reference = ops.runs_reference(config.kernels, config.device)

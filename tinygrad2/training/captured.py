@@ -5,12 +5,14 @@ the host has started the next one, as with small batches, a step takes as long a
 once, by running the step while the stream captures, and is launched by one call from then on (cuda_graph.py).
 
 All of a step is in it: forward, backward, the norm, the factor of the gradient, AdamW. What is new in each step is
-copied to the same place on the GPU before: the tokens, and the step's numbers (step_numbers.py). All arrays of the step
-have theirs in an arena (arena.py). Numbers that the host passes to kernels are recorded as they are: with dropout,
-whose masks are new in each step, there is no graph.
+copied to the same place on the GPU before: the tokens, the step's numbers (step_numbers.py), and the keys of the masks
+of dropout. All arrays of the step have theirs in an arena (arena.py). Numbers that the host passes to kernels are
+recorded as they are.
 """
 
 import contextlib
+
+import numpy as np
 
 from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module
@@ -40,12 +42,13 @@ class DeviceSteps:
         self.trainer, self.xp = trainer, array_module(trainer.config.device)
         self.graph, self._values, self._batches, self._recorded_for, self._done = None, (), [], None, 0
         self._wanted, self._failed = trainer.config.cuda_graph == "yes", False
-        reason = why_no_graph(trainer.model.config, trainer.world.size)
+        reason = why_no_graph(trainer.world.size)
         refuse_graph(trainer.config, reason)
         self.permitted = trainer.config.cuda_graph != "no" and not reason
         self.stream = graph_stream() if self.permitted else contextlib.nullcontext()
         self.arena, self._held = Arena(self.xp, trainer.world.print), None
         self.numbers = StepNumbers(trainer.optimizer, trainer.config.steps)
+        self._keys = self.xp.zeros(len(trainer.dropout_keys()), np.uint64)
         self.uploads = Uploads(self.xp)
 
     def wait_for_others(self):
@@ -102,6 +105,8 @@ class DeviceSteps:
             self._batches = [[self.xp.empty(a.shape, a.dtype) for a in (x, y)] for _, x, y in rows]
             self._recorded_for, self.graph = kind, None
         pairs = self.numbers.of_next_step(lr, trainer.loss_scale if is_first else None)
+        if self._keys.size:
+            pairs.append((np.array(trainer.dropout_keys(), np.uint64), self._keys))
         for (_, x, y), (x_place, y_place) in zip(rows, self._batches):
             pairs.append((model.checked(x), x_place))
             pairs.append((model.checked(y, ignored=-1), y_place))
@@ -132,11 +137,13 @@ class DeviceSteps:
         """As Trainer.step, but that the GPU decides whether the weights change."""
         trainer, losses, values = self.trainer, [], self._values
         is_dynamic = trainer.loss_scale.dynamic
-        scale = [self.numbers.scale] if is_dynamic else []        # as the GPU knows it
+        known = {"scale": self.numbers.scale} if is_dynamic else {}             # to the GPU, not to the host
+        if self._keys.size:
+            known["keys"] = [self._keys[i] for i in range(self._keys.size)]
         trainer.reducer.begin(f"gradients of step {trainer.done + 1}")
         for first_row, x, y in rows:
             with trainer.reducer.micro_batch():
-                losses.append(trainer.micro_step(first_row, x, y, *scale))
+                losses.append(trainer.micro_step(first_row, x, y, **known))
         trainer.reducer.finish()
         norm = trainer.reducer.grad_norm() / trainer.micro_batches
         for i, value in enumerate([*losses, norm]):               # one at a time: for a list, addresses would be copied

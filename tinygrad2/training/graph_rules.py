@@ -23,13 +23,9 @@ def why_each_waits(config, ranks=1, is_nccl=True):
     return ""
 
 
-def why_no_graph(model_config, ranks=1):
+def why_no_graph(ranks=1):
     """Why a step that need not wait cannot be a graph."""
-    if getattr(model_config, "dropout", 0):
-        return "the masks of dropout are new in each step, which a graph cannot be"
-    if ranks > 1:
-        return "a graph is for one rank"
-    return ""
+    return "a graph is for one rank" if ranks > 1 else ""
 
 
 def refuse_graph(config, reason):

@@ -62,7 +62,7 @@ class AttentionCUDA(Attention, backend="cupy"):
         B, nh, Tq, hs = q.shape
         out = xp.empty((B, Tq, nh, hs), dtype).transpose(0, 2, 1, 3)
         logsum = xp.empty((B, nh, Tq), np.float32)
-        constants = dropout_hash(p, key, first)
+        constants = dropout_hash(xp, p, key, first)
         self.save(q, k, v, out, logsum, constants, p)
         if Tq <= _FEW and p == 0:
             attend_few(xp, q, k, v, out, logsum)

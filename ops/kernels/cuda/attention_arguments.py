@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ops.kernels.cuda.dropout import key_on_gpu
 from ops.kernels.cuda.launch import wide
 
 
@@ -48,8 +49,9 @@ def log2_scale(hs):
     return np.float32(math.log2(math.e) / math.sqrt(hs))
 
 
-def dropout_hash(p, key, first):
-    """The hash's key and first counter, the least of its 24 bits to be kept, and the factor of what is kept."""
+def dropout_hash(xp, p, key, first):
+    """The hash's key, on the GPU (None for p = 0), and first counter, the least of its 24 bits to be kept, and the
+    factor of what is kept."""
     threshold = math.ceil(float(np.float32(p)) * 2**24)
     factor = np.float32(1 / (1 - p))
-    return np.uint64(key), np.uint64(first), np.uint32(threshold), factor
+    return key_on_gpu(xp, key) if p else None, np.uint64(first), np.uint32(threshold), factor

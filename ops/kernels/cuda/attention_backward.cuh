@@ -18,8 +18,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dkdv(
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dk, T* __restrict__ dv, long long dk_batch, long long dk_head, long long dk_row,
     int nh, int Tq, int Tk, int hs, int wide, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     const int ROWS = 16 * WARPS;
     DYNAMIC_SHARED(T, k_tile);                                    // (ROWS, HS), v alike
     T *v_tile = k_tile + ROWS * HS, *q_tiles = v_tile + ROWS * HS;   // two of (QUERIES, HS), dout alike
@@ -116,8 +117,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_dq(
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dq, long long dq_batch, long long dq_head, long long dq_row,
     int nh, int Tq, int Tk, int hs, int wide, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     const int ROWS = 16 * WARPS;
     DYNAMIC_SHARED(T, q_tile);                                    // (ROWS, HS), dout alike
     T *dout_tile = q_tile + ROWS * HS, *k_tiles = dout_tile + ROWS * HS;   // two of (KEYS, HS), v alike

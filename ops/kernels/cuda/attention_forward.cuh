@@ -16,8 +16,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_forward(
     const T* __restrict__ k, long long k_batch, long long k_head, long long k_row,
     const T* __restrict__ v, long long v_batch, long long v_head, long long v_row,
     T* __restrict__ out, float* __restrict__ logsum, int nh, int Tq, int Tk, int hs, int wide, float scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     const int ROWS = 16 * M * WARPS;
     DYNAMIC_SHARED(T, q_tile);                                    // (ROWS, HS), then two of (KEYS, HS) for k, two for v
     T *k_tiles = q_tile + ROWS * HS, *v_tiles = k_tiles + 2 * KEYS * HS;

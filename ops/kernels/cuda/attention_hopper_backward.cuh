@@ -19,7 +19,8 @@ extern "C" __global__ void __launch_bounds__(128 * DKDV_GROUPS, 1) attention_hop
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dk, T* __restrict__ dv, long long dk_batch, long long dk_head, long long dk_row,
     int nh, int Tq, int Tk, int hs, int wide, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
     const int GROUPS = DKDV_GROUPS, QUERIES = 64, ROWS = 64 * GROUPS, TILE = QUERIES * 64;
     DYNAMIC_SHARED(T, memory);
     T* k_tile = aligned_tiles(memory);                            // (ROWS, 64), v alike
@@ -109,7 +110,8 @@ extern "C" __global__ void __launch_bounds__(128 * DQ_GROUPS, 2) attention_hoppe
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dq, long long dq_batch, long long dq_head, long long dq_row,
     int nh, int Tq, int Tk, int hs, int wide, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
     const int GROUPS = DQ_GROUPS, KEYS = 64, ROWS = 64 * GROUPS, TILE = KEYS * 64;
     DYNAMIC_SHARED(T, memory);
     T* q_tile = aligned_tiles(memory);                            // (ROWS, 64), dout alike

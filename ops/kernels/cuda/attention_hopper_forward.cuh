@@ -20,7 +20,8 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 2) attention_
     const T* __restrict__ k, long long k_batch, long long k_head, long long k_row,
     const T* __restrict__ v, long long v_batch, long long v_head, long long v_row,
     T* __restrict__ out, float* __restrict__ logsum, int nh, int Tq, int Tk, int hs, int wide, float scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
     const int GROUPS = FORWARD_GROUPS, KEYS = 64, ROWS = 64 * GROUPS, TILE = KEYS * 64;
     DYNAMIC_SHARED(T, memory);
     T* q_tile = aligned_tiles(memory);                            // (ROWS, 64), then 3 of (KEYS, 64) for k, 3 for v

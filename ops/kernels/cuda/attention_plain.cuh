@@ -90,8 +90,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_plain_forward(
     const T* __restrict__ k, long long k_batch, long long k_head, long long k_row,
     const T* __restrict__ v, long long v_batch, long long v_head, long long v_row,
     T* __restrict__ out, float* __restrict__ logsum, int nh, int Tq, int Tk, int hs, float scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     __shared__ Slice a, b;
     __shared__ Square w, tile;
     int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
@@ -179,8 +180,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_plain_dkdv(
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dk, T* __restrict__ dv, long long dk_batch, long long dk_head, long long dk_row,
     int nh, int Tq, int Tk, int hs, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     __shared__ Slice a, b;
     DYNAMIC_SHARED(Square, squares);                              // weights, ds, a tile of rows
     int tiles = (Tk + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
@@ -217,8 +219,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_plain_dq(
     const float* __restrict__ logsum, const float* __restrict__ delta,
     T* __restrict__ dq, long long dq_batch, long long dq_head, long long dq_row,
     int nh, int Tq, int Tk, int hs, float scale, float ds_scale,
-    unsigned long long hash_key, unsigned long long hash_first, unsigned threshold, float kept_factor) {
-    const Dropout dropout = {hash_key, hash_first, threshold, Tk};
+    const unsigned long long* __restrict__ hash_key, unsigned long long hash_first, unsigned threshold,
+    float kept_factor) {
+    const Dropout dropout = {hash_key ? hash_key[0] : 0, hash_first, threshold, Tk};
     __shared__ Slice a, b;
     __shared__ Square ds, tile;
     int tiles = (Tq + ROWS - 1) / ROWS, head = blockIdx.x / tiles, ahead = Tk - Tq;
