@@ -73,6 +73,12 @@ HARMLESS = {  # (file, line of code, change): why
     ("layernorm.cu", "float* dweight = shared + (size_t)warp * 2 * C;", "32 bits"): "shared memory is small",
     ("embedding.cu", "float* out = dweight + id * (size_t)C + j;", "32 bits"): "id has 64 bits",
     ("row_products.cu", "if (lane == 0 && r < rows) set(out[(size_t)r * O + o], total);", "32 bits"): "8 rows",
+    ("kv_cache.cu", "size_t place = ((size_t)head * size + row) * hs + channel;", "32 bits"): "row has 64 bits",
+    ("attention_cached.cu", "if (wide) return load(row + column, x);", "no guard"): "the same numbers, read one by one",
+    ("elements.cuh", "if (wide && first + ELEMENTS <= n) return load(p + first, x);", "no guard"):
+        "the same numbers, read one by one",
+    ("elements.cuh", "if (wide && first + ELEMENTS <= n) return store(p + first, x);", "no guard"):
+        "the same numbers, written one by one",
     ("sorted_ids.cu", "if (keys[middle] < key) low = middle + 1;", "<= for <"): "no two keys are equal",
     ("sorted_ids.cu", "if ((low > high) == ((i & k) == 0)) {", ">= for >"): "keys that are equal may change places",
 }
@@ -89,7 +95,7 @@ def mutants(name):
             for found in re.finditer(pattern, code):
                 changed = code[: found.start()] + found.expand(replacement) + code[found.end() :]
                 longer = title == "one more" and found[1].upper() == found[1] and DECLARED.match(code[: found.start()])
-                endless = title == "= for +=" and re.search(r"for \([^()]*;[^;()]*$", code[: found.start()])
+                endless = "= for +=" in title and re.search(r"for \([^()]*;[^;()]*$", code[: found.start()])
                 known = (name, code.strip(), title) in HARMLESS
                 if changed != code and not longer and not endless and not known:
                     yield number, code, title, changed
