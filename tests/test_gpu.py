@@ -260,6 +260,15 @@ def test_twenty_steps_of_train_gpt2_in_each_dtype(train, dtype):
     assert apart.max() < (2e-3 if dtype == "float32" else 5e-2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reading_seldom_and_graphs_change_no_bit(train, dtype):
+    """With dropout: keys, learning rate and step count come from the GPU, and in float16 the scale of the loss."""
+    steps = 5 if STAND_IN else 20
+    each = train(f"--device cuda --dtype {dtype} --read-every 1", steps)
+    for more in ("--read-every 4 --cuda-graph no", "--read-every 7 --cuda-graph yes"):
+        assert train(f"--device cuda --dtype {dtype} {more}", steps) == each
+
+
 @pytest.mark.parametrize("graph", ["no", "yes"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps_in_an_arena_have_the_bits_of_those_without(train, dtype, graph, monkeypatch):
