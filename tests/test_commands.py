@@ -149,8 +149,8 @@ SPOILT = {
               " (old(trainer, c), setattr(trainer.optimizer, 't', trainer.optimizer.t + 1))",
     "accum": "train_gpt2.Trainer.micro_step = lambda self, row, x, y, old=train_gpt2.Trainer.micro_step:"
              " old(self, 0, x, y)",  # every micro-batch gets the masks of the first
-    "determinism": "import os\ntrain_gpt2.set_dropout = lambda model, seed, step, row, old=train_gpt2.set_dropout:"
-                   " old(model, os.getpid(), step, row)",
+    "determinism": "import os\ntrain_gpt2.set_dropout = lambda model, seed, *rest, old=train_gpt2.set_dropout:"
+                   " old(model, os.getpid(), *rest)",
     "ranks": "train_gpt2.Trainer.micro_step = lambda self, row, x, y, old=train_gpt2.Trainer.micro_step:"
              " old(self, row - self.world.rank * 8 // self.world.size, x, y)",  # ranks count from their own rows
 }  # fmt: skip
