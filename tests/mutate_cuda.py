@@ -75,6 +75,13 @@ HARMLESS = {  # (file, line of code, change): why
     ("row_products.cu", "if (lane == 0 && r < rows) set(out[(size_t)r * O + o], total);", "32 bits"): "8 rows",
     ("kv_cache.cu", "size_t place = ((size_t)head * size + row) * hs + channel;", "32 bits"): "row has 64 bits",
     ("attention_cached.cu", "if (wide) return load(row + column, x);", "no guard"): "the same numbers, read one by one",
+    ("attention_cached.cu", "const float* part = partial + (size_t)i * (2 + hs);", "32 bits"): "for 10^8 keys and more",
+    ("gelu.cu", "return make_float2(x > END ? x : value * s, s + value * (s * rest) * d2u);", ">= for >"):
+        "where x is END, s is 1",
+    ("elements.cuh", "if (wide && first + ELEMENTS <= n) return load(p + first, x);", "< for <="):
+        "the last numbers are read one by one",
+    ("elements.cuh", "if (wide && first + ELEMENTS <= n) return store(p + first, x);", "< for <="):
+        "the last numbers are written one by one",
     ("elements.cuh", "if (wide && first + ELEMENTS <= n) return load(p + first, x);", "no guard"):
         "the same numbers, read one by one",
     ("elements.cuh", "if (wide && first + ELEMENTS <= n) return store(p + first, x);", "no guard"):
