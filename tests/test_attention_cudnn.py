@@ -199,6 +199,7 @@ def describe(cupy, flags, xp=None):
 def test_what_is_said_at_the_start(fake, cupy):
     assert describe(cupy, TRAINING).startswith("cuDNN 9.19.0 (--gpu-attention cudnn), backward deterministic")
     assert describe(cupy, "") == "ops/kernels/cuda (--gpu-attention own)"
+    assert describe(cupy, "--gpu-attention warps") == "ops/kernels/cuda (--gpu-attention warps)"
     assert describe(cupy, "--device cpu", np) == describe(cupy, "--kernels reference") == ""
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import re
 import sys
+from types import SimpleNamespace
 
 import cuda_checks
 import numpy as np
@@ -19,6 +20,7 @@ from ops.kernels.cuda.attention import AttentionCUDA
 from ops.kernels.cuda.attention_hopper import HOPPER, path
 from ops.kernels.cuda.launch import options, source
 from tinygrad2.commands import doctor_kernels
+from tinygrad2.precision import computing
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -158,6 +160,14 @@ def test_other_gpus_types_and_dropout_keep_their_kernels(cupy, monkeypatch):
             attention_tiles.capability.cache_clear()
             monkeypatch.setattr(type(cupy.cuda.Device()), "compute_capability", other)
             assert chosen(cupy, half, 64, 0.0) is usual[64, False]
+
+
+def test_a_flag_leaves_them_out(cupy):
+    """They have not been on a GPU: should one of them break it, no comparison helps."""
+    config = SimpleNamespace(kernels="auto", dtype="bfloat16", matmul_precision="highest", gpu_attention="warps")
+    with computing(config):
+        assert chosen(cupy, array_dtype("bfloat16"), 64, 0.0) is attention_tiles.TENSOR_CORES[64, False]
+        assert launched(cupy) == WARPS
 
 
 @pytest.mark.parametrize("fault, reason", [

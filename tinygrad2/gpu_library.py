@@ -7,7 +7,8 @@ _library = Setting("gpu_library", None)
 
 def gpu_library(name):
     """Within the block an op on a GPU runs a kernel that is registered for this library, such as "cudnn", if one takes
-    the arrays; else one for the array library, as with None.
+    the arrays; else one for the array library, as with None. "warps" has none: it is the project's own attention
+    without the kernels of attention_hopper.py.
 
     It holds for the thread or asyncio task that enters it, and ends with the block.
     """

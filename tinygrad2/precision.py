@@ -57,8 +57,9 @@ def precision_of(config):
 def computing(config):
     """A block in which ops compute as the flags --kernels, --dtype and --matmul-precision say; config has all three,
     that of a training also --gpu-attention."""
-    library = "cudnn" if getattr(config, "gpu_attention", "own") == "cudnn" else None
-    with kernels(config.kernels), matmul_precision(precision_of(config)), gpu_library(library):
+    asked_for = getattr(config, "gpu_attention", "own")
+    library = gpu_library(None if asked_for == "own" else asked_for)
+    with kernels(config.kernels), matmul_precision(precision_of(config)), library:
         yield
 
 

@@ -81,8 +81,9 @@ def describe_attention(config, model_config, xp):
 
     config    a TrainConfig. Raises UserError where --gpu-attention cudnn asks for what cuDNN does not have
     """
-    if config.gpu_attention == "own":
-        return "" if xp is np or config.kernels == "reference" else "ops/kernels/cuda (--gpu-attention own)"
+    if config.gpu_attention != "cudnn":
+        is_own = xp is not np and config.kernels != "reference"
+        return f"ops/kernels/cuda (--gpu-attention {config.gpu_attention})" if is_own else ""
     refuse_attention(config, model_config)
     capability = xp.cuda.Device().compute_capability
     if int(capability) < _LEAST:

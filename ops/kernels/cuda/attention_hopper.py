@@ -27,6 +27,7 @@ import numpy as np
 from ops.kernels.cuda.attention_tiles import TENSOR_CORES, Block, Tiles, capability
 from ops.kernels.cuda.attention_tiles import tiles_for as usual_tiles
 from tinygrad2.context import Setting
+from tinygrad2.gpu_library import gpu_library_in_use
 from tinygrad2.precision import matmul_precision
 
 _ALIGNMENT, _TILE = 1024, 64 * 128                                # bytes; a tile is (64, 64), an element has 2 bytes
@@ -57,7 +58,7 @@ def tiles_for(op, xp, dtype, hs, p, precision="highest"):
     products of float32 numbers."""
     tiles = usual_tiles(xp, dtype, hs, p, precision)
     if tiles is TENSOR_CORES[64, False] and capability(xp) == 90:
-        name = _chosen.get()
+        name = "warps" if gpu_library_in_use() == "warps" else _chosen.get()
         if name == "warpgroups" or (not name and _is_right(op, xp, dtype)):
             return HOPPER
     return tiles
