@@ -22,7 +22,7 @@ _ROOM = STATIC_SHARED // 8                                        # channels for
 
 
 def _fits(x, delta, weight, bias):
-    if not 0 < x.size < 2**31 * x.shape[-1] or x.shape[-1] > _ROOM or x.dtype != np.float32:
+    if not 0 < x.size < 2**30 * x.shape[-1] or x.shape[-1] > _ROOM or x.dtype != np.float32:
         return False
     return all(v is None or (v.dtype == np.float32 and v.shape == x.shape[-1:]) for v in (weight, bias))
 
