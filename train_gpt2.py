@@ -40,7 +40,6 @@ from models.dropout import dropout_keys, set_dropout
 from models.families import ModelFlags, make_config, make_model
 from models.pretrained import config_for_training, load_into
 from tinygrad2.backend import array_module, to_host
-from tinygrad2.choices import choosing
 from tinygrad2.cli import Parser, add_flags, build, callable_main, given, summary
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.datasets.dataset import open_dataset
@@ -48,7 +47,8 @@ from tinygrad2.distributed.nccl import connect_gpus
 from tinygrad2.distributed.reducer import Reducer, compare_weights
 from tinygrad2.evaluation import hellaswag
 from tinygrad2.flat_buffers import FlatBuffers
-from tinygrad2.gpu import choose_gpu, peak_memory
+from tinygrad2.gpu.choices import choosing
+from tinygrad2.gpu.device import choose_gpu, peak_memory
 from tinygrad2.halves import check_dtype
 from tinygrad2.interop.pretrained import open_model
 from tinygrad2.io.files import first_bytes

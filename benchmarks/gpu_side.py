@@ -43,7 +43,7 @@ class OurMemory:
     def peak(self):
         import cupy
 
-        from tinygrad2.gpu import bytes_of_pools
+        from tinygrad2.gpu.device import bytes_of_pools
 
         return bytes_of_pools(cupy)
 
@@ -159,8 +159,8 @@ def our_steps(name, config):
 
     import train_gpt2
     from models.config import GPTConfig
-    from tinygrad2.choices import Choices, choosing
     from tinygrad2.distributed.world import World
+    from tinygrad2.gpu.choices import Choices, choosing
     from tinygrad2.precision import computing
     from tinygrad2.training.config import RECIPES, TrainConfig
     from tinygrad2.training.gpu_plan import GpuPlan

@@ -1,7 +1,7 @@
 """New tokens of texts on a GPU as a CUDA graph: the host starts all kernels of a token by one call.
 
 A token is some hundred small kernels, of which the host needs 5 us and more to start each one. The graph
-(tinygrad2/cuda_graph.py) is recorded once for the texts of a pack. What changes from token to token is read on the GPU:
+(tinygrad2/gpu/graph.py) is recorded once for the texts of a pack. What changes from token to token is read on the GPU:
 the ids of the newest tokens, and their positions, which are also the number of keys in each cache
 (ops/kernels/cuda/kv_cache.py). Tokens are drawn on the host, as always.
 """
@@ -13,9 +13,9 @@ import numpy as np
 
 from models.kv_cache import KVCache
 from tinygrad2.backend import array_module
-from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
 from tinygrad2.dispatch import fast_version, kernel_mode
 from tinygrad2.function import observers
+from tinygrad2.gpu.graph import NotRecorded, graph_stream, record
 from tinygrad2.precision import precision
 from tinygrad2.tensor import Tensor, no_grad
 from tinygrad2.writes import last_write

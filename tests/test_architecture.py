@@ -23,24 +23,27 @@ LAYERS = {  # what the files of a folder may import besides each other; nothing 
     "tinygrad2/system": {"base"},
     "cli": {"base", "tinygrad2/system"},  # tinygrad2/cli.py
     "engine": {"base", "tinygrad2/system"},  # the files at the top of tinygrad2/
+    "tinygrad2/gpu": ENGINE | {"tinygrad2/system"},
     "tinygrad2/io": ENGINE | {"tinygrad2/system"},
     "tinygrad2/monitor": ENGINE | {"tinygrad2/io", "tinygrad2/system"},
     "tinygrad2/tokenizers": {"base", "tinygrad2/io", "tinygrad2/system"},
     "tinygrad2/datasets": {"base"} | {f"tinygrad2/{name}" for name in ("io", "monitor", "system", "tokenizers")},
-    "tinygrad2/distributed": ENGINE | {"cli", "tinygrad2/io", "tinygrad2/system"},
+    "tinygrad2/distributed": ENGINE | {"cli", "tinygrad2/gpu", "tinygrad2/io", "tinygrad2/system"},
     "tinygrad2/evaluation": ENGINE | {"tinygrad2/io", "tinygrad2/system", "tinygrad2/tokenizers"},
     "tinygrad2/interop": {"base", "tinygrad2/io", "tinygrad2/tokenizers", "tinygrad2/datasets"},
     "tinygrad2/training": ENGINE
     | {"cli"}
-    | {f"tinygrad2/{name}" for name in ("io", "system", "monitor", "tokenizers", "datasets", "distributed")},
+    | {f"tinygrad2/{name}" for name in ("gpu", "io", "system", "monitor", "tokenizers", "datasets", "distributed")},
     "tinygrad2/bugs": {"base"} | {f"tinygrad2/{name}" for name in ("io", "monitor", "system")},
     "tinygrad2/explain": ENGINE | {"tinygrad2/io", "tinygrad2/monitor"},
     "ops": ENGINE | {"tinygrad2/system"},
-    "ops/kernels": ENGINE | {"ops", "tinygrad2/system"},
+    "ops/kernels": ENGINE | {"ops", "tinygrad2/gpu", "tinygrad2/system"},
     "tinygrad2/labs": ENGINE
     | {"cli", "ops", "models"}
     | {f"tinygrad2/{name}" for name in ("io", "system", "tokenizers", "distributed", "training")},
-    "models": ENGINE | {"cli", "ops", "tinygrad2/interop", "tinygrad2/tokenizers", "tinygrad2/system"},
+    "models": ENGINE
+    | {"cli", "ops"}
+    | {f"tinygrad2/{name}" for name in ("gpu", "interop", "system", "tokenizers")},
 }
 ROOF = {"tinygrad2/commands", "top", "data"}  # the programs that users start: they may import everything below
 EXCEPTIONS = {  # (file, what it imports all the same): why

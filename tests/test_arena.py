@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinygrad2 import gpu
-from tinygrad2.arena import UNIT, Arena, most_alive, plan_places
-from tinygrad2.gpu import give_back, peak_memory
+from tinygrad2.gpu import device
+from tinygrad2.gpu.arena import UNIT, Arena, most_alive, plan_places
+from tinygrad2.gpu.device import give_back, peak_memory
 
 
 class Memory:
@@ -84,7 +84,7 @@ def machine(monkeypatch):
     pool, lines = Pool(), []
     cuda = Cuda(pool)
     xp = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
-    monkeypatch.setattr(gpu, "_before", [])
+    monkeypatch.setattr(device, "_before", [])
     return Arena(xp, lines.append), lambda size: cuda.allocator(size), pool, lines
 
 
@@ -294,9 +294,9 @@ def test_an_error_of_the_gpu_is_not_taken_for_missing_memory(machine):
 
 def test_the_peak_is_known_after_memory_was_given_back(machine, monkeypatch):
     arena, alloc, pool, _ = machine
-    monkeypatch.setattr(gpu, "array_module", lambda device: arena.xp)
-    monkeypatch.setattr(gpu, "_pools", [])                        # other tests' trainings have had memory, too
-    monkeypatch.setattr(gpu, "_before", [])
+    monkeypatch.setattr(device, "array_module", lambda device: arena.xp)
+    monkeypatch.setattr(device, "_pools", [])                        # other tests' trainings have had memory, too
+    monkeypatch.setattr(device, "_before", [])
     kept = alloc(10_000)
     give_back(arena.xp)
     alloc(300)

@@ -14,10 +14,10 @@ from test_frozen import Tokens
 
 import train_gpt2
 from models import GPT, GPTConfig
-from tinygrad2.arena import Arena
 from tinygrad2.cli import call
 from tinygrad2.distributed.world import World
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.gpu.arena import Arena
 from tinygrad2.precision import computing, matmul_precision
 from tinygrad2.tensor import no_grad
 from tinygrad2.training.lookahead import Lookahead

@@ -10,8 +10,8 @@ import strict_cupy
 from cuda_host import needs_compiler, running
 from test_frozen import Tokens
 
-from tinygrad2 import uploads
 from tinygrad2.distributed.world import World
+from tinygrad2.gpu import uploads
 from tinygrad2.precision import computing
 from tinygrad2.training.captured import DeviceSteps
 from tinygrad2.writes import wrote

@@ -39,8 +39,8 @@ from ops.kernels.cuda import aligned_parts, cublaslt, cublaslt_plan, cublaslt_pr
 from ops.kernels.cuda.linear import LinearCUDA
 from ops.kernels.cuda.products import batched_gemm, gemm
 from tinygrad2 import Tensor, halves
-from tinygrad2.choices import Choices, choosing
 from tinygrad2.dispatch import OPS
+from tinygrad2.gpu.choices import Choices, choosing
 from tinygrad2.writes import wrote
 
 

@@ -9,10 +9,10 @@ from cuda_host import needs_compiler, running
 import ops.kernels.cuda  # noqa: F401
 from tinygrad2.dispatch import kernels
 from tinygrad2.flat_buffers import FlatBuffers
+from tinygrad2.gpu.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
 from tinygrad2.halves import cast_to_half, current_halves, half_dtype, half_of
 from tinygrad2.module import Module, Parameter
 from tinygrad2.optim import NORM_BLOCK, Adam, adam_update, block_square_sums, clip_scale, grad_norm, norm_of
-from tinygrad2.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
 from tinygrad2.writes import wrote
 
 pytestmark = needs_compiler

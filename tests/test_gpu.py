@@ -272,7 +272,7 @@ def test_reading_seldom_and_graphs_change_no_bit(train, dtype):
 @pytest.mark.parametrize("graph", ["no", "yes"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps_in_an_arena_have_the_bits_of_those_without(train, dtype, graph, monkeypatch):
-    from tinygrad2.arena import Arena
+    from tinygrad2.gpu.arena import Arena
 
     flags = f"--device cuda --dtype {dtype} --dropout 0 --read-every 2 --cuda-graph"
     steps = 5 if STAND_IN else 12

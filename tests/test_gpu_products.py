@@ -23,7 +23,7 @@ from product_checks import (
 
 from ops.kernels.cuda import cublaslt, mlp
 from ops.kernels.cuda.products import batched_gemm, gemm
-from tinygrad2.choices import GELU, Choices, choosing
+from tinygrad2.gpu.choices import GELU, Choices, choosing
 from tinygrad2.precision import matmul_precision
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed")

@@ -17,9 +17,9 @@ from product_checks import BFLOAT16, FLOAT32, check, exact, numbers
 import train_gpt2
 from ops.kernels.cuda import cublaslt_problem, mlp, products, tuning
 from ops.kernels.cuda.products import batched_gemm, gemm
-from tinygrad2.choices import Choices, choices, choosing
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
+from tinygrad2.gpu.choices import Choices, choices, choosing
 from tinygrad2.io.files import read_record, write_record
 from tinygrad2.training.config import TrainConfig
 from tinygrad2.training.tuning import Tuning, is_tuning_record

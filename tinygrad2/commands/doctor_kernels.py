@@ -166,8 +166,8 @@ def _host(value):
 
 def _adam(xp):
     """The same for a step of Adam, one by numbers of the GPU, and the gradient norm."""
+    from tinygrad2.gpu.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
     from tinygrad2.optim import adam_update, grad_norm
-    from tinygrad2.step_numbers import adam_update_by_numbers, bias_corrections, decide_step
 
     rng = np.random.default_rng(0)
     arrays = [rng.random(1000, np.float32) for _ in range(4)]

@@ -29,14 +29,14 @@ import ops
 import train_gpt2
 from models.pretrained import load_into
 from tinygrad2.backend import array_module
-from tinygrad2.choices import choosing
 from tinygrad2.cli import Parser, PathAction, explanation
 from tinygrad2.commands.profile_tables import layer_table, main_table, summarize
 from tinygrad2.datasets.dataloader import DataLoader
 from tinygrad2.distributed.clocks import clock_offset
 from tinygrad2.distributed.world import World
 from tinygrad2.errors import UserError
-from tinygrad2.gpu import choose_gpu
+from tinygrad2.gpu.choices import choosing
+from tinygrad2.gpu.device import choose_gpu
 from tinygrad2.halves import check_dtype
 from tinygrad2.io.outputs import check_output
 from tinygrad2.monitor.profiler import Profiler

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinygrad2.backend import xp_of
 from tinygrad2.bfloat16 import pack_bfloat16, unpack_bfloat16
-from tinygrad2.gpu import pinned_empty
+from tinygrad2.gpu.device import pinned_empty
 from tinygrad2.optim import NORM_BLOCK
 from tinygrad2.system.threads import POOL
 

@@ -14,7 +14,7 @@ import time
 
 from tinygrad2.backend import xp_of
 from tinygrad2.function import observe
-from tinygrad2.gpu import choose_gpu
+from tinygrad2.gpu.device import choose_gpu
 
 
 class OverlappedReduction:

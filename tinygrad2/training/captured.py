@@ -2,27 +2,27 @@
 
 Starting a kernel takes the host some 5 us, and the Python around it more. Where the GPU has computed a kernel before
 the host has started the next one, as with small batches, a step takes as long as the host does. A graph is recorded
-once, by running the step while the stream captures, and is launched by one call from then on (cuda_graph.py).
+once, by running the step while the stream captures, and is launched by one call from then on (gpu/graph.py).
 
 All of a step is in it: forward, backward, the norm, the factor of the gradient, AdamW. What is new in each step is
-copied to the same place on the GPU before: the tokens, the step's numbers (step_numbers.py), and the keys of the masks
-of dropout. All arrays of the step have theirs in an arena (arena.py). Numbers that the host passes to kernels are
-recorded as they are.
+copied to the same place on the GPU before: the tokens, the step's numbers (gpu/step_numbers.py), and the keys of
+dropout's masks. All arrays of the step have theirs in an arena (gpu/arena.py). Numbers that the host passes to kernels
+are recorded as they are.
 """
 
 import contextlib
 
 import numpy as np
 
-from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module
-from tinygrad2.cuda_graph import NotRecorded, graph_stream, record
-from tinygrad2.gpu import new_pool
+from tinygrad2.gpu.arena import Arena
+from tinygrad2.gpu.device import new_pool
+from tinygrad2.gpu.graph import NotRecorded, graph_stream, record
+from tinygrad2.gpu.step_numbers import StepNumbers, decide_step
+from tinygrad2.gpu.uploads import Uploads
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
-from tinygrad2.step_numbers import StepNumbers, decide_step
 from tinygrad2.training.graph_rules import refuse_graph, why_no_graph
-from tinygrad2.uploads import Uploads
 
 USUAL = 2  # steps before a recording, at least: they compile the kernels, and show where arrays may lie
 BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays

@@ -1,6 +1,6 @@
 """How much memory of the GPU a training will take: the plan of memory_plan.py, for --device cuda."""
 
-from tinygrad2.gpu import count_gpus, free_memory
+from tinygrad2.gpu.device import count_gpus, free_memory
 from tinygrad2.system.memory import megabytes
 from tinygrad2.training.memory_plan import MemoryPlan
 
@@ -67,7 +67,7 @@ class GpuPlan(MemoryPlan):
 
     @property
     def arena(self):
-        """Bytes of the arrays of a step, which lie in one block once some steps have shown where (arena.py)."""
+        """Bytes of the arrays of a step, which lie in one block once some steps have shown where (gpu/arena.py)."""
         return sum(self.parts[name] for name in _OF_A_STEP)
 
     def table(self):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinygrad2.arena import Arena
 from tinygrad2.backend import array_module, to_host, xp_of
 from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
+from tinygrad2.gpu.arena import Arena
 from tinygrad2.training.captured import DeviceSteps
 from tinygrad2.training.graph_rules import refuse_graph, why_each_waits
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from tinygrad2.cli import option
-from tinygrad2.gpu import describe_gpu
+from tinygrad2.gpu.device import describe_gpu
 from tinygrad2.monitor.progress import duration
 from tinygrad2.system.memory import megabytes
 from tinygrad2.system.shell import command_line

@@ -3,7 +3,7 @@
     ~/.cache/tinygrad2/products-01234567.json     {"for": {"gpu": name, "driver": number, "cublaslt": number},
                                                    "made": {kind of work: choice}} and a checksum
 
-A file belongs to one GPU, driver and library (the number is their checksum); tinygrad2/choices.py has what a choice is.
+A file belongs to one GPU, driver and library (the number is their checksum); a choice: tinygrad2/gpu/choices.py.
 Another choice may round differently, so the choices of a training are part of its checkpoints: a resumed training makes
 the same ones, whatever has been measured since.
 """
@@ -11,8 +11,8 @@ the same ones, whatever has been measured since.
 import json
 import os
 
-from tinygrad2.choices import Choices, is_made
 from tinygrad2.errors import UserError
+from tinygrad2.gpu.choices import Choices, is_made
 from tinygrad2.io.files import crc32_text, make_folder, read_record, user_cache, write_record
 
 

@@ -5,7 +5,7 @@
 // moments m and v. `half` is null, or gets p rounded to T. If the factors are not a number, nothing is written.
 // unbias1 = 1 / (1 - beta1^t), gain1 = 1 - beta1, and so for 2.
 //
-// With `numbers` (tinygrad2/step_numbers.py; null for none) factor, learning rate and t are read there instead: t is
+// With `numbers` (gpu/step_numbers.py; null for none) factor, learning rate and t are read there instead: t is
 // `missed` less, and corrections[2 t], corrections[2 t + 1] are unbias1 and unbias2, the same for all t from `last` on.
 extern "C" __global__ void __launch_bounds__(256) adamw(
     float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,

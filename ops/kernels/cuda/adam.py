@@ -7,8 +7,8 @@
   where a cast afterwards would read 4 and write 2.
 - If the factor is not a number, nothing changes: steps can be started before the host has seen the norm of the last one
   (tinygrad2/training/lookahead.py).
-- Factor, learning rate and step count are arguments of the launch, or are read on the GPU (tinygrad2/step_numbers.py),
-  as a CUDA graph of a step needs it, which repeats its launches with the same arguments.
+- Factor, learning rate and step count are arguments of the launch, or are read on the GPU
+  (tinygrad2/gpu/step_numbers.py), as a CUDA graph of a step needs it: it repeats launches with the same arguments.
 """
 
 import numpy as np

@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
     @property
     def key(self):
-        """All of it but the device, in words: for a measured choice (tinygrad2/choices.py)."""
+        """All of it but the device, in words: for a measured choice (tinygrad2/gpu/choices.py)."""
         matrices = self.a, self.b, self.out
         strides = f", strides {', '.join(str(m.stride) for m in matrices)}" * (self.batch > 1)
         aligned = ", ".join(str(n) for n in (*(m.alignment for m in matrices), self.bias, self.aux))

@@ -1,7 +1,7 @@
 #include "common.cuh"
 #include "step_numbers.cuh"
 
-// decide_step of tinygrad2/step_numbers.py: n losses and the gradient's norm are in `values`. One warp.
+// decide_step of tinygrad2/gpu/step_numbers.py: n losses and the gradient's norm are in `values`. One warp.
 //
 // The loss scale stays between `least` and `most`; it is doubled after `good_steps` without an overflow, and the
 // overflow number `most_skipped` in a row is none any more: the training has diverged.

@@ -1,4 +1,4 @@
-"""May a step change the weights? Decided on the GPU. Same rule (tinygrad2/step_numbers.py); what changes, and why:
+"""May a step change the weights? Decided on the GPU. Same rule (tinygrad2/gpu/step_numbers.py); what changes, and why:
 
 - Nothing is read by the host, so that it can start steps whose losses it does not know yet. One launch of one warp,
   where array expressions of the same formulas are eight.

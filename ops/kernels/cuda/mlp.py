@@ -16,7 +16,7 @@ from ops.kernels.cuda.launch import result_dtype
 from ops.kernels.cuda.products import gemm
 from ops.kernels.cuda.tuning import way_of
 from ops.mlp import MLP
-from tinygrad2.choices import GELU, WAYS
+from tinygrad2.gpu.choices import GELU, WAYS
 
 
 class MLPCUDA(MLP, backend="cupy"):

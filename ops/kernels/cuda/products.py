@@ -21,7 +21,7 @@ from ops.kernels.cuda.cublaslt_problem import Problem, check_operands, epilogue_
 from ops.kernels.cuda.cupy_products import multiply_by_cupy
 from ops.kernels.cuda.tuning import choose_algorithm, measures_now
 from tinygrad2.backend import xp_of
-from tinygrad2.choices import choices
+from tinygrad2.gpu.choices import choices
 
 _workspaces: dict = {}  # (device, stream) -> memory that products on it may use
 

@@ -1,4 +1,4 @@
-"""The fastest of several ways to compute something on the GPU, measured when it is needed first (tinygrad2/choices.py).
+"""The fastest of several ways to compute something on the GPU, measured when needed first (tinygrad2/gpu/choices.py).
 
 - An algorithm of cuBLASLt. Its heuristic orders them by what it expects; on an H200 the best of the first four was up
   to 13 % faster than the first (docs/gpu.md). Measured are the first 8, on the operands of the call itself.
@@ -13,7 +13,7 @@ import statistics
 from functools import partial
 
 from ops.kernels.cuda.cublaslt import CublasError
-from tinygrad2.choices import choices
+from tinygrad2.gpu.choices import choices
 
 ANSWERS = 8  # of the heuristic that are tried
 LEAST = 1 << 28  # multiplications of a product: below it an H200 takes about a microsecond

@@ -33,7 +33,7 @@ import contextlib
 
 import numpy as np
 
-from tinygrad2.gpu import give_back
+from tinygrad2.gpu.device import give_back
 from tinygrad2.system.failures import is_out_of_memory
 from tinygrad2.system.memory import megabytes
 

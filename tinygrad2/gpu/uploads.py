@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from tinygrad2.gpu import pinned_empty
+from tinygrad2.gpu.device import pinned_empty
 
 _ALIGN = 16                                                       # bytes
 

@@ -1,0 +1,1 @@
+"""What a GPU needs besides kernels: its memory, copies to it, graphs of work, numbers that it reads itself."""
