@@ -8,8 +8,8 @@ import math
 import statistics
 from dataclasses import dataclass, field, replace
 
+from benchmarks.gpu_settings import read_limits
 from benchmarks.gpu_sides import Sides
-from benchmarks.gpu_steps import read_limits
 from benchmarks.harness import installed
 
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 
 from benchmarks.gpu_kernels import cases
-from benchmarks.gpu_side import PRECISIONS, torch_device
+from benchmarks.gpu_settings import PRECISIONS, torch_device
 from benchmarks.gpu_timer import LEAD, CupyTimer, TorchTimer
 
 TIMES = 20

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from benchmarks.gpu import Clock
+from benchmarks.gpu_settings import config_of, model_flags
 from benchmarks.gpu_sides import Sides
 from benchmarks.harness import ROOT, installed
 
 RESTARTS, MOST_ERRORS = 12, 50  # of the tests: processes, rows
-TINY = dict(block_size=16, vocab_size=320, n_layer=1, n_head=2, n_embd=32)
 
 
 def run_python(clock, *arguments, quiet=None):
@@ -57,12 +57,6 @@ def error_of(code, output, seconds):
 
 def last_line(output):
     return next((line.strip()[:300] for line in reversed(output.splitlines()) if line.strip()), "")
-
-
-def model_flags(args):
-    """Those of train_gpt2.py for the model of the steps."""
-    tiny = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return tiny if args.tiny else ["--model", args.model]
 
 
 # -- tests, doctor -----------------------------------------------------------------------------------------------------
@@ -256,14 +250,6 @@ def decode(args, clock):
         if theirs and name.startswith("ours"):
             row["transformers_over_ours"] = round(statistics.median(sum(theirs, [])) / median, 3)
         yield row
-
-
-def config_of(args, **more):
-    """What the sides of steps, losses and decode are told of the model."""
-    from models.config import GPTConfig
-
-    model = GPTConfig(**TINY) if args.tiny else GPTConfig.preset(args.model, vocab_size=args.vocab_size)
-    return dict(model=model.to_dict(), seq_len=model.block_size, seed=1337, threads=1, recompute=False, **more)
 
 
 def trace(args, clock):

@@ -16,17 +16,9 @@ import sys
 import time
 import traceback
 
+from benchmarks.gpu_settings import PRECISIONS, products_of, torch_device
 from benchmarks.harness import ROOT, answer_requests, installed
 from benchmarks.train_side import BETAS, GRAD_CLIP, LR, WEIGHT_DECAY, tokens, torch_trainer
-
-PRECISIONS = {"float32": "highest", "tf32": "high", "bfloat16": "bfloat16", "float16": "float16"}
-
-
-def products_of(name):
-    """In what a side of this name computes products: float32, tf32, bfloat16 or float16."""
-    last = name.rpartition("-")[2]
-    return last if last in PRECISIONS else "float32"
-
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
@@ -92,12 +84,6 @@ def memory_of_process():
         return int(used[0]) << 20 if used else None
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
-
-
-def torch_device():
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"         # the CPU: in tests
 
 
 # -- the roles ---------------------------------------------------------------------------------------------------------

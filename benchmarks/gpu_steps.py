@@ -1,10 +1,8 @@
 """The parts `steps` and `losses` of benchmarks.gpu: training steps of each side, in turns."""
 
-import json
-import os
 import statistics
 
-from benchmarks.gpu_side import products_of
+from benchmarks.gpu_settings import config_of, products_of, read_limits
 from benchmarks.gpu_sides import Sides
 from benchmarks.harness import installed, ratio_of
 
@@ -14,8 +12,6 @@ SLOW = 300  # milliseconds of a step from which a turn has fewer of them
 
 def steps(args, clock):
     """Rows of each side at each batch size. All sides with the same products run in turns; the next three follow."""
-    from benchmarks.gpu_parts import config_of
-
     peaks, config = read_limits(args.folder), config_of(args)
     sizes = list(map(int, args.batch_sizes.split(",")))
     cells = [(products, B) for products in args.products.split(",")
@@ -119,8 +115,6 @@ def memory_row(name, B, compared, peak):
 
 def losses(args, clock, n=200, B=4):
     """The losses of n steps on a text in each precision against those of ours in float32."""
-    from benchmarks.gpu_parts import config_of
-
     n = 3 if args.tiny else n
     config = config_of(args) | dict(text=True)
     names = ["ours", "ours-bfloat16", "ours-float16", "ours-tf32"]
@@ -150,12 +144,3 @@ def losses_row(these, those):
         row.update(losses_apart=float(f"{max(map(abs, differences)):.2g}"),
                    last_50_apart=float(f"{abs(sum(last) / len(last)):.2g}"))  # fmt: skip
     return row
-
-
-def read_limits(folder):
-    """{kind of product: FLOP/s, "bandwidth": bytes/s} as the part `limits` has measured; {} if it has not."""
-    path = os.path.join(folder, "limits.json")
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
