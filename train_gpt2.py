@@ -66,6 +66,7 @@ from tinygrad2.training.checkpoint import CheckpointWriter
 from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig, fit_batch, learning_rate_at
 from tinygrad2.training.disk_plan import check_disk
 from tinygrad2.training.gpu_plan import plan_for
+from tinygrad2.training.gpu_rules import refuse_gpu_flags
 from tinygrad2.training.lookahead import Lookahead, is_read
 from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
@@ -298,11 +299,10 @@ def resolve(args, ranks=None, saved=None):
     config = build(TrainConfig, RECIPES[preset] | flags)
     if config.recompute or config.dtype != "float32":
         model_config.require_gpt("--recompute" if config.recompute else f"--dtype {config.dtype}")
-    if config.decay_steps and config.schedule != "wsd":
-        raise UserError(f"--decay-steps is for --schedule wsd, not {config.schedule}")
-    if config.decay_steps and config.decay_steps > config.steps:
-        raise UserError(f"--decay-steps {config.decay_steps} is more than the {config.steps} of --steps")
-    return fit_batch(config, ranks or config.ranks or 1, args.micro_batch_size is not None), model_config, preset
+    ranks = ranks or config.ranks or 1
+    refuse_gpu_flags(config, ranks)
+    ops.refuse_attention(config, model_config)
+    return fit_batch(config, ranks, args.micro_batch_size is not None), model_config, preset
 
 
 def configure(argv, world):

@@ -225,6 +225,7 @@ def test_a_graph_is_refused_before_an_earlier_run_is_moved_aside(tmp_path, monke
     flags = "--data text.txt --n-layer 1 --n-embd 8 --n-head 1 --block-size 8 --vocab-size 257 --steps 1"
     assert main(World(), flags.split()) == 0
     files = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="--cuda-graph yes: it is for --device cuda"):
-        main(World(), [*flags.split(), "--cuda-graph", "yes"])
+    for flag, reason in ("--cuda-graph", "it is for --device cuda"), ("--tune-products", "it is for the kernels of"):
+        with pytest.raises(UserError, match=f"^{flag} yes: {reason}"):
+            main(World(), ["--data", "missing.txt", flag, "yes"])          # before the data are read
     assert sorted(tmp_path.rglob("*")) == files

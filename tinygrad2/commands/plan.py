@@ -2,7 +2,7 @@
 
 --ranks 4 means that four ranks share this host; the table is rank 0's, which alone writes checkpoints.
 
-What a training refuses because of its flags (--cuda-graph yes, --gpu-attention cudnn) is refused here as well.
+Flags that a training refuses, such as --cuda-graph yes together with --read-every 1, are refused here as well.
 
 Exit code 0 if it fits into the memory that is free now, 1 if it does not (then with what would help).
 """
@@ -17,7 +17,6 @@ from tinygrad2.precision import precision_of
 from tinygrad2.system.gemm_peak import gemm_peak
 from tinygrad2.system.memory import megabytes
 from tinygrad2.training.gpu_plan import plan_for
-from tinygrad2.training.graph_rules import refuse_graph, why_each_waits, why_no_graph
 from tinygrad2.training.memory_plan import advice
 
 _EFFICIENCY = 0.45, 0.9  # share of the peak of matrix products that trainings reach (docs/kernels.md)
@@ -29,8 +28,6 @@ def main(argv):
         return 0
     config, model_config, preset = train_gpt2.parse(argv)
     ranks = config.ranks or 1
-    refuse_graph(config, why_each_waits(config, ranks) or why_no_graph(ranks))
-    ops.refuse_attention(config, model_config)
     compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
     reference = ops.runs_reference(config.kernels, config.device)
     plan = plan_for(config).of(config, model_config, reference, compiles, ranks)

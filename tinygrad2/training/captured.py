@@ -22,7 +22,7 @@ from tinygrad2.gpu.step_numbers import StepNumbers, decide_step
 from tinygrad2.gpu.uploads import Uploads
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.precision import MIXED
-from tinygrad2.training.graph_rules import refuse_graph, why_no_graph
+from tinygrad2.training.gpu_rules import refuse_graph, why_no_graph
 
 USUAL = 2  # steps before a recording, at least: they compile the kernels, and show where arrays may lie
 BUSY = 0.7  # share of a step's time that the host takes to start it, from which on a graph pays

@@ -166,6 +166,10 @@ class TrainConfig:
             raise ValueError("--beta1 and --beta2 must be below 1: at 1 Adam would never take in a gradient")
         if self.skip_outliers and not self.outlier_z:
             raise ValueError("--skip-outliers needs an --outlier-z above 0")
+        if self.decay_steps and self.schedule != "wsd":
+            raise ValueError(f"--decay-steps is for --schedule wsd, not {self.schedule}")
+        if self.decay_steps and self.decay_steps > self.steps:
+            raise ValueError(f"--decay-steps {self.decay_steps} is more than the {self.steps} of --steps")
 
 
 def fit_batch(config, ranks, micro_is_given=False):

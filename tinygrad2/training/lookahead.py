@@ -21,7 +21,7 @@ from tinygrad2.datasets.token_files import ChangedData
 from tinygrad2.dispatch import fast_version
 from tinygrad2.gpu.arena import Arena
 from tinygrad2.training.captured import DeviceSteps
-from tinygrad2.training.graph_rules import refuse_graph, why_each_waits
+from tinygrad2.training.gpu_rules import refuse_graph, why_each_waits
 
 
 @dataclass(frozen=True)

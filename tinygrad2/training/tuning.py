@@ -39,7 +39,7 @@ class Tuning:
             first = world.all_gather_object(chosen_for, "versions of cuBLASLt")[0]
         if first is None:
             if self.mode == "yes":
-                raise UserError("--tune-products yes: it is for the kernels of --device cuda, and cuBLASLt; use auto")
+                raise UserError("--tune-products yes: cuBLASLt cannot be loaded here; use --tune-products auto")
             return
         self.path = os.path.join(user_cache(), f"products-{_number(first)}.json")
         made = world.broadcast_object(world.on_rank_0("reading the choices of products", self._made, first, begun))

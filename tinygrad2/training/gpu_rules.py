@@ -1,5 +1,8 @@
-"""Which steps on a GPU need not wait for it, and which can be a CUDA graph: asked by a training, and before it by
-`python -m tinygrad2 plan`. Each answer is the reason why not, in words, or ""."""
+"""Which steps on a GPU need not wait for it, and which can be a CUDA graph; flags that are refused where they cannot.
+
+Each answer is the reason why not, in words, or "". Flags are refused before a training begins, and by all commands that
+take them, such as `python -m tinygrad2 plan`.
+"""
 
 from tinygrad2.errors import UserError
 
@@ -26,6 +29,13 @@ def why_each_waits(config, ranks=1, is_nccl=True):
 def why_no_graph(ranks=1):
     """Why a step that need not wait cannot be a graph."""
     return "a graph is for one rank" if ranks > 1 else ""
+
+
+def refuse_gpu_flags(config, ranks=1):
+    """Raises UserError for --cuda-graph yes and --tune-products yes beside flags with which they do nothing."""
+    refuse_graph(config, why_each_waits(config, ranks) or why_no_graph(ranks))
+    if config.tune_products == "yes" and (config.device == "cpu" or config.kernels == "reference"):
+        raise UserError("--tune-products yes: it is for the kernels of --device cuda; use --tune-products auto")
 
 
 def refuse_graph(config, reason):
