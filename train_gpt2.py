@@ -72,7 +72,7 @@ from tinygrad2.training.outputs import check_outputs
 from tinygrad2.training.run_dir import RunDir
 from tinygrad2.training.run_log import RunLog
 from tinygrad2.training.run_state import RunState
-from tinygrad2.training.tuning import Tuning
+from tinygrad2.training.tuning import choose_products
 
 # -- trainer -----------------------------------------------------------------------------------------------------------
 
@@ -180,7 +180,8 @@ def main(world, argv=None):
     tokenizer, loader, val_loader, examples, pretrained = open_data(config, model_config, state, world)
 
     plan = plan_memory(config, model_config, world)
-    tuning = choose_products(config, state, world)
+    chosen_for = ops.products_chosen_for(array_module(config.device), config.kernels)
+    tuning = choose_products(config, chosen_for, state, world)
     stop = StopRequest(verbose=world.rank == 0)
     trainer = Trainer(config, model_config, world, stop)
     lookahead = Lookahead(trainer)
@@ -283,12 +284,7 @@ def resolve(args, ranks=None, saved=None):
     if saved:
         saved.refuse_changes(args.model, flags, model_flags)
         preset, model_config = saved.preset, build(make_config, saved.model | model_flags)
-        before = {name: value for name, value in saved.training.items() if name not in OF_THIS_START}
-        if flags.get("schedule", "wsd") != "wsd":
-            before.pop("decay_steps", None)                       # belongs to the schedule that this start leaves
-        if flags.get("outlier_z") == 0:
-            before.pop("skip_outliers", None)                     # none are looked for any more
-        flags = before | flags
+        flags = saved.flags_of_resumed(flags)
     elif args.init_from:
         if args.model:
             raise UserError(f"--model {args.model}: --init-from sets the model's shape; use only one of the two")
@@ -381,16 +377,6 @@ def plan_memory(config, model_config, world):
     compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
     reference = ops.runs_reference(config.kernels, config.device)
     return plan_for(config).of(config, model_config, reference, compiles, world.size)
-
-
-def choose_products(config, state, world):
-    """The Tuning of the products on a GPU, which the checkpoints remember; report it."""
-    chosen_for = ops.products_chosen_for(array_module(config.device), config.kernels)
-    tuning = Tuning(config, chosen_for, state.products, world)
-    state.products = tuning.record
-    if line := tuning.describe():
-        report.print_field(world.print, "tuning", line)
-    return tuning
 
 
 def measure_costs(trainer, plan, loader):

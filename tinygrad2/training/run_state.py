@@ -9,7 +9,7 @@ from tinygrad2.datasets.dataset import difference
 from tinygrad2.errors import UserError, short
 from tinygrad2.loss_scale import is_state
 from tinygrad2.system.shell import quote
-from tinygrad2.training.config import RECIPES, TrainConfig
+from tinygrad2.training.config import OF_THIS_START, RECIPES, TrainConfig
 from tinygrad2.training.tuning import is_tuning_record
 
 _SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "bias", "tied_head", "n_context",
@@ -95,6 +95,15 @@ class RunState:
             if value != self.model.get(name):
                 raise UserError(f"--resume: {option(name)} was {self.model.get(name)} when this training began, and "
                                 f"cannot become {value}")  # fmt: skip
+
+    def flags_of_resumed(self, flags):
+        """{field: value} of all flags of a training that is resumed with `flags`: those, and the ones it had before."""
+        before = {name: value for name, value in self.training.items() if name not in OF_THIS_START}
+        if flags.get("schedule", "wsd") != "wsd":
+            before.pop("decay_steps", None)                       # belongs to the schedule that this start leaves
+        if flags.get("outlier_z") == 0:
+            before.pop("skip_outliers", None)                     # none are looked for any more
+        return before | flags
 
     def refuse_other_data(self, dataset, files, config):
         """Raises UserError if this training began on other data than this Dataset, whose file_sums are `files`."""

@@ -14,6 +14,7 @@ import os
 from tinygrad2.errors import UserError
 from tinygrad2.gpu.choices import Choices, is_made
 from tinygrad2.io.files import crc32_text, make_folder, read_record, user_cache, write_record
+from tinygrad2.training.report import print_field
 
 
 class Tuning:
@@ -88,6 +89,15 @@ class Tuning:
         except UserError as error:
             self.choices.keep = None
             self.world.print(f"note      measurements of products are not kept: {error}")
+
+
+def choose_products(config, chosen_for, state, world):
+    """The Tuning of a training, reported; its RunState remembers it in the checkpoints. A collective."""
+    tuning = Tuning(config, chosen_for, state.products, world)
+    state.products = tuning.record
+    if line := tuning.describe():
+        print_field(world.print, "tuning", line)
+    return tuning
 
 
 def is_tuning_record(value):
