@@ -31,10 +31,12 @@ import sys
 import tempfile
 import time
 
+from benchmarks.gpu_kernels import ORDER as KERNELS
 from benchmarks.harness import RESULTS, ROOT, add_runs, read_runs, save
 from tinygrad2.backend import array_module
-from tinygrad2.cli import Parser
+from tinygrad2.cli import Parser, option
 from tinygrad2.cli import run as run_as_program
+from tinygrad2.errors import UserError
 
 PARTS = {  # and the share of the time that each may take
     "tests": 0.22, "doctor": 0.05, "limits": 0.03, "demo": 0.10, "steps": 0.28, "losses": 0.06, "kernels": 0.16,
@@ -42,6 +44,9 @@ PARTS = {  # and the share of the time that each may take
 }  # fmt: skip
 TESTS = "tests/test_gpu.py,tests/test_gpu_products.py"
 PRODUCTS = ("bfloat16", "tf32", "float32", "float16")
+DEMO = ("cuda", "cuda-bfloat16", "cuda-float16", "cpu")
+AGAINST = ("torch", "torch-compile")
+MODELS = ("demo", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 QUICK = dict(minutes=5.0, parts="tests,doctor,limits,demo,steps,kernels", batch_sizes="16", products="bfloat16",
              kernel_batch=16, steps=300, demo="cuda,cuda-bfloat16,cpu", turns=3)  # fmt: skip
 LEAST = 30  # seconds that a part gets
@@ -117,18 +122,21 @@ def parse(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("--minutes", type=float, default=25, help="end the parts after about so many (default: 25)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of them (default: all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, a,b,... (default: all)")
     parser.add_argument("--steps", type=int, default=1000, help="of the demo's training (default: 1000, all of it)")
-    parser.add_argument("--demo", default="cuda,cuda-bfloat16,cuda-float16,cpu", help="its devices and dtypes")
+    parser.add_argument("--demo", default=",".join(DEMO), help=f"its trainings (default: {','.join(DEMO)})")
     parser.add_argument("--tokens", type=int, default=100, help="of the texts (default: 100)")
-    parser.add_argument("--model", default="gpt2", help="preset of steps, losses, decode and trace (default: gpt2)")
+    parser.add_argument("--model", default="gpt2", choices=MODELS, metavar="NAME", help="preset of steps, losses, "
+                        f"decode and trace: {', '.join(MODELS)} (default: gpt2)")  # fmt: skip
     parser.add_argument("--vocab-size", type=int, default=50304, help="of the training steps, a multiple of 64 as in "
                         "nanoGPT: some products are several times faster so (default: 50304)")  # fmt: skip
     parser.add_argument("--batch-sizes", default="64,16,4", help="of the training steps (default: 64,16,4)")
-    parser.add_argument("--products", default=",".join(PRODUCTS), help="of steps and kernels (default: all four)")
-    parser.add_argument("--against", default="torch,torch-compile", help="of the training steps (default: both)")
+    parser.add_argument("--products", default=",".join(PRODUCTS), help="of steps and kernels (default: "
+                        f"{','.join(PRODUCTS)})")  # fmt: skip
+    parser.add_argument("--against", default=",".join(AGAINST), help="other sides of the training steps; '' is none "
+                        f"(default: {','.join(AGAINST)})")  # fmt: skip
     parser.add_argument("--kernel-batch", type=int, default=64, help="B of the kernels' shapes (default: 64)")
-    parser.add_argument("--kernels", default="", help="some of them (default: all)")
+    parser.add_argument("--kernels", default=",".join(KERNELS), help=f"some of {', '.join(KERNELS)} (default: all)")
     parser.add_argument("--turns", type=int, default=5, help="most turns per side (default: 5)")
     parser.add_argument("--timed", type=int, default=4, help="timed steps per turn, after an untimed one (default: 4)")
     parser.add_argument("--quick", action="store_true", help="a visit of five minutes")
@@ -142,10 +150,25 @@ def parse(argv=None):
     if args.quick:
         given = parser.parse_args(argv, argparse.Namespace(**{name: None for name in QUICK}))
         vars(args).update({name: value for name, value in QUICK.items() if getattr(given, name) is None})
-    for given, known in ((args.parts, PARTS), (args.products, PRODUCTS)):
-        if unknown := set(given.split(",")) - set(known):
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; available: {', '.join(known)}")
+    check(args)
     return args
+
+
+def check(args):
+    """Raises UserError for values that a part would stumble over, minutes later."""
+    for name, known in (("parts", PARTS), ("products", PRODUCTS), ("demo", DEMO), ("kernels", KERNELS),
+                        ("against", ("", *AGAINST))):  # fmt: skip
+        if unknown := set(getattr(args, name).split(",")) - set(known):
+            known = ", ".join(filter(None, known))
+            raise UserError(f"{option(name)}: unknown: {', '.join(sorted(unknown)) or repr('')}; available: {known}")
+    for name in ("steps", "tokens", "vocab_size", "kernel_batch", "turns", "timed"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{option(name)} must be at least 1, not {getattr(args, name)}")
+    for name in ("minutes", "quiet"):
+        if not 0 < getattr(args, name) < 1e6:
+            raise UserError(f"{option(name)} must be above 0, and below 1e6, not {getattr(args, name)}")
+    if not all(size.isdecimal() and int(size) > 0 for size in args.batch_sizes.split(",")):
+        raise UserError(f"--batch-sizes must be numbers such as 64,16,4, not {args.batch_sizes!r}")
 
 
 def main(argv=None):

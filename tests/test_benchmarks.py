@@ -177,8 +177,22 @@ def test_gpu_quick_gives_way_to_flags():
     quick = gpu.parse(["--quick", "--turns", "1", "--parts", "steps"])
     assert (quick.minutes, quick.batch_sizes, quick.turns, quick.parts) == (5, "16", 1, "steps")
     assert gpu.parse([]).batch_sizes == "64,16,4"
-    with pytest.raises(UserError, match="unknown: dance; available: tests, "):
-        gpu.parse(["--parts", "steps,dance"])
+
+
+@pytest.mark.parametrize("flag, value, message", [
+    ("--parts", "steps,dance", "--parts: unknown: dance; available: tests, "),
+    ("--kernels", "", "--kernels: unknown: ''; available: attention, "),
+    ("--demo", "tpu", "--demo: unknown: tpu; available: cuda, "),
+    ("--against", "jax", "--against: unknown: jax; available: torch, torch-compile$"),
+    ("--minutes", "nan", "--minutes must be above 0, and below 1e6, not nan"),
+    ("--turns", "0", "--turns must be at least 1, not 0"),
+    ("--batch-sizes", "16,x", "--batch-sizes must be numbers such as 64,16,4, not '16,x'"),
+    ("--model", "gpt5", "argument --model: invalid choice"),
+])  # fmt: skip
+def test_values_that_a_visit_to_a_gpu_would_stumble_over_are_refused_first(flag, value, message):
+    with pytest.raises(UserError, match=message):
+        gpu.parse([flag, value])
+    assert gpu.parse(["--against", ""]).against == ""
 
 
 def test_gpu_help_is_no_failure(capsys):
