@@ -1,4 +1,9 @@
-"""Gradients that are computed where they are wanted: in the memory of a parameter's gradient, or onto what has come."""
+"""Gradients that backward has not computed yet: they are written straight into a parameter's gradient.
+
+backward of a kernel usually returns a new array, and autograd copies it to the parameter's gradient, or adds it to what
+is there. For a weight that is one more pass over the largest arrays of a step. A DeferredGradient says how to compute
+the gradient, and autograd gives it the memory.
+"""
 
 
 class DeferredGradient:

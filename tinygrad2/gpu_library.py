@@ -1,4 +1,10 @@
-"""A library of kernels beside the project's own for a GPU, such as NVIDIA's cuDNN: for whom asks for it."""
+"""A second set of kernels for a GPU, such as those of NVIDIA's library cuDNN, in place of the project's own.
+
+    with gpu_library("cudnn"):
+        ...                                       attention is cuDNN's, where it takes the arrays
+
+A training enters the block for --gpu-attention; the choice between kernels itself is dispatch.py's.
+"""
 
 from tinygrad2.context import Setting
 

@@ -1,4 +1,7 @@
-"""Ops that run on a GPU without a kernel of their own: who wants to know is told of each of them once."""
+"""Ops that run on a GPU without a kernel of their own: each is reported once, so that a user knows what is slow.
+
+A training prints the line (ops/kernels/available.py); the registry of kernels (dispatch.py) notes the op.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ _noted: set[str] = set()
 
 def watch_missing_kernels(tell: Any) -> None:
     """From now on tell(name of an op, has it kernels that do not take its arrays?) is called when an op runs on a GPU
-    without a kernel, once for each op. It replaces whoever was told before; None: nobody is."""
+    without a kernel, once for each op. It replaces the function that was given before; None removes it."""
     _told[:] = [tell] if tell else []
     _noted.clear()
 

@@ -22,8 +22,8 @@ each into the smallest gap that takes it, comes near the bound (Pisarchyk and Le
 Neural Net Inference", 2020, compare such orders). CuPy's pool decides array by array, in the order in which they are
 made, and keeps gaps. Besides, the places are the same in each step, which a CUDA graph needs.
 
-An array gets its place only if it is the planned one and nobody is there; otherwise, and if it outlives the step, it
-comes from CuPy's pool. So a step that is different takes more memory, and no other values come out.
+An array gets its place only if it is the planned one and no other array is there; otherwise, and if it outlives the
+step, it comes from CuPy's pool. So a step that is different takes more memory, and no other values come out.
 
 A kernel may still be running when its arrays are freed. The next one in their place is on the same stream, and so runs
 after it; arrays that are made while another stream is the current one come from the pool.

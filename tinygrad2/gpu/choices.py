@@ -5,7 +5,7 @@
 
 Which way wins depends on the noise of a measurement, and another way may round differently. So a choice that has been
 made is never made again: a training has the same bits each time, and after --resume (tinygrad2/training/tuning.py).
-Who measures: ops/kernels/cuda/tuning.py.
+What measures them is ops/kernels/cuda/tuning.py.
 """
 
 import re

@@ -88,9 +88,10 @@ class TrainConfig:
     cuda_graph: str = flag("auto", "with --device cuda: launch a step by one call, as a CUDA graph: yes, no, or "
                                    "auto (where starting its kernels takes most of a step's time, as with small "
                                    "batches)", choices=("auto", "yes", "no"))
-    gpu_attention: str = flag("own", "with --device cuda and 16 bits: attention by the project's own kernels (warps: "
-                                     "without those for the H100 and H200 only), or by cudnn, NVIDIA's library (pip "
-                                     "install -e \".[cudnn]\"; without dropout)", choices=("own", "warps", "cudnn"))
+    gpu_attention: str = flag("own", "with --device cuda: whose kernels compute attention: own (the project's), warps "
+                                     "(the same, without those that run on the H100 and H200 only) or cudnn (those of "
+                                     "NVIDIA's library, for 16 bits without dropout; pip install -e \".[cudnn]\", or "
+                                     "\".[cudnn12]\" for CUDA 12)", choices=("own", "warps", "cudnn"))
     tune_products: str = flag("auto", "with --device cuda: which algorithms of cuBLASLt compute products: auto (those "
                                       "that were measured on this GPU before, else its first choice), yes (what is "
                                       "missing is measured in the first steps, and kept in ~/.cache/tinygrad2) or no "

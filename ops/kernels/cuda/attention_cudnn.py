@@ -1,4 +1,4 @@
-"""Attention on the GPU by NVIDIA's library cuDNN, for whom asks for it (--gpu-attention cudnn; "own" is attention.py).
+"""Attention on the GPU by NVIDIA's library cuDNN, with --gpu-attention cudnn (the default, "own", is attention.py).
 
 Same formulas, other kernels: FlashAttention as NVIDIA writes it for each generation of GPUs. What changes against
 attention.py, whose layouts are kept (q, k and v in place as slices of the packed projection, dq, dk and dv side by

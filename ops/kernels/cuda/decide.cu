@@ -3,8 +3,8 @@
 
 // decide_step of tinygrad2/gpu/step_numbers.py: n losses and the gradient's norm are in `values`. One warp.
 //
-// The loss scale stays between `least` and `most`; it is doubled after `good_steps` without an overflow, and the
-// overflow number `most_skipped` in a row is none any more: the training has diverged.
+// The loss scale stays between `least` and `most`; it is doubled after `good_steps` without an overflow. The
+// overflow number `most_skipped` in a row is not skipped but ends the training, which has diverged.
 extern "C" __global__ void __launch_bounds__(32) decide_step(
     const float* __restrict__ values, float* __restrict__ numbers, int n, float max_norm, float micro_batches,
     int dynamic, float least, float most, float good_steps, float most_skipped) {
