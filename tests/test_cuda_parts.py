@@ -27,7 +27,7 @@ from tinygrad2 import Tensor
 from tinygrad2.dispatch import KERNELS, OPS
 from tinygrad2.halves import half_dtype, half_of
 from tinygrad2.module import Parameter
-from tinygrad2.prng import make_key
+from tinygrad2.prng import make_key, uniform
 
 pytestmark = needs_compiler
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 on a GPU needs it")
@@ -88,6 +88,27 @@ def test_a_block_of_layernorm_takes_rows_in_several_rounds(rows, C, dtype, cupy,
     for name, shapes in (("layernorm", [(rows, C)]), ("add_layernorm", [(rows, C), (rows, C)])):
         (kernel,) = KERNELS[name, "cupy"]
         assert cuda_checks.check_kernel(kernel, OPS[name], cupy, Sample((*shapes, (C,), (C,))), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_of_layernorm_goes_to_any_array(dtype, cupy):
+    """To one whose address is no multiple of 16 bytes, and to one with gaps; and it is added to what is there."""
+    (kernel,) = KERNELS["layernorm", "cupy"]
+    shifted, gaps = cupy.zeros(73, np.float32)[1:].reshape(3, 24), cupy.zeros((3, 48), np.float32)[:, ::2]
+    assert shifted.data.ptr % 16 and not gaps.flags.c_contiguous
+    with cuda_checks.in_precision(dtype), running():
+        node = kernel(cupy, [True] * 2)
+        out = node.forward(cupy.asarray(normal(3, 24)), cupy.asarray(normal(24, seed=1)))
+        gradient = node.backward(cupy.asarray(normal(3, 24, seed=2).astype(out.dtype)))[0]
+        expected = gradient.copy().get()
+        for place in (shifted, gaps):
+            place.fill(7)
+            gradient.write_to(place, accumulate=False)
+            assert error(place.get(), expected) < 1e-6
+            place.fill(1)
+            assert error(gradient.plus(place).get(), expected + 1) < 1e-6
+            gradient.write_to(place, accumulate=True)
+            assert error(place.get(), expected + 1) < 1e-6
 
 
 @pytest.mark.parametrize("C", [24, 33, 1101])
@@ -348,8 +369,8 @@ def test_float16_keeps_small_probabilities(cupy):
 @pytest.mark.parametrize("dtype", cuda_checks.DTYPES)
 @pytest.mark.parametrize("key, first", [(0, 0), (2**64 - 1, 2**63), (make_key(1, 2, 3), 10**12)])
 def test_dropout_has_the_mask_of_the_reference(key, first, dtype, cupy):
-    """Bit for bit, with p as float32, and the largest keys and positions."""
-    for p in (0.0, 0.1, 0.3, 0.999):
+    """Bit for bit, with p as float32, also where p is a number that is drawn, and the largest keys and positions."""
+    for p in (0.0, 0.1, 0.3, 0.999, float(uniform(np, (), key, first + 5))):
         x = np.ones((1003,), array_dtype(dtype))
         mask = keep_mask(np, x.shape, p, key, first, np.float32)
         node = DropoutCUDA(cupy, [True])
