@@ -51,11 +51,11 @@ def compile_text(code, architecture, name="kernel.cu"):
     return compiled(code, architecture, name)[:2]
 
 
-def compiled(code, architecture, name="kernel.cu"):
-    """(ok, log, what the GPU would run or b"") of the same."""
+def compiled(code, architecture, name="kernel.cu", more=()):
+    """(ok, log, what the GPU would run or b"") of the same; `more` are options behind the others."""
     nvrtc, program, size = load_library(), ctypes.c_void_p(), ctypes.c_size_t()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), name.encode(), 0, None, None) == 0
-    options = [*OPTIONS, f"-arch=sm_{architecture}", "-default-device", "--ptxas-options=-v"]
+    options = [*OPTIONS, f"-arch=sm_{architecture}", "-default-device", "--ptxas-options=-v", *more]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     ok = nvrtc.nvrtcCompileProgram(program, len(options), array) == 0
     assert nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)) == 0

@@ -15,7 +15,7 @@ from ops.kernels.cuda.attention import AttentionCUDA
 from ops.kernels.cuda.launch import source
 
 pytestmark = needs_compiler
-SHAPES = [(17, 17, 33), (65, 65, 64), (20, 70, 16), (35, 35, 80), (5, 40, 128)]
+SHAPES = [(17, 17, 33), (128, 129, 16), (20, 70, 64), (35, 35, 80), (5, 40, 128)]  # 128, 129: the last query's last key
 
 
 @pytest.fixture
@@ -50,6 +50,26 @@ def test_rounding_is_to_nearest(cupy):
         out = AttentionCUDA(cupy, [False] * 3).forward(zeros, zeros, strict_cupy.ndarray(v)).get()[0, 0, 0]
     expected = np.float32([1 + 2.0**-10, -1 - 2.0**-10, 1, 1.5, 2.0**127, 3.4e38, 2.0**-130, 0])
     assert np.allclose(out, expected, rtol=2.0**-11, atol=0) and np.array_equal(out[:5], expected[:5])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_q_and_k_are_rounded_to_nearest(which, cupy):
+    """All scores of a query are 8 x / sqrt(8), which logsum shows; x is nearly 1 + 2^-10, where 1 is all above it."""
+    arrays = [np.ones((1, 1, 20, 8), np.float32) for _ in range(3)]
+    arrays[which] *= np.float32(1 + 2.0**-10 - 2.0**-23)
+    with cuda_checks.in_precision("tf32"), running():
+        node = AttentionCUDA(cupy, [True] * 3)
+        node.forward(*map(strict_cupy.ndarray, arrays))
+    expected = 8 * (1 + 2.0**-10) * np.log2(np.e) / np.sqrt(8) + np.log2(np.arange(1, 21))
+    assert np.abs(node.saved[4].get() - expected).max() < 1e-5
+
+
+def test_weights_are_rounded_to_nearest(cupy):
+    """Each out is a mean of ones: what is cut off below 11 bits would be missing in all of them, a third of 2^-10."""
+    q, k, v = projections(100, 100, 16, "float32")
+    with cuda_checks.in_precision("tf32"), running(check=False):
+        out = AttentionCUDA(cupy, [False] * 3).forward(*map(strict_cupy.ndarray, (q, k, np.ones_like(v)))).get()
+    assert abs(out[0, 0, 50:].mean() - 1) < 2.0**-14
 
 
 def test_a_gpu_without_it_and_large_heads_have_the_plain_kernels(cupy, monkeypatch):

@@ -47,7 +47,7 @@ SHAPES = [  # Tq, Tk, hs, batches and heads
     (129, 129, 64, (1, 1)),
     (65, 65, 40, (1, 2)),
     (128, 128, 16, (1, 2)),  # whole blocks
-    (64, 129, 16, (1, 1)),  # one query sees one key of the last tile
+    (128, 129, 16, (1, 1)),  # one query, the last of a block, sees one key of the last tile
     (200, 200, 8, (1, 1)),
     (33, 97, 64, (1, 1)),
     (70, 260, 24, (1, 1)),
@@ -222,6 +222,15 @@ def test_the_table_in_the_docstring_is_that_of_the_compiler():
         assert (block.threads, block.shared) == (int(threads), int(shared.replace(",", "")))
         slack = 0 if (major.value, minor.value) == (13, 0) else 24
         assert abs(uses[f"attention_hopper_{name}"].registers - int(registers)) <= slack
+
+
+@nvrtc.needs_nvrtc
+def test_the_architecture_that_cupy_adds_does_not_count():
+    """CuPy names that of the GPU, sm_90, behind the options of a module; alone it has no products of warpgroups."""
+    code = 'extern "C" __global__ void fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }'
+    assert nvrtc.compiled(code, "90a", more=["-arch=sm_90"])[0]
+    ok, log, _ = nvrtc.compiled(code, "90")
+    assert not ok and "not supported on .target 'sm_90'" in log
 
 
 def test_groups_of_a_block_are_those_of_the_kernels():

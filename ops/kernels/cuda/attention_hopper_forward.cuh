@@ -54,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(128 * FORWARD_GROUPS, 2) attention_
             load_rows<KEYS, GROUPS>(v_tiles + after(turn) * TILE, v_rows, v_row, Tk - next, hs, wide);
             cp_async_commit();
         }
-        if (key > group + 63 + ahead) {                           // no query of the warpgroup sees this tile
-            wgmma_wait<0>();
+        if (key > group + 63 + ahead) {                           // no query of the warpgroup sees this tile, the last
+            wgmma_wait<0>();                                      // one: nothing more is copied to where v is read
             continue;
         }
         float s[KEYS / 8][4];
