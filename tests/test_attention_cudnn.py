@@ -205,18 +205,18 @@ def test_what_is_said_at_the_start(fake, cupy):
 
 @pytest.mark.parametrize("flags, reason", [
     ("--dtype float32", "takes 16-bit numbers: use --dtype bfloat16 or float16"),
-    ("--kernels reference", "--kernels reference runs no kernel"),
+    ("--kernels reference", "no kernel runs: use --kernels auto"),
     ("--block-size 96", "a multiple of 64 .* not 96 and 8"),
     ("--n-embd 24", "not 64 and 12"),
     ("--dropout 0.1", "use --dropout 0"),
 ])  # fmt: skip
 def test_what_cudnn_does_not_have(fake, cupy, flags, reason):
-    with pytest.raises(UserError, match=f"^--gpu-attention cudnn: .*{reason}.*; or leave it out$"):
+    with pytest.raises(UserError, match=f"^--gpu-attention cudnn: .*{reason}.*; or use --gpu-attention own$"):
         describe(cupy, f"{TRAINING} {flags}")
 
 
 def test_it_needs_a_gpu_that_has_it(fake, cupy, monkeypatch):
-    with pytest.raises(UserError, match="it is for --device cuda"):
+    with pytest.raises(UserError, match="it needs --device cuda; or"):
         describe(cupy, f"{TRAINING} --device cpu", np)
     monkeypatch.setattr(type(cupy.cuda.Device()), "compute_capability", "75")
     with pytest.raises(UserError, match=r"of compute capability 7\.5, is too old \(8\.0\)"):

@@ -59,7 +59,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("state, says, remedy", [
-    (dict(driver=0, count=INSUFFICIENT), "there is no driver of NVIDIA's", "--gpus all|^nvidia-smi$"),
+    (dict(driver=0, count=INSUFFICIENT), "has no NVIDIA driver", "--gpus all|^nvidia-smi$"),
     (dict(driver=12080, count=INSUFFICIENT), r"driver is for CUDA 12\.8, this CuPy for CUDA 13\.2",
      r'uninstall -y cupy-cuda13x && .* install -e "\.\[cuda12\]"$'),
     (dict(driver=12080, count=0), r"driver is for CUDA 12\.8, this CuPy for CUDA 13\.2", r"\.\[cuda12\]"),

@@ -93,7 +93,7 @@ def require_gpu(cupy):
         error = first_line(found)
     if not driver:
         see = "nvidia-smi" if shutil.which("nvidia-smi") else "docker run --gpus all ..."
-        raise Unusable("there is no driver of NVIDIA's on this machine, or in this container", see)
+        raise Unusable("this machine, or this container, has no NVIDIA driver", see)
     if "InsufficientDriver" in error or driver // 1000 < wheel // 1000:
         problem = f"the driver is for CUDA {text_of(driver)}, this CuPy for CUDA {text_of(wheel)}"
         if driver < 12000:

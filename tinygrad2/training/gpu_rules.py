@@ -32,10 +32,14 @@ def why_no_graph(ranks=1):
 
 
 def refuse_gpu_flags(config, ranks=1):
-    """Raises UserError for --cuda-graph yes and --tune-products yes beside flags with which they do nothing."""
+    """Raises UserError for --cuda-graph yes, --tune-products yes and --gpu-allreduce nccl beside other flags with which
+    they would do nothing."""
     refuse_graph(config, why_each_waits(config, ranks) or why_no_graph(ranks))
     if config.tune_products == "yes" and (config.device == "cpu" or config.kernels == "reference"):
         raise UserError("--tune-products yes: it is for the kernels of --device cuda; use --tune-products auto")
+    if config.gpu_allreduce == "nccl" and config.comm_dtype != "float32" and ranks > 1 and config.device != "cpu":
+        raise UserError(f"--gpu-allreduce nccl: --comm-dtype {config.comm_dtype} is for sums by the host; "
+                        "use --gpu-allreduce auto")  # fmt: skip
 
 
 def refuse_graph(config, reason):

@@ -101,15 +101,15 @@ def refuse_attention(config, model_config):
 
 
 def _error(reason):
-    return UserError(f"--gpu-attention cudnn: {reason}; or leave it out")
+    return UserError(f"--gpu-attention cudnn: {reason}; or use --gpu-attention own")
 
 
 def _why_not(config, model_config):
     """What keeps cuDNN from computing a training's attention, and the remedy; "" if nothing does."""
     if config.device == "cpu":
-        return "it is for --device cuda"
+        return "it needs --device cuda"
     if config.kernels == "reference":
-        return "--kernels reference runs no kernel"
+        return "with --kernels reference no kernel runs: use --kernels auto"
     if config.dtype not in MIXED:
         return "cuDNN's attention takes 16-bit numbers: use --dtype bfloat16 or float16"
     T, hs = model_config.block_size, model_config.n_embd // model_config.n_head

@@ -23,10 +23,10 @@ def load_library():
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         unusable = f"--gpu-attention cudnn: cuDNN cannot be used ({reason})"
-        raise UserError(f"{unusable}: {INSTALL}, or leave it out") from error
+        raise UserError(f"{unusable}: {INSTALL}, or use --gpu-attention own") from error
     if version < OLDEST:
         raise UserError(f"--gpu-attention cudnn: cuDNN {text_of(version)} is too old, {text_of(OLDEST)} is needed: "
-                        f"{INSTALL}, or leave it out")  # fmt: skip
+                        f"{INSTALL}, or use --gpu-attention own")  # fmt: skip
     return cudnn
 
 
