@@ -211,6 +211,28 @@ def test_an_array_that_lives_too_long_keeps_its_place(machine):
     assert step(arena, alloc) == planned and arena.requests == 0
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_an_array_in_an_earlier_block_keeps_nobody_away(machine, other):
+    """It has the number and the bytes of one of this block; here it goes while that one lives, and should be gone."""
+    arena, alloc, _, _ = machine
+    sizes = (50_000, 60_000, 70_000) if other else (1000, 3000, 500)
+    for _ in range(2):
+        step(arena, alloc)
+    with arena.step():
+        kept = [alloc(1000)]
+    before = arena.block
+    arena.let_go()
+    for _ in range(6):
+        step(arena, alloc, sizes)
+    assert arena.block is not before and arena.requests == 0 and arena.is_planned
+    with arena.step():
+        late = alloc(sizes[0])
+        kept.clear()
+        arrays = [alloc(size) for size in sizes[1:]]              # the last one's place is that of the first
+    assert arena.plan.places[2] == arena.plan.places[0] == late.ptr - arena.block.ptr
+    assert arrays[1].ptr != late.ptr and arena.requests == 1
+
+
 def test_what_outlives_the_step_comes_from_the_pool(machine):
     arena, alloc, pool, _ = machine
     kept = []
@@ -242,6 +264,10 @@ def test_other_streams_and_empty_arrays_come_from_the_pool(machine):
     for _ in range(3):
         found = one()
     assert found[0] == arena.block.ptr and pool.sizes[-2:] == [2000, 0] and arena.plan.count == 1
+    with arena.step():
+        arena.cuda.stream = 7
+        assert alloc(1000).ptr != arena.block.ptr                 # nor does one that is planned lie there
+        arena.cuda.stream = 0
 
 
 def test_a_step_that_is_broken_off_is_not_planned(machine):

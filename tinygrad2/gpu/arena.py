@@ -175,7 +175,7 @@ class Arena:
         self.xp, self.cuda, self.log = xp, xp.cuda, log
         self.block, self.plan, self.requests, self.is_planned, self.given_up = None, None, 0, False, False
         self._stream, self._pool, self.taken_before = None, None, 0           # the first two: within a step
-        self._n = self._base = 0                                  # arrays made in this step, and in all before it
+        self._n = 0                                               # arrays made in this step
         self._alive, self._late = {}, set()                       # number -> (first, last byte + 1); who should be gone
         self._record, self._before, self._alike, self._others, self._unlike = None, None, 1, 0, 0
 
@@ -197,7 +197,6 @@ class Arena:
             with self.cuda.using_allocator(self._place if self.plan else self._recorded):
                 yield
         finally:
-            self._base += self._n
             if self._record:
                 self._record.is_open = False
         self._end_step()
@@ -227,7 +226,7 @@ class Arena:
     def _begin(self, plan):
         self.taken_before = give_back(self.xp)                    # where the arrays have been until now
         try:
-            self.block = self._pool(plan.bytes)
+            self.block, self._alive = self._pool(plan.bytes), {}  # what lives in an earlier block keeps nobody away
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -266,17 +265,16 @@ class Arena:
         if n >= len(plan.sizes):
             return self._from_pool(size)
         for earlier in plan.freed[n]:
-            if self._base + earlier in self._alive:
-                self._late.add(self._base + earlier)
+            if earlier in self._alive:
+                self._late.add(earlier)
         first = plan.places[n]
         if first is None or plan.sizes[n] != _rounded(size) or not self._is_on_stream():
             return self._from_pool(size)
         last = first + plan.sizes[n]
         if self._late and self._is_taken(first, last):
             return self._from_pool(size)
-        number = self._base + n
-        self._alive[number] = first, last
-        return self._pointer(self.block, self.block.ptr + first, size, number, self._alive.pop)
+        self._alive[n] = first, last
+        return self._pointer(self.block, self.block.ptr + first, size, n, self._alive.pop)
 
     def _is_taken(self, first, last):
         """Does one lie there that should have been freed?"""
