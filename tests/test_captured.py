@@ -211,8 +211,8 @@ class Slow:
 
 
 def test_memory_is_not_overwritten_while_a_gpu_may_read_it(monkeypatch):
-    monkeypatch.setattr(uploads, "pinned_empty", np.empty)
-    gpu = Slow()
+    gpu, made = Slow(), []
+    monkeypatch.setattr(uploads, "pinned_empty", lambda *args: made.append(args) or np.empty(*args))
     upload = uploads.Uploads(gpu)
     (ids, ids_place), (numbers, numbers_place) = gpu.place((2, 3), np.int64), gpu.place((5,), np.float32)
     given = np.zeros((2, 3), np.int64)
@@ -232,3 +232,4 @@ def test_memory_is_not_overwritten_while_a_gpu_may_read_it(monkeypatch):
     upload.start([(np.arange(400), larger_place)])
     gpu.work(4)
     assert (larger == np.arange(400)).all() and not ids.any()
+    assert made == [(80, np.uint8), (80, np.uint8), (3200, np.uint8)]             # multiples of 16 bytes for each array
