@@ -318,15 +318,15 @@ def configure(argv, world):
     world.set_timeout(config.timeout)
     if saved:
         report.print_changes(saved, config, model_config, world.print)
-    world.on_rank_0("checking what will be written", check_outputs, config, run_dir, world.print)
-    parameters, done = model_config.count_parameters(), saved.step if saved else 0
-    world.on_rank_0("checking the room on the disk", check_disk, config, parameters, run_dir, done)
     xp = array_module(config.device)
     choose_gpu(xp, world.host_rank)
     dtype = check_dtype(xp, config.dtype)
+    attention = ops.describe_attention(config, model_config, xp)
+    world.on_rank_0("checking what will be written", check_outputs, config, run_dir, world.print)
+    parameters, done = model_config.count_parameters(), saved.step if saved else 0
+    world.on_rank_0("checking the room on the disk", check_disk, config, parameters, run_dir, done)
     described = ops.describe_kernels(config.device, config.kernels)
     products = ops.describe_products(config.device, config.kernels, precision_of(config))
-    attention = ops.describe_attention(config, model_config, xp)
     report.print_setup(config, model_config, preset, world, described, products, xp, dtype, attention)
     ops.announce_compiling(world.print)
     ops.announce_missing_kernels(world.print)

@@ -250,6 +250,7 @@ def test_what_helps_if_the_memory_of_a_gpu_is_too_small(monkeypatch, capsys):
     ("--cuda-graph yes --batch-size 4 --ranks 2", "--cuda-graph yes: a graph is for one rank"),
     ("--tune-products yes --kernels reference", "--tune-products yes: it is for the kernels of --device cuda"),
     ("--gpu-allreduce nccl --comm-dtype bfloat16 --ranks 2", "--gpu-allreduce nccl: --comm-dtype bfloat16 is for sums"),
+    ("--resume", "--resume: a plan is made of flags"),
     ("--gpu-attention cudnn", "--gpu-attention cudnn: cuDNN's attention takes 16-bit numbers"),
 ])  # fmt: skip
 def test_the_plan_of_a_gpu_refuses_what_a_training_refuses(flags, reason):

@@ -11,6 +11,7 @@ import ops
 import train_gpt2
 from tinygrad2.backend import array_module
 from tinygrad2.cli import explanation
+from tinygrad2.errors import UserError
 from tinygrad2.mixed_precision import table_lines
 from tinygrad2.monitor.progress import duration
 from tinygrad2.precision import precision_of
@@ -27,6 +28,8 @@ def main(argv):
         print(explanation(__doc__))
         return 0
     config, model_config, preset = train_gpt2.parse(argv)
+    if config.resume:
+        raise UserError("--resume: a plan is made of flags; give those of the training, without --resume")
     ranks = config.ranks or 1
     compiles = ops.must_compile(config.kernels, precision_of(config), config.device)
     reference = ops.runs_reference(config.kernels, config.device)
