@@ -94,7 +94,7 @@ def usual(flags, monkeypatch, other=-1):
 
 KINDS = ["--cuda-graph no", "--cuda-graph no --micro-batch-size 2 --dtype bfloat16", "--cuda-graph yes",
          "--cuda-graph yes --micro-batch-size 2 --recompute --dtype bfloat16",
-         "--dropout 0.1 --dtype bfloat16", "--read-every 1 --micro-batch-size 2"]  # fmt: skip
+         "--cuda-graph yes --dropout 0.1 --dtype bfloat16", "--read-every 1 --micro-batch-size 2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", KINDS)
