@@ -97,15 +97,24 @@ def test_it_equals_our_kernels(fake, cupy, T, hs):
 
 
 def test_the_statistics_are_not_ours(fake, cupy):
-    """Natural logarithms, a column; those of attention.py are to base 2."""
-    _, (q, k, v) = heads(1, 64, 1, 8, "bfloat16")
+    """Natural logarithms, a column for each head; those of attention.py are to base 2."""
+    _, (q, k, v) = heads(2, 64, 3, 8, "bfloat16")
     with cuda_checks.in_precision("bfloat16"):
         node = AttentionCuDNN(cupy, [True] * 3)
         node.forward(q, k, v)
     stats = node.saved[-1]
-    first = (cuda_checks.host(q)[0, 0, 0] * cuda_checks.host(k)[0, 0, 0]).sum() / np.sqrt(8)   # one key: its score
-    assert stats.shape == (1, 1, 64, 1) and stats.dtype == np.float32
-    assert np.isclose(float(stats[0, 0, 0, 0]), first, rtol=1e-6)
+    scores = cuda_checks.host(q) @ cuda_checks.host(k).swapaxes(-1, -2) / np.sqrt(8)
+    expected = np.log((np.exp(scores) * np.tri(64)).sum(-1, keepdims=True))
+    assert stats.shape == (2, 3, 64, 1) and stats.dtype == np.float32
+    assert np.allclose(cuda_checks.host(stats), expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_compiler
+def test_arrays_of_16_bits_in_float32_are_ours(fake, cupy):
+    _, (q, k, v) = heads(1, 64, 1, 8, "bfloat16")
+    with running(check=False) as launches:
+        out = AttentionCuDNN(cupy, [False] * 3).forward(q, k, v)
+    assert not fake.executed and launches == ["attention_plain_forward"] and out.dtype == np.float32
 
 
 @needs_compiler
@@ -145,6 +154,8 @@ def test_what_is_left_to_our_kernels(fake, cupy):
     assert chosen((1, 2, 64, 64), *((1, 2, 128, 64),) * 2) is AttentionCUDA
     values = np.empty((1, 2, 64, 64), half_dtype("bfloat16"))
     assert not AttentionCuDNN.supports(*[strict_cupy.ndarray(np.asfortranarray(values))] * 3)
+    gaps = strict_cupy.ndarray(np.empty((1, 2, 64, 65), values.dtype))[..., :64]          # rows 130 bytes apart
+    assert not AttentionCuDNN.supports(*[gaps] * 3)
     with gpu_library("cudnn"):
         assert choose(OPS["attention"], np, [values] * 3) is not AttentionCuDNN          # on the CPU
 
@@ -153,6 +164,8 @@ def test_a_larger_workspace_leaves_the_smaller_one(cupy, monkeypatch):
     """A CUDA graph may have its address."""
     monkeypatch.setattr(cudnn_plans, "_workspaces", {})
     sizes = [cudnn_plans._workspace(cupy, 0, 0, size).nbytes for size in (0, 100, 50, 200)]
+    other = cudnn_plans._workspace(cupy, 0, 1, 50)                # of another stream, which may run at the same time
+    assert other.nbytes == 50 and cudnn_plans._workspace(cupy, 1, 0, 60).nbytes == 60
     assert sizes == [1, 100, 100, 200] and [x.nbytes for x in cudnn_plans._workspaces[0, 0]] == [1, 100, 200]
 
 
