@@ -1,5 +1,7 @@
 """Steps of a training as a CUDA graph, on the stand-in for CuPy: the same bits, by one call."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import fake_cublaslt
@@ -132,6 +134,17 @@ def test_a_graph_is_recorded_where_the_host_takes_the_time(cupy):
             gpu.run(loader, 1e-2, True)
             assert (gpu.graph is None) == expected
             gpu.note_time(starting, 1.0)
+
+
+def test_the_memory_of_a_graph_stays_as_long_as_the_graph(cupy):
+    """Also where the arena has given its block back: nobody else gets it."""
+    found = []
+    with running(check=False):
+        trained("--cuda-graph yes", watch=found.append)
+    block = weakref.ref(found[-1].arena.block)
+    found[-1].arena.let_go()
+    gc.collect()
+    assert found[-1].graph and block() is not None
 
 
 def test_other_shapes_are_recorded_again(cupy):

@@ -179,6 +179,21 @@ def test_a_host_that_is_ahead_of_the_gpu_is_not_taken_for_a_slow_one(cupy, monke
     assert -1000 < starting < seconds - 1000
 
 
+def test_a_step_waits_for_what_was_started_on_the_callers_stream(cupy, monkeypatch):
+    """Steps that may be graphs have a stream of their own, which waits for no other one by itself."""
+    waited, started = [], iter(range(9))
+    monkeypatch.setattr(cupy.cuda.Stream, "record", lambda stream: next(started))
+    monkeypatch.setattr(cupy.cuda.Stream, "wait_event", lambda stream, event: waited.append(event))
+    for flags, expected in (("", [0, 1]), ("--cuda-graph no", [])):
+        trainer = make_trainer(flags)
+        lookahead = Lookahead(trainer)
+        with computing(trainer.config), running(check=False):
+            for _ in range(2):
+                lookahead.step(Tokens(trainer.config), read=False)
+        assert waited == expected
+        waited.clear()
+
+
 def test_steps_before_data_that_have_changed_are_returned_first(cupy):
     """Then the state can be saved: all of its steps have been recorded."""
 
