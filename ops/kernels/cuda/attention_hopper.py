@@ -18,6 +18,8 @@ rows of a head once for each 128 queries or keys. Per block, as NVRTC 13.0 compi
 
 Before these kernels are used in a process, what they compute is compared with what the others compute, once for each
 GPU and type. If it differs, or they do not compile, the others are used, and a warning says so.
+What the comparison cannot mend: an access outside of memory ends CUDA's context, and with it the process, and products
+that never end are waited for. Then --gpu-attention warps leaves these kernels out.
 """
 
 import warnings
