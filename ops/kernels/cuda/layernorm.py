@@ -57,7 +57,7 @@ class AddLayerNormCUDA(AddLayerNorm, backend="cupy"):
     def backward(self, douts):
         dsum, dout = douts
         kernel = _Backward(self, dout)
-        ddelta = None if self.delta_dtype == np.float32 else self.xp.empty(dout.shape, self.delta_dtype)
+        ddelta = None if self.delta_dtype == np.float32 else self.xp.empty(dout.shape, dout.dtype)
         dx = kernel.dx(dsum, ddelta)
         return dx, dx if ddelta is None else ddelta, kernel.dweight(), kernel.dbias()
 
