@@ -133,7 +133,7 @@ def test_forward_and_backward_need_no_more_than_the_bound():
             ends[first] = len(sizes) - 1
     offsets, block = plan_places(sizes, ends)
     assert block == most_alive(sizes, ends) and len(set(zip(offsets[:30], sizes[:30]))) > 10
-    assert (offsets[:30] == offsets[30:60]).all()  # each micro-batch anew
+    assert (offsets[:30] == offsets[30:60]).all()  # the same places for each micro-batch
 
 
 def test_nothing_to_plan():

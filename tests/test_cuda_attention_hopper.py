@@ -262,7 +262,7 @@ FAULTS = {
     "tiles: 16 columns are 16 bytes": (TILES, SCORES, SCORES.replace("2 * k", "k"), DIFFERS),
     "tiles: 16 rows are 1024 bytes": (TILES, SUMS, SUMS.replace("128 * k", "64 * k"), DIFFERS),
     "tiles: B is not transposed": (TILES, SUMS, SUMS.replace("T, 1", "T, 0"), ANY),
-    "tiles: a sum begins anew": (TILES, "b + 128 * k, true", "b + 128 * k, k > 0", DIFFERS),
+    "tiles: a sum begins again": (TILES, "b + 128 * k, true", "b + 128 * k, k > 0", DIFFERS),
     "tiles: no fence of registers": (TILES, "hold(w);\n    wgmma_fence();", "hold(w);", "no wgmma.fence"),
     "tiles: halves of a pair exchanged": (TILES, "[i % 2 * 2], x", "[i % 2 * 2 + 1], x", DIFFERS),
     "matrix: 8 rows are 512 bytes": ("warpgroup", "64ull << 32", "32ull << 32", ANY),
@@ -300,7 +300,7 @@ FAULTS = {
 QUICK = ["tiles: no proxy fence"]
 ALIKE = [  # what they plant, others do as well
     "tiles: no multiple of 1024 bytes", "tiles: written unswizzled", "tiles: 16 columns are 16 bytes",
-    "tiles: B is not transposed", "tiles: a sum begins anew", "tiles: halves of a pair exchanged",
+    "tiles: B is not transposed", "tiles: a sum begins again", "tiles: halves of a pair exchanged",
     "matrix: 8 rows are 512 bytes", "matrix: swizzled by 64 bytes", "forward: the last key is not seen",
     "forward: v of the tile behind", "forward: out is read too early", "forward: out is written while it is summed",
     "forward: the old sum is not scaled down", "forward: a warpgroup leaves out its last tile",

@@ -182,7 +182,7 @@ def test_a_stored_algorithm_is_checked(cp, lt, times):
         assert taken(lt, a, b)[0] == 0                                            # it is one of another product
     with choosing(Choices({one: "00" * 64}, measures=True)) as again, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert taken(lt, a, b)[0] == 1 and again.made[one] == found.made[one]     # measured anew
+        assert taken(lt, a, b)[0] == 1 and again.made[one] == found.made[one]     # measured again
 
 
 # -- GELU in products --------------------------------------------------------------------------------------------------

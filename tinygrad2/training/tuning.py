@@ -65,7 +65,7 @@ class Tuning:
     def _made(self, chosen_for, begun):
         if self.mode == "no":
             return {}
-        begun = begun["made"] if begun.get("for") == chosen_for else None             # on another GPU it begins anew
+        begun = begun["made"] if begun.get("for") == chosen_for else None             # of another GPU: not used
         if begun is not None and self.mode == "auto":
             return dict(begun)
         return self._read(chosen_for, self.world.print) | (begun or {})

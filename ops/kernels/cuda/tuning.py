@@ -6,7 +6,7 @@
 
 What is measured is written over later, or goes to memory that is taken for the time; without it the first way is the
 choice. The host waits for the GPU meanwhile. While a CUDA graph is recorded nothing is measured: the steps before it
-have done so. What takes the GPU no longer than the host takes to start it cannot be told apart: the first way is taken.
+have done so. Ways that take the GPU less time than the launch takes the host cannot be compared: the first is taken.
 """
 
 import statistics

@@ -11,7 +11,7 @@
 // D is neither read nor written, and A and its shared memory are not written. hold(x) keeps the compiler from moving
 // accesses of x across it: it stands on both sides, in front of the fence and behind the wait.
 //
-// A in registers must be written anew for each product. ptxas 13.0 gives the registers of an A to other values behind
+// A in registers must be written again for each product. ptxas 13.0 gives the registers of an A to other values behind
 // the product, although the next iteration of a loop needs them: a q that stayed in registers was lost.
 //
 // A matrix in shared memory is described by 64 bits (PTX ISA, "Matrix descriptor"; addresses and distances without
