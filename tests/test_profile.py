@@ -373,6 +373,7 @@ def test_clocks_are_compared():
         (["--trace="], "--trace: the path is empty"),
         (["--trace", "no/where.json"], "no"),
         (["--resume"], "--resume: a profile starts a training of its own"),
+        (["--device", "cuda", "--cuda-graph", "yes"], "--cuda-graph yes: a profile times ops one by one"),
         (["--colour", "red"], "unrecognized arguments: --colour red"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--data", "nowhere"], "nowhere: "),

@@ -48,6 +48,7 @@ from tinygrad2.system.memory import keep_freed_memory
 from tinygrad2.system.processor import cpu_name
 from tinygrad2.system.threads import planned_threads
 from tinygrad2.training import snapshot
+from tinygrad2.training.gpu_rules import refuse_graph
 from tinygrad2.training.outputs import inputs_of
 from tinygrad2.training.run_state import RunState
 from tinygrad2.training.tuning import Tuning
@@ -64,6 +65,7 @@ def main(argv, world=None):
     if args.resume:
         raise UserError("--resume: a profile starts a training of its own")
     config, model_config, preset = train_gpt2.resolve(args, world.size)
+    refuse_graph(config, "a profile times ops one by one, and starts their kernels so")
     world.require_same("flags", asdict(config) | model_config.to_dict() | vars(own))
     world.set_timeout(config.timeout)
     if own.trace:
